@@ -1,0 +1,39 @@
+"""FLUX.1 in PyTorch, with a precision and a place for each part; knows nothing of ComfyUI."""
+
+from .checkpoint.errors import CheckpointError
+from .controlnet import FluxControlNet
+from .loaders import (
+    load_clip,
+    load_controlnet,
+    load_t5,
+    load_text_encoders,
+    load_transformer,
+    load_vae,
+)
+from .offload import OffloadPolicy
+from .pipeline import FluxPipeline, Images
+from .quant import quantize
+from .sampling import Conditioning, Control
+from .text import TextEncoders
+from .transformer import FluxTransformer
+from .vae import AutoEncoder
+
+__all__ = [
+    "AutoEncoder",
+    "CheckpointError",
+    "Conditioning",
+    "Control",
+    "FluxControlNet",
+    "FluxPipeline",
+    "FluxTransformer",
+    "Images",
+    "OffloadPolicy",
+    "TextEncoders",
+    "load_clip",
+    "load_controlnet",
+    "load_t5",
+    "load_text_encoders",
+    "load_transformer",
+    "load_vae",
+    "quantize",
+]

@@ -1,0 +1,147 @@
+"""From a file to a module: built on meta, then filled tensor by tensor.
+
+Each tensor is read, cast or encoded, moved, and put in its place before the next is read, so that a
+load holds the result and one tensor more. A module is handed out whole or not at all.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..config import Shapes
+from ..quant import FORMATS, QuantizedLinear, full_dtype, quantize
+from .detect import Part, find_part
+from .errors import CheckpointError
+from .keymaps import KEYMAPS, Recipe, Recipes, native_shapes
+from .reader import open_source
+from .weights import Stored, Weights
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+
+
+def load_part(
+    path: str | Path,
+    kind: str,
+    new_module: Callable[[Shapes], nn.Module],
+    *,
+    precision: str,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> nn.Module:
+    """Load one part of FLUX.1 from any layout.
+
+    Args:
+        path: a safetensors file, a folder, or an index of shards.
+        kind: ``transformer``, ``controlnet``, ``vae``, ``clip_l`` or ``t5``.
+        new_module: makes the module from native shapes; called on the meta device.
+        precision: how linear layers are stored.
+        progress: called with tensors done and tensors in all.
+
+    Raises:
+        CheckpointError: the file is broken, of another kind, or lacks tensors; it is named.
+    """
+    dtype = full_dtype(precision)
+    source = open_source(path)
+    part = find_part(source, kind)
+    weights = Weights(source.under(part.prefix))
+    recipes = KEYMAPS[kind, part.layout](weights.shapes)
+    try:
+        with torch.device("meta"):
+            module = new_module(native_shapes(recipes, weights.shapes))
+    except (KeyError, ValueError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{path}: {part} is incomplete or malformed: {error}") from error
+    if precision in FORMATS:
+        quantize(module, precision)
+    fill(module, recipes, weights, part, dtype, torch.device(device), progress)
+    restore_positions(module, torch.device(device))
+    return module.eval()
+
+
+def restore_positions(module: nn.Module, device: torch.device) -> None:
+    """Count out the position numbers of transformers' CLIP, which no file holds."""
+    for owner in module.modules():
+        for name, buffer in list(owner.named_buffers(recurse=False)):
+            if buffer.device.type == "meta" and name == "position_ids":
+                positions = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)
+                owner.register_buffer(name, positions, persistent=False)
+
+
+def fill(
+    module: nn.Module,
+    recipes: Recipes,
+    weights: Weights,
+    part: Part,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: Progress | None,
+) -> None:
+    """Give every tensor of a meta module its value."""
+    path = weights.source.path
+    slots = list(slots_of(module))
+    refuse_missing(path, part, [name for name, *_ in slots], recipes, weights.shapes)
+    used: set[str] = set()
+    for done, (name, shape, owner, attribute) in enumerate(slots):
+        recipe = recipes[name]
+        used.update(recipe.names)
+        stored = weights.make(recipe)
+        if stored.values.shape != shape and stored.values.numel() != torch.Size(shape).numel():
+            raise CheckpointError(
+                f"{path}: {name!r} has shape {tuple(stored.values.shape)}, expected {shape}"
+            )
+        place(owner, attribute, stored, shape, dtype, device)
+        if progress is not None:
+            progress(done + 1, len(slots))
+    left = sorted(set(weights.shapes) - used)
+    if left:
+        shown = ", ".join(left[:5]) + (", ..." if len(left) > 5 else "")
+        log.warning("%s: %d tensors of %s were not used: %s", path, len(left), part, shown)
+
+
+def slots_of(module: nn.Module) -> Iterator[tuple[str, tuple[int, ...], nn.Module, str]]:
+    """Everything to fill: its name in the native layout, its shape, its owner and attribute."""
+    for path, owner in module.named_modules():
+        prefix = f"{path}." if path else ""
+        if isinstance(owner, QuantizedLinear):
+            yield f"{prefix}weight", tuple(owner.codes.shape), owner, "codes"
+        for name, parameter in owner.named_parameters(recurse=False):
+            yield f"{prefix}{name}", tuple(parameter.shape), owner, name
+
+
+def refuse_missing(
+    path: Path, part: Part, wanted: list[str], recipes: Recipes, shapes: Shapes
+) -> None:
+    missing = [
+        name
+        for name in wanted
+        if any(member not in shapes for member in recipes.get(name, Recipe((name,))).names)
+    ]
+    if missing:
+        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise CheckpointError(
+            f"{path}: {part} lacks {len(missing)} of {len(wanted)} tensors: {shown}"
+        )
+
+
+def place(
+    owner: nn.Module,
+    attribute: str,
+    stored: Stored,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    """Put one value where it belongs, in the dtype that the module's precision gives it."""
+    if isinstance(owner, QuantizedLinear) and attribute == "codes":
+        codes, scale = stored.encoded(owner.format)
+        owner.codes = codes.to(device)
+        owner.scale = None if scale is None else scale.to(device)
+        return
+    value: Tensor = stored.full(dtype).reshape(shape).to(device)
+    owner.register_parameter(attribute, nn.Parameter(value, requires_grad=False))

@@ -1,0 +1,60 @@
+"""What a checkpoint holds, in words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from ..config import ControlNetConfig, TransformerConfig, VAEConfig
+from .detect import Part, describe, find_parts
+from .keymaps import KEYMAPS, native_shapes
+from .reader import Source, open_source, total_bytes
+from .weights import Weights
+
+CONFIGS = {
+    "transformer": TransformerConfig,
+    "controlnet": ControlNetConfig,
+    "vae": VAEConfig,
+}
+MIB = 2**20
+
+
+def describe_file(path: str | Path) -> str:
+    """Parts, layout, precision, sizes; one line a part. Raises ``CheckpointError``."""
+    source = open_source(path)
+    size = total_bytes(source.entries.values())
+    lines = [f"{source.path}: {len(source.entries)} tensors, {size / MIB:.1f} MiB"]
+    parts = find_parts(source)
+    lines += [describe_part(source, part) for part in parts]
+    if not parts:
+        lines.append(f"  {describe(source, parts)}, which FluxFit does not run")
+    return "\n".join(lines)
+
+
+def describe_part(source: Source, part: Part) -> str:
+    inner = source.under(part.prefix)
+    entries = inner.entries
+    weights = Weights(inner)
+    numbers: Counter[str] = Counter()
+    for name, shape in weights.shapes.items():
+        dtype = str(entries[name].dtype).removeprefix("torch.")
+        count = 1
+        for side in shape:
+            count *= side
+        numbers[dtype] += count
+    total = numbers.total()
+    mix = ", ".join(f"{count / total:.0%} {dtype}" for dtype, count in numbers.most_common())
+    scales = f", {len(weights.scales)} scales" if weights.scales else ""
+    return (
+        f"  {part}: {total / 1e6:.1f} M parameters ({mix}{scales}), "
+        f"{total_bytes(entries.values()) / MIB:.1f} MiB{sizes(part, weights)}"
+    )
+
+
+def sizes(part: Part, weights: Weights) -> str:
+    """The model's sizes, read as the loader reads them."""
+    if part.kind not in CONFIGS:
+        return ""
+    recipes = KEYMAPS[part.kind, part.layout](weights.shapes)
+    config = CONFIGS[part.kind].from_shapes(native_shapes(recipes, weights.shapes))
+    return f"\n    {config}"

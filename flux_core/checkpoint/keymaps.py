@@ -1,0 +1,211 @@
+"""Foreign layouts as tables: which tensors of a file make one native tensor, and how.
+
+A table is built forward, from the native names, for the number of blocks at hand; whatever a file
+holds beyond it is reported by the loader. Three ways to make a tensor exist:
+
+    rows   several are stacked along the first axis (q, k and v; in single blocks also the MLP)
+    swap   its two halves change places (diffusers keeps scale before shift in ``norm_out``)
+    copy   it is taken as it is; a 1x1 convolution may have been a Linear
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..config import Shapes, count_blocks
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one native tensor is made of a file's tensors."""
+
+    names: tuple[str, ...]
+    way: str = "copy"
+
+    def shape(self, shapes: Shapes) -> tuple[int, ...]:
+        """The native shape; raises ``KeyError`` where a tensor is missing."""
+        found = [shapes[name] for name in self.names]
+        if self.way == "rows":
+            return (sum(s[0] for s in found), *found[0][1:])
+        return found[0]
+
+
+Recipes = dict[str, Recipe]
+
+BODY = {
+    "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
+    "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
+    "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
+    "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
+    "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1",
+    "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
+    "txt_in": "context_embedder",
+    "img_in": "x_embedder",
+    "final_layer.linear": "proj_out",
+}
+DOUBLE = {
+    "img_mod.lin": "norm1.linear",
+    "txt_mod.lin": "norm1_context.linear",
+    "img_attn.proj": "attn.to_out.0",
+    "txt_attn.proj": "attn.to_add_out",
+    "img_mlp.0": "ff.net.0.proj",
+    "img_mlp.2": "ff.net.2",
+    "txt_mlp.0": "ff_context.net.0.proj",
+    "txt_mlp.2": "ff_context.net.2",
+}
+DOUBLE_ROWS = {
+    "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+}
+DOUBLE_NORMS = {
+    "img_attn.norm.query_norm": "attn.norm_q",
+    "img_attn.norm.key_norm": "attn.norm_k",
+    "txt_attn.norm.query_norm": "attn.norm_added_q",
+    "txt_attn.norm.key_norm": "attn.norm_added_k",
+}
+SINGLE = {"modulation.lin": "norm.linear", "linear2": "proj_out"}
+SINGLE_ROWS = {"linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")}
+SINGLE_NORMS = {"norm.query_norm": "attn.norm_q", "norm.key_norm": "attn.norm_k"}
+WEIGHT_AND_BIAS = ("weight", "bias")
+
+
+def block(native: str, foreign: str, plain: Mapping, rows: Mapping, norms: Mapping) -> Recipes:
+    table: Recipes = {}
+    for ours, theirs in plain.items():
+        for kind in WEIGHT_AND_BIAS:
+            table[f"{native}.{ours}.{kind}"] = Recipe((f"{foreign}.{theirs}.{kind}",))
+    for ours, parts in rows.items():
+        for kind in WEIGHT_AND_BIAS:
+            names = tuple(f"{foreign}.{part}.{kind}" for part in parts)
+            table[f"{native}.{ours}.{kind}"] = Recipe(names, "rows")
+    for ours, theirs in norms.items():
+        table[f"{native}.{ours}.scale"] = Recipe((f"{foreign}.{theirs}.weight",))
+    return table
+
+
+def diffusers_transformer(shapes: Shapes) -> Recipes:
+    """FLUX.1 in diffusers' names; serves its ControlNets too."""
+    table: Recipes = {}
+    for ours, theirs in BODY.items():
+        for kind in WEIGHT_AND_BIAS:
+            table[f"{ours}.{kind}"] = Recipe((f"{theirs}.{kind}",))
+    for kind in WEIGHT_AND_BIAS:
+        table[f"final_layer.adaLN_modulation.1.{kind}"] = Recipe(
+            (f"norm_out.linear.{kind}",), "swap"
+        )
+    for i in range(count_blocks(shapes, "transformer_blocks.")):
+        table |= block(
+            f"double_blocks.{i}", f"transformer_blocks.{i}", DOUBLE, DOUBLE_ROWS, DOUBLE_NORMS
+        )
+    for i in range(count_blocks(shapes, "single_transformer_blocks.")):
+        table |= block(
+            f"single_blocks.{i}",
+            f"single_transformer_blocks.{i}",
+            SINGLE,
+            SINGLE_ROWS,
+            SINGLE_NORMS,
+        )
+    return present(table, shapes)
+
+
+def diffusers_controlnet(shapes: Shapes) -> Recipes:
+    """A diffusers ControlNet: the transformer's names and a few of its own."""
+    own = {"pos_embed_input": "controlnet_x_embedder"}
+    table = {
+        f"{ours}.{kind}": Recipe((f"{theirs}.{kind}",))
+        for ours, theirs in own.items()
+        for kind in WEIGHT_AND_BIAS
+    }
+    same = ("controlnet_blocks.", "controlnet_single_blocks.", "controlnet_mode_embedder.",
+            "input_hint_block.")  # fmt: skip
+    table |= {name: Recipe((name,)) for name in shapes if name.startswith(same)}
+    return diffusers_transformer(shapes) | table
+
+
+def native(shapes: Shapes) -> Recipes:
+    """The native layout; newer files call the scale of a norm its weight."""
+    table: Recipes = {}
+    for name in shapes:
+        ours = name
+        if name.endswith(("query_norm.weight", "key_norm.weight")):
+            ours = name.removesuffix("weight") + "scale"
+        table[ours] = Recipe((name,))
+    return table
+
+
+def t5(shapes: Shapes) -> Recipes:
+    """T5's encoder, whose one embedding goes by two names."""
+    table = native(shapes)
+    twin = table.pop("encoder.embed_tokens.weight", None)
+    if twin is not None:
+        table.setdefault("shared.weight", twin)
+    return table
+
+
+VAE_ATTENTION = {
+    "norm": "group_norm",
+    "q": "to_q",
+    "k": "to_k",
+    "v": "to_v",
+    "proj_out": "to_out.0",
+}
+
+
+def diffusers_vae(shapes: Shapes) -> Recipes:
+    """The autoencoder in diffusers' names, whose decoder counts its levels from the coarsest."""
+    levels = count_blocks(shapes, "encoder.down_blocks.")
+    blocks = count_blocks(shapes, "encoder.down_blocks.0.resnets.")
+    renamed: dict[str, str] = {}
+    for side, ours, theirs, count in (
+        ("encoder", "down", "down_blocks", blocks),
+        ("decoder", "up", "up_blocks", blocks + 1),
+    ):
+        for i in range(levels):
+            foreign = i if side == "encoder" else levels - 1 - i
+            for j in range(count):
+                renamed[f"{side}.{ours}.{i}.block.{j}"] = f"{side}.{theirs}.{foreign}.resnets.{j}"
+            step = "downsample" if side == "encoder" else "upsample"
+            renamed[f"{side}.{ours}.{i}.{step}"] = f"{side}.{theirs}.{foreign}.{step}rs.0"
+        renamed[f"{side}.mid.block_1"] = f"{side}.mid_block.resnets.0"
+        renamed[f"{side}.mid.block_2"] = f"{side}.mid_block.resnets.1"
+        renamed[f"{side}.conv_in"] = f"{side}.conv_in"
+        renamed[f"{side}.conv_out"] = f"{side}.conv_out"
+        renamed[f"{side}.norm_out"] = f"{side}.conv_norm_out"
+    table: Recipes = {}
+    for ours, theirs in renamed.items():
+        for name in shapes:
+            if name.startswith(theirs + "."):
+                rest = name[len(theirs) :].replace("conv_shortcut", "nin_shortcut")
+                table[ours + rest] = Recipe((name,))
+    for side in ("encoder", "decoder"):
+        for ours, theirs in VAE_ATTENTION.items():
+            for kind in WEIGHT_AND_BIAS:
+                table[f"{side}.mid.attn_1.{ours}.{kind}"] = Recipe(
+                    (f"{side}.mid_block.attentions.0.{theirs}.{kind}",)
+                )
+    return table
+
+
+def present(table: Recipes, shapes: Shapes) -> Recipes:
+    """Without recipes of which the file holds nothing (no guidance in schnell, say)."""
+    return {k: r for k, r in table.items() if any(name in shapes for name in r.names)}
+
+
+def native_shapes(table: Recipes, shapes: Shapes) -> Shapes:
+    """Native shapes of everything that the file makes; raises ``KeyError`` for a missing tensor."""
+    return {name: recipe.shape(shapes) for name, recipe in table.items()}
+
+
+KEYMAPS = {
+    ("transformer", "native"): native,
+    ("transformer", "diffusers"): diffusers_transformer,
+    ("controlnet", "native"): native,
+    ("controlnet", "diffusers"): diffusers_controlnet,
+    ("vae", "native"): native,
+    ("vae", "diffusers"): diffusers_vae,
+    ("clip_l", "native"): native,
+    ("t5", "native"): t5,
+}
+
+__all__ = ["KEYMAPS", "Recipe", "Recipes", "native_shapes"]

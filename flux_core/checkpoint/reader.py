@@ -1,0 +1,249 @@
+"""Safetensors files read one tensor at a time, alone, sharded, or seen under a prefix.
+
+The header is checked whole before any tensor is touched. A tensor is read into memory of its own
+rather than mapped, so that a load holds one tensor beside its result, and a file that is replaced
+or deleted while its model is in use changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..config import Shapes
+from .errors import CheckpointError
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+HEADER_LIMIT = 100_000_000  # bytes, as the safetensors library has it
+PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one tensor lies: its dtype, shape, and bytes from ``start`` on in the file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+
+class Source(ABC):
+    """Named tensors that are read on demand."""
+
+    path: Path
+
+    @property
+    @abstractmethod
+    def entries(self) -> dict[str, Entry]:
+        """Every tensor's place by name."""
+
+    @abstractmethod
+    def read(self, name: str) -> Tensor:
+        """One tensor, on the CPU, in memory of its own; raises ``KeyError`` for a foreign name."""
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return {}
+
+    @property
+    def shapes(self) -> Shapes:
+        return {name: entry.shape for name, entry in self.entries.items()}
+
+    def under(self, prefix: str) -> Source:
+        """The tensors whose names start with ``prefix``, seen without it."""
+        return Prefixed(self, prefix) if prefix else self
+
+
+class SafetensorsFile(Source):
+    """One file; raises ``CheckpointError`` where it is not a whole safetensors file."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._entries, self._metadata = read_header(self.path)
+
+    @property
+    def entries(self) -> dict[str, Entry]:
+        return self._entries
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return self._metadata
+
+    def read(self, name: str) -> Tensor:
+        entry = self._entries[name]
+        data = torch.empty(entry.size, dtype=torch.uint8)
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(entry.start)
+            view, done = memoryview(data.numpy().data), 0
+            while done < entry.size:
+                count = file.readinto(view[done:])  # type: ignore[attr-defined]
+                if not count:
+                    raise CheckpointError(f"{self.path}: ends inside tensor {name!r}")
+                done += count
+        return data.view(entry.dtype).reshape(entry.shape)
+
+
+class Shards(Source):
+    """Several files that together hold one model, as an ``*.index.json`` lists them."""
+
+    def __init__(
+        self, path: Path, files: dict[str, SafetensorsFile], where: dict[str, str]
+    ) -> None:
+        self.path = path
+        self._files, self._where = files, where
+        for name, file in where.items():
+            if name not in files[file].entries:
+                raise CheckpointError(
+                    f"{path}: the index puts {name!r} into {file}, which lacks it"
+                )
+
+    @property
+    def entries(self) -> dict[str, Entry]:
+        return {name: self._files[file].entries[name] for name, file in self._where.items()}
+
+    def read(self, name: str) -> Tensor:
+        return self._files[self._where[name]].read(name)
+
+
+class Prefixed(Source):
+    """A part of another source."""
+
+    def __init__(self, source: Source, prefix: str) -> None:
+        self.source, self.prefix, self.path = source, prefix, source.path
+        self._entries = {
+            name[len(prefix) :]: entry
+            for name, entry in source.entries.items()
+            if name.startswith(prefix)
+        }
+
+    @property
+    def entries(self) -> dict[str, Entry]:
+        return self._entries
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return self.source.metadata
+
+    def read(self, name: str) -> Tensor:
+        return self.source.read(self.prefix + name)
+
+
+def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
+    """Entries and metadata of a safetensors file, every offset checked against the file's size."""
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file")
+    total = path.stat().st_size
+    with open(path, "rb") as file:
+        head = file.read(8)
+        refuse_other_formats(path, head)
+        if len(head) < 8:
+            raise CheckpointError(f"{path}: is {total} bytes, too short for a safetensors file")
+        (length,) = struct.unpack("<Q", head)
+        if length > min(HEADER_LIMIT, total - 8):
+            raise CheckpointError(
+                f"{path}: its header claims {length} bytes, but the file holds {total - 8} after "
+                "the length: it is truncated or no safetensors file"
+            )
+        raw = file.read(length)
+    try:
+        header = json.loads(raw)
+        metadata = header.pop("__metadata__", None) or {}
+        entries = {
+            name: entry_of(path, name, item, 8 + length, total) for name, item in header.items()
+        }
+    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: its safetensors header cannot be read ({error})") from error
+    return entries, metadata
+
+
+def refuse_other_formats(path: Path, head: bytes) -> None:
+    if head.startswith(PICKLES):
+        raise CheckpointError(
+            f"{path}: is a pickle, which can run code when it is opened; "
+            "convert it to safetensors first"
+        )
+    if head.startswith(b"GGUF"):
+        raise CheckpointError(f"{path}: is a GGUF file, which this version does not read yet")
+
+
+def entry_of(path: Path, name: str, item: dict, data: int, total: int) -> Entry:
+    start, end = item["data_offsets"]
+    if item["dtype"] not in DTYPES:
+        raise CheckpointError(
+            f"{path}: {name!r} has dtype {item['dtype']}, expected one of {', '.join(DTYPES)}"
+        )
+    dtype, shape = DTYPES[item["dtype"]], tuple(item["shape"])
+    expected = dtype.itemsize * torch.Size(shape).numel()
+    if end - start != expected:
+        raise CheckpointError(
+            f"{path}: {name!r} {shape} {item['dtype']} takes {expected} bytes, "
+            f"the header gives it {end - start}"
+        )
+    if start < 0 or data + end > total:
+        raise CheckpointError(
+            f"{path}: is truncated: {name!r} ends at byte {data + end}, the file at {total}"
+        )
+    return Entry(dtype, shape, data + start, expected)
+
+
+def open_source(path: str | Path) -> Source:
+    """A file, a folder with one or with an index, or an index itself."""
+    path = Path(path)
+    if not path.is_dir():
+        return open_index(path) if path.name.endswith(".index.json") else SafetensorsFile(path)
+    indices = sorted(path.glob("*.index.json"))
+    if indices:
+        return open_index(indices[0])
+    files = sorted(path.glob("*.safetensors"))
+    if len(files) != 1:
+        found = ", ".join(f.name for f in files) or "none"
+        raise CheckpointError(
+            f"{path}: expected an *.index.json or one .safetensors file in this folder, "
+            f"found {found}"
+        )
+    return SafetensorsFile(files[0])
+
+
+def open_index(path: Path) -> Shards:
+    try:
+        where = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(where.values()))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{path}: cannot be read as an index of shards ({error})") from error
+    missing = [name for name in names if not is_plain_file(path.parent, name)]
+    if missing:
+        raise CheckpointError(
+            f"{path}: {len(missing)} of {len(names)} shards are missing beside it: "
+            f"{', '.join(missing)}"
+        )
+    return Shards(path, {name: SafetensorsFile(path.parent / name) for name in names}, where)
+
+
+def is_plain_file(folder: Path, name: str) -> bool:
+    """Whether ``name`` is a file directly inside the folder (an index may not point elsewhere)."""
+    return Path(name).name == name and (folder / name).is_file()
+
+
+def total_bytes(entries: Iterable[Entry]) -> int:
+    return sum(entry.size for entry in entries)

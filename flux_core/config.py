@@ -1,0 +1,186 @@
+"""What a model is: its sizes, told from the shapes in a checkpoint and from nothing else.
+
+Every class is a small frozen dataclass with the defaults of the public FLUX.1-dev model, so that
+``TransformerConfig()`` describes FLUX.1-dev. A config never says how weights are stored (see
+``quant``) nor where they live (see ``offload``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+#: Rotary axes (index, row, column); their sum is the size of one attention head.
+AXES_DIM = (16, 56, 56)
+
+
+def count_blocks(names: Iterable[str], prefix: str) -> int:
+    """Count the consecutive numbers N for which some name starts with ``<prefix>N.``."""
+    found = {
+        int(head)
+        for name in names
+        if name.startswith(prefix) and (head := name[len(prefix) :].split(".")[0]).isdigit()
+    }
+    count = 0
+    while count in found:
+        count += 1
+    return count
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes of a FLUX.1 transformer.
+
+    ``in_channels`` counts packed channels: 64 for dev, schnell, Krea and Kontext, 128 for the
+    Canny and Depth models, 384 for Fill.
+    """
+
+    in_channels: int = 64
+    out_channels: int = 64
+    vec_in_dim: int = 768
+    context_in_dim: int = 4096
+    hidden_size: int = 3072
+    mlp_ratio: float = 4.0
+    depth: int = 19
+    depth_single_blocks: int = 38
+    axes_dim: tuple[int, ...] = AXES_DIM
+    theta: int = 10_000
+    guidance_embed: bool = True
+
+    def __post_init__(self) -> None:
+        head = sum(self.axes_dim)
+        if self.hidden_size % head:
+            raise ValueError(
+                f"hidden size {self.hidden_size} is no multiple of the head size {head} "
+                f"(rotary axes {self.axes_dim})"
+            )
+
+    @property
+    def num_heads(self) -> int:
+        return self.hidden_size // sum(self.axes_dim)
+
+    @property
+    def mlp_hidden(self) -> int:
+        return int(self.hidden_size * self.mlp_ratio)
+
+    @classmethod
+    def from_shapes(cls, shapes: Shapes) -> TransformerConfig:
+        """Read the sizes from a native layout's shapes; raises ``KeyError`` on a missing key."""
+        hidden, in_channels = shapes["img_in.weight"]
+        return cls(
+            in_channels=in_channels,
+            out_channels=shapes["final_layer.linear.weight"][0],
+            vec_in_dim=shapes["vector_in.in_layer.weight"][1],
+            context_in_dim=shapes["txt_in.weight"][1],
+            hidden_size=hidden,
+            mlp_ratio=shapes["double_blocks.0.img_mlp.0.weight"][0] / hidden,
+            depth=count_blocks(shapes, "double_blocks."),
+            depth_single_blocks=count_blocks(shapes, "single_blocks."),
+            guidance_embed="guidance_in.in_layer.weight" in shapes,
+        )
+
+
+@dataclass(frozen=True)
+class ControlNetConfig:
+    """Sizes of a FLUX.1 ControlNet; defaults are the public upscaler's.
+
+    ``cond_channels`` is the packed width of the condition: 64 for a VAE-encoded picture, 68 with
+    an inpainting mask beside it. ``hint`` says that the condition is a picture in pixels, read by
+    a convolutional stem (XLabs).
+    """
+
+    in_channels: int = 64
+    cond_channels: int = 64
+    vec_in_dim: int = 768
+    context_in_dim: int = 4096
+    hidden_size: int = 3072
+    mlp_ratio: float = 4.0
+    depth: int = 5
+    depth_single_blocks: int = 0
+    num_modes: int = 0
+    hint: bool = False
+    axes_dim: tuple[int, ...] = AXES_DIM
+    theta: int = 10_000
+    guidance_embed: bool = True
+
+    @property
+    def body(self) -> TransformerConfig:
+        """The transformer whose embedders and blocks the ControlNet copies."""
+        return TransformerConfig(
+            in_channels=self.in_channels,
+            out_channels=self.in_channels,
+            vec_in_dim=self.vec_in_dim,
+            context_in_dim=self.context_in_dim,
+            hidden_size=self.hidden_size,
+            mlp_ratio=self.mlp_ratio,
+            depth=self.depth,
+            depth_single_blocks=self.depth_single_blocks,
+            axes_dim=self.axes_dim,
+            theta=self.theta,
+            guidance_embed=self.guidance_embed,
+        )
+
+    @classmethod
+    def from_shapes(cls, shapes: Shapes) -> ControlNetConfig:
+        """Read the sizes from native shapes; raises ``KeyError`` on a missing key."""
+        hidden, in_channels = shapes["img_in.weight"]
+        return cls(
+            in_channels=in_channels,
+            cond_channels=shapes["pos_embed_input.weight"][1],
+            vec_in_dim=shapes["vector_in.in_layer.weight"][1],
+            context_in_dim=shapes["txt_in.weight"][1],
+            hidden_size=hidden,
+            mlp_ratio=shapes["double_blocks.0.img_mlp.0.weight"][0] / hidden,
+            depth=count_blocks(shapes, "double_blocks."),
+            depth_single_blocks=count_blocks(shapes, "single_blocks."),
+            num_modes=shapes.get("controlnet_mode_embedder.weight", (0,))[0],
+            hint="input_hint_block.0.weight" in shapes,
+            guidance_embed="guidance_in.in_layer.weight" in shapes,
+        )
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Sizes of the autoencoder: ``ch`` times ``ch_mult`` channels at each level."""
+
+    in_channels: int = 3
+    ch: int = 128
+    ch_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    z_channels: int = 16
+    scale_factor: float = 0.3611
+    shift_factor: float = 0.1159
+
+    @property
+    def norm_groups(self) -> int:
+        """Groups of every GroupNorm: 32 in FLUX.1, and never fewer than four channels a group.
+
+        With one channel a group the norm would wipe out flat colours.
+        """
+        return min(32, self.ch // 4)
+
+    @property
+    def compression(self) -> int:
+        """Pixels along one side of a latent."""
+        return 2 ** (len(self.ch_mult) - 1)
+
+    @classmethod
+    def from_shapes(cls, shapes: Shapes) -> VAEConfig:
+        """Read the sizes from native shapes; raises ``KeyError`` on a missing key."""
+        ch, in_channels = shapes["encoder.conv_in.weight"][:2]
+        levels = count_blocks(shapes, "encoder.down.")
+        widths = [shapes[f"encoder.down.{i}.block.0.conv1.weight"][0] for i in range(levels)]
+        return cls(
+            in_channels=in_channels,
+            ch=ch,
+            ch_mult=tuple(width // ch for width in widths),
+            num_res_blocks=count_blocks(shapes, "encoder.down.0.block."),
+            z_channels=shapes["decoder.conv_in.weight"][1],
+        )
+
+
+def shapes_of(names: Iterable[str], shape: Callable[[str], tuple[int, ...]]) -> Shapes:
+    """Collect ``shape(name)`` for every name."""
+    return {name: tuple(shape(name)) for name in names}

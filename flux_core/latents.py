@@ -1,0 +1,55 @@
+"""Latents as tokens: 2x2 packing, positions, and noise.
+
+Axis letters: B batch, C latent channels (16), h and w latents, L = h/2 * w/2 tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+
+def pack(latents: Tensor) -> Tensor:
+    """(B, C, h, w) with even sides to tokens (B, L, 4 C), the channel varying slowest."""
+    return rearrange(latents, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
+
+
+def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
+    """Inverse of ``pack`` for latents of the given sides: (B, L, 4 C) to (B, C, h, w)."""
+    return rearrange(
+        tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=height // 2, w=width // 2, p=2, q=2
+    )
+
+
+def image_ids(height: int, width: int, index: int = 0) -> Tensor:
+    """Positions (index, row, column) of the tokens of latents: (L, 3) float32."""
+    ids = torch.zeros(height // 2, width // 2, 3)
+    ids[..., 0] = index
+    ids[..., 1] += torch.arange(height // 2)[:, None]
+    ids[..., 2] += torch.arange(width // 2)[None, :]
+    return ids.flatten(0, 1)
+
+
+def text_ids(length: int) -> Tensor:
+    """Positions (N, 3) of text tokens: all zero."""
+    return torch.zeros(length, 3)
+
+
+def host_noise(shape: Sequence[int], seed: int, batch_index: Sequence[int] | None = None) -> Tensor:
+    """Noise as ComfyUI draws it: float32 on the CPU, so that a seed means the same picture.
+
+    Args:
+        shape: (B, C, h, w).
+        seed: 64 bits, as the host's seed widget has it.
+        batch_index: which picture of a larger batch each row is; one draw an index is made in
+            order, and those that are not wanted are thrown away.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
+    if batch_index is None:
+        return torch.randn(tuple(shape), generator=generator)
+    one = (1, *shape[1:])
+    draws = [torch.randn(one, generator=generator) for _ in range(max(batch_index) + 1)]
+    return torch.cat([draws[i] for i in batch_index])

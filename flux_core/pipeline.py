@@ -1,0 +1,186 @@
+"""From a prompt to pictures, with each part where the policy wants it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .latents import host_noise
+from .loaders import load_text_encoders, load_transformer, load_vae
+from .offload import MemoryReport, OffloadPolicy, Residency
+from .quant import full_dtype
+from .sampling import CONSTANTS, Conditioning, Control, StepCallback, sample
+from .schedule import make_sigmas, table_for
+from .text import TextEncoders
+from .transformer import FluxTransformer
+from .vae import AutoEncoder
+
+POCKET = Path(__file__).resolve().parents[1] / "assets" / "pocket"
+
+
+def pocket_file(folder: str, suffix: str = "") -> Path:
+    """A part of the pocket model; its folders are laid out as the host's model folders."""
+    return POCKET / folder / f"fluxfit_pocket{suffix}.safetensors"
+
+
+@dataclass(frozen=True)
+class Images:
+    """Pictures (B, H, W, 3) float32 in [0, 1], and what drawing them took."""
+
+    images: Tensor
+    report: MemoryReport
+
+
+def check_size(width: int, height: int) -> None:
+    """Refuse sides that are no multiples of 16 (8 for the VAE, 2 for a token)."""
+    for name, side in (("width", width), ("height", height)):
+        if side < 16 or side % 16:
+            raise ValueError(f"{name} is {side}, expected a multiple of 16, at least 16")
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """Pictures (B, H, W, 3) in [0, 1] to the VAE's (B, 3, H, W) in [-1, 1]."""
+    return images.movedim(-1, 1)[:, :3].float() * 2 - 1
+
+
+def to_images(pixels: Tensor) -> Tensor:
+    """The VAE's (B, 3, H, W) to pictures (B, H, W, 3) float32 in [0, 1] on the CPU."""
+    return (pixels.float() / 2 + 0.5).clamp(0, 1).movedim(1, -1).cpu()
+
+
+class FluxPipeline:
+    """All parts of FLUX.1 and the order in which they run."""
+
+    def __init__(
+        self,
+        transformer: FluxTransformer,
+        text_encoders: TextEncoders,
+        vae: AutoEncoder,
+        *,
+        policy: OffloadPolicy | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.transformer, self.text_encoders, self.vae = transformer, text_encoders, vae
+        self.policy = policy or OffloadPolicy()
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    @classmethod
+    def from_pocket(
+        cls,
+        *,
+        precision: str = "bf16",
+        policy: OffloadPolicy | None = None,
+        device: torch.device | str | None = None,
+    ) -> FluxPipeline:
+        """Open the tiny FLUX.1 that the repository ships; it draws 256x256."""
+        return cls(
+            load_transformer(pocket_file("diffusion_models"), precision=precision),
+            load_text_encoders(
+                pocket_file("text_encoders", "_clip_l"),
+                pocket_file("text_encoders", "_t5"),
+                precision=precision,
+            ),
+            load_vae(pocket_file("vae", "_vae"), dtype=full_dtype(precision)),
+            policy=policy,
+            device=device,
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        negative_prompt: str = "",
+        cfg: float = 1.0,
+        guidance: float = 3.5,
+        width: int = 1024,
+        height: int = 1024,
+        steps: int = 20,
+        seed: int = 0,
+        batch_size: int = 1,
+        sampler: str = "euler",
+        scheduler: str = "simple",
+        shift: str = "host",
+        image: Tensor | None = None,
+        mask: Tensor | None = None,
+        denoise: float = 1.0,
+        controls: Sequence[Control] = (),
+        callback: StepCallback | None = None,
+    ) -> Images:
+        """Draw pictures.
+
+        Args:
+            prompt: one text, or one for each picture of the batch.
+            cfg: true classifier-free guidance; 1 leaves the negative prompt out.
+            guidance: the distilled guidance of dev; schnell ignores it.
+            width, height: in pixels, multiples of 16; those of ``image`` where it is given.
+            image: (1 or B, H, W, 3) in [0, 1] to start from, for ``denoise`` below 1.
+            mask: (1 or B, H, W) in [0, 1], 1 where to draw anew and 0 where to keep ``image``.
+            shift: ``host``, ``resolution`` or ``diffsynth``; see ``schedule.table_for``.
+            callback: called at every step.
+
+        Returns:
+            ``Images``. Raises ``ValueError`` for sizes, names and numbers out of range, before
+            anything is computed.
+        """
+        if image is not None:
+            height, width = image.shape[1:3]
+        check_size(width, height)
+        if mask is not None and image is None:
+            raise ValueError("a mask says what to keep of an image, but there is no image")
+        config = self.transformer.config
+        tokens = width * height // 256
+        table = table_for(config.guidance_embed, shift, tokens)
+        sigmas = make_sigmas(table, scheduler, steps, denoise)
+        shape = (batch_size, CONSTANTS.z_channels, height // 8, width // 8)
+        residency = Residency(self.policy, self.device)
+
+        positive, negative = self._encode(residency, prompt, negative_prompt, cfg, guidance)
+        latents = torch.zeros(shape)
+        if image is not None:
+            with residency.hold("VAE encoder", self.vae):
+                encoded = self.vae.encode(to_pixels(image).to(self.device)).float().cpu()
+            latents = encoded.expand(shape).clone()
+        small_mask = None if mask is None else F.interpolate(mask[:, None].float(), shape[-2:])
+        with residency.hold("transformer", self.transformer, *(c.net for c in controls)):
+            latents = sample(
+                self.transformer,
+                positive,
+                latents,
+                host_noise(shape, seed),
+                sigmas,
+                table=table,
+                negative=negative,
+                cfg=cfg,
+                sampler=sampler,
+                seed=seed,
+                controls=controls,
+                mask=small_mask,
+                callback=callback,
+                device=self.device,
+            )
+        with residency.hold("VAE decoder", self.vae):
+            pictures = to_images(self.vae.decode(latents.to(self.device)))
+        return Images(pictures, residency.report)
+
+    def _encode(
+        self,
+        residency: Residency,
+        prompt: str | Sequence[str],
+        negative_prompt: str,
+        cfg: float,
+        guidance: float,
+    ) -> tuple[Conditioning, Conditioning | None]:
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        with residency.hold("text encoders", self.text_encoders):
+            found = self.text_encoders.encode(prompts)
+            positive = Conditioning(found.context, found.pooled, guidance)
+            if cfg == 1.0:
+                return positive, None
+            found = self.text_encoders.encode([negative_prompt])
+        return positive, Conditioning(found.context, found.pooled, guidance)

@@ -1,0 +1,104 @@
+"""Samplers: from noise at the first sigma to a picture at the last.
+
+Each is a function ``(model, x, sigmas, noise, callback) -> x``. ``model(x, sigma)`` gives the
+picture that it believes x (B, C, h, w) to hide, ``noise(i)`` fresh noise for step i where a sampler
+wants it. Formulas are those of k-diffusion, with the rectified flow's x = (1 - sigma) picture +
+sigma noise, and agree with ComfyUI's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Model = Callable[[Tensor, Tensor], Tensor]
+Noise = Callable[[int], Tensor]
+#: step, x, denoised
+Callback = Callable[[int, Tensor, Tensor], None]
+
+
+class Sampler(Protocol):
+    def __call__(
+        self, model: Model, x: Tensor, sigmas: Tensor, noise: Noise, callback: Callback
+    ) -> Tensor: ...
+
+
+def slope(x: Tensor, sigma: Tensor, denoised: Tensor) -> Tensor:
+    """dx / dsigma."""
+    return (x - denoised) / sigma
+
+
+def euler(model: Model, x: Tensor, sigmas: Tensor, noise: Noise, callback: Callback) -> Tensor:
+    """First order, one evaluation a step."""
+    for i in range(len(sigmas) - 1):
+        denoised = model(x, sigmas[i])
+        callback(i, x, denoised)
+        x = x + slope(x, sigmas[i], denoised) * (sigmas[i + 1] - sigmas[i])
+    return x
+
+
+def heun(model: Model, x: Tensor, sigmas: Tensor, noise: Noise, callback: Callback) -> Tensor:
+    """Second order, two evaluations a step but for the last (Karras et al. 2022, algorithm 2)."""
+    for i in range(len(sigmas) - 1):
+        denoised = model(x, sigmas[i])
+        callback(i, x, denoised)
+        here, dt = slope(x, sigmas[i], denoised), sigmas[i + 1] - sigmas[i]
+        if sigmas[i + 1] > 0:
+            ahead = x + here * dt
+            there = slope(ahead, sigmas[i + 1], model(ahead, sigmas[i + 1]))
+            here = (here + there) / 2
+        x = x + here * dt
+    return x
+
+
+def dpmpp_2m(model: Model, x: Tensor, sigmas: Tensor, noise: Noise, callback: Callback) -> Tensor:
+    """DPM-Solver++(2M): second order from the step before, one evaluation a step."""
+    before, last_h = None, None
+    for i in range(len(sigmas) - 1):
+        denoised = model(x, sigmas[i])
+        callback(i, x, denoised)
+        h = sigmas[i].log() - sigmas[i + 1].log()  # infinite at the end, where expm1 gives -1
+        target = denoised
+        if before is not None and last_h is not None and sigmas[i + 1] > 0:
+            r = last_h / h
+            target = (1 + 1 / (2 * r)) * denoised - (1 / (2 * r)) * before
+        x = (sigmas[i + 1] / sigmas[i]) * x - (-h).expm1() * target
+        before, last_h = denoised, h
+    return x
+
+
+def euler_ancestral(
+    model: Model, x: Tensor, sigmas: Tensor, noise: Noise, callback: Callback
+) -> Tensor:
+    """Euler to below the next sigma and fresh noise up to it, in the rectified flow's form."""
+    for i in range(len(sigmas) - 1):
+        denoised = model(x, sigmas[i])
+        callback(i, x, denoised)
+        if sigmas[i + 1] == 0:
+            return denoised
+        down = sigmas[i + 1] * (sigmas[i + 1] / sigmas[i])
+        keep = (1 - sigmas[i + 1]) / (1 - down)
+        renoise = (sigmas[i + 1] ** 2 - down**2 * keep**2) ** 0.5
+        ratio = down / sigmas[i]
+        x = keep * (ratio * x + (1 - ratio) * denoised) + renoise * noise(i)
+    return x
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "euler": euler,
+    "heun": heun,
+    "dpmpp_2m": dpmpp_2m,
+    "euler_ancestral": euler_ancestral,
+}
+
+
+def step_noise(x: Tensor, seed: int) -> Noise:
+    """Fresh noise of a run, drawn on the CPU in the order of the steps.
+
+    It starts from ``seed + 1``, as the host's does on a CPU: the seed itself made the first noise.
+    """
+    generator = torch.Generator("cpu").manual_seed((seed + 1) % 2**64)
+    return lambda step: torch.randn(x.shape, generator=generator).to(x)

@@ -1,0 +1,122 @@
+"""Sigmas: how much noise is left before every step, from 1 (pure noise) to 0.
+
+    shift(mu, t) = e^mu / (e^mu + 1/t - 1)
+
+Four ways to place the steps (``SCHEDULERS``) over a table of shifted sigmas, both as ComfyUI
+computes them, so that the same settings give the same steps there. The table depends on the shift
+alone: fixed at 1.15 for dev in the host's default, none for schnell, growing with the number of
+image tokens as FLUX.1 was trained, or DiffSynth-Studio's factor 3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.stats import beta as beta_distribution
+from torch import Tensor
+
+BASE_SHIFT, MAX_SHIFT = 0.5, 1.15  # exponents at 256 and at 4096 image tokens
+BASE_TOKENS, MAX_TOKENS = 256, 4096
+DEV_TABLE, SCHNELL_TABLE = 10_000, 1_000  # entries in the host's tables
+DIFFSYNTH_FACTOR = 3.0
+
+
+@dataclass(frozen=True)
+class SigmaTable:
+    """Shifted sigmas at evenly spaced times; ``mu`` is the exponent of the shift, 0 for none."""
+
+    mu: float
+    size: int = DEV_TABLE
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """The shifted sigma at time t in (0, 1]."""
+        if self.mu == 0:
+            return t
+        return math.exp(self.mu) / (math.exp(self.mu) + (1 / t - 1))
+
+    @property
+    def sigmas(self) -> Tensor:
+        return self.sigma(torch.arange(1, self.size + 1) / self.size)
+
+
+def table_for(guidance_embed: bool, shift: str = "host", tokens: int = MAX_TOKENS) -> SigmaTable:
+    """The table for a model and a way of shifting.
+
+    Args:
+        guidance_embed: true for dev, false for schnell, whose sigmas the host does not shift.
+        shift: ``host``; ``resolution``, from 0.5 at 256 image tokens to 1.15 at 4096; or
+            ``diffsynth``, a fixed factor of 3.
+        tokens: image tokens, a 256th of the pixels.
+    """
+    if shift == "host":
+        return SigmaTable(MAX_SHIFT) if guidance_embed else SigmaTable(0.0, SCHNELL_TABLE)
+    if shift == "resolution":
+        slope = (MAX_SHIFT - BASE_SHIFT) / (MAX_TOKENS - BASE_TOKENS)
+        return SigmaTable(tokens * slope + (BASE_SHIFT - slope * BASE_TOKENS))
+    if shift == "diffsynth":
+        return SigmaTable(math.log(DIFFSYNTH_FACTOR))
+    raise ValueError(f"shift is {shift!r}, expected one of {', '.join(SHIFTS)}")
+
+
+SHIFTS = ("host", "resolution", "diffsynth")
+
+
+def simple(table: SigmaTable, steps: int) -> list[float]:
+    """Every n-th entry of the table, from its end."""
+    sigmas, stride = table.sigmas, table.size / steps
+    return [float(sigmas[-(1 + int(i * stride))]) for i in range(steps)] + [0.0]
+
+
+def normal(table: SigmaTable, steps: int) -> list[float]:
+    """Evenly spaced between the table's ends, and shifted."""
+    sigmas = table.sigmas
+    start, end = sigmas[-1], sigmas[0]
+    ends_at_zero = math.isclose(float(table.sigma(end)), 0, abs_tol=1e-5)
+    times = torch.linspace(float(start), float(end), steps + ends_at_zero)
+    return [float(table.sigma(t)) for t in times] + ([] if ends_at_zero else [0.0])
+
+
+def sgm_uniform(table: SigmaTable, steps: int) -> list[float]:
+    """As ``normal``, the last point left out."""
+    sigmas = table.sigmas
+    times = torch.linspace(float(sigmas[-1]), float(sigmas[0]), steps + 1)[:-1]
+    return [float(table.sigma(t)) for t in times] + [0.0]
+
+
+def beta(table: SigmaTable, steps: int, a: float = 0.6, b: float = 0.6) -> list[float]:
+    """Quantiles of a beta distribution, dense at both ends (arXiv:2407.12173)."""
+    sigmas = table.sigmas
+    places = 1 - np.linspace(0, 1, steps, endpoint=False)
+    indices = np.rint(beta_distribution.ppf(places, a, b) * (table.size - 1)).astype(int)
+    kept = [i for n, i in enumerate(indices) if n == 0 or i != indices[n - 1]]
+    return [float(sigmas[i]) for i in kept] + [0.0]
+
+
+SCHEDULERS: dict[str, Callable[[SigmaTable, int], list[float]]] = {
+    "simple": simple,
+    "normal": normal,
+    "beta": beta,
+    "sgm_uniform": sgm_uniform,
+}
+
+
+def make_sigmas(table: SigmaTable, scheduler: str, steps: int, denoise: float = 1.0) -> Tensor:
+    """Sigmas (steps + 1,) float32, falling to 0.
+
+    With ``denoise`` below 1 the last ``steps`` of ``steps / denoise`` are taken, as the host does:
+    the number of steps stays, and the first sigma falls. Raises ``ValueError`` for zero steps, an
+    unknown scheduler, or a denoise outside (0, 1].
+    """
+    if scheduler not in SCHEDULERS:
+        raise ValueError(f"scheduler is {scheduler!r}, expected one of {', '.join(SCHEDULERS)}")
+    if steps < 1:
+        raise ValueError(f"steps is {steps}, expected at least 1")
+    if not 0 < denoise <= 1:
+        raise ValueError(f"denoise is {denoise}, expected more than 0 and at most 1")
+    if denoise > 0.9999:
+        return torch.tensor(SCHEDULERS[scheduler](table, steps))
+    return torch.tensor(SCHEDULERS[scheduler](table, int(steps / denoise)))[-(steps + 1) :]

@@ -1,0 +1,178 @@
+"""The FLUX.1 autoencoder: pictures in [-1, 1] to 16-channel latents of an eighth of the side.
+
+Names are the reference implementation's. ``encode`` gives the mean of the posterior, raw: the
+sampler, not the VAE, applies ``(z - shift) * scale``, as latents on the graph are raw too.
+Axis letters: B batch, C channels, H and W pixels, h and w latents.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .config import VAEConfig
+
+
+def group_norm(channels: int, groups: int) -> nn.GroupNorm:
+    return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+class ResnetBlock(nn.Module):
+    """Two normalised convolutions beside a shortcut."""
+
+    def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm1 = group_norm(in_channels, groups)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = group_norm(out_channels, groups)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.nin_shortcut = (
+            nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return (x if self.nin_shortcut is None else self.nin_shortcut(x)) + h
+
+
+class AttnBlock(nn.Module):
+    """Single-head attention over all latents."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels, groups)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (f(h).flatten(2).transpose(1, 2)[:, None] for f in (self.q, self.k, self.v))
+        out = F.scaled_dot_product_attention(q, k, v)[:, 0]  # (B, hw, C)
+        return x + self.proj_out(out.transpose(1, 2).reshape(x.shape))
+
+
+class Downsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution and the step to the next."""
+
+    def __init__(self, widths: list[int], step: tuple[str, nn.Module] | None, groups: int) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(ResnetBlock(a, b, groups) for a, b in pairwise(widths))
+        if step is not None:
+            self.add_module(*step)
+        self.step = step[0] if step is not None else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.block:
+            x = block(x)
+        return x if self.step is None else self.get_submodule(self.step)(x)
+
+
+class Middle(nn.Module):
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.block_1 = ResnetBlock(channels, channels, groups)
+        self.attn_1 = AttnBlock(channels, groups)
+        self.block_2 = ResnetBlock(channels, channels, groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Encoder(nn.Module):
+    """(B, 3, H, W) to mean and log variance (B, 2 z, h, w)."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        widths, groups = [config.ch * m for m in config.ch_mult], config.norm_groups
+        self.conv_in = nn.Conv2d(config.in_channels, config.ch, 3, padding=1)
+        self.down = nn.ModuleList()
+        last = config.ch
+        for i, width in enumerate(widths):
+            step = ("downsample", Downsample(width)) if i + 1 < len(widths) else None
+            self.down.append(Level([last] + [width] * config.num_res_blocks, step, groups))
+            last = width
+        self.mid = Middle(last, groups)
+        self.norm_out = group_norm(last, groups)
+        self.conv_out = nn.Conv2d(last, 2 * config.z_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for level in self.down:
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+
+
+class Decoder(nn.Module):
+    """(B, z, h, w) to (B, 3, H, W)."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        widths, groups = [config.ch * m for m in config.ch_mult], config.norm_groups
+        self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
+        self.mid = Middle(widths[-1], groups)
+        levels: list[Level] = []
+        last = widths[-1]
+        for i in reversed(range(len(widths))):
+            step = ("upsample", Upsample(widths[i])) if i else None
+            levels.append(Level([last] + [widths[i]] * (config.num_res_blocks + 1), step, groups))
+            last = widths[i]
+        self.up = nn.ModuleList(reversed(levels))  # native order: level 0 is the finest
+        self.norm_out = group_norm(last, groups)
+        self.conv_out = nn.Conv2d(last, config.in_channels, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.mid(self.conv_in(z))
+        for level in reversed(self.up):
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+
+class AutoEncoder(nn.Module):
+    """The VAE of FLUX.1; scaling constants are in ``config``."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.decoder.conv_in.weight.dtype
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) in [-1, 1] to raw latents (B, 16, H/8, W/8), the mean."""
+        side = self.config.compression
+        if x.shape[-1] % side or x.shape[-2] % side:
+            raise ValueError(
+                f"picture is {x.shape[-1]}x{x.shape[-2]}, sides must be multiples of {side}"
+            )
+        return self.encoder(x.to(self.dtype)).chunk(2, dim=1)[0]
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Raw latents (B, 16, h, w) to pictures (B, 3, 8 h, 8 w) around [-1, 1], unclamped."""
+        return self.decoder(z.to(self.dtype))
