@@ -1,0 +1,128 @@
+"""Score the pocket model: does a picture show what its sentence says?
+
+100 sentences about one thing and 100 about two, on triples of shape, colour and background that
+training never showed. A picture counts if the checker finds exactly the things named, each with its
+shape and colour, on the background named. Also measures the upscaler against bicubic enlargement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from flux_core import Control, FluxPipeline, load_controlnet
+from flux_core.pipeline import pocket_file, to_pixels
+
+from .cache import enlarged
+from .captions import UNSAID, describe
+from .checker import look
+from .degrade import degrade
+from .scenes import Scene, draw, random_scene
+
+SIDE = 256
+
+
+def prompts(count: int, things: int) -> list[tuple[str, Scene]]:
+    """Sentences on held-out scenes that name the background."""
+    rng = random.Random(f"score {things}")
+    found = []
+    while len(found) < count:
+        scene = random_scene(rng, things, held_out=True)
+        caption = describe(scene, rng)
+        if caption.said["background"] != UNSAID:
+            found.append((caption.text, scene))
+    return found
+
+
+def is_right(picture: np.ndarray, scene: Scene) -> bool:
+    """Whether the picture shows the scene's background and exactly its shapes and colours."""
+    background, seen = look(picture)
+    wanted = sorted((t.shape, t.colour) for t in scene.things)
+    return (
+        background == scene.background and sorted((s.shape or "", s.colour) for s in seen) == wanted
+    )
+
+
+def drawn(pipeline: FluxPipeline, text: str, seed: int, steps: int, **options) -> np.ndarray:
+    images = pipeline(
+        text, width=SIDE, height=SIDE, steps=steps, seed=seed, shift="resolution", **options
+    ).images
+    return (images[0] * 255).round().to(torch.uint8).numpy()
+
+
+def score_prompts(pipeline: FluxPipeline, count: int, things: int, steps: int, out: Path) -> int:
+    """How many of ``count`` pictures are right; all are put on one sheet."""
+    right, sheet = 0, []
+    for seed, (text, scene) in enumerate(prompts(count, things)):
+        picture = drawn(pipeline, text, seed, steps)
+        good = is_right(picture, scene)
+        right += good
+        if not good:
+            print(f"  wrong: {text!r}: {look(picture)}", flush=True)
+        frame = np.full((SIDE + 8, SIDE + 8, 3), (0, 160, 0) if good else (200, 0, 0), np.uint8)
+        frame[4:-4, 4:-4] = picture
+        sheet.append(frame)
+    rows = [np.concatenate(sheet[i : i + 10], axis=1) for i in range(0, len(sheet) // 10 * 10, 10)]
+    if rows:
+        Image.fromarray(np.concatenate(rows)).reduce(2).save(out / f"score_{things}.png")
+    return right
+
+
+def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Of pictures in [0, 1], in dB."""
+    return float(-10 * torch.log10((a - b).square().mean()))
+
+
+def score_upscaler(
+    pipeline: FluxPipeline, count: int, steps: int, out: Path
+) -> tuple[float, float]:
+    """Mean PSNR of the upscaler and of bicubic enlargement over held-out pictures."""
+    net = load_controlnet(pocket_file("controlnet", "_upscaler"))
+    rng = random.Random("upscale")
+    ours, theirs, rows = [], [], []
+    for seed in range(count):
+        scene = random_scene(rng, held_out=True)
+        sharp = torch.from_numpy(draw(scene, SIDE, rng)).float()[None] / 255
+        small = degrade(sharp)
+        bicubic = enlarged(small, SIDE)
+        cond = pipeline.vae.encode(to_pixels(bicubic)).float()
+        picture = pipeline(
+            describe(scene, rng).text, width=SIDE, height=SIDE, steps=steps, seed=seed,
+            shift="resolution", controls=[Control(net, cond)],
+        ).images  # fmt: skip
+        ours.append(psnr(picture, sharp))
+        theirs.append(psnr(bicubic, sharp))
+        rows.append(torch.cat([bicubic[0], picture[0], sharp[0]], dim=1))
+    sheet = (torch.cat(rows[:8]) * 255).to(torch.uint8).numpy()
+    Image.fromarray(sheet).save(out / "score_upscaler.png")
+    return float(np.mean(ours)), float(np.mean(theirs))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--upscales", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--out", type=Path, default=Path("output"))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    pipeline = FluxPipeline.from_pocket(precision=args.precision)
+    for things in (1, 2):
+        right = score_prompts(pipeline, args.count, things, args.steps, args.out)
+        print(f"{things} thing(s): {right} of {args.count} pictures show what the sentence says")
+    if args.upscales:
+        ours, theirs = score_upscaler(pipeline, args.upscales, args.steps, args.out)
+        print(
+            f"upscaler: {ours:.2f} dB, bicubic {theirs:.2f} dB, "
+            f"{ours - theirs:+.2f} dB over {args.upscales} pictures"
+        )
+
+
+if __name__ == "__main__":
+    main()
