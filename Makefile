@@ -1,0 +1,36 @@
+# The two commands of the README: `make demo` and `make test`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# With a CUDA card pip picks torch's default build; without one, the constraint names a CPU build.
+CONSTRAINT := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo "-c constraints-cpu.txt")
+
+.PHONY: demo test lint types unit clean
+
+demo: $(VENV)/.run
+	$(BIN)/python . run workflows/text_to_image.json
+
+test: lint types unit demo
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/pyright
+
+unit: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+$(VENV)/.run: requirements.txt constraints-cpu.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(CONSTRAINT) torch -r requirements.txt
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.run requirements-dev.txt
+	$(BIN)/python -m pip install --quiet $(CONSTRAINT) -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) output .pytest_cache .ruff_cache

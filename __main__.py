@@ -1,0 +1,117 @@
+"""The command line: ``python FluxFit run | generate | inspect``.
+
+The folder may have any name and need not be installed: this file opens it as the package
+``fluxfit``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+PACKAGE = "fluxfit"
+
+
+def open_package() -> None:
+    """Make this folder importable as ``fluxfit``, as the host does under a name of its own."""
+    if PACKAGE in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(
+        PACKAGE, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[PACKAGE] = module
+    spec.loader.exec_module(module)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="fluxfit", description="FLUX.1 in the memory you have.")
+    top.add_argument("--models", type=Path, help="a folder laid out as ComfyUI's models")
+    commands = top.add_subparsers(dest="command", required=True)
+
+    run = commands.add_parser("run", help="run a workflow file (UI or API format)")
+    run.add_argument("workflow", type=Path)
+    run.add_argument("--set", action="append", default=[], metavar="NODE.INPUT=VALUE",
+                     help="change a value; NODE is its number or class")  # fmt: skip
+
+    generate = commands.add_parser("generate", help="draw a sentence with the pocket model")
+    generate.add_argument("prompt")
+    generate.add_argument("--negative", default="")
+    generate.add_argument("--cfg", type=float, default=1.0)
+    generate.add_argument("--steps", type=int, default=20)
+    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument("--width", type=int, default=256)
+    generate.add_argument("--height", type=int, default=256)
+    generate.add_argument("--precision", default="bf16")
+    generate.add_argument("--offload", default="component")
+    generate.add_argument("--out", type=Path, default=Path("output"))
+
+    inspect = commands.add_parser("inspect", help="say what a checkpoint holds")
+    inspect.add_argument("file", type=Path)
+    return top
+
+
+def run(args: argparse.Namespace) -> None:
+    from fluxfit.nodes import headless, host
+
+    graph = headless.read_workflow(args.workflow)
+    for assignment in args.set:
+        headless.set_value(graph, assignment)
+    started = time.monotonic()
+    results = headless.run(graph)
+    for report in host.reports:
+        print(report)
+    for path in headless.saved_images(results):
+        print(f"picture: {path}")
+    print(f"took {time.monotonic() - started:.1f} s")
+
+
+def generate(args: argparse.Namespace) -> None:
+    from fluxfit.flux_core import FluxPipeline, OffloadPolicy
+    from fluxfit.nodes import host, standins
+
+    pipeline = FluxPipeline.from_pocket(
+        precision=args.precision, policy=OffloadPolicy(args.offload)
+    )
+    with host.progress(args.steps, "drawing") as bar:
+        drawn = pipeline(
+            args.prompt, negative_prompt=args.negative, cfg=args.cfg, width=args.width,
+            height=args.height, steps=args.steps, seed=args.seed,
+            callback=lambda step, total, _: bar.update(step + 1),
+        )  # fmt: skip
+    args.out.mkdir(parents=True, exist_ok=True)
+    print(drawn.report)
+    print(f"picture: {standins.save_png(drawn.images[0], args.out.resolve() / 'generate')}")
+
+
+def inspect(args: argparse.Namespace) -> None:
+    from fluxfit.flux_core.checkpoint.inspect import describe_file
+
+    print(describe_file(args.file))
+
+
+def main() -> int:
+    open_package()
+    args = parser().parse_args()
+    if args.models is not None:
+        os.environ["FLUXFIT_MODELS"] = str(args.models)
+    try:
+        {"run": run, "generate": generate, "inspect": inspect}[args.command](args)
+    except (ValueError, OSError, json.JSONDecodeError) as error:
+        print(f"fluxfit: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("fluxfit: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

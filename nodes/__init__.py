@@ -1,0 +1,27 @@
+"""The nodes by name."""
+
+from . import host
+from .control import ControlNetUpscalerFP8, FluxControlNet
+from .loaders import FluxLoaderFP8
+from .policy import OffloadPolicy
+from .sampler import FluxSampler
+from .text import FluxTextEncode
+
+host.register_pocket()
+
+NODE_CLASS_MAPPINGS = {
+    "FluxLoaderFP8": FluxLoaderFP8,
+    "FluxTextEncode": FluxTextEncode,
+    "FluxSampler": FluxSampler,
+    "ControlNetUpscalerFP8": ControlNetUpscalerFP8,
+    "FluxControlNet": FluxControlNet,
+    "OffloadPolicy": OffloadPolicy,
+}
+NODE_DISPLAY_NAME_MAPPINGS = {
+    "FluxLoaderFP8": "FLUX Loader FP8",
+    "FluxTextEncode": "FLUX Text Encode",
+    "FluxSampler": "FLUX Sampler",
+    "ControlNetUpscalerFP8": "ControlNet Upscaler FP8",
+    "FluxControlNet": "FLUX ControlNet",
+    "OffloadPolicy": "Offload Policy",
+}

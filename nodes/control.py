@@ -1,0 +1,205 @@
+"""The nodes that open a ControlNet and give it a picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..flux_core import Control, load_controlnet
+from ..flux_core.controlnet import UNION_MODES
+from ..flux_core.pipeline import to_pixels
+from ..flux_core.quant import PRECISIONS
+from . import host
+from .vae import HostVAE
+from .wires import CATEGORY, FLUX_CONTROL, controls_of
+
+FOLDER = "controlnet"
+NO_MODE = "none"
+
+
+def common_inputs(strength: float) -> dict[str, Any]:
+    """Inputs of every ControlNet node."""
+    return {
+        "vae": ("VAE", {"tooltip": "The VAE of FluxLoaderFP8: the picture is encoded with it."}),
+        "image": ("IMAGE", {"tooltip": "The picture that guides the drawing."}),
+        "controlnet": (
+            host.model_names(FOLDER),
+            {"tooltip": "A file of the folder models/controlnet."},
+        ),
+        "precision": (
+            list(PRECISIONS),
+            {"default": "fp8_scaled", "tooltip": "How the ControlNet's weights are stored."},
+        ),
+        "strength": (
+            "FLOAT",
+            {
+                "default": strength,
+                "min": 0.0,
+                "max": 10.0,
+                "step": 0.01,
+                "tooltip": "How much the ControlNet says; 0 leaves it out.",
+            },
+        ),
+        "start": (
+            "FLOAT",
+            {
+                "default": 0.0,
+                "min": 0.0,
+                "max": 1.0,
+                "step": 0.01,
+                "tooltip": "From which share of the schedule on; 0 is the beginning.",
+            },
+        ),
+        "end": (
+            "FLOAT",
+            {
+                "default": 1.0,
+                "min": 0.0,
+                "max": 1.0,
+                "step": 0.01,
+                "tooltip": "Until which share of the schedule; 1 is the end.",
+            },
+        ),
+    }
+
+
+def optional_inputs() -> dict[str, Any]:
+    return {
+        "control": (
+            FLUX_CONTROL,
+            {"tooltip": "More ControlNets to use beside this one."},
+        )
+    }
+
+
+def make_control(
+    vae: HostVAE,
+    image: Tensor,
+    controlnet: str,
+    precision: str,
+    strength: float,
+    start: float,
+    end: float,
+    mode: int | None = None,
+    mask: Tensor | None = None,
+) -> Control:
+    """Open the net and encode the picture as it wants it."""
+    if start > end:
+        raise ValueError(f"start is {start}, after end {end}")
+    path = host.model_path(controlnet, FOLDER)
+    with host.progress(100, "loading ControlNet") as bar:
+        net = load_controlnet(
+            path,
+            precision=precision,
+            progress=lambda done, total: bar.update(100 * done // total),
+        )
+    if net.config.num_modes and mode is None:
+        raise ValueError(f"{path}: is a union ControlNet, choose a mode in FluxControlNet")
+    cond = to_pixels(image) if net.config.hint else vae.encode(image)
+    return Control(net, cond, strength, start, end, mode, mask)
+
+
+class FluxControlNet:
+    """Any FLUX.1 ControlNet."""
+
+    DESCRIPTION = (
+        "Opens a FLUX.1 ControlNet (InstantX and Shakker union models, jasperai, alimama, "
+        "XLabs) and gives it a picture of the size to draw. Chains through its control input."
+    )
+    CATEGORY = CATEGORY
+    FUNCTION = "make"
+    RETURN_TYPES = (FLUX_CONTROL,)
+    RETURN_NAMES = ("control",)
+    OUTPUT_TOOLTIPS = ("For FluxSampler, or for the next ControlNet node.",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": common_inputs(0.7)
+            | {
+                "mode": (
+                    [NO_MODE, *UNION_MODES],
+                    {"default": NO_MODE, "tooltip": "What the picture is; union models alone ask."},
+                )
+            },
+            "optional": optional_inputs()
+            | {"mask": ("MASK", {"tooltip": "1 where to paint; for inpainting ControlNets."})},
+        }
+
+    def make(self, mode: str, control=None, mask: Tensor | None = None, **common):
+        number = None if mode == NO_MODE else UNION_MODES[mode]
+        if mask is not None:
+            mask = mask.reshape(-1, 1, *mask.shape[-2:])
+        made = make_control(**common, mode=number, mask=mask)
+        return ((*controls_of(control), made),)
+
+
+class ControlNetUpscalerFP8:
+    """The upscaler ControlNet."""
+
+    DESCRIPTION = (
+        "Enlarges a picture with a FLUX.1 upscaler ControlNet: the picture is enlarged, its blur "
+        "is evened out by the tile pre-processing, and the sampler draws the detail. Wire the "
+        "latent into FluxSampler for its size."
+    )
+    CATEGORY = CATEGORY
+    FUNCTION = "make"
+    SEARCH_ALIASES = ["upscale", "tile", "controlnet upscaler"]
+    RETURN_TYPES = (FLUX_CONTROL, "LATENT", "IMAGE")
+    RETURN_NAMES = ("control", "latent", "enlarged")
+    OUTPUT_TOOLTIPS = (
+        "For FluxSampler.",
+        "The enlarged picture as latents: the size, and a start for denoise below 1.",
+        "The enlarged picture itself, to compare with.",
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        common = common_inputs(0.7)
+        return {
+            "required": common
+            | {
+                "upscale_factor": (
+                    "FLOAT",
+                    {
+                        "default": 4.0,
+                        "min": 1.0,
+                        "max": 8.0,
+                        "step": 0.25,
+                        "tooltip": "Sides grow by this; they are rounded to multiples of 16.",
+                    },
+                ),
+                "tile_blur": (
+                    "FLOAT",
+                    {
+                        "default": 1.0,
+                        "min": 1.0,
+                        "max": 16.0,
+                        "step": 0.5,
+                        "tooltip": "Tile pre-processing: the picture is first made this many times "
+                        "smaller, so that its noise and artefacts go. 1 leaves it as it is.",
+                    },
+                ),
+            },
+            "optional": optional_inputs(),
+        }
+
+    def make(self, image: Tensor, upscale_factor: float, tile_blur: float, control=None, **common):
+        enlarged = enlarge(image, upscale_factor, tile_blur)
+        vae: HostVAE = common["vae"]
+        made = make_control(image=enlarged, **common)
+        latent = vae.encode(enlarged) if made.net.config.hint else made.cond
+        return ((*controls_of(control), made), {"samples": latent}, enlarged)
+
+
+def enlarge(image: Tensor, factor: float, tile_blur: float) -> Tensor:
+    """Pictures (B, H, W, 3) bicubically enlarged to sides that are multiples of 16."""
+    height, width = (max(16, round(side * factor / 16) * 16) for side in image.shape[1:3])
+    pixels = image.movedim(-1, 1)[:, :3].float()
+    if tile_blur > 1:
+        small = tuple(max(1, round(side / tile_blur)) for side in pixels.shape[-2:])
+        pixels = F.interpolate(pixels, small, mode="area")
+    pixels = F.interpolate(pixels, (height, width), mode="bicubic", antialias=True)
+    return pixels.clamp(0, 1).movedim(1, -1)

@@ -1,0 +1,191 @@
+"""The only file that knows ComfyUI: folders, devices, progress, previews, interrupts.
+
+Outside of the host the same functions give plain equivalents, so that every node runs without one:
+model folders under ``FLUXFIT_MODELS`` laid out as the host's, a text progress bar, no previews.
+The host is not imported before a function needs it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from PIL import Image
+
+from ..flux_core.offload import MemoryReport
+
+log = logging.getLogger("fluxfit")
+
+ROOT = Path(__file__).resolve().parents[1]
+POCKET = ROOT / "assets" / "pocket"
+FOLDERS = ("diffusion_models", "text_encoders", "vae", "controlnet", "loras", "checkpoints")
+SUFFIXES = (".safetensors", ".sft", ".index.json")
+
+
+def comfy(name: str) -> ModuleType | None:
+    """A module of the host, or None outside of it.
+
+    The host is there when its ``folder_paths`` is loaded already; it is never searched for.
+    """
+    if "folder_paths" not in sys.modules:
+        return None
+    __import__(name)
+    return sys.modules[name]
+
+
+def register_pocket() -> None:
+    """Let the host see the pocket model's folders beside its own."""
+    folder_paths = comfy("folder_paths")
+    if folder_paths is None:
+        return
+    for name in FOLDERS:
+        if (POCKET / name).is_dir():
+            folder_paths.add_model_folder_path(name, str(POCKET / name))
+
+
+def model_roots(folder: str) -> list[Path]:
+    """Where models of a kind lie outside of the host."""
+    home = os.environ.get("FLUXFIT_MODELS")
+    return [Path(home) / folder] * bool(home) + [POCKET / folder]
+
+
+def model_names(*folders: str) -> list[str]:
+    """Files that a person can choose from, over several folders, without repeats."""
+    folder_paths = comfy("folder_paths")
+    names: list[str] = []
+    for folder in folders:
+        if folder_paths is not None:
+            names += folder_paths.get_filename_list(folder)
+            continue
+        for root in model_roots(folder):
+            found = (p for p in sorted(root.rglob("*")) if p.name.endswith(SUFFIXES))
+            names += [p.relative_to(root).as_posix() for p in found]
+    return list(dict.fromkeys(n for n in names if n.endswith(SUFFIXES)))
+
+
+def model_path(name: str, *folders: str) -> Path:
+    """The file of that name inside the model folders.
+
+    Raises ``ValueError`` for a name that climbs out of them, ``FileNotFoundError`` for one that
+    none of them has.
+    """
+    parts = Path(name.replace("\\", "/"))
+    if parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[0:1]:
+        raise ValueError(f"model name {name!r} leaves the model folders: not opened")
+    folder_paths = comfy("folder_paths")
+    for folder in folders:
+        if folder_paths is not None:
+            found = folder_paths.get_full_path(folder, name)
+            if found is not None:
+                return Path(found)
+            continue
+        for root in model_roots(folder):
+            path = root / parts
+            if path.exists() and path.resolve().is_relative_to(root.resolve()):
+                return path
+    looked = " or ".join(folders)
+    raise FileNotFoundError(f"no file {name!r} in the model folders {looked}")
+
+
+def host_tokenizers() -> tuple[Path, Path] | None:
+    """The tokenizers that a ComfyUI installation carries: CLIP's folder and T5's."""
+    folder_paths = comfy("folder_paths")
+    home = folder_paths.base_path if folder_paths else os.environ.get("COMFYUI_PATH")
+    if not home:
+        return None
+    inner = Path(home) / "comfy"
+    clip, t5 = inner / "sd1_tokenizer", inner / "text_encoders" / "t5_tokenizer"
+    return (clip, t5) if clip.is_dir() and t5.is_dir() else None
+
+
+def output_folder() -> Path:
+    folder_paths = comfy("folder_paths")
+    return Path(folder_paths.get_output_directory()) if folder_paths else Path("output")
+
+
+def input_folder() -> Path:
+    folder_paths = comfy("folder_paths")
+    return Path(folder_paths.get_input_directory()) if folder_paths else ROOT / "assets" / "input"
+
+
+def device() -> torch.device:
+    """Where models compute."""
+    management = comfy("comfy.model_management")
+    if management is not None:
+        return management.get_torch_device()
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def make_room(size: int) -> None:
+    """Ask the host to free ``size`` bytes of the device for us; nothing to do on a CPU."""
+    management = comfy("comfy.model_management")
+    if management is not None and device().type != "cpu":
+        management.free_memory(size, device())
+
+
+@contextmanager
+def progress(total: int, what: str) -> Iterator[Progress]:
+    """A bar over ``total`` steps, in the host's page or in the terminal."""
+    bar: Progress = Progress(total, what)
+    try:
+        yield bar
+    finally:
+        bar.close()
+
+
+class Progress:
+    """Steps done, with a preview where there is one; raises when the person interrupts."""
+
+    def __init__(self, total: int, what: str) -> None:
+        self.total, self.what, self.started, self.shown = total, what, time.monotonic(), False
+        utils = comfy("comfy.utils")
+        self.bar = utils.ProgressBar(total) if utils else None
+
+    def update(self, done: int, preview: Image.Image | None = None) -> None:
+        if self.bar is not None:
+            picture = None if preview is None else ("JPEG", preview, 512)
+            self.bar.update_absolute(done, self.total, picture)
+            check_interrupt()
+        elif sys.stderr.isatty() or self.shown:
+            self.draw(done)
+        elif time.monotonic() - self.started > 1:
+            self.shown = True
+            self.draw(done)
+
+    def draw(self, done: int) -> None:
+        full = 24 * done // max(1, self.total)
+        passed = time.monotonic() - self.started
+        end = "\r" if sys.stderr.isatty() else "\n"
+        if sys.stderr.isatty() or done * 10 // self.total != (done - 1) * 10 // self.total:
+            bar = "#" * full + "." * (24 - full)
+            print(f"{self.what} [{bar}] {done}/{self.total} {passed:.1f} s", end=end,
+                  file=sys.stderr, flush=True)  # fmt: skip
+
+    def close(self) -> None:
+        if self.bar is None and sys.stderr.isatty():
+            print(file=sys.stderr)
+
+
+def check_interrupt() -> None:
+    """Raise the host's interrupt if the person asked for it."""
+    management = comfy("comfy.model_management")
+    if management is not None:
+        management.throw_exception_if_processing_interrupted()
+
+
+#: What nodes of the running workflow reported, outside of the host (the demo prints it).
+reports: list[MemoryReport] = []
+
+
+def account(report: MemoryReport) -> None:
+    """Keep what a node reported about memory and time."""
+    if comfy("comfy.utils") is None:
+        reports.append(report)
+    log.info("%s", report)

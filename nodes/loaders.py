@@ -1,0 +1,169 @@
+"""The node that opens FLUX.1, each part with its own file and precision."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from ..flux_core import OffloadPolicy, TextEncoders, load_clip, load_t5, load_transformer, load_vae
+from ..flux_core.checkpoint.reader import open_source
+from ..flux_core.loaders import find_tokenizers
+from ..flux_core.quant import PRECISIONS, full_dtype
+from ..flux_core.quant.formats import FULL_PRECISIONS
+from ..flux_core.text import Tokenizers
+from . import host
+from .vae import HostVAE
+from .wires import (
+    CATEGORY,
+    FLUX_MODEL,
+    FLUX_TEXT_ENCODERS,
+    OFFLOAD_POLICY,
+    FluxModel,
+    FluxTextEncoders,
+)
+
+SAME_FILE = "same file as the transformer"
+POCKET_NAME = "fluxfit_pocket"
+#: In which model folders each part is looked for.
+PLACES = {
+    "transformer": ("diffusion_models", "checkpoints"),
+    "clip_l": ("text_encoders",),
+    "t5": ("text_encoders",),
+    "vae": ("vae",),
+}
+PRECISION_HELP = (
+    "How weights are stored. bf16: two bytes. fp8_scaled: one byte with a scale a row, the better "
+    "picture. fp8_e4m3fn, fp8_e5m2: one byte, plain cast, as DiffSynth-Studio. "
+)
+
+
+def choices(part: str) -> list[str]:
+    """File names for one part, the pocket model's first so that a new graph runs at once."""
+    names = host.model_names(*PLACES[part])
+    stems = {
+        "transformer": POCKET_NAME,
+        "clip_l": POCKET_NAME + "_clip_l",
+        "t5": POCKET_NAME + "_t5",
+        "vae": POCKET_NAME + "_vae",
+    }
+    names.sort(key=lambda n: not n.startswith(stems[part]))
+    return names if part == "transformer" else [*names, SAME_FILE]
+
+
+class FluxLoaderFP8:
+    """FLUX.1 from its files."""
+
+    DESCRIPTION = (
+        "Opens FLUX.1: transformer, CLIP-L, T5 and VAE, each from its own file and stored at its "
+        "own precision. A checkpoint that holds several parts serves them all. Any layout is read: "
+        "native, diffusers, ComfyUI, float8 with or without scales."
+    )
+    CATEGORY = CATEGORY
+    FUNCTION = "load"
+    SEARCH_ALIASES = ["flux", "load flux", "fp8", "checkpoint"]
+    RETURN_TYPES = (FLUX_MODEL, FLUX_TEXT_ENCODERS, "VAE")
+    RETURN_NAMES = ("model", "text_encoders", "vae")
+    OUTPUT_TOOLTIPS = (
+        "The transformer, for FluxSampler.",
+        "CLIP-L and T5, for FluxTextEncode.",
+        "The VAE, for VAE Decode, VAE Encode and the ControlNet nodes.",
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        full = list(FULL_PRECISIONS)
+        file = "A file of the folder models/{}."
+        return {
+            "required": {
+                "transformer": (
+                    choices("transformer"),
+                    {"tooltip": file.format("diffusion_models or models/checkpoints")},
+                ),
+                "transformer_precision": (
+                    list(PRECISIONS),
+                    {"default": "fp8_scaled", "tooltip": PRECISION_HELP},
+                ),
+                "clip_l": (choices("clip_l"), {"tooltip": file.format("text_encoders")}),
+                "clip_l_precision": (
+                    full,
+                    {"default": "bf16", "tooltip": "CLIP-L is small; leave it at bf16."},
+                ),
+                "t5": (choices("t5"), {"tooltip": file.format("text_encoders")}),
+                "t5_precision": (
+                    list(PRECISIONS),
+                    {"default": "fp8_scaled", "tooltip": PRECISION_HELP + "T5 bears it well."},
+                ),
+                "vae": (choices("vae"), {"tooltip": file.format("vae")}),
+                "vae_precision": (
+                    full,
+                    {"default": "bf16", "tooltip": "fp32 is exact and slower, fp16 may overflow."},
+                ),
+            },
+            "optional": {
+                "policy": (
+                    OFFLOAD_POLICY,
+                    {"tooltip": "Where parts wait; without it, component."},
+                ),
+            },
+        }
+
+    def load(
+        self,
+        transformer: str,
+        transformer_precision: str,
+        clip_l: str,
+        clip_l_precision: str,
+        t5: str,
+        t5_precision: str,
+        vae: str,
+        vae_precision: str,
+        policy: OffloadPolicy | None = None,
+    ):
+        policy = policy or OffloadPolicy("component")
+        path = host.model_path(transformer, *PLACES["transformer"])
+        paths = {
+            part: path if name == SAME_FILE else host.model_path(name, *PLACES[part])
+            for part, name in (("clip_l", clip_l), ("t5", t5), ("vae", vae))
+        }
+        with host.progress(400, "loading FLUX.1") as bar:
+            clip = load_clip(
+                paths["clip_l"], precision=clip_l_precision, progress=share(bar, 0, 20)
+            )
+            t5_model = load_t5(paths["t5"], precision=t5_precision, progress=share(bar, 20, 120))
+            model = load_transformer(
+                path, precision=transformer_precision, progress=share(bar, 140, 240)
+            )
+            vae_model = load_vae(
+                paths["vae"], dtype=full_dtype(vae_precision), progress=share(bar, 380, 20)
+            )
+        tokenizers = Tokenizers.load(*tokenizer_folders(paths["clip_l"], paths["t5"]))
+        encoders = TextEncoders(clip, t5_model, tokenizers)
+        return (
+            FluxModel(model, policy, preview_factors(path)),
+            FluxTextEncoders(encoders, policy),
+            HostVAE(vae_model, policy),
+        )
+
+
+def share(bar: host.Progress, start: int, length: int):
+    """A loader's progress as a stretch of the whole bar."""
+    return lambda done, total: bar.update(start + length * done // total)
+
+
+def tokenizer_folders(clip_l: Path, t5: Path) -> tuple[Path, Path]:
+    """Beside the weights if they are there, else the host's own."""
+    try:
+        return find_tokenizers(clip_l, t5)
+    except FileNotFoundError:
+        found = host.host_tokenizers()
+        if found is None:
+            raise
+        return found
+
+
+def preview_factors(path: Path):
+    """Preview factors that a transformer's file brings along, as the pocket model's does."""
+    text = open_source(path).metadata.get("fluxfit.latent_rgb")
+    return None if text is None else torch.tensor(json.loads(text))

@@ -1,0 +1,142 @@
+"""Stand-ins for the host's stock nodes, with the same names, inputs and results.
+
+They cover what workflows made for FLUX.1 commonly use, and run where no host is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from . import host
+
+SIZE = {"min": 16, "max": 16384, "step": 16}
+
+
+class LoadImage:
+    """A picture from the input folder."""
+
+    FUNCTION = "load"
+    RETURN_TYPES = ("IMAGE", "MASK")
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"image": ("STRING", {"image_upload": True})}}
+
+    def load(self, image: str):
+        root = host.input_folder().resolve()
+        path = (root / image).resolve()
+        if not path.is_relative_to(root):
+            raise ValueError(f"picture name {image!r} leaves the input folder: not opened")
+        if not path.is_file():
+            raise FileNotFoundError(f"no picture {image!r} in {root}")
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGBA"), dtype=np.float32) / 255
+        tensor = torch.from_numpy(pixels)[None]
+        return tensor[..., :3], 1 - tensor[..., 3]
+
+
+class SaveImage:
+    """Pictures into the output folder, numbered."""
+
+    FUNCTION = "save"
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "images": ("IMAGE",),
+                "filename_prefix": ("STRING", {"default": "FluxFit"}),
+            }
+        }
+
+    def save(self, images: Tensor, filename_prefix: str):
+        root = host.output_folder().resolve()
+        start = (root / filename_prefix).resolve()
+        if not start.is_relative_to(root):
+            raise ValueError(f"name {filename_prefix!r} leaves the output folder: not written")
+        start.parent.mkdir(parents=True, exist_ok=True)
+        return {"ui": {"images": [str(save_png(image, start)) for image in images]}}
+
+
+def save_png(image: Tensor, start: Path) -> Path:
+    """Write one picture (H, W, 3) beside its elders, under the next free number."""
+    pixels = (image.clamp(0, 1) * 255).to(torch.uint8).cpu().numpy()
+    taken = [p.stem.rpartition("_")[2] for p in start.parent.glob(f"{start.name}_*.png")]
+    number = 1 + max((int(n) for n in taken if n.isdigit()), default=0)
+    path = start.parent / f"{start.name}_{number:05}.png"
+    partial = path.with_suffix(".partial")
+    Image.fromarray(pixels).save(partial, format="PNG")
+    partial.replace(path)
+    return path
+
+
+class PreviewImage(SaveImage):
+    """As SaveImage, under a name of its own."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"images": ("IMAGE",)}}
+
+    def save(self, images: Tensor):
+        return super().save(images, "preview")
+
+
+class VAEDecode:
+    FUNCTION = "decode"
+    RETURN_TYPES = ("IMAGE",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"samples": ("LATENT",), "vae": ("VAE",)}}
+
+    def decode(self, samples: dict, vae):
+        return (vae.decode(samples["samples"]),)
+
+
+class VAEEncode:
+    FUNCTION = "encode"
+    RETURN_TYPES = ("LATENT",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"pixels": ("IMAGE",), "vae": ("VAE",)}}
+
+    def encode(self, pixels: Tensor, vae):
+        return ({"samples": vae.encode(pixels)},)
+
+
+class EmptySD3LatentImage:
+    """16-channel latents of nothing."""
+
+    FUNCTION = "make"
+    RETURN_TYPES = ("LATENT",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "width": ("INT", {"default": 1024, **SIZE}),
+                "height": ("INT", {"default": 1024, **SIZE}),
+                "batch_size": ("INT", {"default": 1, "min": 1, "max": 4096}),
+            }
+        }
+
+    def make(self, width: int, height: int, batch_size: int):
+        return ({"samples": torch.zeros(batch_size, 16, height // 8, width // 8)},)
+
+
+STOCK = {
+    "LoadImage": LoadImage,
+    "SaveImage": SaveImage,
+    "PreviewImage": PreviewImage,
+    "VAEDecode": VAEDecode,
+    "VAEEncode": VAEEncode,
+    "EmptySD3LatentImage": EmptySD3LatentImage,
+}

@@ -1,0 +1,55 @@
+"""What our own wires carry, and the names of the wires."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..flux_core import Conditioning, Control, FluxTransformer, OffloadPolicy
+from . import host
+
+FLUX_MODEL = "FLUX_MODEL"
+FLUX_TEXT_ENCODERS = "FLUX_TEXT_ENCODERS"
+FLUX_CONTROL = "FLUX_CONTROL"
+OFFLOAD_POLICY = "OFFLOAD_POLICY"
+CATEGORY = "FluxFit"
+
+
+@dataclass(frozen=True)
+class FluxModel:
+    """A transformer and where it may live; cheap to copy, weights are shared."""
+
+    transformer: FluxTransformer
+    policy: OffloadPolicy
+    preview: Tensor | None = None  # (17, 3): latent channels to RGB, the last row is the offset
+
+
+@dataclass(frozen=True)
+class FluxTextEncoders:
+    """Text encoders and where they may live."""
+
+    encoders: torch.nn.Module
+    policy: OffloadPolicy
+
+
+def conditioning_of(value: Sequence, name: str = "positive") -> Conditioning:
+    """Read the host's CONDITIONING; raises ``ValueError`` where it is not FLUX's."""
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError(f"{name} is {type(value).__name__}, expected CONDITIONING")
+    if len(value) > 1:
+        host.log.warning("%s has %d entries; the first is drawn", name, len(value))
+    context, extra = value[0]
+    pooled = extra.get("pooled_output")
+    if pooled is None:
+        raise ValueError(f"{name} has no pooled CLIP vector: it was not encoded for FLUX.1")
+    for key in ("control", "area", "mask", "reference_latents"):
+        if extra.get(key) is not None:
+            host.log.warning("%s carries %r, which FluxSampler does not read", name, key)
+    return Conditioning(context, pooled, float(extra.get("guidance", 3.5)))
+
+
+def controls_of(value: Sequence[Control] | None) -> tuple[Control, ...]:
+    return tuple(value or ())
