@@ -66,8 +66,7 @@ def run(args: argparse.Namespace) -> None:
         headless.set_value(graph, assignment)
     started = time.monotonic()
     results = headless.run(graph)
-    for report in host.reports:
-        print(report)
+    print(host.total)
     for path in headless.saved_images(results):
         print(f"picture: {path}")
     print(f"took {time.monotonic() - started:.1f} s")

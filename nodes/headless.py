@@ -45,6 +45,7 @@ class Step:
     id: str
     type: str
     inputs: dict[str, Any] = field(default_factory=dict)
+    models: list[dict[str, str]] = field(default_factory=list)
 
     @property
     def label(self) -> str:
@@ -126,7 +127,8 @@ def from_ui(data: dict) -> Graph:
     for key, item in items.items():
         if item.get("mode", 0) == BYPASSED:
             continue
-        step = Step(key, item["type"])
+        models = item.get("properties", {}).get("models", [])
+        step = Step(key, item["type"], models=models)
         wired = {
             slot["name"]: origins[slot["link"]]
             for slot in item.get("inputs", [])
@@ -271,8 +273,7 @@ def checked_value(step: Step, name: str, kind: Any, options: dict, value: Any) -
     where = f"{step.label}: {name!r}"
     if isinstance(kind, list | tuple):
         if value not in kind:
-            shown = ", ".join(map(str, kind)) or "nothing"
-            raise WorkflowError(f"{where} is {value!r}, expected one of {shown}")
+            raise WorkflowError(f"{where} is {value!r}, {help_for(step, value, kind)}")
         return value
     types = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}
     try:
@@ -285,6 +286,14 @@ def checked_value(step: Step, name: str, kind: Any, options: dict, value: Any) -
     if kind == "INT" and step_size and step_size > 1 and (made - (low or 0)) % step_size:
         raise WorkflowError(f"{where} is {made}, expected a multiple of {step_size}")
     return made
+
+
+def help_for(step: Step, value: Any, choices: Any) -> str:
+    """What to do about a value that is no choice: where its file is to be had, or what there is."""
+    for model in step.models:
+        if model.get("name") == value:
+            return f"a file to get from {model['url']} into models/{model['directory']}"
+    return f"expected one of {', '.join(map(str, choices)) or 'nothing: the folder is empty'}"
 
 
 def set_value(graph: Graph, assignment: str) -> None:

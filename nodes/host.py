@@ -18,8 +18,10 @@ from types import ModuleType
 
 import torch
 from PIL import Image
+from torch import nn
 
-from ..flux_core.offload import MemoryReport
+from ..flux_core.offload import MemoryReport, OffloadPolicy, Residency
+from ..flux_core.offload.residency import module_bytes
 
 log = logging.getLogger("fluxfit")
 
@@ -53,7 +55,8 @@ def register_pocket() -> None:
 def model_roots(folder: str) -> list[Path]:
     """Where models of a kind lie outside of the host."""
     home = os.environ.get("FLUXFIT_MODELS")
-    return [Path(home) / folder] * bool(home) + [POCKET / folder]
+    roots = [POCKET / folder]
+    return [Path(home) / folder, *roots] if home else roots
 
 
 def model_names(*folders: str) -> list[str]:
@@ -180,12 +183,21 @@ def check_interrupt() -> None:
         management.throw_exception_if_processing_interrupted()
 
 
-#: What nodes of the running workflow reported, outside of the host (the demo prints it).
-reports: list[MemoryReport] = []
+#: What all nodes reported since the program began; the command line prints it.
+total = MemoryReport()
 
 
 def account(report: MemoryReport) -> None:
-    """Keep what a node reported about memory and time."""
-    if comfy("comfy.utils") is None:
-        reports.append(report)
-    log.info("%s", report)
+    """Add what a node reported about memory and time."""
+    total.add(report)
+    log.debug("%s", report)
+
+
+@contextmanager
+def hold(name: str, policy: OffloadPolicy, *modules: nn.Module) -> Iterator[Residency]:
+    """Modules on the device under a policy, room made for them and account kept of it."""
+    make_room(sum(map(module_bytes, modules)))
+    residency = Residency(policy, device())
+    with residency.hold(name, *modules):
+        yield residency
+    account(residency.report)

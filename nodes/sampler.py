@@ -7,8 +7,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..flux_core.latents import host_noise
-from ..flux_core.offload import Residency
-from ..flux_core.offload.residency import module_bytes
 from ..flux_core.samplers import SAMPLERS
 from ..flux_core.sampling import CONSTANTS, destandardise, sample
 from ..flux_core.schedule import SCHEDULERS, SHIFTS, make_sigmas, table_for
@@ -133,10 +131,8 @@ class FluxSampler:
             sigmas = make_sigmas(table, scheduler, steps, denoise)
         controls = controls_of(control)
         modules = [model.transformer, *(c.net for c in controls)]
-        host.make_room(sum(map(module_bytes, modules)))
-        residency = Residency(model.policy, host.device())
         with (
-            residency.hold("transformer", *modules),
+            host.hold("transformer", model.policy, *modules) as residency,
             host.progress(len(sigmas) - 1, "drawing") as bar,
         ):
 
@@ -160,7 +156,6 @@ class FluxSampler:
                 device=host.device(),
             )
             bar.update(len(sigmas) - 1)
-        host.account(residency.report)
         kept = {k: v for k, v in latent.items() if k != "downscale_ratio_spacial"}
         return (kept | {"samples": drawn}, str(residency.report))
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from . import host
 
@@ -132,7 +133,57 @@ class EmptySD3LatentImage:
         return ({"samples": torch.zeros(batch_size, 16, height // 8, width // 8)},)
 
 
+class ImageScaleBy:
+    """Sides times a factor."""
+
+    FUNCTION = "scale"
+    RETURN_TYPES = ("IMAGE",)
+    WAYS = ("nearest-exact", "bilinear", "area", "bicubic")
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "image": ("IMAGE",),
+                "upscale_method": (list(cls.WAYS),),
+                "scale_by": ("FLOAT", {"default": 1.0, "min": 0.01, "max": 8.0, "step": 0.01}),
+            }
+        }
+
+    def scale(self, image: Tensor, upscale_method: str, scale_by: float):
+        height, width = (round(side * scale_by) for side in image.shape[1:3])
+        scaled = F.interpolate(image.movedim(-1, 1), (height, width), mode=upscale_method)
+        return (scaled.movedim(1, -1),)
+
+
+class ImageBlur:
+    """A Gaussian blur, edges mirrored."""
+
+    FUNCTION = "blur"
+    RETURN_TYPES = ("IMAGE",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "image": ("IMAGE",),
+                "blur_radius": ("INT", {"default": 1, "min": 1, "max": 31, "step": 1}),
+                "sigma": ("FLOAT", {"default": 1.0, "min": 0.1, "max": 10.0, "step": 0.1}),
+            }
+        }
+
+    def blur(self, image: Tensor, blur_radius: int, sigma: float):
+        reach = torch.linspace(-1, 1, 2 * blur_radius + 1)  # the host measures in radii
+        distance = torch.sqrt(reach[:, None] ** 2 + reach[None, :] ** 2)
+        kernel = torch.exp(-(distance**2) / (2 * sigma**2))
+        weights = (kernel / kernel.sum()).expand(image.shape[-1], 1, -1, -1)
+        padded = F.pad(image.movedim(-1, 1), (blur_radius,) * 4, mode="reflect")
+        return (F.conv2d(padded, weights, groups=image.shape[-1]).movedim(1, -1),)
+
+
 STOCK = {
+    "ImageScaleBy": ImageScaleBy,
+    "ImageBlur": ImageBlur,
     "LoadImage": LoadImage,
     "SaveImage": SaveImage,
     "PreviewImage": PreviewImage,

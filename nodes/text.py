@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from ..flux_core.offload import Residency
-from ..flux_core.offload.residency import module_bytes
 from . import host
 from .wires import CATEGORY, FLUX_TEXT_ENCODERS, FluxTextEncoders
 
@@ -76,14 +74,11 @@ class FluxTextEncode:
         t5_length: int = 0,
     ):
         encoders = text_encoders.encoders
-        host.make_room(module_bytes(encoders))
-        residency = Residency(text_encoders.policy, host.device())
-        with residency.hold("text encoders", encoders):
+        with host.hold("text encoders", text_encoders.policy, encoders):
             found = encoders.encode(
                 [prompt],
                 clip_prompts=[clip_prompt] if clip_prompt.strip() else None,
                 t5_length=t5_length or None,
             )
-        host.account(residency.report)
         extra = {"pooled_output": found.pooled.float().cpu(), "guidance": float(guidance)}
         return ([[found.context.float().cpu(), extra]],)

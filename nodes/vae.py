@@ -5,8 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..flux_core import AutoEncoder, OffloadPolicy
-from ..flux_core.offload import Residency
-from ..flux_core.offload.residency import module_bytes
 from ..flux_core.pipeline import to_images, to_pixels
 from ..flux_core.tiling import tiled
 from . import host
@@ -24,28 +22,26 @@ class HostVAE:
         self.policy = policy
         self.downscale_ratio = self.upscale_ratio = model.config.compression
 
-    def hold(self):
+    def hold(self, name: str):
         """The model on the device, under its policy."""
-        host.make_room(module_bytes(self.first_stage_model))
-        residency = Residency(self.policy, host.device())
-        return residency.hold("VAE", self.first_stage_model)
+        return host.hold(name, self.policy, self.first_stage_model)
 
     def decode(self, samples_in: Tensor, vae_options: dict | None = None) -> Tensor:
         """Raw latents (B, 16, h, w) to pictures (B, 8 h, 8 w, 3)."""
-        with self.hold():
+        with self.hold("VAE decoder"):
             return to_images(self.first_stage_model.decode(samples_in.to(host.device())))
 
     def encode(self, pixel_samples: Tensor) -> Tensor:
         """Pictures to raw latents; sides are cut to multiples of 8, as the host does."""
         pixels = self.crop(pixel_samples)
-        with self.hold():
+        with self.hold("VAE encoder"):
             return self.first_stage_model.encode(to_pixels(pixels).to(host.device())).float().cpu()
 
     def decode_tiled(
         self, samples: Tensor, tile_x: int = 64, tile_y: int = 64, overlap: int = 16, **_: object
     ) -> Tensor:
         """As ``decode``, over tiles whose sides are given in latents."""
-        with self.hold():
+        with self.hold("VAE decoder"):
             pixels = tiled(
                 lambda part: self.first_stage_model.decode(part.to(host.device())),
                 samples, (tile_y or 64, tile_x or 64), overlap or 0, self.upscale_ratio, 3,
@@ -59,7 +55,7 @@ class HostVAE:
         """As ``encode``, over tiles whose sides are given in pixels."""
         ratio = self.downscale_ratio
         tile = tuple(max(ratio, (side or 512) // ratio * ratio) for side in (tile_y, tile_x))
-        with self.hold():
+        with self.hold("VAE encoder"):
             return tiled(
                 lambda part: self.first_stage_model.encode(part.to(host.device())),
                 to_pixels(self.crop(pixel_samples)), (tile[0], tile[1]),

@@ -43,6 +43,15 @@ class MemoryReport:
     mode: str = "none"
     parts: dict[str, PartReport] = field(default_factory=dict)
 
+    def add(self, other: MemoryReport) -> None:
+        """Take in what another report says; the same part's times add up."""
+        self.device, self.mode = other.device, other.mode
+        for name, part in other.parts.items():
+            mine = self.parts.setdefault(name, PartReport(part.size))
+            mine.size = max(mine.size, part.size)
+            mine.seconds += part.seconds
+            mine.moving += part.moving
+
     @property
     def peak(self) -> int:
         """Most bytes of weights on the device at once."""

@@ -145,7 +145,7 @@ def apart(a: Thing, b: Thing) -> bool:
 def random_scene(rng: random.Random, count: int | None = None, held_out: bool = False) -> Scene:
     """A scene of ``count`` things (one to three if None), held out from training or not."""
     while True:
-        wanted = count or rng.choices((1, 2, 3), (0.6, 0.25, 0.15))[0]
+        wanted = count or rng.choices((1, 2, 3), (0.7, 0.2, 0.1))[0]
         background = rng.choice(list(COLOURS))
         sizes = list(SIZES) if wanted == 1 else ["small", "medium"]
         things = [random_thing(rng, background, sizes) for _ in range(wanted)]

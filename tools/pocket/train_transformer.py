@@ -25,6 +25,7 @@ CONFIG = TransformerConfig(
 )
 SHIFT = 0.5  # exponent of the time shift, as FLUX.1 has it for 256 image tokens
 DROPPED = 0.1
+CANVAS = 32  # latents along a side of the pictures that the model is made for
 
 
 def new_transformer() -> FluxTransformer:
@@ -59,6 +60,18 @@ def timesteps(count: int, generator: torch.Generator) -> Tensor:
     return torch.sigmoid(normal * 1.1 + SHIFT)
 
 
+def canvas_ids(side: int) -> Tensor:
+    """Positions of square latents in the final canvas: small ones count in larger steps.
+
+    So a place in the picture has the same position in both stages, and the second need not learn
+    geometry again.
+    """
+    step = CANVAS / side
+    ids = image_ids(side, side)
+    ids[:, 1:] = ids[:, 1:] * step + (step - 1) / 2
+    return ids
+
+
 def batch(data: dict[str, Tensor], seed: int, count: int) -> dict[str, Tensor]:
     """Inputs of the transformer and the velocity that it should give."""
     g = torch.Generator().manual_seed(seed)
@@ -80,13 +93,13 @@ def batch(data: dict[str, Tensor], seed: int, count: int) -> dict[str, Tensor]:
         "txt": context.float(),
         "y": pooled.float(),
         "guidance": 1 + 4 * torch.rand(count, generator=g),
-        "img_ids": image_ids(x.shape[-2], x.shape[-1]),
+        "img_ids": canvas_ids(x.shape[-1]),
         "txt_ids": text_ids(context.shape[1]),
     }
 
 
 def main() -> None:
-    args = arguments(__doc__, side=128, count=16_000, steps=2600, batch=64, lr=2e-3, start="")
+    args = arguments(__doc__, side=128, count=16_000, steps=2800, batch=64, lr=2e-3, start="")
     data = cache.build(args.out, args.side, args.count)
     torch.manual_seed(0)
     model = new_transformer()

@@ -1,0 +1,187 @@
+"""The pipeline on the pocket model: policies, guidance, batches, starts, masks, controls."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from flux_core import Control, FluxPipeline, OffloadPolicy, load_controlnet
+from flux_core.latents import host_noise, image_ids, pack, unpack
+from flux_core.offload.residency import Residency
+from flux_core.pipeline import pocket_file, to_pixels
+
+SMALL = {"width": 64, "height": 48, "steps": 3}
+PROMPT = "a red circle on a blue background"
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> FluxPipeline:
+    return FluxPipeline.from_pocket(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def upscaler():
+    return load_controlnet(pocket_file("controlnet", "_upscaler"))
+
+
+def draw(pipeline, prompt=PROMPT, **options) -> torch.Tensor:
+    return pipeline(prompt, **{**SMALL, **options}).images
+
+
+def test_pictures_have_the_size_asked_for_and_the_seed_decides(pipeline):
+    first = draw(pipeline, seed=3)
+    assert first.shape == (1, 48, 64, 3)
+    assert first.min() >= 0 and first.max() <= 1 and first.std() > 0
+    assert torch.equal(first, draw(pipeline, seed=3))
+    assert not torch.equal(first, draw(pipeline, seed=4))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8_scaled"])
+def test_policies_give_the_same_picture_to_the_bit(precision):
+    pictures = {}
+    for mode in ("none", "component"):
+        made = FluxPipeline.from_pocket(
+            precision=precision, policy=OffloadPolicy(mode), device="cpu"
+        )
+        drawn = made(PROMPT, negative_prompt="white", cfg=2.0, **SMALL)
+        pictures[mode] = drawn.images
+        assert list(drawn.report.parts) == ["text encoders", "transformer", "VAE decoder"]
+        assert mode in str(drawn.report)
+    assert torch.equal(pictures["none"], pictures["component"])
+
+
+def test_component_policy_brings_parts_one_at_a_time_and_back():
+    """The ``meta`` device stands for a card: a part is there inside the block and only there."""
+    module = torch.nn.Linear(2, 2)
+    moves = []
+    original = module.to
+    module.to = lambda device: moves.append(str(device)) or original("cpu")  # type: ignore
+    residency = Residency(OffloadPolicy("component"), "meta")
+    with residency.hold("part", module):
+        assert moves == ["meta"]
+    residency.device = torch.device("cpu")
+    assert residency.report.parts["part"].size == 24
+
+
+def test_component_policy_gives_memory_back_after_an_error():
+    residency = Residency(OffloadPolicy("component"), "meta")
+    module = torch.nn.Linear(2, 2, device="meta")
+    homes = []
+    residency._move = lambda moves: homes.append([d for _, d in moves]) or 0.0  # type: ignore
+    with pytest.raises(RuntimeError, match="out of memory"), residency.hold("part", module):
+        raise RuntimeError("out of memory")
+    assert len(homes) == 2
+
+
+@pytest.mark.parametrize("mode", ["stream", "auto", "sometimes"])
+def test_other_policies_are_refused(mode):
+    with pytest.raises(ValueError, match=repr(mode)):
+        OffloadPolicy(mode)
+
+
+def test_cfg_of_one_leaves_the_negative_prompt_out(pipeline):
+    plain = draw(pipeline)
+    assert torch.equal(plain, draw(pipeline, negative_prompt="green", cfg=1.0))
+    assert not torch.equal(plain, draw(pipeline, negative_prompt="green", cfg=2.5))
+
+
+def test_a_batch_holds_different_pictures_the_first_that_of_a_batch_s_noise(pipeline):
+    both = draw(pipeline, batch_size=2)
+    assert both.shape[0] == 2 and not torch.equal(both[0], both[1])
+    prompts = [PROMPT, "a green star on white"]
+    mixed = draw(pipeline, prompts, batch_size=2)
+    assert (mixed[0] - both[0]).abs().max() < 0.05
+    assert (mixed[1] - both[1]).abs().max() > 0.05
+
+
+def test_low_denoise_stays_near_the_picture(pipeline):
+    image = torch.zeros(1, 48, 64, 3)
+    image[..., 0] = 1.0
+    near = draw(pipeline, image=image, denoise=0.1, steps=2)
+    far = draw(pipeline, image=image, denoise=1.0, steps=2)
+    assert near.shape == image.shape
+    assert (near - image).abs().mean() < 0.5 * (far - image).abs().mean()
+
+
+def test_a_mask_keeps_what_is_outside(pipeline):
+    image = torch.zeros(1, 64, 64, 3)
+    image[..., 1] = 0.6
+    mask = torch.zeros(1, 64, 64)
+    mask[:, :, :32] = 1
+    drawn = draw(pipeline, "a white square on black", image=image, mask=mask, height=64)
+    encoded = pipeline.vae.encode(to_pixels(image))
+    kept = (pipeline.vae.decode(encoded).float() / 2 + 0.5).movedim(1, -1)
+    difference = (drawn - kept).abs()
+    assert difference[:, :, 48:].mean() < 0.25 * difference[:, :, :24].mean()
+
+
+def test_controls_change_the_picture_by_strength_and_span(pipeline, upscaler):
+    cond = pipeline.vae.encode(torch.zeros(1, 3, 48, 64)).float()
+    plain = draw(pipeline)
+    assert torch.equal(plain, draw(pipeline, controls=[Control(upscaler, cond, strength=0.0)]))
+    full = draw(pipeline, controls=[Control(upscaler, cond)])
+    late = draw(pipeline, controls=[Control(upscaler, cond, start=0.9)])
+    twice = draw(pipeline, controls=[Control(upscaler, cond, strength=0.5)] * 2)
+    assert not torch.equal(plain, full) and not torch.equal(full, late)
+    assert (twice - full).abs().mean() < 0.05
+    with pytest.raises(ValueError, match="control picture is 32x32 pixels"):
+        draw(pipeline, controls=[Control(upscaler, cond[..., :4, :4])])
+
+
+def test_an_empty_prompt_works_and_a_long_one_is_cut_with_a_warning(pipeline, caplog):
+    assert draw(pipeline, "").isfinite().all()
+    with caplog.at_level(logging.WARNING):
+        drawn = draw(pipeline, "red circle " * 1000)
+    assert drawn.isfinite().all()
+    assert "T5 reads the first 40 of 2001 tokens" in caplog.text
+    assert "CLIP-L reads the first 77 of 2002 tokens" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"width": 100}, "width is 100, expected a multiple of 16"),
+        ({"height": 0}, "height is 0, expected a multiple of 16, at least 16"),
+        ({"steps": 0}, "steps is 0"),
+        ({"sampler": "magic"}, "sampler is 'magic', expected one of euler"),
+        ({"mask": torch.ones(1, 48, 64)}, "there is no image"),
+    ],
+)
+def test_bad_settings_are_told_before_anything_is_drawn(pipeline, options, message):
+    with pytest.raises(ValueError, match=message):
+        draw(pipeline, **options)
+
+
+def test_every_step_calls_back_and_an_interrupt_leaves_the_parts_usable(pipeline):
+    seen = []
+
+    def interrupt(step, total, denoised):
+        seen.append((step, total, denoised.shape))
+        if step == 1:
+            raise KeyboardInterrupt
+
+    before = draw(pipeline)
+    with pytest.raises(KeyboardInterrupt):
+        draw(pipeline, callback=interrupt)
+    assert seen == [(0, 3, (1, 16, 6, 8)), (1, 3, (1, 16, 6, 8))]
+    assert torch.equal(before, draw(pipeline))
+
+
+def test_packing_has_an_inverse_and_positions_count_rows_and_columns():
+    x = torch.arange(2 * 16 * 4 * 6.0).reshape(2, 16, 4, 6)
+    tokens = pack(x)
+    assert tokens.shape == (2, 6, 64)
+    assert torch.equal(unpack(tokens, 4, 6), x)
+    assert torch.equal(tokens[0, 0, :4], x[0, 0, :2, :2].flatten())
+    assert image_ids(4, 6).tolist()[-1] == [0, 1, 2]
+
+
+def test_noise_is_the_host_s():
+    shape = (2, 16, 4, 4)
+    torch.manual_seed(11)
+    assert torch.equal(host_noise(shape, 11), torch.randn(shape))
+    torch.manual_seed(11)
+    draws = [torch.randn(1, 16, 4, 4) for _ in range(4)]
+    assert torch.equal(host_noise(shape, 11, [3, 1]), torch.cat([draws[3], draws[1]]))

@@ -1,0 +1,138 @@
+"""FluxFit inside a real ComfyUI: it loads, its workflows run, stock nodes fit its wires."""
+
+from __future__ import annotations
+
+import copy
+import json
+import threading
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fluxfit.nodes import NODE_CLASS_MAPPINGS, headless
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def api(name: str) -> dict[str, Any]:
+    return json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text())
+
+
+def pixels(path: str | Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB")).astype(int)
+
+
+def key_of(prompt: dict[str, Any], class_type: str) -> str:
+    return next(k for k, v in prompt.items() if v["class_type"] == class_type)
+
+
+def version(server) -> tuple[int, ...]:
+    text = server.get("/system_stats")["system"]["comfyui_version"]
+    return tuple(int(part) for part in text.split(".")[:2])
+
+
+def test_the_folder_imports_without_a_warning(server):
+    lines = server.log.read_text().splitlines()
+    about_us = [line.lower() for line in lines if "fluxfit" in line.lower()]
+    assert [line for line in about_us if "seconds: " in line], "the host did not load the folder"
+    assert not [line for line in about_us if "failed" in line or "warn" in line or "error" in line]
+
+
+def test_every_node_shows_with_its_help(server):
+    info = server.get("/object_info")
+    for name in NODE_CLASS_MAPPINGS:
+        assert info[name]["category"] == "FluxFit" and info[name]["description"]
+
+
+@pytest.mark.parametrize("name", ["text_to_image", "upscale"])
+def test_pocket_workflows_give_the_headless_picture(name, server, tmp_path, monkeypatch):
+    here = server.pictures(server.run(api(name)))
+    monkeypatch.chdir(tmp_path)
+    alone = headless.saved_images(headless.run(headless.from_api(api(name))))
+    assert len(here) == len(alone) > 0
+    for mine, theirs in zip(alone, here, strict=True):
+        # the host's ImageBlur adds in another order than its stand-in: a rounding in bfloat16
+        assert np.abs(pixels(mine) - pixels(theirs)).max() <= (4 if name == "upscale" else 0)
+
+
+def test_stock_vae_nodes_work_on_our_vae(server):
+    prompt = api("text_to_image")
+    loader, decode = key_of(prompt, "FluxLoaderFP8"), key_of(prompt, "VAEDecode")
+    prompt["90"] = {
+        "class_type": "VAEEncode", "inputs": {"pixels": [decode, 0], "vae": [loader, 2]},
+    }  # fmt: skip
+    prompt["91"] = {
+        "class_type": "VAEDecodeTiled",
+        "inputs": {"samples": ["90", 0], "vae": [loader, 2], "tile_size": 128, "overlap": 32,
+                   "temporal_size": 64, "temporal_overlap": 8},
+    }  # fmt: skip
+    prompt["92"] = {
+        "class_type": "SaveImage", "inputs": {"images": ["91", 0], "filename_prefix": "tiled"},
+    }  # fmt: skip
+    whole, tiled = server.pictures(server.run(prompt))
+    assert np.abs(pixels(whole) - pixels(tiled)).mean() < 12
+
+
+def with_stock_sampler(sampler: str, scheduler: str) -> dict[str, Any]:
+    """The text-to-image graph with the host's own loader and KSampler instead of ours."""
+    prompt = api("text_to_image")
+    ours = key_of(prompt, "FluxSampler")
+    inputs = prompt[ours]["inputs"]
+    prompt["80"] = {
+        "class_type": "UNETLoader",
+        "inputs": {"unet_name": "fluxfit_pocket.safetensors", "weight_dtype": "default"},
+    }
+    prompt["81"] = {
+        "class_type": "KSampler",
+        "inputs": {
+            "model": ["80", 0], "positive": inputs["positive"], "negative": inputs["positive"],
+            "latent_image": inputs["latent"], "seed": inputs["seed"], "steps": inputs["steps"],
+            "cfg": 1.0, "sampler_name": sampler, "scheduler": scheduler, "denoise": 1.0,
+        },
+    }  # fmt: skip
+    prompt[key_of(prompt, "VAEDecode")]["inputs"]["samples"] = ["81", 0]
+    return prompt
+
+
+@pytest.mark.parametrize(
+    ("sampler", "scheduler"),
+    [("euler", "simple"), ("heun", "beta"), ("dpmpp_2m", "sgm_uniform"),
+     ("euler_ancestral", "normal")],
+)  # fmt: skip
+def test_the_host_s_own_loader_and_sampler_give_our_picture(sampler, scheduler, server):
+    if version(server) < (0, 21):
+        pytest.skip("hosts before 0.21 open FLUX.1 at its full width only")
+    stock = with_stock_sampler(sampler, scheduler)
+    ours = copy.deepcopy(api("text_to_image"))
+    loader = ours[key_of(ours, "FluxLoaderFP8")]["inputs"]
+    loader["transformer_precision"] = "fp32"
+    ours[key_of(ours, "FluxSampler")]["inputs"] |= {
+        "sampler": sampler, "scheduler": scheduler, "shift": "host",
+    }  # fmt: skip
+    (a,), (b,) = (server.pictures(server.run(p)) for p in (stock, ours))
+    difference = np.abs(pixels(a) - pixels(b))
+    assert difference.mean() < 1.5, f"mean difference {difference.mean():.2f} of 255"
+
+
+def test_an_interrupt_stops_the_run_and_the_next_one_is_whole(server):
+    before = pixels(server.pictures(server.run(api("text_to_image")))[0])
+    long = api("text_to_image")
+    long[key_of(long, "FluxSampler")]["inputs"]["steps"] = 900
+
+    def stop():
+        time.sleep(3)
+        request = urllib.request.Request(f"{server.address}/interrupt", b"{}", method="POST")
+        urllib.request.urlopen(request, timeout=30).close()
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    with pytest.raises(Exception, match="execution_interrupted"):
+        server.run(long)
+    thread.join()
+    after = pixels(server.pictures(server.run(api("text_to_image")))[0])
+    assert np.array_equal(before, after)

@@ -1,0 +1,235 @@
+"""The headless runner: both formats, and everything that can be wrong with a graph."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from fluxfit.nodes import NODE_CLASS_MAPPINGS, headless
+from fluxfit.nodes.headless import WorkflowError
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+POCKET = ("text_to_image", "upscale")
+
+
+@pytest.fixture
+def api() -> dict:
+    return json.loads((ROOT / "workflows" / "api" / "text_to_image.json").read_text())
+
+
+@pytest.fixture
+def page() -> dict:
+    return json.loads((ROOT / "workflows" / "text_to_image.json").read_text())
+
+
+def node(api: dict, class_type: str) -> dict:
+    return next(item for item in api.values() if item["class_type"] == class_type)
+
+
+def refused(data: dict, message: str) -> None:
+    with pytest.raises(WorkflowError, match=message):
+        headless.check(headless.parse(data))
+
+
+class TestWorkflowFiles:
+    def test_there_are_four(self):
+        assert {p.stem for p in WORKFLOWS} == {
+            "text_to_image", "upscale", "flux1_dev_fp8_offload", "flux1_dev_upscaler_fp8",
+        }  # fmt: skip
+
+    @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
+    def test_both_formats_describe_one_graph(self, path):
+        ui = headless.read_workflow(path)
+        prompt = headless.read_workflow(path.parent / "api" / path.name)
+        assert ui.keys() == prompt.keys()
+        for key, step in ui.items():
+            assert (step.type, step.inputs) == (prompt[key].type, prompt[key].inputs)
+
+    @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
+    def test_links_and_widgets_fit_the_nodes(self, path):
+        data = json.loads(path.read_text())
+        nodes = {n["id"]: n for n in data["nodes"]}
+        assert data["last_node_id"] == max(nodes)
+        assert data["last_link_id"] == len(data["links"])
+        for number, source, slot, target, place, kind in data["links"]:
+            assert number in nodes[source]["outputs"][slot]["links"]
+            assert nodes[target]["inputs"][place]["link"] == number
+            assert nodes[source]["outputs"][slot]["type"] == kind
+            assert nodes[target]["inputs"][place]["type"] == kind
+        for item in data["nodes"]:
+            node_class = headless.NODES[item["type"]]
+            specs = headless.input_specs(node_class)
+            wired = [n for n, (kind, _) in specs.items() if not headless.is_widget(kind)]
+            assert [i["name"] for i in item["inputs"]] == wired
+            assert [o["type"] for o in item["outputs"]] == list(node_class.RETURN_TYPES)
+            count = len(specs) - len(wired)
+            count += sum(headless.adds_control(n, o) for n, (_, o) in specs.items())
+            count += item["type"] == "LoadImage"  # the upload button
+            assert len(item["widgets_values"]) == count
+
+    @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
+    def test_every_workflow_has_a_thumbnail(self, path):
+        with Image.open(path.with_suffix(".jpg")) as picture:
+            assert picture.size == (512, 512)
+
+    @pytest.mark.parametrize("name", ["flux1_dev_fp8_offload", "flux1_dev_upscaler_fp8"])
+    def test_real_weights_are_named_with_an_address(self, name):
+        data = json.loads((ROOT / "workflows" / f"{name}.json").read_text())
+        for item in data["nodes"]:
+            for model in item["properties"].get("models", []):
+                assert model["name"] in item["widgets_values"]
+                assert model["url"].startswith("https://huggingface.co/")
+        message = r"'flux1-dev.safetensors', a file to get from https://.* into models/diffusion"
+        refused(data, message)
+
+    @pytest.mark.parametrize("name", POCKET)
+    def test_pocket_workflows_run(self, name, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        written = {}
+        for path in (f"{name}.json", f"api/{name}.json"):
+            graph = headless.read_workflow(ROOT / "workflows" / path)
+            written[path] = headless.saved_images(headless.run(graph))
+        for mine, again in zip(*written.values(), strict=True):
+            with Image.open(mine) as a, Image.open(again) as b:
+                assert a.size == (256, 256) and a.tobytes() == b.tobytes()
+                assert len(a.getcolors(65536)) > 1
+        assert not list(tmp_path.rglob("*.partial"))
+
+
+class TestBadGraphs:
+    def test_a_missing_node_is_named(self, api):
+        node(api, "FluxSampler")["class_type"] = "FluxMagic"
+        refused(api, "no such node: FluxMagic")
+
+    def test_a_cycle_is_shown(self, api):
+        decode = next(k for k, v in api.items() if v["class_type"] == "VAEDecode")
+        node(api, "VAEDecode")["inputs"]["samples"] = [decode, 0]
+        refused(api, f"cycle: {decode} -> {decode}")
+
+    def test_a_wire_of_the_wrong_type(self, api):
+        loader = next(k for k, v in api.items() if v["class_type"] == "FluxLoaderFP8")
+        node(api, "FluxSampler")["inputs"]["positive"] = [loader, 0]
+        refused(api, r"'positive' takes CONDITIONING, but node 2 .* gives FLUX_MODEL")
+
+    def test_an_output_that_is_not_there(self, api):
+        node(api, "FluxSampler")["inputs"]["positive"] = ["3", 7]
+        refused(api, r"node 3 \(FluxTextEncode\) has no output 7")
+
+    def test_a_wire_from_nowhere(self, api):
+        node(api, "FluxSampler")["inputs"]["positive"] = ["99", 0]
+        refused(api, "comes from node 99, which is not in the graph")
+
+    def test_a_missing_input(self, api):
+        del node(api, "FluxSampler")["inputs"]["latent"]
+        refused(api, r"node 5 \(FluxSampler\): no value or wire for latent")
+
+    def test_a_value_where_a_wire_belongs(self, api):
+        node(api, "FluxSampler")["inputs"]["positive"] = "a cat"
+        refused(api, "'positive' needs a wire of type CONDITIONING")
+
+    @pytest.mark.parametrize(
+        ("class_type", "name", "value", "message"),
+        [
+            ("FluxSampler", "steps", 0, "'steps' is 0, expected 1 to 1000"),
+            ("FluxSampler", "steps", "many", "'steps' is 'many', expected INT"),
+            ("FluxSampler", "sampler", "magic", "'sampler' is 'magic', expected one of euler"),
+            ("EmptySD3LatentImage", "width", 250, "'width' is 250, expected a multiple of 16"),
+            ("FluxLoaderFP8", "vae", "../ae.safetensors", "'vae' is '../ae.safetensors'"),
+        ],
+    )
+    def test_values_out_of_range(self, class_type, name, value, message, api):
+        node(api, class_type)["inputs"][name] = value
+        refused(api, message)
+
+    def test_nothing_to_show(self, api):
+        api = {k: v for k, v in api.items() if v["class_type"] != "SaveImage"}
+        refused(api, "no node writes a result")
+
+    def test_files_that_are_no_workflow(self, tmp_path):
+        for text, message in (("[]", "neither a workflow"), ("{", "is no JSON"), ("{}", "neither")):
+            path = tmp_path / "w.json"
+            path.write_text(text)
+            with pytest.raises(WorkflowError, match=f"w.json: .*{message}"):
+                headless.read_workflow(path)
+        with pytest.raises(WorkflowError, match="no such file"):
+            headless.read_workflow(tmp_path / "none.json")
+
+    def test_nothing_runs_before_the_whole_graph_is_checked(self, api, monkeypatch):
+        node(api, "SaveImage")["inputs"]["filename_prefix"] = "x"
+        node(api, "SaveImage")["inputs"]["images"] = ["3", 0]
+        loaded = []
+        monkeypatch.setattr(
+            NODE_CLASS_MAPPINGS["FluxLoaderFP8"], "load", lambda *a, **k: loaded.append(1)
+        )
+        with pytest.raises(WorkflowError):
+            headless.run(headless.parse(api))
+        assert not loaded
+
+
+class TestPageFormat:
+    def test_a_bypassed_node_is_stepped_over_and_a_muted_one_dropped(self, page):
+        before = headless.parse(copy.deepcopy(page))
+        encode = {
+            "id": 90,
+            "type": "ImageBlur",
+            "mode": 4,
+            "inputs": [{"name": "image", "type": "IMAGE", "link": 91}],
+            "outputs": [{"name": "IMAGE", "type": "IMAGE", "links": [92]}],
+            "widgets_values": [1, 1.0],
+        }
+        save = next(n for n in page["nodes"] if n["type"] == "SaveImage")
+        old = next(link for link in page["links"] if link[3] == save["id"])
+        page["links"] += [[91, old[1], old[2], 90, 0, "IMAGE"], [92, 90, 0, save["id"], 0, "IMAGE"]]
+        save["inputs"][0]["link"] = 92
+        page["nodes"].append(encode)
+        assert headless.parse(page)[str(save["id"])].inputs == before[str(save["id"])].inputs
+        encode["mode"] = 2
+        graph = headless.parse(page)
+        assert "90" not in graph
+        with pytest.raises(WorkflowError, match="comes from node 90"):
+            headless.check(graph)
+
+    def test_notes_are_left_out(self, page):
+        page["nodes"].append({"id": 80, "type": "MarkdownNote", "widgets_values": ["hello"]})
+        assert "80" not in headless.parse(page)
+
+    def test_too_many_widget_values_are_reported(self, page):
+        page["nodes"][0]["widgets_values"] += [1, 2]
+        with pytest.raises(WorkflowError, match=r"OffloadPolicy\): 2 widget values more"):
+            headless.parse(page)
+
+
+class TestSet:
+    def test_by_class_and_by_number(self, api):
+        graph = headless.parse(api)
+        headless.set_value(graph, "FluxSampler.seed=12")
+        headless.set_value(graph, "3.prompt=a = b")
+        headless.check(graph)
+        assert graph["5"].inputs["seed"] == 12 and graph["3"].inputs["prompt"] == "a = b"
+
+    @pytest.mark.parametrize(
+        ("assignment", "message"),
+        [
+            ("FluxSampler.seed", "expected NODE.INPUT=VALUE"),
+            ("Nobody.seed=1", "no node called 'Nobody'"),
+            ("FluxSampler.speed=1", "has no input 'speed'"),
+        ],
+    )
+    def test_what_fits_nothing_is_refused(self, assignment, message, api):
+        with pytest.raises(WorkflowError, match=message):
+            headless.set_value(headless.parse(api), assignment)
+
+
+def test_saving_never_overwrites_and_stays_in_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save = headless.NODES["SaveImage"]()
+    picture = torch.rand(1, 16, 16, 3)
+    names = [save.save(picture, "a/b")["ui"]["images"][0] for _ in range(2)]
+    assert [Path(n).name for n in names] == ["b_00001.png", "b_00002.png"]
+    with pytest.raises(ValueError, match="leaves the output folder"):
+        save.save(picture, "../../b")

@@ -1,0 +1,51 @@
+"""Who may import whom, and what importing may do."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+HOST_MODULES = {"comfy", "folder_paths", "nodes", "server", "execution", "latent_preview"}
+
+
+def imported(path: Path) -> set[tuple[int, str]]:
+    """(relative level, module) of every import in a file."""
+    found: set[tuple[int, str]] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {(0, alias.name) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.level, node.module or ""))
+    return found
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "flux_core").rglob("*.py")), ids=lambda p: p.name)
+def test_the_core_knows_neither_nodes_nor_host(path):
+    depth = len(path.relative_to(ROOT / "flux_core").parts)
+    for level, module in imported(path):
+        assert level <= depth, f"{path} imports from outside flux_core"
+        assert level or module.split(".")[0] not in HOST_MODULES
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "nodes").rglob("*.py")), ids=lambda p: p.name)
+def test_nodes_import_relatively_and_only_host_knows_comfyui(path):
+    for level, module in imported(path):
+        if not level:
+            assert module.split(".")[0] not in {*HOST_MODULES, "flux_core"}
+    if path.name != "host.py":
+        assert "folder_paths" not in path.read_text() and "comfy." not in path.read_text()
+
+
+def test_importing_the_core_touches_no_gpu_and_no_network():
+    code = (
+        "import sys, socket; socket.socket.connect = None\n"
+        "import flux_core, torch\n"
+        "assert not torch.cuda.is_initialized()\n"
+        "assert not any(m.split('.')[0] in ('comfy', 'nodes', 'folder_paths') for m in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
