@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # With a CUDA card pip picks torch's default build; without one, the constraint names a CPU build.
 CONSTRAINT := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo "-c constraints-cpu.txt")
 
-.PHONY: demo test lint types unit clean
+.PHONY: demo test lint types unit pocket clean
 
 demo: $(VENV)/.run
 	$(BIN)/python . run workflows/text_to_image.json
@@ -31,6 +31,21 @@ $(VENV)/.run: requirements.txt constraints-cpu.txt
 $(VENV)/.dev: $(VENV)/.run requirements-dev.txt
 	$(BIN)/python -m pip install --quiet $(CONSTRAINT) -r requirements-dev.txt
 	touch $@
+
+# Trains the pocket model again from nothing; hours on a CPU. Interrupted, it goes on where it was.
+WORKERS ?= 2
+TRAIN := $(BIN)/torchrun --nproc-per-node $(WORKERS) -m tools.pocket
+pocket: $(VENV)/.dev
+	$(BIN)/python -m tools.pocket.train_text
+	$(TRAIN).train_vae
+	$(BIN)/python -m tools.pocket.cache --side 128 --count 16000
+	$(TRAIN).train_transformer --side 128
+	$(BIN)/python -m tools.pocket.cache --side 256 --count 4000
+	$(TRAIN).train_transformer --side 256 --count 4000 --steps 2000 --batch 16 --lr 1e-3 --start transformer_128
+	$(BIN)/python -m tools.pocket.cache --side 256 --count 1500 --blurred 1
+	$(TRAIN).train_controlnet
+	$(BIN)/python -m tools.pocket.export
+	$(BIN)/python -m tools.pocket.score
 
 clean:
 	rm -rf $(VENV) output .pytest_cache .ruff_cache

@@ -7,8 +7,9 @@ Every class is a small frozen dataclass with the defaults of the public FLUX.1-d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -30,15 +31,14 @@ def count_blocks(names: Iterable[str], prefix: str) -> int:
 
 
 @dataclass(frozen=True)
-class TransformerConfig:
-    """Sizes of a FLUX.1 transformer.
+class BodyConfig:
+    """Sizes of what a FLUX.1 transformer and its ControlNets share: embedders and blocks.
 
     ``in_channels`` counts packed channels: 64 for dev, schnell, Krea and Kontext, 128 for the
     Canny and Depth models, 384 for Fill.
     """
 
     in_channels: int = 64
-    out_channels: int = 64
     vec_in_dim: int = 768
     context_in_dim: int = 4096
     hidden_size: int = 3072
@@ -65,25 +65,36 @@ class TransformerConfig:
     def mlp_hidden(self) -> int:
         return int(self.hidden_size * self.mlp_ratio)
 
-    @classmethod
-    def from_shapes(cls, shapes: Shapes) -> TransformerConfig:
-        """Read the sizes from a native layout's shapes; raises ``KeyError`` on a missing key."""
+    @staticmethod
+    def sizes(shapes: Shapes) -> dict[str, Any]:
+        """The fields of this class, read from native shapes."""
         hidden, in_channels = shapes["img_in.weight"]
-        return cls(
-            in_channels=in_channels,
-            out_channels=shapes["final_layer.linear.weight"][0],
-            vec_in_dim=shapes["vector_in.in_layer.weight"][1],
-            context_in_dim=shapes["txt_in.weight"][1],
-            hidden_size=hidden,
-            mlp_ratio=shapes["double_blocks.0.img_mlp.0.weight"][0] / hidden,
-            depth=count_blocks(shapes, "double_blocks."),
-            depth_single_blocks=count_blocks(shapes, "single_blocks."),
-            guidance_embed="guidance_in.in_layer.weight" in shapes,
-        )
+        return {
+            "in_channels": in_channels,
+            "vec_in_dim": shapes["vector_in.in_layer.weight"][1],
+            "context_in_dim": shapes["txt_in.weight"][1],
+            "hidden_size": hidden,
+            "mlp_ratio": shapes["double_blocks.0.img_mlp.0.weight"][0] / hidden,
+            "depth": count_blocks(shapes, "double_blocks."),
+            "depth_single_blocks": count_blocks(shapes, "single_blocks."),
+            "guidance_embed": "guidance_in.in_layer.weight" in shapes,
+        }
 
 
 @dataclass(frozen=True)
-class ControlNetConfig:
+class TransformerConfig(BodyConfig):
+    """Sizes of a FLUX.1 transformer."""
+
+    out_channels: int = 64
+
+    @classmethod
+    def from_shapes(cls, shapes: Shapes) -> TransformerConfig:
+        """Read the sizes from a native layout's shapes; raises ``KeyError`` on a missing key."""
+        return cls(**cls.sizes(shapes), out_channels=shapes["final_layer.linear.weight"][0])
+
+
+@dataclass(frozen=True)
+class ControlNetConfig(BodyConfig):
     """Sizes of a FLUX.1 ControlNet; defaults are the public upscaler's.
 
     ``cond_channels`` is the packed width of the condition: 64 for a VAE-encoded picture, 68 with
@@ -91,53 +102,20 @@ class ControlNetConfig:
     a convolutional stem (XLabs).
     """
 
-    in_channels: int = 64
-    cond_channels: int = 64
-    vec_in_dim: int = 768
-    context_in_dim: int = 4096
-    hidden_size: int = 3072
-    mlp_ratio: float = 4.0
     depth: int = 5
     depth_single_blocks: int = 0
+    cond_channels: int = 64
     num_modes: int = 0
     hint: bool = False
-    axes_dim: tuple[int, ...] = AXES_DIM
-    theta: int = 10_000
-    guidance_embed: bool = True
-
-    @property
-    def body(self) -> TransformerConfig:
-        """The transformer whose embedders and blocks the ControlNet copies."""
-        return TransformerConfig(
-            in_channels=self.in_channels,
-            out_channels=self.in_channels,
-            vec_in_dim=self.vec_in_dim,
-            context_in_dim=self.context_in_dim,
-            hidden_size=self.hidden_size,
-            mlp_ratio=self.mlp_ratio,
-            depth=self.depth,
-            depth_single_blocks=self.depth_single_blocks,
-            axes_dim=self.axes_dim,
-            theta=self.theta,
-            guidance_embed=self.guidance_embed,
-        )
 
     @classmethod
     def from_shapes(cls, shapes: Shapes) -> ControlNetConfig:
         """Read the sizes from native shapes; raises ``KeyError`` on a missing key."""
-        hidden, in_channels = shapes["img_in.weight"]
         return cls(
-            in_channels=in_channels,
+            **cls.sizes(shapes),
             cond_channels=shapes["pos_embed_input.weight"][1],
-            vec_in_dim=shapes["vector_in.in_layer.weight"][1],
-            context_in_dim=shapes["txt_in.weight"][1],
-            hidden_size=hidden,
-            mlp_ratio=shapes["double_blocks.0.img_mlp.0.weight"][0] / hidden,
-            depth=count_blocks(shapes, "double_blocks."),
-            depth_single_blocks=count_blocks(shapes, "single_blocks."),
             num_modes=shapes.get("controlnet_mode_embedder.weight", (0,))[0],
             hint="input_hint_block.0.weight" in shapes,
-            guidance_embed="guidance_in.in_layer.weight" in shapes,
         )
 
 
@@ -179,8 +157,3 @@ class VAEConfig:
             num_res_blocks=count_blocks(shapes, "encoder.down.0.block."),
             z_channels=shapes["decoder.conv_in.weight"][1],
         )
-
-
-def shapes_of(names: Iterable[str], shape: Callable[[str], tuple[int, ...]]) -> Shapes:
-    """Collect ``shape(name)`` for every name."""
-    return {name: tuple(shape(name)) for name in names}

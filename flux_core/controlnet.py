@@ -40,7 +40,7 @@ class FluxControlNet(FluxBody):
     """A ControlNet of any public layout, told apart by its config alone."""
 
     def __init__(self, config: ControlNetConfig) -> None:
-        super().__init__(config.body)
+        super().__init__(config)
         self.config = config
         dim = config.hidden_size
         self.pos_embed_input = nn.Linear(config.cond_channels, dim)

@@ -3,35 +3,42 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import TypedDict, cast
 
 import torch
+from typing_extensions import Unpack
 
 from .checkpoint.build import Progress, load_part
 from .config import ControlNetConfig, Shapes, TransformerConfig, VAEConfig
 from .controlnet import FluxControlNet
+from .quant.formats import FULL_PRECISIONS
 from .text import ClipEncoder, T5Encoder, TextEncoders, Tokenizers, clip_config, t5_config
 from .transformer import FluxTransformer
 from .vae import AutoEncoder
 
 Device = torch.device | str
-PRECISION_OF = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
-def load_transformer(
-    path: str | Path,
-    *,
-    precision: str = "bf16",
-    device: Device = "cpu",
-    progress: Progress | None = None,
-) -> FluxTransformer:
+class PlaceOptions(TypedDict, total=False):
+    """``device``: where weights end up. ``progress``: called with tensors done and in all."""
+
+    device: Device
+    progress: Progress | None
+
+
+class Options(PlaceOptions, total=False):
+    """``precision``: ``bf16`` (the default), ``fp16``, ``fp32``, ``fp8_e4m3fn``, ``fp8_e5m2`` or
+    ``fp8_scaled``."""
+
+    precision: str
+
+
+def load_transformer(path: str | Path, **options: Unpack[Options]) -> FluxTransformer:
     """Open a FLUX.1 transformer of any layout (native, host checkpoint, diffusers, float8).
 
     Args:
         path: a file, a folder with one file or with shards, or an index of shards.
-        precision: ``bf16``, ``fp16``, ``fp32``, ``fp8_e4m3fn``, ``fp8_e5m2`` or ``fp8_scaled``.
-        device: where the weights end up.
-        progress: called with tensors done and tensors in all.
+        options: ``precision``, ``device`` and ``progress``, see ``Options``.
 
     Raises ``CheckpointError`` (a ``ValueError``) naming the file and what is wrong with it.
     """
@@ -39,70 +46,42 @@ def load_transformer(
     def new(shapes: Shapes) -> FluxTransformer:
         return FluxTransformer(TransformerConfig.from_shapes(shapes))
 
-    options = {"precision": precision, "device": device, "progress": progress}
     return cast(FluxTransformer, load_part(path, "transformer", new, **options))
 
 
-def load_controlnet(
-    path: str | Path,
-    *,
-    precision: str = "bf16",
-    device: Device = "cpu",
-    progress: Progress | None = None,
-) -> FluxControlNet:
+def load_controlnet(path: str | Path, **options: Unpack[Options]) -> FluxControlNet:
     """Open a FLUX.1 ControlNet of any public layout; arguments as ``load_transformer``."""
 
     def new(shapes: Shapes) -> FluxControlNet:
         return FluxControlNet(ControlNetConfig.from_shapes(shapes))
 
-    options = {"precision": precision, "device": device, "progress": progress}
     return cast(FluxControlNet, load_part(path, "controlnet", new, **options))
 
 
+def load_clip(path: str | Path, **options: Unpack[Options]) -> ClipEncoder:
+    """Open CLIP-L's text model; arguments as ``load_transformer``."""
+    return cast(
+        ClipEncoder, load_part(path, "clip_l", lambda s: ClipEncoder(clip_config(s)), **options)
+    )
+
+
+def load_t5(path: str | Path, **options: Unpack[Options]) -> T5Encoder:
+    """Open T5's encoder; arguments as ``load_transformer``."""
+    return cast(T5Encoder, load_part(path, "t5", lambda s: T5Encoder(t5_config(s)), **options))
+
+
 def load_vae(
-    path: str | Path,
-    *,
-    dtype: torch.dtype = torch.bfloat16,
-    device: Device = "cpu",
-    progress: Progress | None = None,
+    path: str | Path, *, dtype: torch.dtype = torch.bfloat16, **options: Unpack[PlaceOptions]
 ) -> AutoEncoder:
     """Open the autoencoder, native or diffusers layout, alone or in a host checkpoint."""
 
     def new(shapes: Shapes) -> AutoEncoder:
         return AutoEncoder(VAEConfig.from_shapes(shapes))
 
-    if dtype not in PRECISION_OF:
-        raise ValueError(
-            f"VAE dtype is {dtype}, expected one of {', '.join(map(str, PRECISION_OF))}"
-        )
-    options = {"precision": PRECISION_OF[dtype], "device": device, "progress": progress}
-    return cast(AutoEncoder, load_part(path, "vae", new, **options))
-
-
-def load_clip(
-    path: str | Path,
-    *,
-    precision: str = "bf16",
-    device: Device = "cpu",
-    progress: Progress | None = None,
-) -> ClipEncoder:
-    """Open CLIP-L's text model."""
-    options = {"precision": precision, "device": device, "progress": progress}
-    return cast(
-        ClipEncoder, load_part(path, "clip_l", lambda s: ClipEncoder(clip_config(s)), **options)
-    )
-
-
-def load_t5(
-    path: str | Path,
-    *,
-    precision: str = "bf16",
-    device: Device = "cpu",
-    progress: Progress | None = None,
-) -> T5Encoder:
-    """Open T5's encoder."""
-    options = {"precision": precision, "device": device, "progress": progress}
-    return cast(T5Encoder, load_part(path, "t5", lambda s: T5Encoder(t5_config(s)), **options))
+    precisions = {kind: name for name, kind in FULL_PRECISIONS.items()}
+    if dtype not in precisions:
+        raise ValueError(f"VAE dtype is {dtype}, expected one of {', '.join(map(str, precisions))}")
+    return cast(AutoEncoder, load_part(path, "vae", new, precision=precisions[dtype], **options))
 
 
 def load_text_encoders(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .config import TransformerConfig
+from .config import BodyConfig, TransformerConfig
 
 
 class ControlResiduals(NamedTuple):
@@ -57,7 +57,7 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Ten
 
 
 def rotary_table(ids: Tensor, axes_dim: Sequence[int], theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines for positions ids (L, 3) or (B, L, 3): each (B or 1, 1, L, d) float32.
+    """Cosines and sines for positions ids (L, 3) or (B, L, 3): each (B or 1, L, 1, d) float32.
 
     Neighbouring pairs share a frequency and the sine carries the sign of the rotation, so that
     ``apply_rotary`` is two multiplications. Angles are made in float64: at position 4000 a float32
@@ -69,14 +69,14 @@ def rotary_table(ids: Tensor, axes_dim: Sequence[int], theta: float) -> tuple[Te
     for axis, dim in enumerate(axes_dim):
         scale = torch.arange(0, dim, 2, dtype=torch.float64, device=ids.device) / dim
         angles.append(ids[..., axis, None].double() * theta**-scale)
-    angle = torch.cat(angles, dim=-1)[:, None]  # (B, 1, L, d/2)
+    angle = torch.cat(angles, dim=-1)[:, :, None]  # (B, L, 1, d/2)
     cos = angle.cos().float().repeat_interleave(2, dim=-1)
     sin = angle.sin().float()
     return cos, torch.stack([-sin, sin], dim=-1).flatten(-2)
 
 
 def apply_rotary(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate pairs of x (B, H, L, d) in float32; returns the dtype of x."""
+    """Rotate pairs of x (B, L, H, d) in float32; returns the dtype of x."""
     cos, sin = rotary
     wide = x.float()
     swapped = wide.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
@@ -84,10 +84,10 @@ def apply_rotary(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Softmax attention over (B, H, L, d) with rotary positions; returns (B, L, H * d)."""
+    """Softmax attention over (B, L, H, d) with rotary positions; returns (B, L, H * d)."""
     q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
-    out = F.scaled_dot_product_attention(q, k, v)
-    return out.transpose(1, 2).flatten(2)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 class MLPEmbedder(nn.Module):
@@ -149,14 +149,14 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, L, D) to normalised q, k and v, each (B, H, L, d)."""
+        """x (B, L, D) to normalised q, k and v, each (B, L, H, d)."""
         q, k, v = split_heads(self.qkv(x), self.num_heads)
         return *self.norm(q, k), v
 
 
 def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, L, 3 * H * d) to three of (B, H, L, d)."""
-    q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
+    """(B, L, 3 * H * d) to three of (B, L, H, d)."""
+    q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).unbind(2)
     return q, k, v
 
 
@@ -184,7 +184,7 @@ class DoubleStreamBlock(nn.Module):
         txt_mod1, txt_mod2 = self.txt_mod(vec)
         img_qkv = self.img_attn.project(img_mod1.modulate(img))
         txt_qkv = self.txt_attn.project(txt_mod1.modulate(txt))
-        q, k, v = (torch.cat(pair, dim=2) for pair in zip(txt_qkv, img_qkv, strict=True))
+        q, k, v = (torch.cat(pair, dim=1) for pair in zip(txt_qkv, img_qkv, strict=True))
         joint = attention(q, k, v, rotary)
         txt_out, img_out = joint.split([txt.shape[1], img.shape[1]], dim=1)
 
@@ -193,6 +193,17 @@ class DoubleStreamBlock(nn.Module):
         txt = torch.addcmul(txt, txt_mod1.gate, self.txt_attn.proj(txt_out))
         txt = torch.addcmul(txt, txt_mod2.gate, self.txt_mlp(txt_mod2.modulate(txt)))
         return img, txt
+
+
+def split_linear(linear: nn.Module, x: Tensor, sizes: list[int]) -> Sequence[Tensor]:
+    """The outputs of a linear layer in parts, made one by one where the weight is plain.
+
+    One output of all parts would be the largest tensor of the model, and its parts not contiguous.
+    """
+    if type(linear) is nn.Linear:
+        parts = zip(linear.weight.split(sizes), linear.bias.split(sizes), strict=True)
+        return [F.linear(x, weight, bias) for weight, bias in parts]
+    return linear(x).split(sizes, dim=-1)
 
 
 class SingleStreamBlock(nn.Module):
@@ -209,7 +220,7 @@ class SingleStreamBlock(nn.Module):
 
     def forward(self, x: Tensor, vec: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         (mod,) = self.modulation(vec)
-        qkv, hidden = self.linear1(mod.modulate(x)).split(self.sizes, dim=-1)
+        qkv, hidden = split_linear(self.linear1, mod.modulate(x), self.sizes)
         q, k, v = split_heads(qkv, self.num_heads)
         q, k = self.norm(q, k)
         joint = attention(q, k, v, rotary)
@@ -233,7 +244,7 @@ class LastLayer(nn.Module):
 class FluxBody(nn.Module):
     """The embedders and blocks that the transformer and its ControlNets share."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: BodyConfig) -> None:
         super().__init__()
         dim, sizes = config.hidden_size, (config.num_heads, config.mlp_hidden)
         self.axes_dim, self.theta = config.axes_dim, config.theta

@@ -97,8 +97,15 @@ def make_control(
         )
     if net.config.num_modes and mode is None:
         raise ValueError(f"{path}: is a union ControlNet, choose a mode in FluxControlNet")
+    if net.wants_mask and mask is not None:
+        image = image * (1 - as_large_as(mask, image).round())  # to paint anew: shown as black
     cond = to_pixels(image) if net.config.hint else vae.encode(image)
     return Control(net, cond, strength, start, end, mode, mask)
+
+
+def as_large_as(mask: Tensor, image: Tensor) -> Tensor:
+    """A mask (B, 1, h, w) in the size of pictures (B, H, W, 3), as (B, H, W, 1)."""
+    return F.interpolate(mask.float(), image.shape[1:3], mode="bilinear").movedim(1, -1)
 
 
 class FluxControlNet:

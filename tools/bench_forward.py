@@ -78,9 +78,9 @@ def compare(size: dict, precision: str, device: str, runs: int) -> str:
     calls = make_calls(size, precision, device)
     difference = (calls["FluxFit"]().float() - calls["diffusers"]().float()).abs().mean()
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(runs):
-        for name, call in calls.items():
-            times[name].append(seconds(call, device))
+    for run in range(runs):
+        for name in list(calls)[:: 1 if run % 2 else -1]:  # each goes first every other time
+            times[name].append(seconds(calls[name], device))
     medians = {name: statistics.median(values) for name, values in times.items()}
     ratio = medians["FluxFit"] / medians["diffusers"]
     return (

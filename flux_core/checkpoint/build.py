@@ -31,7 +31,7 @@ def load_part(
     kind: str,
     new_module: Callable[[Shapes], nn.Module],
     *,
-    precision: str,
+    precision: str = "bf16",
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> nn.Module:

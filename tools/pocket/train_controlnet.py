@@ -49,9 +49,12 @@ class Controlled(nn.Module):
 
 
 def main() -> None:
-    args = arguments(__doc__, side=256, count=3000, steps=1500, batch=16, lr=1e-3, base="")
+    args = arguments(
+        __doc__, side=256, count=4000, blurred=1500, steps=1000, batch=16, lr=1e-3, base=""
+    )
     data = cache.build(args.out, args.side, args.count)
-    blurred = cache.build(args.out, args.side, args.count, blurred=True)["latents"]
+    blurred = cache.build(args.out, args.side, args.blurred, blurred=True)["latents"]
+    data |= {name: data[name][: args.blurred] for name in ("latents", "context", "pooled")}
     base = train_transformer.new_transformer()
     base.load_state_dict(averaged(args.out, args.base or f"transformer_{args.side}"))
     base.requires_grad_(False)

@@ -73,7 +73,7 @@ def loss_of(vae: AutoEncoder, x: Tensor, kl_weight: float) -> Tensor:
 
 
 def main() -> None:
-    args = arguments(__doc__, steps=6500, size=64, batch=8, lr=1e-3, kl=5e-4)
+    args = arguments(__doc__, steps=5000, size=64, batch=8, lr=1e-3, kl=5e-4)
     torch.manual_seed(0)
     vae = AutoEncoder(CONFIG).to(args.device, memory_format=torch.channels_last)
     with torch.no_grad():  # begin with little noise on the latents, or colours are learnt late

@@ -1,0 +1,43 @@
+"""The README's examples run, and its tree is the tree."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_there_are_examples():
+    assert EXAMPLES
+
+
+@pytest.mark.parametrize("code", EXAMPLES)
+def test_examples_run(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_every_path_in_the_tree_exists():
+    tree = re.search(r"## Where things are\n+```text\n(.*?)```", README, re.DOTALL)
+    assert tree is not None
+    parents: list[tuple[int, str]] = []
+    for line in tree.group(1).splitlines():
+        name = line.split()[0]
+        indent = len(line) - len(line.lstrip())
+        parents = [(i, n) for i, n in parents if i < indent]
+        path = ROOT.joinpath(*[n for _, n in parents], name)
+        assert path.exists(), path
+        parents.append((indent, name))
+
+
+def test_links_and_commands_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+    makefile = (ROOT / "Makefile").read_text()
+    for command in re.findall(r"`make (\w+)`", README):
+        assert re.search(rf"^{command}:", makefile, re.MULTILINE)
