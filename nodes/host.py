@@ -133,16 +133,6 @@ def make_room(size: int) -> None:
         management.free_memory(size, device())
 
 
-@contextmanager
-def progress(total: int, what: str) -> Iterator[Progress]:
-    """A bar over ``total`` steps, in the host's page or in the terminal."""
-    bar: Progress = Progress(total, what)
-    try:
-        yield bar
-    finally:
-        bar.close()
-
-
 class Progress:
     """Steps done, with a preview where there is one; raises when the person interrupts."""
 
@@ -174,6 +164,16 @@ class Progress:
     def close(self) -> None:
         if self.bar is None and sys.stderr.isatty():
             print(file=sys.stderr)
+
+
+@contextmanager
+def progress(total: int, what: str) -> Iterator[Progress]:
+    """A bar over ``total`` steps, in the host's page or in the terminal."""
+    bar = Progress(total, what)
+    try:
+        yield bar
+    finally:
+        bar.close()
 
 
 def check_interrupt() -> None:

@@ -8,6 +8,7 @@ or deleted while its model is in use changes nothing.
 from __future__ import annotations
 
 import json
+import re
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -35,6 +36,7 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 HEADER_LIMIT = 100_000_000  # bytes, as the safetensors library has it
+SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors")
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
@@ -208,10 +210,14 @@ def entry_of(path: Path, name: str, item: dict, data: int, total: int) -> Entry:
 
 
 def open_source(path: str | Path) -> Source:
-    """A file, a folder with one or with an index, or an index itself."""
+    """A file, a shard (which stands for all of them), an index, or a folder with one of these."""
     path = Path(path)
     if not path.is_dir():
-        return open_index(path) if path.name.endswith(".index.json") else SafetensorsFile(path)
+        shard = SHARD.fullmatch(path.name)
+        index = path.with_name(f"{shard[1]}.safetensors.index.json") if shard else path
+        if index.name.endswith(".index.json") and index.exists():
+            return open_index(index)
+        return SafetensorsFile(path)
     indices = sorted(path.glob("*.index.json"))
     if indices:
         return open_index(indices[0])

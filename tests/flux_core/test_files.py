@@ -162,6 +162,13 @@ class TestBadFiles:
         with pytest.raises(CheckpointError, match=r"1 of 3 shards.*model-00002-of-00003"):
             load_transformer(folder)
 
+    def test_one_shard_stands_for_all(self, tmp_path):
+        folder = tiny.save_shards(tiny.diffusers_transformer().state_dict(), tmp_path / "f")
+        one = load_transformer(folder / "model-00002-of-00003.safetensors")
+        whole = load_transformer(folder)
+        pairs = zip(one.parameters(), whole.parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+
     def test_an_index_cannot_point_outside_its_folder(self, native, tmp_path):
         index = {"weight_map": {"img_in.weight": f"../{native[0].name}"}}
         path = tmp_path / "m.index.json"
