@@ -38,6 +38,7 @@ TRAIN := $(BIN)/torchrun --nproc-per-node $(WORKERS) -m tools.pocket
 pocket: $(VENV)/.dev
 	$(BIN)/python -m tools.pocket.train_text
 	$(TRAIN).train_vae
+	$(BIN)/python -m tools.pocket.export
 	$(BIN)/python -m tools.pocket.cache --side 128 --count 16000
 	$(TRAIN).train_transformer --side 128
 	$(BIN)/python -m tools.pocket.cache --side 256 --count 4000

@@ -1,4 +1,7 @@
-"""Write the trained parts as the files that people have: ``assets/pocket/<model folder>/``."""
+"""Write what is trained so far as the files that people have: ``assets/pocket/<model folder>/``.
+
+Parts whose training has left nothing under ``.cache/pocket`` stay as they are.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from flux_core import AutoEncoder
 from flux_core.pipeline import pocket_file
 from flux_core.sampling import standardise
 
-from . import cache
+from . import cache, train_text, train_vae
 from .common import ASSETS, arguments, averaged
 
 
@@ -31,7 +35,32 @@ def write(state: dict[str, Tensor], path: Path, metadata: dict[str, str] | None 
     print(f"{path.relative_to(ASSETS)}: {path.stat().st_size / 2**20:.1f} MiB")
 
 
-def latent_rgb(vae) -> list[list[float]]:
+def part_of(state: dict[str, Tensor], prefix: str, new: str = "") -> dict[str, Tensor]:
+    """The tensors under a prefix, put under another."""
+    return {new + k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def finished_vae(out: Path) -> AutoEncoder:
+    """The averaged VAE with its latents rescaled to FLUX.1's constants.
+
+    Channels are divided by their measured deviation in the encoder's last layer and multiplied by
+    it in the decoder's first, which changes no picture.
+    """
+    vae = AutoEncoder(train_vae.CONFIG).eval()
+    vae.load_state_dict(averaged(out, "vae"))
+    with torch.no_grad():
+        spread = vae.encode(cache.pictures_of(range(-64, 0), 128)).std(dim=(0, 2, 3))
+        factor = 1 / (vae.config.scale_factor * spread)  # (16,)
+        last, first = vae.encoder.conv_out, vae.decoder.conv_in
+        z = vae.config.z_channels
+        last.weight[:z] *= factor[:, None, None, None]
+        last.bias[:z] *= factor
+        last.bias[z:] += 2 * factor.log()
+        first.weight /= factor[None, :, None, None]
+    return vae
+
+
+def latent_rgb(vae: AutoEncoder) -> list[list[float]]:
     """Least-squares factors (17, 3) from standardised latents to small RGB pictures in [-1, 1]."""
     pictures = cache.pictures_of(range(-64, 0), 128)
     with torch.no_grad():
@@ -41,25 +70,39 @@ def latent_rgb(vae) -> list[list[float]]:
     return torch.linalg.lstsq(torch.cat([latents, ones], 1), colours).solution.tolist()
 
 
-def main() -> None:
-    args = arguments(__doc__, transformer="transformer_256", controlnet="controlnet")
-    encoders = cache.load_encoders(args.out)
-    rgb = {"fluxfit.latent_rgb": json.dumps(latent_rgb(encoders.vae))}
-    write(encoders.vae.state_dict(), pocket_file("vae", "_vae"))
-    write(averaged(args.out, args.transformer), pocket_file("diffusion_models"), rgb)
-    if (args.out / f"{args.controlnet}.pt").exists():
-        write(averaged(args.out, args.controlnet), pocket_file("controlnet", "_upscaler"))
-    clip = {
-        "text_model." + k.removeprefix("text_model."): v
-        for k, v in encoders.clip.state_dict().items()
-    }
-    write(clip, pocket_file("text_encoders", "_clip_l"))
-    t5 = encoders.t5.state_dict()
-    t5.pop("encoder.embed_tokens.weight", None)
-    write(t5, pocket_file("text_encoders", "_t5"))
+def write_text(out: Path) -> None:
+    """Text encoders and their tokenizers."""
     for name in ("tokenizer", "tokenizer_2"):
         target = ASSETS / "text_encoders" / name
-        shutil.copytree(args.out / "tokenizers" / name, target, dirs_exist_ok=True)
+        shutil.copytree(out / "tokenizers" / name, target, dirs_exist_ok=True)
+    t5_tokenizer, clip_tokenizer = train_text.load_tokenizers(out)
+    clip = train_text.new_clip(len(clip_tokenizer))
+    clip.load_state_dict(part_of(averaged(out, "text_clip"), "clip."))
+    state = {k.removeprefix("text_model."): v for k, v in clip.state_dict().items()}
+    write(part_of(state, "", "text_model."), pocket_file("text_encoders", "_clip_l"))
+    t5 = train_text.new_t5(len(t5_tokenizer))
+    t5.load_state_dict(part_of(averaged(out, "text_t5"), "t5."))
+    state = t5.state_dict()
+    state.pop("encoder.embed_tokens.weight", None)  # the same tensor as shared.weight
+    write(state, pocket_file("text_encoders", "_t5"))
+
+
+def main() -> None:
+    args = arguments(__doc__, transformer="transformer_256", controlnet="controlnet")
+
+    def trained(name: str) -> bool:
+        return (args.out / f"{name}.pt").exists()
+
+    if trained("text_clip") and trained("text_t5"):
+        write_text(args.out)
+    if trained("vae"):
+        write(finished_vae(args.out).state_dict(), pocket_file("vae", "_vae"))
+    if trained(args.transformer):
+        vae = cache.open_encoders()[1]
+        metadata = {"fluxfit.latent_rgb": json.dumps(latent_rgb(vae))}
+        write(averaged(args.out, args.transformer), pocket_file("diffusion_models"), metadata)
+    if trained(args.controlnet):
+        write(averaged(args.out, args.controlnet), pocket_file("controlnet", "_upscaler"))
 
 
 if __name__ == "__main__":

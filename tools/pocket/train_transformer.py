@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flux_core import load_transformer
 from flux_core.config import TransformerConfig
 from flux_core.latents import image_ids, pack, text_ids
+from flux_core.pipeline import pocket_file
 from flux_core.transformer import FluxTransformer
 
 from . import cache
@@ -103,7 +105,10 @@ def main() -> None:
     data = cache.build(args.out, args.side, args.count)
     torch.manual_seed(0)
     model = new_transformer()
-    if args.start:
+    if args.start == "pocket":  # the model that the repository ships, to train it further
+        shipped = load_transformer(pocket_file("diffusion_models"), precision="fp32")
+        model.load_state_dict(shipped.state_dict())
+    elif args.start:
         model.load_state_dict(averaged(args.out, args.start))
     model.to(args.device)
     run = Run(f"transformer_{args.side}", args.out, model, optimizers(model, args.lr), args.steps)
