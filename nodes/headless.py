@@ -275,10 +275,10 @@ def checked_value(step: Step, name: str, kind: Any, options: dict, value: Any) -
         if value not in kind:
             raise WorkflowError(f"{where} is {value!r}, {help_for(step, value, kind)}")
         return value
-    types = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}
+    types = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": truth}
     try:
         made = types[kind](value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, KeyError):
         raise WorkflowError(f"{where} is {value!r}, expected {kind}") from None
     low, high, step_size = (options.get(k) for k in ("min", "max", "step"))
     if (low is not None and made < low) or (high is not None and made > high):
@@ -286,6 +286,11 @@ def checked_value(step: Step, name: str, kind: Any, options: dict, value: Any) -
     if kind == "INT" and step_size and step_size > 1 and (made - (low or 0)) % step_size:
         raise WorkflowError(f"{where} is {made}, expected a multiple of {step_size}")
     return made
+
+
+def truth(value: Any) -> bool:
+    """A switch, from a file or typed on the command line; raises ``KeyError`` for other words."""
+    return value if isinstance(value, bool) else {"true": True, "false": False}[value.lower()]
 
 
 def help_for(step: Step, value: Any, choices: Any) -> str:

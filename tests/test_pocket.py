@@ -93,7 +93,7 @@ def test_a_few_sentences_are_drawn_right():
     pipeline = FluxPipeline.from_pocket(device="cpu")
     asked = score.prompts(100, 1)[:20]
     right = sum(
-        score.is_right(score.drawn(pipeline, text, seed, 20), scene)
+        score.is_right(score.drawn(pipeline, text, seed, steps=20), scene)
         for seed, (text, scene) in enumerate(asked)
     )
     assert right >= 16

@@ -48,20 +48,33 @@ def is_right(picture: np.ndarray, scene: Scene) -> bool:
     )
 
 
-def drawn(pipeline: FluxPipeline, text: str, seed: int, steps: int, **options) -> np.ndarray:
-    images = pipeline(
-        text, width=SIDE, height=SIDE, steps=steps, seed=seed, shift="resolution", **options
-    ).images
+def has_colours(picture: np.ndarray, scene: Scene) -> bool:
+    """Whether background and colours are right, whatever the shapes."""
+    background, seen = look(picture)
+    wanted = {t.colour for t in scene.things}
+    return background == scene.background and {s.colour for s in seen} == wanted
+
+
+def drawn(pipeline: FluxPipeline, text: str, seed: int, **settings) -> np.ndarray:
+    """One picture (SIDE, SIDE, 3) uint8."""
+    options = {"width": SIDE, "height": SIDE, "shift": "resolution"} | settings
+    images = pipeline(text, seed=seed, **options).images
     return (images[0] * 255).round().to(torch.uint8).numpy()
 
 
-def score_prompts(pipeline: FluxPipeline, count: int, things: int, steps: int, out: Path) -> int:
-    """How many of ``count`` pictures are right; all are put on one sheet."""
-    right, sheet = 0, []
+def score_prompts(
+    pipeline: FluxPipeline, count: int, things: int, out: Path, **settings
+) -> tuple[int, int]:
+    """How many of ``count`` pictures are right, and how many in both colours alone.
+
+    All are put on one sheet, framed in green or red.
+    """
+    right, coloured, sheet = 0, 0, []
     for seed, (text, scene) in enumerate(prompts(count, things)):
-        picture = drawn(pipeline, text, seed, steps)
+        picture = drawn(pipeline, text, seed, **settings)
         good = is_right(picture, scene)
         right += good
+        coloured += has_colours(picture, scene)
         if not good:
             print(f"  wrong: {text!r}: {look(picture)}", flush=True)
         frame = np.full((SIDE + 8, SIDE + 8, 3), (0, 160, 0) if good else (200, 0, 0), np.uint8)
@@ -70,7 +83,7 @@ def score_prompts(pipeline: FluxPipeline, count: int, things: int, steps: int, o
     rows = [np.concatenate(sheet[i : i + 10], axis=1) for i in range(0, len(sheet) // 10 * 10, 10)]
     if rows:
         Image.fromarray(np.concatenate(rows)).reduce(2).save(out / f"score_{things}.png")
-    return right
+    return right, coloured
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -108,14 +121,19 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--upscales", type=int, default=50)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--cfg", type=float, default=1.0)
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--out", type=Path, default=Path("output"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     pipeline = FluxPipeline.from_pocket(precision=args.precision)
+    settings = {"steps": args.steps, "cfg": args.cfg}
     for things in (1, 2):
-        right = score_prompts(pipeline, args.count, things, args.steps, args.out)
-        print(f"{things} thing(s): {right} of {args.count} pictures show what the sentence says")
+        right, coloured = score_prompts(pipeline, args.count, things, args.out, **settings)
+        print(
+            f"{things} thing(s): {right} of {args.count} pictures show what the sentence says, "
+            f"{coloured} have its colours"
+        )
     if args.upscales:
         ours, theirs = score_upscaler(pipeline, args.upscales, args.steps, args.out)
         print(

@@ -101,15 +101,15 @@ def batch(data: dict[str, Tensor], seed: int, count: int) -> dict[str, Tensor]:
 
 
 def main() -> None:
-    args = arguments(__doc__, side=128, count=16_000, steps=2800, batch=64, lr=2e-3, start="")
+    args = arguments(__doc__, side=128, count=16_000, steps=2800, batch=64, lr=2e-3, init="")
     data = cache.build(args.out, args.side, args.count)
     torch.manual_seed(0)
     model = new_transformer()
-    if args.start == "pocket":  # the model that the repository ships, to train it further
+    if args.init == "pocket":  # the model that the repository ships, to train it further
         shipped = load_transformer(pocket_file("diffusion_models"), precision="fp32")
         model.load_state_dict(shipped.state_dict())
-    elif args.start:
-        model.load_state_dict(averaged(args.out, args.start))
+    elif args.init:
+        model.load_state_dict(averaged(args.out, args.init))
     model.to(args.device)
     run = Run(f"transformer_{args.side}", args.out, model, optimizers(model, args.lr), args.steps)
     fast = torch.compile(model)
