@@ -42,7 +42,7 @@ pocket: $(VENV)/.dev
 	$(BIN)/python -m tools.pocket.cache --side 128 --count 16000
 	$(TRAIN).train_transformer --side 128
 	$(BIN)/python -m tools.pocket.cache --side 256 --count 4000
-	$(TRAIN).train_transformer --side 256 --count 4000 --steps 3000 --batch 16 --lr 1e-3 --init transformer_128
+	$(TRAIN).train_transformer --side 256 --count 4000 --steps 800 --batch 16 --lr 1e-3 --init transformer_128
 	$(BIN)/python -m tools.pocket.cache --side 256 --count 1500 --blurred 1
 	$(TRAIN).train_controlnet
 	$(BIN)/python -m tools.pocket.export

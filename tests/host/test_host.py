@@ -90,9 +90,9 @@ def with_stock_sampler(sampler: str, scheduler: str) -> dict[str, Any]:
     prompt["81"] = {
         "class_type": "KSampler",
         "inputs": {
-            "model": ["80", 0], "positive": inputs["positive"], "negative": inputs["positive"],
+            "model": ["80", 0], "positive": inputs["positive"], "negative": inputs["negative"],
             "latent_image": inputs["latent"], "seed": inputs["seed"], "steps": inputs["steps"],
-            "cfg": 1.0, "sampler_name": sampler, "scheduler": scheduler, "denoise": 1.0,
+            "cfg": inputs["cfg"], "sampler_name": sampler, "scheduler": scheduler, "denoise": 1.0,
         },
     }  # fmt: skip
     prompt[key_of(prompt, "VAEDecode")]["inputs"]["samples"] = ["81", 0]

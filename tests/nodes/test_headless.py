@@ -126,7 +126,7 @@ class TestBadGraphs:
 
     def test_a_missing_input(self, api):
         del node(api, "FluxSampler")["inputs"]["latent"]
-        refused(api, r"node 5 \(FluxSampler\): no value or wire for latent")
+        refused(api, r"node 6 \(FluxSampler\): no value or wire for latent")
 
     def test_a_value_where_a_wire_belongs(self, api):
         node(api, "FluxSampler")["inputs"]["positive"] = "a cat"
@@ -210,7 +210,7 @@ class TestSet:
         headless.set_value(graph, "FluxSampler.seed=12")
         headless.set_value(graph, "3.prompt=a = b")
         headless.check(graph)
-        assert graph["5"].inputs["seed"] == 12 and graph["3"].inputs["prompt"] == "a = b"
+        assert graph["6"].inputs["seed"] == 12 and graph["3"].inputs["prompt"] == "a = b"
 
     @pytest.mark.parametrize(
         ("assignment", "message"),

@@ -76,8 +76,9 @@ def build(out: Path, side: int, count: int, blurred: bool = False) -> dict[str, 
     parts: dict[str, list[Tensor]] = {}
     for start in range(0, count, 50):
         indices = range(start, min(start + 50, count))
+        pictures = pictures_of(indices, side, blurred)
         with torch.autocast("cpu", torch.bfloat16):
-            latents = vae.encode(pictures_of(indices, side, blurred)).float()
+            latents = vae.encode(pictures).float()
         parts.setdefault("latents", []).append(standardise(latents).bfloat16())
         if not blurred:
             text = encoders.encode(captions_of(indices))

@@ -100,7 +100,7 @@ def score_upscaler(
     ours, theirs, rows = [], [], []
     for seed in range(count):
         scene = random_scene(rng, held_out=True)
-        sharp = torch.from_numpy(draw(scene, SIDE, rng)).float()[None] / 255
+        sharp = torch.from_numpy(draw(scene, SIDE, rng).copy()).float()[None] / 255
         small = degrade(sharp)
         bicubic = enlarged(small, SIDE)
         cond = pipeline.vae.encode(to_pixels(bicubic)).float()
