@@ -143,11 +143,11 @@ def pocket_upscale() -> Description:
     first = drawing(PROMPT, 256, POCKET_FILES, [], POCKET_SAMPLING, "FluxFit/original")
     small = {
         "small": Node(
-            "ImageScaleBy", 1180, 460, {"upscale_method": "area", "scale_by": 0.25},
+            "ImageScaleBy", 1180, 550, {"upscale_method": "area", "scale_by": 0.25},
             {"image": ("decode", 0)},
         ),
         "blur": Node(
-            "ImageBlur", 1180, 600, {"blur_radius": 3, "sigma": 0.3}, {"image": ("small", 0)}
+            "ImageBlur", 1180, 710, {"blur_radius": 3, "sigma": 0.3}, {"image": ("small", 0)}
         ),
     }  # fmt: skip
     net = "fluxfit_pocket_upscaler.safetensors"
