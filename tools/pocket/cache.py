@@ -67,29 +67,34 @@ def captions_of(indices: range) -> list[str]:
 
 
 @torch.no_grad()
-def build(out: Path, side: int, count: int, blurred: bool = False) -> dict[str, Tensor]:
+def build(
+    out: Path, side: int, count: int, blurred: bool = False, device: str = "cpu"
+) -> dict[str, Tensor]:
     """Latents of ``count`` scenes, and unless blurred their captions, kept in one file."""
     path = out / f"cache_{side}_{count}{'_blurred' * blurred}.pt"
     if path.exists():
         return torch.load(path, weights_only=True)
-    encoders, vae = open_encoders()
+    encoders, vae = (part.to(device) for part in open_encoders())
     parts: dict[str, list[Tensor]] = {}
     for start in range(0, count, 50):
         indices = range(start, min(start + 50, count))
-        pictures = pictures_of(indices, side, blurred)
-        with torch.autocast("cpu", torch.bfloat16):
-            latents = vae.encode(pictures).float()
+        pictures = pictures_of(indices, side, blurred).to(device)
+        with torch.autocast(device, torch.bfloat16):
+            latents = vae.encode(pictures).float().cpu()
         parts.setdefault("latents", []).append(standardise(latents).bfloat16())
         if not blurred:
             text = encoders.encode(captions_of(indices))
             for name, value in (("context", text.context), ("pooled", text.pooled)):
-                parts.setdefault(name, []).append(value.unflatten(0, (-1, CAPTIONS)).bfloat16())
+                parts.setdefault(name, []).append(
+                    value.unflatten(0, (-1, CAPTIONS)).bfloat16().cpu()
+                )
         if start % 1000 == 0:
             print(f"cache {side}: {start}/{count}", flush=True)
     cache = {name: torch.cat(values) for name, values in parts.items()}
     if not blurred:
         empty = encoders.encode([""])
-        cache |= {"no_context": empty.context.bfloat16(), "no_pooled": empty.pooled.bfloat16()}
+        cache["no_context"] = empty.context.bfloat16().cpu()
+        cache["no_pooled"] = empty.pooled.bfloat16().cpu()
     out.mkdir(parents=True, exist_ok=True)
     torch.save(cache, path.with_suffix(".partial"))
     path.with_suffix(".partial").replace(path)
@@ -98,7 +103,7 @@ def build(out: Path, side: int, count: int, blurred: bool = False) -> dict[str, 
 
 def main() -> None:
     args = arguments(__doc__, side=128, count=16_000, blurred=0)
-    build(args.out, args.side, args.count, bool(args.blurred))
+    build(args.out, args.side, args.count, bool(args.blurred), args.device)
 
 
 if __name__ == "__main__":

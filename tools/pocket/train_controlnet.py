@@ -52,7 +52,7 @@ def main() -> None:
     args = arguments(
         __doc__, side=256, count=4000, blurred=1500, steps=400, batch=16, lr=1e-3, base=""
     )
-    data = cache.build(args.out, args.side, args.count)
+    data = cache.build(args.out, args.side, args.count, device=args.device)
     blurred = cache.build(args.out, args.side, args.blurred, blurred=True)["latents"]
     data |= {name: data[name][: args.blurred] for name in ("latents", "context", "pooled")}
     base = train_transformer.new_transformer()

@@ -102,7 +102,7 @@ def batch(data: dict[str, Tensor], seed: int, count: int) -> dict[str, Tensor]:
 
 def main() -> None:
     args = arguments(__doc__, side=128, count=16_000, steps=4000, batch=64, lr=2e-3, init="")
-    data = cache.build(args.out, args.side, args.count)
+    data = cache.build(args.out, args.side, args.count, device=args.device)
     torch.manual_seed(0)
     model = new_transformer()
     if args.init == "pocket":  # the model that the repository ships, to train it further
