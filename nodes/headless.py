@@ -20,7 +20,6 @@ from .standins import STOCK
 
 NODES: dict[str, type] = {**STOCK, **NODE_CLASS_MAPPINGS}
 WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN")
-CONTROL_VALUES = ("fixed", "increment", "decrement", "randomize")
 #: UI nodes that only annotate, and modes that keep a node from running.
 NOTES = ("Note", "MarkdownNote")
 MUTED, BYPASSED = 2, 4

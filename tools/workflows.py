@@ -17,7 +17,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "workflows"
-OURS = "FluxFit"
 THUMBNAIL = 512
 
 runpy.run_path(str(ROOT / "__main__.py"), run_name="fluxfit_command")["open_package"]()

@@ -105,11 +105,6 @@ def losses(logits: list[Tensor], answers: Tensor) -> Tensor:
     return sum(F.cross_entropy(x, answers[:, i]) for i, x in enumerate(logits)) / len(logits)
 
 
-def accuracy(logits: list[Tensor], answers: Tensor) -> float:
-    right = [x.argmax(-1) == answers[:, i] for i, x in enumerate(logits)]
-    return torch.stack(right).all(dim=0).float().mean().item()
-
-
 def load_tokenizers(out: Path) -> tuple[T5Tokenizer, CLIPTokenizer]:
     folder = out / "tokenizers"
     return (
