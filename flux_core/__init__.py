@@ -1,6 +1,7 @@
 """FLUX.1 in PyTorch, with a precision and a place for each part; knows nothing of ComfyUI."""
 
 from .checkpoint.errors import CheckpointError
+from .checkpoint.save import save_module
 from .controlnet import FluxControlNet
 from .loaders import (
     load_clip,
@@ -12,7 +13,7 @@ from .loaders import (
 )
 from .offload import OffloadPolicy
 from .pipeline import FluxPipeline, Images
-from .quant import quantize
+from .quant import PrecisionPlan, arithmetic_of, quantize, set_compute
 from .sampling import Conditioning, Control
 from .text import TextEncoders
 from .transformer import FluxTransformer
@@ -28,7 +29,9 @@ __all__ = [
     "FluxTransformer",
     "Images",
     "OffloadPolicy",
+    "PrecisionPlan",
     "TextEncoders",
+    "arithmetic_of",
     "load_clip",
     "load_controlnet",
     "load_t5",
@@ -36,4 +39,6 @@ __all__ = [
     "load_transformer",
     "load_vae",
     "quantize",
+    "save_module",
+    "set_compute",
 ]

@@ -11,6 +11,7 @@ from typing_extensions import Unpack
 from .checkpoint.build import Progress, load_part
 from .config import ControlNetConfig, Shapes, TransformerConfig, VAEConfig
 from .controlnet import FluxControlNet
+from .quant import Precision
 from .quant.formats import FULL_PRECISIONS
 from .text import ClipEncoder, T5Encoder, TextEncoders, Tokenizers, clip_config, t5_config
 from .transformer import FluxTransformer
@@ -27,10 +28,12 @@ class PlaceOptions(TypedDict, total=False):
 
 
 class Options(PlaceOptions, total=False):
-    """``precision``: ``bf16`` (the default), ``fp16``, ``fp32``, ``fp8_e4m3fn``, ``fp8_e5m2`` or
-    ``fp8_scaled``."""
+    """``precision``: ``bf16`` (the default), ``fp16``, ``fp32``, ``fp8_e4m3fn``, ``fp8_e5m2``,
+    ``fp8_scaled``, ``int8``, ``as_stored`` (every layer as the file has it) or a ``PrecisionPlan``.
+    ``compute``: how layers of one byte multiply, ``auto``, ``dequantize`` or ``native``."""
 
-    precision: str
+    precision: Precision
+    compute: str
 
 
 def load_transformer(path: str | Path, **options: Unpack[Options]) -> FluxTransformer:
@@ -88,7 +91,8 @@ def load_text_encoders(
     clip_l: str | Path,
     t5: str | Path,
     *,
-    precision: str = "bf16",
+    precision: Precision = "bf16",
+    compute: str = "auto",
     device: Device = "cpu",
     tokenizers: str | Path | None = None,
 ) -> TextEncoders:
@@ -101,8 +105,8 @@ def load_text_encoders(
     """
     found = find_tokenizers(clip_l, t5) if tokenizers is None else both_in(Path(tokenizers))
     return TextEncoders(
-        load_clip(clip_l, precision=precision, device=device),
-        load_t5(t5, precision=precision, device=device),
+        load_clip(clip_l, precision=precision, compute=compute, device=device),
+        load_t5(t5, precision=precision, compute=compute, device=device),
         Tokenizers.load(*found),
     )
 

@@ -142,4 +142,5 @@ def save_shards(tensors: dict[str, Tensor], folder: Path, count: int = 3) -> Pat
 
 def relative(found: Tensor, expected: Tensor) -> float:
     """|found - expected| / |expected|."""
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
+    found, expected = found.detach().double(), expected.detach().double()
+    return float((found - expected).norm() / expected.norm())

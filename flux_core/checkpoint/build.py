@@ -14,7 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from ..config import Shapes
-from ..quant import FORMATS, QuantizedLinear, full_dtype, quantize
+from ..quant import (
+    FORMATS,
+    Precision,
+    PrecisionPlan,
+    QuantizedLinear,
+    full_dtype,
+    quantize,
+    set_compute,
+)
+from ..quant.plan import as_plan
+from ..quant.walk import linears
 from .detect import Part, find_part
 from .errors import CheckpointError
 from .keymaps import KEYMAPS, Recipe, Recipes, native_shapes
@@ -25,13 +35,17 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 
+#: The precision that leaves every layer as its file holds it.
+AS_STORED = "as_stored"
+
 
 def load_part(
     path: str | Path,
     kind: str,
     new_module: Callable[[Shapes], nn.Module],
     *,
-    precision: str = "bf16",
+    precision: Precision = "bf16",
+    compute: str = "auto",
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> nn.Module:
@@ -41,13 +55,15 @@ def load_part(
         path: a safetensors file, a folder, or an index of shards.
         kind: ``transformer``, ``controlnet``, ``vae``, ``clip_l`` or ``t5``.
         new_module: makes the module from native shapes; called on the meta device.
-        precision: how linear layers are stored.
+        precision: how linear layers are stored; ``as_stored`` is as the file has them.
+        compute: how quantized layers multiply.
         progress: called with tensors done and tensors in all.
 
     Raises:
         CheckpointError: the file is broken, of another kind, or lacks tensors; it is named.
     """
-    dtype = full_dtype(precision)
+    if precision != AS_STORED:
+        as_plan(precision)  # an unknown name is refused before the file is opened
     source = open_source(path)
     part = find_part(source, kind)
     weights = Weights(source.under(part.prefix))
@@ -57,11 +73,26 @@ def load_part(
             module = new_module(native_shapes(recipes, weights.shapes))
     except (KeyError, ValueError, ZeroDivisionError) as error:
         raise CheckpointError(f"{path}: {part} is incomplete or malformed: {error}") from error
-    if precision in FORMATS:
-        quantize(module, precision)
+    plan = stored_plan(module, recipes, weights) if precision == AS_STORED else as_plan(precision)
+    if {plan.precision, *plan.layers.values()} & set(FORMATS):
+        quantize(module, plan)
+    set_compute(module, compute)
+    dtype = full_dtype(plan.precision)
     fill(module, recipes, weights, part, dtype, torch.device(device), progress)
     restore_positions(module, torch.device(device))
     return module.eval()
+
+
+def stored_plan(module: nn.Module, recipes: Recipes, weights: Weights) -> PrecisionPlan:
+    """The precision of each linear layer as a file holds it; the commonest stands for all."""
+    found = {
+        full: weights.precision_of(recipes[f"{full}.weight"])
+        for full, *_ in linears(module)
+        if f"{full}.weight" in recipes
+    }
+    held = list(found.values()) or ["bf16"]
+    most = max(sorted(set(held)), key=held.count)
+    return PrecisionPlan(most, {full: p for full, p in found.items() if p != most})
 
 
 def restore_positions(module: nn.Module, device: torch.device) -> None:
@@ -139,7 +170,9 @@ def place(
 ) -> None:
     """Put one value where it belongs, in the dtype that the module's precision gives it."""
     if isinstance(owner, QuantizedLinear) and attribute == "codes":
-        codes, scale = stored.encoded(owner.format)
+        # encoding a large model takes a CPU minutes: it is done where it is fast
+        worker = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+        codes, scale, owner.format = stored.to(worker).encoded(owner.format)
         owner.codes = codes.to(device)
         owner.scale = None if scale is None else scale.to(device)
         return

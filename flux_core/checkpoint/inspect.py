@@ -37,7 +37,7 @@ def describe_part(source: Source, part: Part) -> str:
     weights = Weights(inner)
     numbers: Counter[str] = Counter()
     for name, shape in weights.shapes.items():
-        dtype = str(entries[name].dtype).removeprefix("torch.")
+        dtype = inner.kind(name)
         count = 1
         for side in shape:
             count *= side

@@ -68,9 +68,17 @@ class Source(ABC):
     def metadata(self) -> dict[str, str]:
         return {}
 
+    def kind(self, name: str) -> str:
+        """How a tensor's numbers are written, in a word."""
+        return str(self.entries[name].dtype).removeprefix("torch.")
+
     @property
     def shapes(self) -> Shapes:
         return {name: entry.shape for name, entry in self.entries.items()}
+
+    def inner(self, name: str) -> str:
+        """A full name in the file as this source has it."""
+        return name
 
     def under(self, prefix: str) -> Source:
         """The tensors whose names start with ``prefix``, seen without it."""
@@ -147,6 +155,12 @@ class Prefixed(Source):
     def metadata(self) -> dict[str, str]:
         return self.source.metadata
 
+    def kind(self, name: str) -> str:
+        return self.source.kind(self.prefix + name)
+
+    def inner(self, name: str) -> str:
+        return self.source.inner(name).removeprefix(self.prefix)
+
     def read(self, name: str) -> Tensor:
         return self.source.read(self.prefix + name)
 
@@ -186,7 +200,7 @@ def refuse_other_formats(path: Path, head: bytes) -> None:
             "convert it to safetensors first"
         )
     if head.startswith(b"GGUF"):
-        raise CheckpointError(f"{path}: is a GGUF file, which this version does not read yet")
+        raise CheckpointError(f"{path}: is a GGUF file under the name of a safetensors file")
 
 
 def entry_of(path: Path, name: str, item: dict, data: int, total: int) -> Entry:
@@ -217,18 +231,29 @@ def open_source(path: str | Path) -> Source:
         index = path.with_name(f"{shard[1]}.safetensors.index.json") if shard else path
         if index.name.endswith(".index.json") and index.exists():
             return open_index(index)
-        return SafetensorsFile(path)
+        return open_file(path)
     indices = sorted(path.glob("*.index.json"))
     if indices:
         return open_index(indices[0])
-    files = sorted(path.glob("*.safetensors"))
+    files = sorted([*path.glob("*.safetensors"), *path.glob("*.gguf")])
     if len(files) != 1:
         found = ", ".join(f.name for f in files) or "none"
         raise CheckpointError(
-            f"{path}: expected an *.index.json or one .safetensors file in this folder, "
+            f"{path}: expected an *.index.json or one .safetensors or .gguf file in this folder, "
             f"found {found}"
         )
-    return SafetensorsFile(files[0])
+    return open_file(files[0])
+
+
+def open_file(path: Path) -> Source:
+    """A safetensors or GGUF file, told by its first bytes."""
+    if path.is_file():
+        with open(path, "rb") as file:
+            if file.read(4) == b"GGUF":
+                from .gguf import GGUFFile  # needs a package that not everybody has
+
+                return GGUFFile(path)
+    return SafetensorsFile(path)
 
 
 def open_index(path: Path) -> Shards:

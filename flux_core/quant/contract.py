@@ -7,18 +7,44 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from .arithmetic import Kernel
+from .hadamard import rotate
+
 
 class Format(ABC):
-    """How a weight (out, in) is stored: as codes and, for some formats, a scale a row."""
+    """How a weight (out, in) is stored: as codes and, for some formats, a scale a row.
+
+    ``kernels`` are the native ways to multiply with the codes, the fastest first; each is tried on
+    the device before it is used.
+    """
 
     name: str
     storage: torch.dtype
     scaled: bool
+    kernels: tuple[Kernel, ...] = ()
 
     @abstractmethod
     def quantize(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         """Codes (out, in) and scales (out, 1) float32 or None; finite for every finite weight."""
 
-    @abstractmethod
+    def block(self, in_features: int) -> int:
+        """The block in which weights of a width are rotated; 1 where they are not."""
+        return 1
+
+    def rotate(self, x: Tensor) -> Tensor:
+        """Inputs (..., in) in the basis in which the codes hold the weight, or back from it."""
+        return rotate(x, self.block(x.shape[-1]))
+
+    def held(self, codes: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """The weight (out, in) in the basis of ``rotate``."""
+        return codes.to(dtype) if scale is None else (codes.float() * scale).to(dtype)
+
     def dequantize(self, codes: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
         """The weight (out, in) that the codes stand for, in ``dtype``."""
+        if self.block(codes.shape[-1]) == 1:
+            return self.held(codes, scale, dtype)
+        return self.rotate(self.held(codes, scale, torch.float32)).to(dtype)
+
+    def marker(self, in_features: int) -> dict[str, object] | None:
+        """What the host's ``comfy_quant`` says of such a layer; None where a cast says it all."""
+        return None

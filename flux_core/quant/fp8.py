@@ -9,7 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .arithmetic import Float8Rows, Float8Tensor
 from .contract import Format
+from .scales import best_scale
 
 
 def saturate(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -22,6 +24,7 @@ class PlainFloat8(Format):
     """The number nearest to the weight, as DiffSynth-Studio and raw float8 files have it."""
 
     scaled = False
+    kernels = (Float8Rows(), Float8Tensor())
 
     def __init__(self, name: str, storage: torch.dtype) -> None:
         self.name, self.storage = name, storage
@@ -29,23 +32,24 @@ class PlainFloat8(Format):
     def quantize(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         return saturate(weight, self.storage), None
 
-    def dequantize(self, codes: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-        return codes.to(dtype)
-
 
 class ScaledFloat8(Format):
-    """e4m3fn with a float32 scale a row, which puts the row's largest value at 448."""
+    """e4m3fn with the float32 scale a row that loses least."""
 
     name, storage, scaled = "fp8_scaled", torch.float8_e4m3fn, True
+    kernels = (Float8Rows(), Float8Tensor())
+    #: Relative precision repeats with every power of two, so one of them is searched; all are at
+    #: least 1, so that nothing is clipped.
+    factors = tuple(2 ** (i / 8) for i in range(8))
 
     def quantize(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         wide = weight.float()
-        largest = wide.abs().amax(dim=1, keepdim=True)
         limit = torch.finfo(self.storage).max
-        scale = torch.where(largest > 0, largest / limit, torch.ones_like(largest))
-        scale = scale.clamp_min(torch.finfo(torch.float32).tiny)  # rows of subnormals
+        scale = best_scale(
+            wide, limit, self.factors, lambda x: saturate(x, self.storage).to(x.dtype)
+        )
         return saturate(wide / scale, self.storage), scale
 
-    def dequantize(self, codes: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-        assert scale is not None
-        return (codes.float() * scale).to(dtype)
+    def marker(self, in_features: int) -> dict[str, object] | None:
+        # The host multiplies float8 with one scale a tensor; with one a row it has to dequantize.
+        return {"format": "float8_e4m3fn", "full_precision_matrix_mult": True}

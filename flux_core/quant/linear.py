@@ -1,40 +1,42 @@
-"""A Linear that keeps codes instead of a weight, and the walk that puts it into a model.
-
-Norms, embedders and the last layer stay in high precision: they are 0.5 % of the bytes, and errors
-made there reach every block.
-"""
+"""A Linear that keeps codes instead of a weight and multiplies as its device best can."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .arithmetic import Kernel, trouble
 from .contract import Format
-from .formats import FORMATS, full_dtype
 
-#: Top-level modules whose linear layers are never quantized.
-KEPT = (
-    "img_in",
-    "txt_in",
-    "time_in",
-    "vector_in",
-    "guidance_in",
-    "final_layer",
-    "pos_embed_input",
-    "controlnet_blocks",
-    "controlnet_single_blocks",
-)
+log = logging.getLogger(__name__)
+
+#: How a quantized layer multiplies: ``auto`` is ``native`` where the device has matrix units for
+#: the codes, and ``dequantize`` on a CPU, where nothing is won.
+COMPUTES = ("auto", "dequantize", "native")
+
+
+class Way(NamedTuple):
+    """How a layer multiplies on one device: a kernel, or None with the reason why none."""
+
+    kernel: Kernel | None
+    reason: str = ""
+
+    def __str__(self) -> str:
+        if self.kernel is not None:
+            return f"native ({self.kernel.name})"
+        return f"dequantize ({self.reason})"
 
 
 class QuantizedLinear(nn.Module):
-    """y = x dequantize(codes, scale)^T + bias, multiplied in the dtype of x.
+    """y = x dequantize(codes, scale)^T + bias, in the dtype of x.
 
     Buffers: ``codes`` (out, in) in the format's storage dtype, ``scale`` (out, 1) float32 or None;
     parameter ``bias`` (out,) or None. The buffers move between devices with the module and never
-    change dtype: ``.to(dtype)`` reaches the bias alone.
+    change dtype: ``.to(dtype)`` reaches the bias alone. ``compute`` is one of ``COMPUTES``.
     """
 
     codes: Tensor
@@ -51,13 +53,13 @@ class QuantizedLinear(nn.Module):
         scale = torch.empty(shape[0], 1, dtype=torch.float32) if format.scaled else None
         self.register_buffer("scale", scale)
         self.bias = nn.Parameter(torch.empty(shape[0], dtype=dtype)) if bias else None
+        self.compute = "auto"
+        self.ways: dict[tuple[str, torch.dtype], Way] = {}
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, format: Format) -> QuantizedLinear:
-        """Quantize a Linear's weight; raises ``ValueError`` where it is not finite."""
+        """Quantize a Linear's weight, which must be finite."""
         weight = linear.weight.detach()
-        if weight.device.type != "meta" and not bool(weight.isfinite().all()):
-            raise ValueError("weight holds NaN or infinity")
         with torch.device("meta"):
             made = cls(
                 (weight.shape[0], weight.shape[1]), linear.bias is not None, format, weight.dtype
@@ -82,58 +84,67 @@ class QuantizedLinear(nn.Module):
         self._buffers["scale"] = None if scale is None else keep_dtype(scale)
         return self
 
+    def set_compute(self, compute: str) -> None:
+        """Choose the arithmetic; what was found for another is forgotten."""
+        self.compute = compute
+        self.ways = {}
+
+    def way(self, device: torch.device, dtype: torch.dtype) -> Way:
+        """How this layer multiplies on a device; found once."""
+        key = (device.type, dtype)
+        if key not in self.ways:
+            self.ways[key] = self.find_way(device, dtype)
+        return self.ways[key]
+
+    def find_way(self, device: torch.device, dtype: torch.dtype) -> Way:
+        if self.compute == "dequantize":
+            return Way(None, "as asked")
+        if self.compute == "auto" and device.type == "cpu":
+            return Way(None, "a CPU wins nothing by more")
+        reasons = []
+        for kernel in self.format.kernels:
+            reason = kernel.refuses(self.out_features, self.in_features) or trouble(
+                kernel, device, self.format.storage, dtype
+            )
+            if not reason:
+                return Way(kernel)
+            reasons.append(f"{kernel.name}: {reason}")
+        way = Way(None, "; ".join(reasons))
+        tell_once(f"{self.format.name} on {device.type}: {way}")
+        return way
+
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.format.dequantize(self.codes, self.scale, x.dtype)
+        kernel = self.way(x.device, x.dtype).kernel
+        if kernel is None or x.requires_grad or not x.numel():
+            return self.dequantized(x)
+        tokens = x.reshape(-1, self.in_features)
+        out = kernel.multiply(tokens, self.codes, self.scale, self.format.block(self.in_features))
+        if self.bias is not None:
+            out = out + self.bias.to(x.dtype)
+        return out.unflatten(0, x.shape[:-1]) if x.ndim != 2 else out
+
+    def dequantized(self, x: Tensor) -> Tensor:
+        """The product in the dtype of x.
+
+        Codes are exact in bfloat16 and scaled weights are not, so the row scales are applied to the
+        output, where they cost less as well. float16 has no room for that.
+        """
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, weight, bias)
+        x = self.format.rotate(x)
+        if self.scale is None or x.dtype == torch.float16:
+            return F.linear(x, self.format.held(self.codes, self.scale, x.dtype), bias)
+        out = F.linear(x, self.codes.to(x.dtype)) * self.scale.to(x.dtype).view(-1)
+        return out if bias is None else out + bias
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, format={self.format.name}"
 
 
-def linears(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
-    """Every Linear that may be quantized: its parent, its name there, itself."""
-    for path, parent in module.named_modules():
-        for name, child in parent.named_children():
-            top = f"{path}.{name}".lstrip(".").split(".")[0]
-            if isinstance(child, nn.Linear) and top not in KEPT:
-                yield parent, name, child
+_told: set[str] = set()
 
 
-def quantized_names(module: nn.Module) -> set[str]:
-    """Names of the formats that a module already holds."""
-    return {m.format.name for m in module.modules() if isinstance(m, QuantizedLinear)}
-
-
-def quantize(module: nn.Module, precision: str) -> nn.Module:
-    """Change how a transformer, ControlNet or T5 stores its linear layers, in place.
-
-    ``bf16``, ``fp16`` and ``fp32`` cast the whole module. A float8 precision replaces its linear
-    layers but those of embedders and the last one, and casts nothing else; embeddings keep their
-    dtype. Quantizing again to the same precision changes nothing.
-
-    Returns the module. Raises ``ValueError`` for an unknown precision, a weight that is not finite
-    (the layer is named, nothing is changed), and a module that is quantized otherwise.
-    """
-    full_dtype(precision)  # refuses unknown names
-    held = quantized_names(module)
-    if held == {precision}:
-        return module
-    if held:
-        raise ValueError(
-            f"module is already quantized to {', '.join(sorted(held))}; "
-            f"load it again to have it in {precision}"
-        )
-    if precision not in FORMATS:
-        return module.to(full_dtype(precision))
-    found = list(linears(module))
-    for parent, name, linear in found:
-        weight = linear.weight
-        if weight.device.type != "meta" and not bool(weight.isfinite().all()):
-            path = next(p for p, m in module.named_modules() if m is parent)
-            raise ValueError(f"{path}.{name}.weight holds NaN or infinity: nothing was quantized")
-    for parent, name, linear in found:
-        made = QuantizedLinear.from_linear(linear, FORMATS[precision])
-        made.train(linear.training)
-        setattr(parent, name, made)
-    return module
+def tell_once(message: str) -> None:
+    """Log a fallback the first time that it happens."""
+    if message not in _told:
+        _told.add(message)
+        log.warning("%s", message)

@@ -1,0 +1,114 @@
+"""GGUF files as a source of tensors: FLUX.1 transformers and T5 encoders.
+
+The ``gguf`` package reads the file and knows the number formats (Q8_0, Q4_K and the rest); a tensor
+is dequantized to float32 when it is read, one at a time, and then stored at whatever precision the
+loader was asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .errors import CheckpointError
+from .reader import Entry, Source
+
+MAGIC = b"GGUF"
+ARCHITECTURES = ("flux", "t5", "t5encoder")
+#: llama.cpp's names of T5's tensors, in native names.
+T5_NAMES = {
+    "token_embd": "shared",
+    "enc.output_norm": "encoder.final_layer_norm",
+}
+T5_BLOCK = {
+    "attn_norm": "layer.0.layer_norm",
+    "attn_q": "layer.0.SelfAttention.q",
+    "attn_k": "layer.0.SelfAttention.k",
+    "attn_v": "layer.0.SelfAttention.v",
+    "attn_o": "layer.0.SelfAttention.o",
+    "attn_rel_b": "layer.0.SelfAttention.relative_attention_bias",
+    "ffn_norm": "layer.1.layer_norm",
+    "ffn_gate": "layer.1.DenseReluDense.wi_0",
+    "ffn_up": "layer.1.DenseReluDense.wi_1",
+    "ffn_down": "layer.1.DenseReluDense.wo",
+}
+BLOCK = re.compile(r"enc\.blk\.(\d+)\.(\w+)\.(weight|bias)")
+
+
+def native_name(name: str) -> str:
+    """A GGUF tensor's name in the native layout; those of FLUX.1 are native already."""
+    block = BLOCK.fullmatch(name)
+    if block and block[2] in T5_BLOCK:
+        return f"encoder.block.{block[1]}.{T5_BLOCK[block[2]]}.{block[3]}"
+    stem, _, kind = name.rpartition(".")
+    return f"{T5_NAMES[stem]}.{kind}" if stem in T5_NAMES else name
+
+
+class GGUFFile(Source):
+    """One GGUF file.
+
+    Raises ``CheckpointError`` where it is broken, of another architecture, or where the package
+    ``gguf`` is missing.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            import gguf
+        except ImportError as error:
+            raise CheckpointError(
+                f"{path}: GGUF files need the package gguf: pip install gguf"
+            ) from error
+        try:
+            reader = gguf.GGUFReader(self.path)
+            field = reader.get_field("general.architecture")
+            architecture = None if field is None else field.contents()
+            self._tensors = {native_name(t.name): t for t in reader.tensors}
+        except (ValueError, IndexError, KeyError, OverflowError) as error:
+            raise CheckpointError(f"{path}: is truncated or no GGUF file ({error})") from error
+        if architecture not in ARCHITECTURES:
+            raise CheckpointError(
+                f"{path}: holds the architecture {architecture!r}, "
+                f"expected one of {', '.join(ARCHITECTURES)}"
+            )
+        self._entries = {
+            name: Entry(
+                torch.float32,
+                tuple(int(side) for side in reversed(t.shape)),
+                int(t.data_offset),
+                int(t.n_bytes),
+            )
+            for name, t in self._tensors.items()
+        }
+        self.refuse_truncated()
+
+    def refuse_truncated(self) -> None:
+        total = self.path.stat().st_size
+        for name, entry in self._entries.items():
+            if entry.start + entry.size > total:
+                raise CheckpointError(
+                    f"{self.path}: is truncated: {name!r} ends at byte {entry.start + entry.size}, "
+                    f"the file at {total}"
+                )
+
+    @property
+    def entries(self) -> dict[str, Entry]:
+        return self._entries
+
+    def kind(self, name: str) -> str:
+        return self._tensors[name].tensor_type.name
+
+    def read(self, name: str) -> Tensor:
+        from gguf.quants import dequantize
+
+        tensor = self._tensors[name]
+        try:
+            values = dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError as error:
+            raise CheckpointError(
+                f"{self.path}: {name!r} is {tensor.tensor_type.name}, which gguf does not read"
+            ) from error
+        return torch.from_numpy(values.copy()).reshape(self._entries[name].shape)

@@ -1,0 +1,113 @@
+"""A module to a safetensors file, quantized layers as the host's own loader reads them.
+
+    <layer>.weight        codes
+    <layer>.weight_scale  (out, 1) float32
+    <layer>.comfy_quant   JSON as bytes: the format, and for int8 the block of the rotation
+
+A plain float8 cast is a float8 tensor and nothing else. The file is written under a temporary name
+and renamed when it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..quant import PrecisionPlan, QuantizedLinear
+from ..quant.walk import linears
+from .build import Progress, slots_of
+from .reader import DTYPES
+
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+PLAN_KEY = "fluxfit.precision_plan"
+
+
+def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Everything to write, by its name in the native layout."""
+    for name, shape, owner, attribute in slots_of(module):
+        value: Tensor = getattr(owner, attribute)
+        yield name, value.detach().reshape(shape)
+        if isinstance(owner, QuantizedLinear) and attribute == "codes":
+            layer = name.removesuffix(".weight")
+            if owner.scale is not None:
+                yield f"{layer}.weight_scale", owner.scale
+            marker = owner.format.marker(owner.in_features)
+            if marker is not None:
+                raw = json.dumps(marker).encode()
+                yield f"{layer}.comfy_quant", torch.tensor(list(raw), dtype=torch.uint8)
+
+
+def plan_of(module: nn.Module) -> PrecisionPlan | None:
+    """The plan by which a quantized module is stored; None where nothing is quantized."""
+    found = {n: m.format.name for n, m in module.named_modules() if isinstance(m, QuantizedLinear)}
+    if not found:
+        return None
+    held = list(found.values())
+    most = max(sorted(set(held)), key=held.count)
+    layers = {name: precision for name, precision in found.items() if precision != most}
+    kept = {full: "bf16" for full, *_ in linears(module)}
+    return PrecisionPlan(most, layers | kept)
+
+
+def save_module(
+    module: nn.Module,
+    path: str | Path,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Write a transformer, ControlNet or T5 as one safetensors file.
+
+    Args:
+        path: where to; a file that is there is replaced when the new one is whole.
+        metadata: more for the header; the precision plan goes there by itself.
+        progress: called with tensors done and tensors in all.
+
+    Returns the path. Raises ``OSError`` where it cannot be written; nothing is left behind then.
+    """
+    path = Path(path)
+    tensors = dict(tensors_of(module))
+    plan = plan_of(module)
+    notes = {"format": "pt"} | dict(metadata or {})
+    if plan is not None:
+        notes[PLAN_KEY] = plan.to_json()
+    header: dict[str, object] = {"__metadata__": notes}
+    offset = 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
+    raw = json.dumps(header).encode()
+    raw += b" " * (-len(raw) % 8)
+    partial = path.with_name(path.name + ".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(partial, "wb") as file:
+            file.write(struct.pack("<Q", len(raw)) + raw)
+            for done, tensor in enumerate(tensors.values()):
+                file.write(bytes_of(tensor))
+                if progress is not None:
+                    progress(done + 1, len(tensors))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def bytes_of(tensor: Tensor) -> memoryview | bytes:
+    """A tensor's bytes, without a copy where it lies on the CPU already."""
+    if not tensor.numel():
+        return b""
+    return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -1,0 +1,58 @@
+"""The block Hadamard transform that spreads outliers before int8 rounding.
+
+    x (..., in) -> x H,   H = blocks of H4 (x) H4 (x) ... / sqrt(size),   H H = 1
+
+It is ConvRot's regular Hadamard matrix (arXiv:2512.03673), symmetric and its own inverse, the one
+that the host's int8 files are rotated with. Since (x H)(w H)^T = x w^T, rotated weights meet
+rotated inputs and nothing is turned back.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+#: The host's block; smaller powers of four serve widths that it does not divide.
+BLOCK = 256
+_CORE = ((1, 1, 1, -1), (1, 1, -1, 1), (1, -1, 1, 1), (-1, 1, 1, 1))
+_made: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
+
+
+def block_of(width: int, largest: int = BLOCK) -> int:
+    """The largest power of four up to ``largest`` that divides a width; 1 rotates nothing."""
+    block = 1
+    while block * 4 <= largest and width % (block * 4) == 0:
+        block *= 4
+    return block
+
+
+def hadamard(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The orthogonal matrix (size, size); size is a power of four."""
+    key = (size, device, dtype)
+    if key not in _made:
+        with torch.inference_mode(False):  # it may later serve a training
+            core = torch.tensor(_CORE, dtype=torch.float32) / 2
+            matrix = torch.ones(1, 1)
+            while matrix.shape[0] < size:
+                matrix = torch.kron(matrix, core)
+            _made[key] = matrix.to(device, dtype)
+    return _made[key]
+
+
+def rotate(x: Tensor, block: int) -> Tensor:
+    """Rotate the last axis of x (..., in) in blocks; twice gives x back.
+
+    On a CPU H256 is applied as H16 from both sides, an eighth of the work; matrix units of a GPU
+    are better fed by the whole.
+    """
+    if block == 1:
+        return x
+    inner = min(block, 16)
+    outer = block // inner
+    if x.device.type != "cpu" or outer == 1:
+        matrix = hadamard(block, x.device, x.dtype)
+        return (x.unflatten(-1, (-1, block)) @ matrix).flatten(-2)
+    right = hadamard(inner, x.device, x.dtype)
+    left = hadamard(outer, x.device, x.dtype)
+    squares = x.reshape(-1, outer, inner)
+    return (left @ (squares @ right)).reshape(x.shape)

@@ -1,0 +1,46 @@
+"""Int8 storage: a scale a row, weights rotated by a block Hadamard transform first.
+
+Rounding to 127 equal steps loses 0.8 % of a Gaussian row, a third of what float8 loses, but one
+outlier coarsens the steps of its whole row. The rotation spreads it over a block of 256 first.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .arithmetic import Int8Kitchen, Int8Tokens
+from .contract import Format
+from .hadamard import BLOCK, block_of
+from .scales import best_scale
+
+LIMIT = 127
+
+
+class Int8(Format):
+    """Codes of the rotated weight; ``largest`` bounds the block, 1 leaves the rotation out."""
+
+    name, storage, scaled = "int8", torch.int8, True
+    kernels = (Int8Kitchen(), Int8Tokens())
+    #: Of the scale at which nothing is clipped.
+    factors = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7)
+
+    def __init__(self, largest: int = BLOCK) -> None:
+        self.largest = largest
+
+    def quantize(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+        rotated = self.rotate(weight.float())
+        scale = best_scale(rotated, LIMIT, self.factors, self.rounded)
+        return self.rounded(rotated / scale).to(torch.int8), scale
+
+    @staticmethod
+    def rounded(x: Tensor) -> Tensor:
+        return x.round().clamp_(-LIMIT, LIMIT)
+
+    def block(self, in_features: int) -> int:
+        return block_of(in_features, self.largest)
+
+    def marker(self, in_features: int) -> dict[str, object] | None:
+        block = self.block(in_features)
+        said: dict[str, object] = {"format": "int8_tensorwise", "per_row": True}
+        return said | {"convrot": True, "convrot_groupsize": block} if block > 1 else said
