@@ -1,4 +1,4 @@
-"""The command line: ``python FluxFit run | generate | inspect``.
+"""The command line: ``python FluxFit run | generate | inspect | quantize``.
 
 The folder may have any name and need not be installed: this file opens it as the package
 ``fluxfit``.
@@ -55,6 +55,17 @@ def parser() -> argparse.ArgumentParser:
 
     inspect = commands.add_parser("inspect", help="say what a checkpoint holds")
     inspect.add_argument("file", type=Path)
+
+    quantize = commands.add_parser(
+        "quantize", help="write a checkpoint's part at one byte a weight"
+    )
+    quantize.add_argument("file", type=Path)
+    quantize.add_argument("--part", choices=("transformer", "controlnet", "t5"),
+                          help="which one, where the file holds several")  # fmt: skip
+    quantize.add_argument("--precision", default="int8")
+    quantize.add_argument("--plan", type=Path, help="a precision plan instead, a JSON file")
+    quantize.add_argument("--out", type=Path, required=True)
+    quantize.add_argument("--overwrite", action="store_true")
     return top
 
 
@@ -96,13 +107,53 @@ def inspect(args: argparse.Namespace) -> None:
     print(describe_file(args.file))
 
 
+def quantize(args: argparse.Namespace) -> None:
+    from fluxfit.flux_core import (
+        PrecisionPlan,
+        load_controlnet,
+        load_t5,
+        load_transformer,
+        save_module,
+    )
+    from fluxfit.flux_core.checkpoint.detect import describe, find_parts
+    from fluxfit.flux_core.checkpoint.inspect import describe_file
+    from fluxfit.flux_core.checkpoint.reader import open_source
+    from fluxfit.nodes import host
+
+    loaders = {"transformer": load_transformer, "controlnet": load_controlnet, "t5": load_t5}
+    if args.out.exists() and not args.overwrite:
+        raise ValueError(f"{args.out} exists already: choose another name or --overwrite")
+    source = open_source(args.file)
+    parts = find_parts(source)
+    kinds = [part.kind for part in parts if part.kind in loaders]
+    if not kinds:
+        raise ValueError(
+            f"{args.file}: expected a transformer, ControlNet or T5, "
+            f"found {describe(source, parts)}"
+        )
+    precision = PrecisionPlan.load(args.plan) if args.plan else args.precision
+    metadata = {k: v for k, v in source.metadata.items() if k.startswith("fluxfit.")}
+    with host.progress(200, "quantizing") as bar:
+        module = loaders[args.part or kinds[0]](
+            args.file, precision=precision, progress=lambda i, n: bar.update(100 * i // n)
+        )
+        save_module(
+            module, args.out, metadata=metadata,
+            progress=lambda i, n: bar.update(100 + 100 * i // n),
+        )  # fmt: skip
+    print(describe_file(args.out))
+
+
+COMMANDS = {"run": run, "generate": generate, "inspect": inspect, "quantize": quantize}
+
+
 def main() -> int:
     open_package()
     args = parser().parse_args()
     if args.models is not None:
         os.environ["FLUXFIT_MODELS"] = str(args.models)
     try:
-        {"run": run, "generate": generate, "inspect": inspect}[args.command](args)
+        COMMANDS[args.command](args)
     except (ValueError, OSError, json.JSONDecodeError) as error:
         print(f"fluxfit: {error}", file=sys.stderr)
         return 1

@@ -199,8 +199,9 @@ def split_linear(linear: nn.Module, x: Tensor, sizes: list[int]) -> Sequence[Ten
     """The outputs of a linear layer in parts, made one by one where the weight is plain.
 
     One output of all parts would be the largest tensor of the model, and its parts not contiguous.
+    A layer that somebody listens to is called whole.
     """
-    if type(linear) is nn.Linear:
+    if type(linear) is nn.Linear and not linear._forward_pre_hooks:
         parts = zip(linear.weight.split(sizes), linear.bias.split(sizes), strict=True)
         return [F.linear(x, weight, bias) for weight, bias in parts]
     return linear(x).split(sizes, dim=-1)

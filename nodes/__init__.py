@@ -2,8 +2,10 @@
 
 from . import host
 from .control import ControlNetUpscalerFP8, FluxControlNet
-from .loaders import FluxLoaderFP8
+from .loaders import FluxLoaderFP8, FluxTransformerLoader
+from .pictures import FluxCompare, FluxGrid
 from .policy import OffloadPolicy
+from .precision import FluxMeasurePrecision, FluxPrecisionPlan, FluxSaveQuantized
 from .sampler import FluxSampler
 from .text import FluxTextEncode
 
@@ -16,6 +18,12 @@ NODE_CLASS_MAPPINGS = {
     "ControlNetUpscalerFP8": ControlNetUpscalerFP8,
     "FluxControlNet": FluxControlNet,
     "OffloadPolicy": OffloadPolicy,
+    "FluxTransformerLoader": FluxTransformerLoader,
+    "FluxMeasurePrecision": FluxMeasurePrecision,
+    "FluxPrecisionPlan": FluxPrecisionPlan,
+    "FluxSaveQuantized": FluxSaveQuantized,
+    "FluxCompare": FluxCompare,
+    "FluxGrid": FluxGrid,
 }
 NODE_DISPLAY_NAME_MAPPINGS = {
     "FluxLoaderFP8": "FLUX Loader FP8",
@@ -24,4 +32,10 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "ControlNetUpscalerFP8": "ControlNet Upscaler FP8",
     "FluxControlNet": "FLUX ControlNet",
     "OffloadPolicy": "Offload Policy",
+    "FluxTransformerLoader": "FLUX Transformer Loader",
+    "FluxMeasurePrecision": "FLUX Measure Precision",
+    "FluxPrecisionPlan": "FLUX Precision Plan",
+    "FluxSaveQuantized": "FLUX Save Quantized",
+    "FluxCompare": "FLUX Compare",
+    "FluxGrid": "FLUX Grid",
 }

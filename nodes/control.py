@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from ..flux_core import Control, load_controlnet
 from ..flux_core.controlnet import UNION_MODES
 from ..flux_core.pipeline import to_pixels
-from ..flux_core.quant import PRECISIONS
 from . import host
+from .loaders import PRECISION_CHOICES, PRECISION_HELP, compute_input
 from .vae import HostVAE
 from .wires import CATEGORY, FLUX_CONTROL, controls_of
 
@@ -29,8 +29,8 @@ def common_inputs(strength: float) -> dict[str, Any]:
             {"tooltip": "A file of the folder models/controlnet."},
         ),
         "precision": (
-            list(PRECISIONS),
-            {"default": "fp8_scaled", "tooltip": "How the ControlNet's weights are stored."},
+            PRECISION_CHOICES,
+            {"default": "fp8_scaled", "tooltip": PRECISION_HELP},
         ),
         "strength": (
             "FLOAT",
@@ -70,7 +70,8 @@ def optional_inputs() -> dict[str, Any]:
         "control": (
             FLUX_CONTROL,
             {"tooltip": "More ControlNets to use beside this one."},
-        )
+        ),
+        "compute": compute_input(),
     }
 
 
@@ -84,6 +85,7 @@ def make_control(
     end: float,
     mode: int | None = None,
     mask: Tensor | None = None,
+    compute: str = "auto",
 ) -> Control:
     """Open the net and encode the picture as it wants it."""
     if start > end:
@@ -93,6 +95,7 @@ def make_control(
         net = load_controlnet(
             path,
             precision=precision,
+            compute=compute,
             progress=lambda done, total: bar.update(100 * done // total),
         )
     if net.config.num_modes and mode is None:

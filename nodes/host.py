@@ -28,7 +28,8 @@ log = logging.getLogger("fluxfit")
 ROOT = Path(__file__).resolve().parents[1]
 POCKET = ROOT / "assets" / "pocket"
 FOLDERS = ("diffusion_models", "text_encoders", "vae", "controlnet", "loras", "checkpoints")
-SUFFIXES = (".safetensors", ".sft", ".index.json")
+SUFFIXES = (".safetensors", ".sft", ".index.json", ".gguf")
+PLANS = "precision_plans"
 
 
 def comfy(name: str) -> ModuleType | None:
@@ -64,11 +65,13 @@ def model_names(*folders: str) -> list[str]:
     folder_paths = comfy("folder_paths")
     names: list[str] = []
     for folder in folders:
+        roots = model_roots(folder)
         if folder_paths is not None:
             names += folder_paths.get_filename_list(folder)
-            continue
-        for root in model_roots(folder):
-            found = (p for p in sorted(root.rglob("*")) if p.name.endswith(SUFFIXES))
+            roots = [Path(root) for root in folder_paths.get_folder_paths(folder)]
+        wanted = SUFFIXES if folder_paths is None else (".gguf",)  # which the host does not list
+        for root in roots:
+            found = (p for p in sorted(root.rglob("*")) if p.name.endswith(wanted))
             names += [p.relative_to(root).as_posix() for p in found]
     return list(dict.fromkeys(n for n in names if n.endswith(SUFFIXES)))
 
@@ -108,6 +111,29 @@ def host_tokenizers() -> tuple[Path, Path] | None:
     return (clip, t5) if clip.is_dir() and t5.is_dir() else None
 
 
+def plans_folder() -> Path:
+    """Where precision plans are kept: a folder among the host's models, or beside the output."""
+    folder_paths = comfy("folder_paths")
+    if folder_paths is not None:
+        return Path(folder_paths.models_dir) / PLANS
+    home = os.environ.get("FLUXFIT_MODELS")
+    return Path(home) / PLANS if home else output_folder() / PLANS
+
+
+def plan_names() -> list[str]:
+    root = plans_folder()
+    return sorted(p.relative_to(root).as_posix() for p in root.rglob("*.json"))
+
+
+def inside(root: Path, name: str) -> Path:
+    """A path under a folder; raises ``ValueError`` for a name that climbs out of it."""
+    root = root.resolve()
+    path = (root / name).resolve()
+    if not name or path == root or not path.is_relative_to(root):
+        raise ValueError(f"name {name!r} leaves the folder {root.name}: not used")
+    return path
+
+
 def output_folder() -> Path:
     folder_paths = comfy("folder_paths")
     return Path(folder_paths.get_output_directory()) if folder_paths else Path("output")
@@ -115,7 +141,7 @@ def output_folder() -> Path:
 
 def input_folder() -> Path:
     folder_paths = comfy("folder_paths")
-    return Path(folder_paths.get_input_directory()) if folder_paths else ROOT / "assets" / "input"
+    return Path(folder_paths.get_input_directory()) if folder_paths else Path("input")
 
 
 def device() -> torch.device:

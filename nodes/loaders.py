@@ -7,10 +7,19 @@ from pathlib import Path
 
 import torch
 
-from ..flux_core import OffloadPolicy, TextEncoders, load_clip, load_t5, load_transformer, load_vae
+from ..flux_core import (
+    OffloadPolicy,
+    PrecisionPlan,
+    TextEncoders,
+    load_clip,
+    load_t5,
+    load_transformer,
+    load_vae,
+)
+from ..flux_core.checkpoint.build import AS_STORED
 from ..flux_core.checkpoint.reader import open_source
 from ..flux_core.loaders import find_tokenizers
-from ..flux_core.quant import PRECISIONS, full_dtype
+from ..flux_core.quant import COMPUTES, PRECISIONS, full_dtype
 from ..flux_core.quant.formats import FULL_PRECISIONS
 from ..flux_core.text import Tokenizers
 from . import host
@@ -20,12 +29,15 @@ from .wires import (
     FLUX_MODEL,
     FLUX_TEXT_ENCODERS,
     OFFLOAD_POLICY,
+    PRECISION_PLAN,
     FluxModel,
     FluxTextEncoders,
 )
 
 SAME_FILE = "same file as the transformer"
 POCKET_NAME = "fluxfit_pocket"
+#: Where a transformer's file keeps preview factors of its own, as the pocket model's does.
+PREVIEW_KEY = "fluxfit.latent_rgb"
 #: In which model folders each part is looked for.
 PLACES = {
     "transformer": ("diffusion_models", "checkpoints"),
@@ -34,9 +46,35 @@ PLACES = {
     "vae": ("vae",),
 }
 PRECISION_HELP = (
-    "How weights are stored. bf16: two bytes. fp8_scaled: one byte with a scale a row, the better "
-    "picture. fp8_e4m3fn, fp8_e5m2: one byte, plain cast, as DiffSynth-Studio. "
+    "How weights are stored. bf16: two bytes. int8: one byte, the nearest to bf16. fp8_scaled: one "
+    "byte with a scale a row. fp8_e4m3fn, fp8_e5m2: one byte, plain cast, as DiffSynth-Studio. "
+    "as_stored: as the file has them. "
 )
+#: What a person can choose as a precision; the last leaves it to the file.
+PRECISION_CHOICES = [*PRECISIONS, AS_STORED]
+
+
+def compute_input() -> tuple:
+    return (
+        list(COMPUTES),
+        {
+            "default": "auto",
+            "tooltip": "How layers of one byte multiply. native: on 8-bit matrix units, faster "
+            "where the card has them. dequantize: widened first, the nearest to bf16. auto: native "
+            "on a card that can.",
+        },
+    )
+
+
+def plan_input() -> tuple:
+    return (
+        PRECISION_PLAN,
+        {"tooltip": "Decides the transformer's precision layer by layer, instead of the choice."},
+    )
+
+
+def policy_input() -> tuple:
+    return (OFFLOAD_POLICY, {"tooltip": "Where parts wait; without it, component."})
 
 
 def choices(part: str) -> list[str]:
@@ -82,7 +120,7 @@ class FluxLoaderFP8:
                     {"tooltip": file.format("diffusion_models or models/checkpoints")},
                 ),
                 "transformer_precision": (
-                    list(PRECISIONS),
+                    PRECISION_CHOICES,
                     {"default": "fp8_scaled", "tooltip": PRECISION_HELP},
                 ),
                 "clip_l": (choices("clip_l"), {"tooltip": file.format("text_encoders")}),
@@ -92,7 +130,7 @@ class FluxLoaderFP8:
                 ),
                 "t5": (choices("t5"), {"tooltip": file.format("text_encoders")}),
                 "t5_precision": (
-                    list(PRECISIONS),
+                    PRECISION_CHOICES,
                     {"default": "fp8_scaled", "tooltip": PRECISION_HELP + "T5 bears it well."},
                 ),
                 "vae": (choices("vae"), {"tooltip": file.format("vae")}),
@@ -102,10 +140,9 @@ class FluxLoaderFP8:
                 ),
             },
             "optional": {
-                "policy": (
-                    OFFLOAD_POLICY,
-                    {"tooltip": "Where parts wait; without it, component."},
-                ),
+                "policy": policy_input(),
+                "plan": plan_input(),
+                "compute": compute_input(),
             },
         }
 
@@ -120,6 +157,8 @@ class FluxLoaderFP8:
         vae: str,
         vae_precision: str,
         policy: OffloadPolicy | None = None,
+        plan: PrecisionPlan | None = None,
+        compute: str = "auto",
     ):
         policy = policy or OffloadPolicy("component")
         path = host.model_path(transformer, *PLACES["transformer"])
@@ -131,10 +170,13 @@ class FluxLoaderFP8:
             clip = load_clip(
                 paths["clip_l"], precision=clip_l_precision, progress=share(bar, 0, 20)
             )
-            t5_model = load_t5(paths["t5"], precision=t5_precision, progress=share(bar, 20, 120))
-            model = load_transformer(
-                path, precision=transformer_precision, progress=share(bar, 140, 240)
+            t5_model = load_t5(
+                paths["t5"], precision=t5_precision, compute=compute, progress=share(bar, 20, 120)
             )
+            model = load_transformer(
+                path, precision=plan or transformer_precision, compute=compute,
+                progress=share(bar, 140, 240),
+            )  # fmt: skip
             vae_model = load_vae(
                 paths["vae"], dtype=full_dtype(vae_precision), progress=share(bar, 380, 20)
             )
@@ -145,6 +187,53 @@ class FluxLoaderFP8:
             FluxTextEncoders(encoders, policy),
             HostVAE(vae_model, policy),
         )
+
+
+class FluxTransformerLoader:
+    """A transformer alone."""
+
+    DESCRIPTION = (
+        "Opens a FLUX.1 transformer alone, to use another precision or another model with text "
+        "encoders and a VAE that are loaded already."
+    )
+    CATEGORY = CATEGORY
+    FUNCTION = "load"
+    SEARCH_ALIASES = ["flux", "unet loader", "diffusion model", "gguf"]
+    RETURN_TYPES = (FLUX_MODEL,)
+    RETURN_NAMES = ("model",)
+    OUTPUT_TOOLTIPS = ("The transformer, for FluxSampler.",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "transformer": (
+                    choices("transformer"),
+                    {"tooltip": "A file of models/diffusion_models or models/checkpoints."},
+                ),
+                "precision": (
+                    PRECISION_CHOICES,
+                    {"default": "fp8_scaled", "tooltip": PRECISION_HELP},
+                ),
+                "compute": compute_input(),
+            },
+            "optional": {"policy": policy_input(), "plan": plan_input()},
+        }
+
+    def load(
+        self,
+        transformer: str,
+        precision: str,
+        compute: str,
+        policy: OffloadPolicy | None = None,
+        plan: PrecisionPlan | None = None,
+    ):
+        path = host.model_path(transformer, *PLACES["transformer"])
+        with host.progress(100, "loading the transformer") as bar:
+            model = load_transformer(
+                path, precision=plan or precision, compute=compute, progress=share(bar, 0, 100)
+            )
+        return (FluxModel(model, policy or OffloadPolicy("component"), preview_factors(path)),)
 
 
 def share(bar: host.Progress, start: int, length: int):
@@ -164,6 +253,6 @@ def tokenizer_folders(clip_l: Path, t5: Path) -> tuple[Path, Path]:
 
 
 def preview_factors(path: Path):
-    """Preview factors that a transformer's file brings along, as the pocket model's does."""
-    text = open_source(path).metadata.get("fluxfit.latent_rgb")
+    """Preview factors that a transformer's file brings along."""
+    text = open_source(path).metadata.get(PREVIEW_KEY)
     return None if text is None else torch.tensor(json.loads(text))

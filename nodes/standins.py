@@ -29,12 +29,9 @@ class LoadImage:
         return {"required": {"image": ("STRING", {"image_upload": True})}}
 
     def load(self, image: str):
-        root = host.input_folder().resolve()
-        path = (root / image).resolve()
-        if not path.is_relative_to(root):
-            raise ValueError(f"picture name {image!r} leaves the input folder: not opened")
+        path = host.inside(host.input_folder(), image)
         if not path.is_file():
-            raise FileNotFoundError(f"no picture {image!r} in {root}")
+            raise FileNotFoundError(f"no picture {image!r} in {host.input_folder().resolve()}")
         with Image.open(path) as picture:
             pixels = np.asarray(picture.convert("RGBA"), dtype=np.float32) / 255
         tensor = torch.from_numpy(pixels)[None]
@@ -58,10 +55,7 @@ class SaveImage:
         }
 
     def save(self, images: Tensor, filename_prefix: str):
-        root = host.output_folder().resolve()
-        start = (root / filename_prefix).resolve()
-        if not start.is_relative_to(root):
-            raise ValueError(f"name {filename_prefix!r} leaves the output folder: not written")
+        start = host.inside(host.output_folder(), filename_prefix)
         start.parent.mkdir(parents=True, exist_ok=True)
         return {"ui": {"images": [str(save_png(image, start)) for image in images]}}
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "workflows"
@@ -164,12 +164,61 @@ def dev_upscale() -> Description:
     )
 
 
+BACKGROUND = (24, 26, 32)
+COMPARED = ("fp8_e4m3fn", "fp8_e5m2", "fp8_scaled", "int8")
+
+
+def compare_precisions() -> Description:
+    """One prompt at every precision, on one sheet, each against bf16."""
+    graph: Description = {
+        "policy": Node("OffloadPolicy", 0, 0, {"mode": "component"}),
+        "loader": Node(
+            "FluxLoaderFP8", 0, 140,
+            dict(POCKET_FILES) | {"transformer_precision": "bf16", "t5_precision": "bf16"},
+            {"policy": ("policy", 0)},
+        ),
+        "prompt": text(PROMPT),
+        "negative": text("", y=300, title="negative prompt"),
+        "size": Node("EmptySD3LatentImage", 380, 600, {"width": 256, "height": 256}),
+    }  # fmt: skip
+    shown = {}
+    for i, precision in enumerate(("bf16", *COMPARED)):
+        y = 420 * i
+        model = ("loader", 0)
+        if i:
+            model = (precision, 0)
+            graph[precision] = Node(
+                "FluxTransformerLoader", 380, 700 + 240 * i,
+                {"transformer": POCKET_FILES["transformer"], "precision": precision},
+                {"policy": ("policy", 0)}, title=precision,
+            )  # fmt: skip
+        graph[f"sampler {precision}"] = Node(
+            "FluxSampler", 800, y, dict(POCKET_SAMPLING),
+            {"model": model, "positive": ("prompt", 0), "latent": ("size", 0),
+             "negative": ("negative", 0)},
+        )  # fmt: skip
+        graph[f"decode {precision}"] = Node(
+            "VAEDecode", 1180, y, {},
+            {"samples": (f"sampler {precision}", 0), "vae": ("loader", 2)},
+        )  # fmt: skip
+        shown[f"image_{i + 1}"] = (f"decode {precision}", 0)
+    labels = "\n".join(("bf16", *COMPARED))
+    return graph | {
+        "grid": Node("FluxGrid", 1560, 0, {"labels": labels}, shown),
+        "save": Node(
+            "SaveImage", 1560, 420, {"filename_prefix": "FluxFit/compare_precisions"},
+            {"images": ("grid", 0)},
+        ),
+    }  # fmt: skip
+
+
 def descriptions() -> dict[str, Description]:
     return {
         "text_to_image": drawing(
             PROMPT, 256, POCKET_FILES, [], POCKET_SAMPLING, "FluxFit/text_to_image"
         ),
         "upscale": pocket_upscale(),
+        "compare_precisions": compare_precisions(),
         "flux1_dev_fp8_offload": drawing(
             "a red fox asleep in fresh snow, morning light, photograph", 1024, DEV_FILES,
             DEV_MODELS, DEV_SAMPLING, "FluxFit/flux1_dev",
@@ -297,7 +346,7 @@ def diagram(workflow: dict[str, Any]) -> Image.Image:
     right = max(n["pos"][0] + n["size"][0] for n in nodes.values()) + 40
     bottom = max(n["pos"][1] + n["size"][1] for n in nodes.values()) + 60
     scale = THUMBNAIL / max(right, bottom)
-    picture = Image.new("RGB", (THUMBNAIL * 2, THUMBNAIL * 2), (24, 26, 32))
+    picture = Image.new("RGB", (THUMBNAIL * 2, THUMBNAIL * 2), BACKGROUND)
     canvas, scale = ImageDraw.Draw(picture), scale * 2
     font = ImageFont.load_default(size=15)
 
@@ -330,7 +379,8 @@ def write(name: str, graph: Description) -> None:
     else:
         results = headless.run(headless.read_workflow(page))
         pictures = [Image.open(path) for path in headless.saved_images(results)]
-        picture = pictures[-1].resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+        size = (THUMBNAIL, THUMBNAIL)
+        picture = ImageOps.pad(pictures[-1], size, Image.Resampling.LANCZOS, color=BACKGROUND)
     picture.convert("RGB").save(FOLDER / f"{name}.jpg", quality=88)
     print(f"workflows/{name}.json, api/{name}.json, {name}.jpg")
 

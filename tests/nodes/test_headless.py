@@ -37,9 +37,10 @@ def refused(data: dict, message: str) -> None:
 
 
 class TestWorkflowFiles:
-    def test_there_are_four(self):
+    def test_there_are_five(self):
         assert {p.stem for p in WORKFLOWS} == {
-            "text_to_image", "upscale", "flux1_dev_fp8_offload", "flux1_dev_upscaler_fp8",
+            "text_to_image", "upscale", "compare_precisions", "flux1_dev_fp8_offload",
+            "flux1_dev_upscaler_fp8",
         }  # fmt: skip
 
     @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
@@ -231,5 +232,5 @@ def test_saving_never_overwrites_and_stays_in_its_folder(tmp_path, monkeypatch):
     picture = torch.rand(1, 16, 16, 3)
     names = [save.save(picture, "a/b")["ui"]["images"][0] for _ in range(2)]
     assert [Path(n).name for n in names] == ["b_00001.png", "b_00002.png"]
-    with pytest.raises(ValueError, match="leaves the output folder"):
+    with pytest.raises(ValueError, match="leaves the folder"):
         save.save(picture, "../../b")
