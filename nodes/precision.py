@@ -151,8 +151,8 @@ class FluxSaveQuantized:
 
     DESCRIPTION = (
         "Writes what is wired in (transformer, T5, the ControlNets) as safetensors, at the "
-        "precision that it is held in, under output/. Loading such a file never builds the 16-bit "
-        "model. float8 files open in ComfyUI's own loaders, int8 ones in the newest."
+        "precision that it is held in, under output/, where ComfyUI finds it again. Loading such a "
+        "file never builds the 16-bit model. ComfyUI opens float8 files too, its newest version int8."
     )
     CATEGORY = CATEGORY
     FUNCTION = "save"
@@ -182,7 +182,7 @@ class FluxSaveQuantized:
                 "model": (FLUX_MODEL, {"tooltip": "Goes to output/diffusion_models."}),
                 "text_encoders": (
                     FLUX_TEXT_ENCODERS,
-                    {"tooltip": "Their T5 goes to output/text_encoders."},
+                    {"tooltip": "Their T5 goes to output/clip."},
                 ),
                 "control": (FLUX_CONTROL, {"tooltip": "Its ControlNets go to output/controlnet."}),
             },
@@ -196,7 +196,7 @@ class FluxSaveQuantized:
         if model is not None:
             wanted.append((f"diffusion_models/{name}", model.transformer))
         if text_encoders is not None:
-            wanted.append((f"text_encoders/{name}_t5", text_encoders.encoders.t5))
+            wanted.append((f"clip/{name}_t5", text_encoders.encoders.t5))
         nets = [c.net for c in controls_of(control)]
         for i, net in enumerate(nets):
             number = f"_{i + 1}" if len(nets) > 1 else ""

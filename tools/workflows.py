@@ -146,7 +146,7 @@ def pocket_upscale() -> Description:
             {"image": ("decode", 0)},
         ),
         "blur": Node(
-            "ImageBlur", 1180, 710, {"blur_radius": 3, "sigma": 0.3}, {"image": ("small", 0)}
+            "ImageBlur", 1180, 710, {"blur_radius": 3, "sigma": 0.5}, {"image": ("small", 0)}
         ),
     }  # fmt: skip
     net = "fluxfit_pocket_upscaler.safetensors"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -28,6 +26,7 @@ from flux_core.quant import FORMATS, QuantizedLinear
 from flux_core.quant.int8 import Int8
 from tests import tiny
 from tests.flux_core.test_parity import t5_model
+from tools import bench_load
 
 LAYER = "double_blocks.0.img_attn.qkv"
 
@@ -200,35 +199,24 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch)
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
 
 
-LOAD = """
-import resource, sys
-from flux_core import load_transformer
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-model = load_transformer(sys.argv[1], precision="as_stored")
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-"""
-
-
 def test_loading_a_quantized_file_takes_its_size_and_little_more(tmp_path):
     """300 MB of int8: the 16-bit model would take 300 MB more."""
-    config = TransformerConfig(**{**tiny.DEV.__dict__, "hidden_size": 2048, "depth": 2,
-                                  "depth_single_blocks": 4})  # fmt: skip
-    with torch.device("meta"):
-        model = FluxTransformer(config)
-    quantize(model, "int8")
-    for layer in model.modules():
-        if isinstance(layer, QuantizedLinear):
-            layer.codes = torch.ones(layer.codes.shape, dtype=torch.int8)
-            layer.scale = torch.ones(layer.scale.shape)
-    for name, p in list(model.named_parameters()):
-        owner = model.get_submodule(name.rpartition(".")[0])
-        value = torch.zeros(p.shape, dtype=torch.bfloat16)
-        setattr(owner, name.rpartition(".")[2], torch.nn.Parameter(value, requires_grad=False))
-    path = save_module(model, tmp_path / "large.safetensors")
+    config = TransformerConfig(hidden_size=2048, depth=2, depth_single_blocks=2)
+    path = bench_load.write(tmp_path / "large.safetensors", config, "int8")
     size = path.stat().st_size
     assert size > 250e6
-    found = subprocess.run(
-        [sys.executable, "-c", LOAD, str(path)], capture_output=True, text=True, check=True
-    )
-    grown = int(found.stdout) * (1 if sys.platform == "darwin" else 1024)
-    assert grown < size + 150e6
+    assert bench_load.growth(path)[0] < size + 150e6
+
+
+def test_comfy_kitchen_reads_our_int8_as_we_do():
+    tensor = pytest.importorskip("comfy_kitchen.tensor")
+    weight = 0.02 * torch.randn(64, 512, generator=torch.Generator().manual_seed(0))
+    format = FORMATS["int8"]
+    codes, scale = format.quantize(weight)
+    layout = tensor.TensorWiseINT8Layout
+    params = layout.Params(
+        scale=scale, orig_dtype=torch.float32, orig_shape=(64, 512), convrot=True,
+        convrot_groupsize=format.block(512),
+    )  # fmt: skip
+    theirs = layout.dequantize(codes, params)
+    assert tiny.relative(theirs, format.dequantize(codes, scale, torch.float32)) < 1e-6

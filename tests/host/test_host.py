@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import threading
 import time
 import urllib.request
@@ -49,7 +50,7 @@ def test_every_node_shows_with_its_help(server):
         assert info[name]["category"] == "FluxFit" and info[name]["description"]
 
 
-@pytest.mark.parametrize("name", ["text_to_image", "upscale"])
+@pytest.mark.parametrize("name", ["text_to_image", "upscale", "compare_precisions"])
 def test_pocket_workflows_give_the_headless_picture(name, server, tmp_path, monkeypatch):
     here = server.pictures(server.run(api(name)))
     monkeypatch.chdir(tmp_path)
@@ -115,6 +116,30 @@ def test_the_host_s_own_loader_and_sampler_give_our_picture(sampler, scheduler, 
         "sampler": sampler, "scheduler": scheduler, "shift": "host",
     }  # fmt: skip
     (a,), (b,) = (server.pictures(server.run(p)) for p in (stock, ours))
+    difference = np.abs(pixels(a) - pixels(b))
+    assert difference.mean() < 1.5, f"mean difference {difference.mean():.2f} of 255"
+
+
+@pytest.mark.parametrize("precision", ["fp8_e4m3fn", "fp8_e5m2", "fp8_scaled", "int8"])
+def test_the_host_opens_what_we_save(precision, server):
+    """Saved by our node, drawn by the host's loader and KSampler: our picture at that precision."""
+    if version(server) < (0, 21):
+        pytest.skip("hosts before 0.21 open FLUX.1 at its full width only")
+    formats = (Path(os.environ["COMFYUI_PATH"]) / "comfy" / "quant_ops.py").read_text()
+    if precision == "int8" and "int8_tensorwise" not in formats:
+        pytest.skip("this host does not know int8 yet")
+    ours = api("text_to_image")
+    loader, sampler = key_of(ours, "FluxLoaderFP8"), key_of(ours, "FluxSampler")
+    ours[loader]["inputs"]["transformer_precision"] = precision
+    ours[sampler]["inputs"]["shift"] = "host"
+    ours["95"] = {
+        "class_type": "FluxSaveQuantized",
+        "inputs": {"name": f"saved_{precision}", "overwrite": True, "model": [loader, 0]},
+    }
+    (a,) = server.pictures(server.run(ours))
+    stock = with_stock_sampler("euler", "simple")
+    stock["80"]["inputs"]["unet_name"] = f"saved_{precision}.safetensors"
+    (b,) = server.pictures(server.run(stock))
     difference = np.abs(pixels(a) - pixels(b))
     assert difference.mean() < 1.5, f"mean difference {difference.mean():.2f} of 255"
 

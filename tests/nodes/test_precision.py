@@ -121,7 +121,7 @@ class TestSaving:
         assert all(
             torch.equal(a.codes, b.codes) for a, b in pairs if isinstance(a, QuantizedLinear)
         )
-        assert (tmp_path / "output" / "text_encoders" / "mine_t5.safetensors").is_file()
+        assert (tmp_path / "output" / "clip" / "mine_t5.safetensors").is_file()
 
     def test_a_file_is_not_replaced_unasked(self, loaded, tmp_path):
         save = node("FluxSaveQuantized").save

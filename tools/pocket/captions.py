@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from .scenes import COLOURS, PLACES, SHAPES, SIZES, Scene, Thing
+from .scenes import COLOURS, PLACES, SHAPES, SIZES, USUAL_PLACE, USUAL_SIZE, Scene, Thing
 
 UNSAID = "unsaid"
 MOST_THINGS = 3
@@ -73,11 +73,13 @@ def place_phrase(place: str, rng: random.Random) -> str:
 
 
 def thing_phrase(thing: Thing, rng: random.Random, crowd: bool) -> tuple[str, dict[str, str]]:
-    """One thing in words; in a crowd less is said."""
+    """One thing in words. What goes without saying is often left out: a thing alone in the middle,
+    of medium size. In a crowd less is said of sizes, and of most places."""
     said = {"shape": thing.shape, "colour": thing.colour, "size": UNSAID, "place": UNSAID}
     noun = rng.choice(SHAPE_WORDS[thing.shape])
     size = ""
-    if rng.random() < (0.3 if crowd else 0.5):
+    unusual = not crowd and thing.size != USUAL_SIZE
+    if unusual or rng.random() < 0.3:
         said["size"] = thing.size
         size = rng.choice(SIZE_WORDS[thing.size]) + " "
     form = rng.random()
@@ -87,7 +89,8 @@ def thing_phrase(thing: Thing, rng: random.Random, crowd: bool) -> tuple[str, di
         phrase = article(f"{size}{noun} that is {thing.colour}")
     else:
         phrase = article(f"{size}{noun} in {thing.colour}")
-    if rng.random() < (0.35 if crowd else 0.5):
+    unusual = not crowd and thing.place != USUAL_PLACE
+    if unusual or rng.random() < (0.8 if crowd else 0.3):
         said["place"] = thing.place
         phrase = f"{phrase} {place_phrase(thing.place, rng)}"
     return phrase, said

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 FACTOR = 4
-BLUR = 1.0  # standard deviation of the Gaussian, in pixels of the small picture
+BLUR = 1.5  # standard deviation of the Gaussian, in pixels of the small picture
 
 
 def degrade(pictures: Tensor) -> Tensor:

@@ -34,6 +34,10 @@ PLACES = {
     for column, x in (("left", 0.28), ("", 0.5), ("right", 0.72))
 } | {"center": (0.5, 0.5)}
 PLACES.pop("")
+#: Where and how large a thing alone is when nothing is said of it: then a sentence has one meaning,
+#: and a small model need not choose between nine.
+USUAL_PLACE, USUAL_SIZE = "center", "medium"
+USUALLY = 0.35
 
 SUPERSAMPLE = 4
 
@@ -126,10 +130,13 @@ def draw(scene: Scene, side: int, rng: random.Random) -> np.ndarray:
     return np.asarray(picture.reduce(SUPERSAMPLE))
 
 
-def random_thing(rng: random.Random, background: str, sizes: list[str]) -> Thing:
-    shape, size = rng.choice(SHAPES), rng.choice(sizes)
+def random_thing(rng: random.Random, background: str, alone: bool) -> Thing:
+    shape, size = rng.choice(SHAPES), rng.choice(list(SIZES) if alone else ["small", "medium"])
     colour = rng.choice([c for c in COLOURS if c != background])
     place = rng.choice(list(PLACES))
+    if alone:
+        place = USUAL_PLACE if rng.random() < USUALLY else place
+        size = USUAL_SIZE if rng.random() < USUALLY else size
     radius = rng.uniform(*SIZES[size])
     px, py = PLACES[place]
     if size == "large":  # keep the whole shape inside
@@ -147,8 +154,7 @@ def random_scene(rng: random.Random, count: int | None = None, held_out: bool = 
     while True:
         wanted = count or rng.choices((1, 2, 3), (0.7, 0.2, 0.1))[0]
         background = rng.choice(list(COLOURS))
-        sizes = list(SIZES) if wanted == 1 else ["small", "medium"]
-        things = [random_thing(rng, background, sizes) for _ in range(wanted)]
+        things = [random_thing(rng, background, wanted == 1) for _ in range(wanted)]
         clear = all(apart(a, b) for i, a in enumerate(things) for b in things[:i])
         scene = Scene(background, tuple(things))
         if clear and scene.held_out == held_out:
