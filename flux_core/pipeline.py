@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .latents import host_noise
 from .loaders import load_text_encoders, load_transformer, load_vae
 from .offload import MemoryReport, OffloadPolicy, Residency
 from .quant import full_dtype
-from .sampling import CONSTANTS, Conditioning, Control, StepCallback, sample
-from .schedule import make_sigmas, table_for
+from .sampling import CONSTANTS, Conditioning, Control, StepCallback, make_course, sample
 from .text import TextEncoders
 from .transformer import FluxTransformer
 from .vae import AutoEncoder
@@ -121,7 +119,7 @@ class FluxPipeline:
             width, height: in pixels, multiples of 16; those of ``image`` where it is given.
             image: (1 or B, H, W, 3) in [0, 1] to start from, for ``denoise`` below 1.
             mask: (1 or B, H, W) in [0, 1], 1 where to draw anew and 0 where to keep ``image``.
-            shift: ``host``, ``resolution`` or ``diffsynth``; see ``schedule.table_for``.
+            shift: ``host``, ``resolution`` or ``diffsynth``; see ``schedule.SHIFTS``.
             callback: called at every step.
 
         Returns:
@@ -133,11 +131,11 @@ class FluxPipeline:
         check_size(width, height)
         if mask is not None and image is None:
             raise ValueError("a mask says what to keep of an image, but there is no image")
-        config = self.transformer.config
-        tokens = width * height // 256
-        table = table_for(config.guidance_embed, shift, tokens)
-        sigmas = make_sigmas(table, scheduler, steps, denoise)
         shape = (batch_size, CONSTANTS.z_channels, height // 8, width // 8)
+        course = make_course(
+            self.transformer.config, shape, seed=seed, shift=shift, scheduler=scheduler,
+            steps=steps, denoise=denoise,
+        )  # fmt: skip
         residency = Residency(self.policy, self.device)
 
         positive, negative = self._encode(residency, prompt, negative_prompt, cfg, guidance)
@@ -152,9 +150,7 @@ class FluxPipeline:
                 self.transformer,
                 positive,
                 latents,
-                host_noise(shape, seed),
-                sigmas,
-                table=table,
+                course,
                 negative=negative,
                 cfg=cfg,
                 sampler=sampler,

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .config import VAEConfig
+from .config import TransformerConfig, VAEConfig
 from .controlnet import FluxControlNet
-from .latents import image_ids, pack, text_ids, unpack
+from .latents import host_noise, image_ids, pack, text_ids, unpack
 from .samplers import SAMPLERS, step_noise
-from .schedule import SigmaTable
+from .schedule import SigmaTable, make_sigmas, table_for
 from .transformer import ControlResiduals, FluxTransformer
 
 CONSTANTS = VAEConfig()  # the two that every FLUX.1 VAE shares
@@ -169,15 +170,45 @@ class Denoiser:
         return other + self.cfg * (picture - other)
 
 
+class Course(NamedTuple):
+    """Where a run starts and how it goes.
+
+    ``noise`` is (B, 16, h, w), standard normal; ``sigmas`` are (steps + 1,), falling; ``table`` is
+    the shift behind them, for the span of controls.
+    """
+
+    noise: Tensor
+    sigmas: Tensor
+    table: SigmaTable
+
+
+def make_course(
+    config: TransformerConfig,
+    shape: Sequence[int],
+    *,
+    seed: int = 0,
+    batch_index: Sequence[int] | None = None,
+    shift: str = "host",
+    scheduler: str = "simple",
+    steps: int = 20,
+    denoise: float = 1.0,
+) -> Course:
+    """The host's noise and sigmas for latents of a shape (B, 16, h, w).
+
+    Raises ``ValueError`` for names and numbers out of range.
+    """
+    table = table_for(config.guidance_embed, shift, shape[-1] * shape[-2] // 4)
+    sigmas = make_sigmas(table, scheduler, steps, denoise)
+    return Course(host_noise(shape, seed, batch_index), sigmas, table)
+
+
 @torch.no_grad()
 def sample(
     transformer: FluxTransformer,
     positive: Conditioning,
     latents: Tensor,
-    noise: Tensor,
-    sigmas: Tensor,
+    course: Course,
     *,
-    table: SigmaTable,
     negative: Conditioning | None = None,
     cfg: float = 1.0,
     sampler: str = "euler",
@@ -192,9 +223,6 @@ def sample(
     Args:
         latents: raw latents (B, 16, h, w) to start from; they matter where the first sigma is
             below 1 or a mask keeps a part.
-        noise: (B, 16, h, w), standard normal.
-        sigmas: (steps + 1,), falling.
-        table: the shift behind the sigmas, for the span of controls.
         mask: (1 or B, 1, h, w) in [0, 1], 1 where to draw and 0 where to keep ``latents``.
         callback: called before every step is applied; an exception that it raises ends the run.
 
@@ -218,9 +246,9 @@ def sample(
         )
     device = torch.device(device)
     start = standardise(latents.float()).to(device)
-    noise, sigmas = noise.to(device), sigmas.to(device)
+    noise, sigmas = course.noise.to(device), course.sigmas.to(device)
     denoiser = Denoiser(
-        transformer, positive, negative, cfg, controls, table, latents.shape, device
+        transformer, positive, negative, cfg, controls, course.table, latents.shape, device
     )
     x = sigmas[0] * noise + (1 - sigmas[0]) * start
 

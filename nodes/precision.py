@@ -6,12 +6,10 @@ import json
 from typing import Any
 
 from ..flux_core import PrecisionPlan, save_module
-from ..flux_core.latents import host_noise
 from ..flux_core.pictures import bars
 from ..flux_core.quant import FORMATS
 from ..flux_core.quant.measure import choose_plan, measure
-from ..flux_core.sampling import sample
-from ..flux_core.schedule import make_sigmas, table_for
+from ..flux_core.sampling import make_course, sample
 from . import host
 from .loaders import PREVIEW_KEY
 from .sampler import start_latents
@@ -94,10 +92,7 @@ class FluxMeasurePrecision:
         path = host.inside(host.plans_folder(), save_as + ".json") if save_as else None
         prompts = [conditioning_of(p) for p in (positive, positive_2, positive_3) if p is not None]
         start = start_latents(latent["samples"])
-        tokens = start.shape[-1] * start.shape[-2] // 4
-        table = table_for(model.transformer.config.guidance_embed, "host", tokens)
-        sigmas = make_sigmas(table, "simple", steps, 1.0)
-        noise = host_noise(start.shape, seed)
+        course = make_course(model.transformer.config, start.shape, seed=seed, steps=steps)
         with (
             host.hold("transformer", model.policy, model.transformer),
             host.progress(steps * len(prompts), "measuring") as bar,
@@ -106,7 +101,7 @@ class FluxMeasurePrecision:
             def draw() -> None:
                 for i, prompt in enumerate(prompts):
                     sample(
-                        model.transformer, prompt, start, noise, sigmas, table=table,
+                        model.transformer, prompt, start, course,
                         callback=lambda step, total, _, i=i: bar.update(i * steps + step + 1),
                         device=host.device(),
                     )  # fmt: skip
@@ -152,7 +147,7 @@ class FluxSaveQuantized:
     DESCRIPTION = (
         "Writes what is wired in (transformer, T5, the ControlNets) as safetensors, at the "
         "precision that it is held in, under output/, where ComfyUI finds it again. Loading such a "
-        "file never builds the 16-bit model. ComfyUI opens float8 files too, its newest version int8."
+        "file never builds the 16-bit model. ComfyUI opens float8 files too, and int8 if new."
     )
     CATEGORY = CATEGORY
     FUNCTION = "save"

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..flux_core.latents import host_noise
 from ..flux_core.samplers import SAMPLERS
-from ..flux_core.sampling import CONSTANTS, destandardise, sample
-from ..flux_core.schedule import SCHEDULERS, SHIFTS, make_sigmas, table_for
+from ..flux_core.sampling import CONSTANTS, destandardise, make_course, sample
+from ..flux_core.schedule import SCHEDULERS, SHIFTS
 from . import host
 from .preview import preview
 from .wires import CATEGORY, FLUX_CONTROL, FLUX_MODEL, FluxModel, conditioning_of, controls_of
@@ -125,15 +124,18 @@ class FluxSampler:
         sigmas: Tensor | None = None,
     ):
         start = start_latents(latent["samples"])
-        tokens = start.shape[-1] * start.shape[-2] // 4
-        table = table_for(model.transformer.config.guidance_embed, shift, tokens)
-        if sigmas is None:
-            sigmas = make_sigmas(table, scheduler, steps, denoise)
+        course = make_course(
+            model.transformer.config, start.shape, seed=seed, shift=shift, scheduler=scheduler,
+            steps=steps, denoise=denoise, batch_index=latent.get("batch_index"),
+        )  # fmt: skip
+        if sigmas is not None:
+            course = course._replace(sigmas=sigmas)
+        count = len(course.sigmas) - 1
         controls = controls_of(control)
         modules = [model.transformer, *(c.net for c in controls)]
         with (
             host.hold("transformer", model.policy, *modules) as residency,
-            host.progress(len(sigmas) - 1, "drawing") as bar,
+            host.progress(count, "drawing") as bar,
         ):
 
             def report(step: int, total: int, denoised: Tensor) -> None:
@@ -143,9 +145,7 @@ class FluxSampler:
                 model.transformer,
                 conditioning_of(positive),
                 start,
-                host_noise(start.shape, seed, latent.get("batch_index")),
-                sigmas,
-                table=table,
+                course,
                 negative=None if negative is None else conditioning_of(negative, "negative"),
                 cfg=cfg,
                 sampler=sampler,
@@ -155,7 +155,7 @@ class FluxSampler:
                 callback=report,
                 device=host.device(),
             )
-            bar.update(len(sigmas) - 1)
+            bar.update(count)
         kept = {k: v for k, v in latent.items() if k != "downscale_ratio_spacial"}
         return (kept | {"samples": drawn}, str(residency.report))
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flux_core import Conditioning, Control, FluxControlNet, FluxTransformer, load_controlnet
-from flux_core.sampling import sample
+from flux_core.sampling import Course, sample
 from flux_core.schedule import table_for
 from flux_core.transformer import ControlResiduals, residual
 from tests import tiny
@@ -30,11 +30,8 @@ def drawn(control: Control) -> torch.Tensor:
         torch.randn(1, 5, tiny.CONTEXT, generator=g), torch.randn(1, tiny.POOLED, generator=g)
     )
     noise = torch.randn(1, 16, 4, 6, generator=g)
-    sigmas = torch.tensor([1.0, 0.5, 0.0])
-    return sample(
-        transformer, words, torch.zeros_like(noise), noise, sigmas, table=table_for(True),
-        controls=[control],
-    )  # fmt: skip
+    course = Course(noise, torch.tensor([1.0, 0.5, 0.0]), table_for(True))
+    return sample(transformer, words, torch.zeros_like(noise), course, controls=[control])
 
 
 def test_pixels_are_read_by_the_stem_and_residuals_recur(tmp_path):

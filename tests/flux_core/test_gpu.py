@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flux_core import FluxPipeline, OffloadPolicy
+from flux_core import (
+    FluxPipeline,
+    FluxTransformer,
+    OffloadPolicy,
+    arithmetic_of,
+    quantize,
+    set_compute,
+)
+from flux_core.quant import FORMATS, quantized_linears
+from flux_core.quant.arithmetic import trouble
+from tests import tiny
 
 pytestmark = [
     pytest.mark.gpu,
@@ -14,7 +24,7 @@ pytestmark = [
 SETTINGS = {"width": 64, "height": 64, "steps": 4, "negative_prompt": "white", "cfg": 2.0}
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp8_e4m3fn", "fp8_scaled"])
+@pytest.mark.parametrize("precision", ["bf16", "fp8_e4m3fn", "fp8_scaled", "int8"])
 def test_policies_give_the_same_picture_to_the_bit(precision):
     drawn = [
         FluxPipeline.from_pocket(precision=precision, policy=OffloadPolicy(mode), device="cuda")(
@@ -33,3 +43,55 @@ def test_component_leaves_nothing_on_the_card():
     assert torch.cuda.memory_allocated() == held
     parts = (pipeline.transformer, pipeline.text_encoders, pipeline.vae)
     assert {p.device.type for part in parts for p in part.parameters()} == {"cpu"}
+
+
+@pytest.mark.parametrize("precision", sorted(FORMATS))
+def test_native_kernels_equal_their_references(precision):
+    """Those that the card has; which ones it lacks, and why, is in the output (pytest -rs)."""
+    format, device = FORMATS[precision], torch.device("cuda")
+    generator = torch.Generator().manual_seed(0)
+    codes, scale = format.quantize(0.02 * torch.randn(96, 256, generator=generator))
+    codes, scale = codes.cuda(), None if scale is None else scale.cuda()
+    reasons = []
+    for kernel in format.kernels:
+        reason = trouble(kernel, device, format.storage, torch.bfloat16)
+        if reason:
+            reasons.append(f"{kernel.name}: {reason}")
+            continue
+        for tokens in (1, 17, 40, 333):
+            x = torch.randn(tokens, 256, generator=generator).cuda().bfloat16()
+            found = kernel.multiply(x, codes, scale, format.block(256)).float()
+            expected = kernel.reference(x, codes, scale, format.block(256))
+            assert tiny.relative(found, expected) < 0.02
+    if len(reasons) == len(format.kernels):
+        pytest.skip("; ".join(reasons))
+
+
+@pytest.mark.parametrize("precision", sorted(FORMATS))
+def test_native_compiled_equals_dequantized_within_its_bound(precision):
+    model = tiny.randomise(FluxTransformer(tiny.DEV)).cuda()
+    kwargs = {name: value.cuda() for name, value in tiny.inputs().items()}
+    with torch.no_grad():
+        exact = model(**kwargs)
+        quantize(model.bfloat16(), precision)
+        errors = {}
+        for compute in ("dequantize", "native"):
+            set_compute(model, compute)
+            errors[compute] = tiny.relative(model(**kwargs), exact)
+        print(arithmetic_of(model))
+        assert errors["native"] < 1.5 * errors["dequantize"] + 0.005  # activations in bfloat16
+        eager = model(**kwargs)
+        compiled = torch.compile(model)
+        assert tiny.relative(compiled(**kwargs), eager) < 0.02
+        with torch.compiler.set_stance("fail_on_recompile"):
+            compiled(**kwargs | {"timesteps": kwargs["timesteps"] * 0.5})
+            compiled(**kwargs | {"txt": kwargs["txt"] * 0.5})
+
+
+def test_auto_is_native_where_the_card_has_matrix_units():
+    model = quantize(tiny.randomise(FluxTransformer(tiny.DEV)).bfloat16(), "int8").cuda()
+    with torch.no_grad():
+        model(**{name: value.cuda() for name, value in tiny.inputs().items()})
+    if torch.cuda.get_device_capability() >= (7, 5):
+        ways = [way for layer in quantized_linears(model) for way in layer.ways.values()]
+        assert ways and all(way.kernel is not None for way in ways)
