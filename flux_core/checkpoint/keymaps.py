@@ -84,8 +84,8 @@ def block(native: str, foreign: str, plain: Mapping, rows: Mapping, norms: Mappi
     return table
 
 
-def diffusers_transformer(shapes: Shapes) -> Recipes:
-    """FLUX.1 in diffusers' names; serves its ControlNets too."""
+def diffusers_body(double: int, single: int) -> Recipes:
+    """The transformer in diffusers' names, with so many double and single blocks."""
     table: Recipes = {}
     for ours, theirs in BODY.items():
         for kind in WEIGHT_AND_BIAS:
@@ -94,11 +94,11 @@ def diffusers_transformer(shapes: Shapes) -> Recipes:
         table[f"final_layer.adaLN_modulation.1.{kind}"] = Recipe(
             (f"norm_out.linear.{kind}",), "swap"
         )
-    for i in range(count_blocks(shapes, "transformer_blocks.")):
+    for i in range(double):
         table |= block(
             f"double_blocks.{i}", f"transformer_blocks.{i}", DOUBLE, DOUBLE_ROWS, DOUBLE_NORMS
         )
-    for i in range(count_blocks(shapes, "single_transformer_blocks.")):
+    for i in range(single):
         table |= block(
             f"single_blocks.{i}",
             f"single_transformer_blocks.{i}",
@@ -106,21 +106,29 @@ def diffusers_transformer(shapes: Shapes) -> Recipes:
             SINGLE_ROWS,
             SINGLE_NORMS,
         )
-    return present(table, shapes)
+    return table
+
+
+def diffusers_transformer(shapes: Shapes) -> Recipes:
+    """FLUX.1 in diffusers' names; serves its ControlNets too."""
+    double = count_blocks(shapes, "transformer_blocks.")
+    single = count_blocks(shapes, "single_transformer_blocks.")
+    return present(diffusers_body(double, single), shapes)
+
+
+#: What a ControlNet has of its own, in diffusers' names.
+CONTROLNET_OWN = {
+    f"pos_embed_input.{kind}": Recipe((f"controlnet_x_embedder.{kind}",))
+    for kind in WEIGHT_AND_BIAS
+}
 
 
 def diffusers_controlnet(shapes: Shapes) -> Recipes:
     """A diffusers ControlNet: the transformer's names and a few of its own."""
-    own = {"pos_embed_input": "controlnet_x_embedder"}
-    table = {
-        f"{ours}.{kind}": Recipe((f"{theirs}.{kind}",))
-        for ours, theirs in own.items()
-        for kind in WEIGHT_AND_BIAS
-    }
     same = ("controlnet_blocks.", "controlnet_single_blocks.", "controlnet_mode_embedder.",
             "input_hint_block.")  # fmt: skip
-    table |= {name: Recipe((name,)) for name in shapes if name.startswith(same)}
-    return diffusers_transformer(shapes) | table
+    kept = {name: Recipe((name,)) for name in shapes if name.startswith(same)}
+    return diffusers_transformer(shapes) | CONTROLNET_OWN | kept
 
 
 def native(shapes: Shapes) -> Recipes:

@@ -6,6 +6,10 @@
 
 A plain float8 cast is a float8 tensor and nothing else. The file is written under a temporary name
 and renamed when it is whole.
+
+ControlNets are a case of their own: the host opens them in diffusers' names, and forgets scales on
+the way. So those without scales are written in diffusers' names, and those with scales in native
+ones, for FluxFit alone.
 """
 
 from __future__ import annotations
@@ -19,9 +23,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..quant import PrecisionPlan, QuantizedLinear
+from ..controlnet import FluxControlNet
+from ..quant import PrecisionPlan, QuantizedLinear, quantized_linears
 from ..quant.walk import linears
 from .build import Progress, slots_of
+from .keymaps import CONTROLNET_OWN, diffusers_body
 from .reader import DTYPES
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -41,6 +47,21 @@ def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             if marker is not None:
                 raw = json.dumps(marker).encode()
                 yield f"{layer}.comfy_quant", torch.tensor(list(raw), dtype=torch.uint8)
+
+
+def to_diffusers(net: FluxControlNet, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A ControlNet's native tensors in diffusers' names, fused ones taken apart again."""
+    config = net.config
+    recipes = diffusers_body(config.depth, config.depth_single_blocks) | CONTROLNET_OWN
+    made: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        names = recipes[name].names if name in recipes else (name,)
+        sizes = [tensor.shape[0]]
+        if len(names) > 1:
+            sizes = [config.hidden_size] * 3
+            sizes += [tensor.shape[0] - sum(sizes)] * (len(names) - 3)
+        made.update(zip(names, tensor.split(sizes), strict=True))
+    return made
 
 
 def plan_of(module: nn.Module) -> PrecisionPlan | None:
@@ -73,6 +94,8 @@ def save_module(
     """
     path = Path(path)
     tensors = dict(tensors_of(module))
+    if isinstance(module, FluxControlNet) and not has_scales(module):
+        tensors = to_diffusers(module, tensors)
     plan = plan_of(module)
     notes = {"format": "pt"} | dict(metadata or {})
     if plan is not None:
@@ -104,6 +127,10 @@ def save_module(
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+def has_scales(module: nn.Module) -> bool:
+    return any(layer.scale is not None for layer in quantized_linears(module))
 
 
 def bytes_of(tensor: Tensor) -> memoryview | bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import threading
 import time
 import urllib.request
@@ -142,6 +143,52 @@ def test_the_host_opens_what_we_save(precision, server):
     (b,) = server.pictures(server.run(stock))
     difference = np.abs(pixels(a) - pixels(b))
     assert difference.mean() < 1.5, f"mean difference {difference.mean():.2f} of 255"
+
+
+def test_the_host_opens_a_controlnet_that_we_save(server):
+    if version(server) < (0, 21):
+        pytest.skip("hosts before 0.21 open FLUX.1 at its full width only")
+    ours = api("upscale")
+    upscaler, redraw = key_of(ours, "ControlNetUpscalerFP8"), ours["12"]["inputs"]
+    ours[upscaler]["inputs"]["precision"] = "fp8_e4m3fn"
+    redraw["shift"] = "host"
+    ours["95"] = {
+        "class_type": "FluxSaveQuantized",
+        "inputs": {"name": "saved", "overwrite": True, "control": [upscaler, 0]},
+    }
+    expected = server.pictures(server.run(ours))[-1]
+    models = server.base / "models" / "controlnet"
+    models.mkdir(parents=True, exist_ok=True)
+    saved = server.base / "output" / "controlnet" / "saved_controlnet.safetensors"
+    shutil.copy(saved, models / "saved.safetensors")
+    stock = api("upscale")
+    loader = key_of(stock, "FluxLoaderFP8")
+    stock["80"] = {
+        "class_type": "UNETLoader",
+        "inputs": {"unet_name": "fluxfit_pocket.safetensors", "weight_dtype": "default"},
+    }
+    stock["81"] = {
+        "class_type": "ControlNetLoader", "inputs": {"control_net_name": "saved.safetensors"},
+    }  # fmt: skip
+    stock["82"] = {
+        "class_type": "ControlNetApplyAdvanced",
+        "inputs": {
+            "positive": redraw["positive"], "negative": redraw["positive"],
+            "control_net": ["81", 0], "image": [upscaler, 2], "vae": [loader, 2],
+            "strength": 1.0, "start_percent": 0.0, "end_percent": 1.0,
+        },
+    }  # fmt: skip
+    stock["12"] = {
+        "class_type": "KSampler",
+        "inputs": {
+            "model": ["80", 0], "positive": ["82", 0], "negative": ["82", 1],
+            "latent_image": redraw["latent"], "seed": redraw["seed"], "steps": redraw["steps"],
+            "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0,
+        },
+    }  # fmt: skip
+    found = server.pictures(server.run(stock))[-1]
+    difference = np.abs(pixels(found) - pixels(expected))
+    assert difference.mean() < 2, f"mean difference {difference.mean():.2f} of 255"
 
 
 def test_an_interrupt_stops_the_run_and_the_next_one_is_whole(server):
