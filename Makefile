@@ -41,9 +41,9 @@ pocket: $(VENV)/.dev
 	$(BIN)/python -m tools.pocket.export
 	$(BIN)/python -m tools.pocket.cache --side 128 --count 16000
 	$(TRAIN).train_transformer --side 128
-	$(BIN)/python -m tools.pocket.cache --side 256 --count 4000
-	$(TRAIN).train_transformer --side 256 --count 4000 --steps 800 --batch 16 --lr 1e-3 --init transformer_128
-	$(BIN)/python -m tools.pocket.cache --side 256 --count 1500 --blurred 1
+	$(BIN)/python -m tools.pocket.cache --side 256 --count 10000
+	$(TRAIN).train_transformer --side 256 --count 10000 --steps 6000 --batch 32 --init transformer_128
+	$(BIN)/python -m tools.pocket.cache --side 256 --count 2000 --blurred 1
 	$(TRAIN).train_controlnet
 	$(BIN)/python -m tools.pocket.export
 	$(BIN)/python -m tools.pocket.score

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from ..flux_core import PrecisionPlan, save_module
@@ -134,11 +135,19 @@ class FluxPrecisionPlan:
         where = "A file of the folder models/precision_plans."
         return {"required": {"name": (host.plan_names(), {"tooltip": where})}}
 
+    @classmethod
+    def IS_CHANGED(cls, name: str) -> str:
+        return plan_path(name).read_text(encoding="utf-8")
+
     def load(self, name: str):
-        path = host.inside(host.plans_folder(), name)
-        if not path.is_file():
-            raise FileNotFoundError(f"no precision plan {name!r} in {host.plans_folder()}")
-        return (PrecisionPlan.load(path),)
+        return (PrecisionPlan.load(plan_path(name)),)
+
+
+def plan_path(name: str) -> Path:
+    path = host.inside(host.plans_folder(), name)
+    if not path.is_file():
+        raise FileNotFoundError(f"no precision plan {name!r} in {host.plans_folder()}")
+    return path
 
 
 class FluxSaveQuantized:

@@ -19,6 +19,10 @@ log = logging.getLogger(__name__)
 COMPUTES = ("auto", "dequantize", "native")
 
 
+#: The most that one native product may take in 32 bits.
+PRODUCT_BYTES = 128 * 2**20
+
+
 class Way(NamedTuple):
     """How a layer multiplies on one device: a kernel, or None with the reason why none."""
 
@@ -100,7 +104,7 @@ class QuantizedLinear(nn.Module):
         if self.compute == "dequantize":
             return Way(None, "as asked")
         if self.compute == "auto" and device.type == "cpu":
-            return Way(None, "a CPU wins nothing by more")
+            return Way(None, "a CPU wins nothing by 8 bits")
         reasons = []
         for kernel in self.format.kernels:
             reason = kernel.refuses(self.out_features, self.in_features) or trouble(
@@ -117,11 +121,25 @@ class QuantizedLinear(nn.Module):
         kernel = self.way(x.device, x.dtype).kernel
         if kernel is None or x.requires_grad or not x.numel():
             return self.dequantized(x)
-        tokens = x.reshape(-1, self.in_features)
-        out = kernel.multiply(tokens, self.codes, self.scale, self.format.block(self.in_features))
+        out = self.multiplied(kernel, x.reshape(-1, self.in_features))
         if self.bias is not None:
             out = out + self.bias.to(x.dtype)
         return out.unflatten(0, x.shape[:-1]) if x.ndim != 2 else out
+
+    def multiplied(self, kernel: Kernel, x: Tensor) -> Tensor:
+        """The kernel's product with x (tokens, in), many tokens in parts.
+
+        A product passes through 32 bits, which for all tokens of a large picture at once would be
+        the largest tensor of the run. A compiler fuses that away, and is left alone.
+        """
+        block = self.format.block(self.in_features)
+        part = max(256, PRODUCT_BYTES // (4 * self.out_features) // 256 * 256)
+        if torch.compiler.is_compiling() or len(x) <= part:
+            return kernel.multiply(x, self.codes, self.scale, block)
+        out = x.new_empty(len(x), self.out_features)
+        for to, some in zip(out.split(part), x.split(part), strict=True):
+            to.copy_(kernel.multiply(some, self.codes, self.scale, block))
+        return out
 
     def dequantized(self, x: Tensor) -> Tensor:
         """The product in the dtype of x.
@@ -133,8 +151,8 @@ class QuantizedLinear(nn.Module):
         x = self.format.rotate(x)
         if self.scale is None or x.dtype == torch.float16:
             return F.linear(x, self.format.held(self.codes, self.scale, x.dtype), bias)
-        out = F.linear(x, self.codes.to(x.dtype)) * self.scale.to(x.dtype).view(-1)
-        return out if bias is None else out + bias
+        out, scale = F.linear(x, self.codes.to(x.dtype)), self.scale.to(x.dtype).view(-1)
+        return out * scale if bias is None else torch.addcmul(bias, out, scale)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, format={self.format.name}"

@@ -132,6 +132,16 @@ def test_a_shape_that_no_kernel_takes_falls_back_and_says_so_once(caplog):
     assert arithmetic_of(model)[line] == 3
 
 
+@pytest.mark.parametrize("precision", sorted(FORMATS))
+def test_many_tokens_are_multiplied_in_parts_with_the_same_result(precision, monkeypatch):
+    layer = QuantizedLinear.from_linear(linear(32, 64), FORMATS[precision])
+    layer.set_compute("native")
+    x = random(2, 300, 64)
+    whole = layer(x)
+    monkeypatch.setattr(linear_module, "PRODUCT_BYTES", 1)
+    assert torch.equal(layer(x), whole)
+
+
 def test_a_kernel_that_gives_wrong_results_is_not_used():
     class Wrong(Float8Rows):
         def multiply(self, x, codes, scale, block):

@@ -50,7 +50,7 @@ class Controlled(nn.Module):
 
 def main() -> None:
     args = arguments(
-        __doc__, side=256, count=4000, blurred=1500, steps=400, batch=16, lr=1e-3, base=""
+        __doc__, side=256, count=10_000, blurred=2000, steps=900, batch=16, lr=1e-3, base=""
     )
     data = cache.build(args.out, args.side, args.count, device=args.device)
     blurred = cache.build(args.out, args.side, args.blurred, blurred=True)["latents"]
