@@ -94,12 +94,12 @@ class FluxControlNet(FluxBody):
 
         double, single = [], []
         for block, out in zip(self.double_blocks, self.controlnet_blocks, strict=True):
-            img, txt = block(img, txt, vec, rotary)
+            img, txt = block(img, txt, self.modulations(block, vec), rotary)
             double.append(out(img))
         if len(self.single_blocks):
             joint, start = torch.cat([txt, img], dim=1), txt.shape[1]
             for block, out in zip(self.single_blocks, self.controlnet_single_blocks, strict=True):
-                joint = block(joint, vec, rotary)
+                joint = block(joint, self.modulations(block, vec), rotary)
                 single.append(out(joint[:, start:]))
         return ControlResiduals(double, single, cyclic=self.config.hint)
 

@@ -8,7 +8,8 @@ standardised, ``(z - 0.1159) * 0.3611``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -19,9 +20,10 @@ from torch.nn import functional as F
 from .config import TransformerConfig, VAEConfig
 from .controlnet import FluxControlNet
 from .latents import host_noise, image_ids, pack, text_ids, unpack
+from .offload.modulation import ModulationsAhead
 from .samplers import SAMPLERS, step_noise
 from .schedule import SigmaTable, make_sigmas, table_for
-from .transformer import ControlResiduals, FluxTransformer
+from .transformer import ControlResiduals, FluxBody, FluxTransformer
 
 CONSTANTS = VAEConfig()  # the two that every FLUX.1 VAE shares
 #: step (from 0), steps in all, the picture as it is believed now: standardised (B, 16, h, w)
@@ -101,6 +103,33 @@ class Denoiser:
         self.positive = self._on_device(positive)
         self.negative = None if negative is None or cfg == 1.0 else self._on_device(negative)
         self.controls = [(c, self._packed(c)) for c in controls if c.strength]
+        self.bodies: list[FluxBody] = [transformer, *(c.net for c, _ in self.controls)]
+        self.ahead: list[ModulationsAhead] = []
+
+    @contextmanager
+    def foresee(self, sigmas: Tensor) -> Iterator[None]:
+        """Modulations for all these sigmas are computed now; afterwards they are live again."""
+        prompts = {"positive": self.positive, "negative": self.negative}
+        try:
+            for body in self.bodies:
+                vecs = {
+                    (sigma, name): body.embed_vector(*self._vector_inputs(sigma, c))
+                    for sigma in sigmas.tolist()
+                    for name, c in prompts.items()
+                    if c is not None and sigma > 0
+                }
+                self.ahead.append(ModulationsAhead(body, vecs))
+            yield
+        finally:
+            self.ahead = []
+            for body in self.bodies:
+                body.ahead = None
+
+    def _vector_inputs(self, sigma: float, c: Conditioning) -> tuple[Tensor, Tensor, Tensor]:
+        """Timesteps, pooled text and guidance of a whole batch."""
+        timesteps = torch.full((self.batch,), sigma, device=self.device)
+        guidance = torch.full((self.batch,), c.guidance, device=self.device)
+        return timesteps, c.pooled, guidance
 
     def _on_device(self, c: Conditioning) -> Conditioning:
         config = self.transformer.config
@@ -148,25 +177,29 @@ class Denoiser:
     def _sigma_at(self, share: float) -> float:
         return float(self.table.sigma(torch.tensor(1.0 - share)))
 
-    def _velocity(self, x: Tensor, sigma: Tensor, c: Conditioning) -> Tensor:
+    def _velocity(self, x: Tensor, sigma: float, c: Conditioning, name: str) -> Tensor:
+        for body, ahead in zip(self.bodies, self.ahead, strict=False):
+            body.ahead = ahead if ahead.select((sigma, name)) else None
+        timesteps, pooled, guidance = self._vector_inputs(sigma, c)
         inputs = {
             "img": pack(x),
             "img_ids": self.img_ids,
             "txt": c.context,
             "txt_ids": text_ids(c.context.shape[1]).to(self.device),
-            "timesteps": sigma.to(self.device).expand(self.batch),
-            "y": c.pooled,
-            "guidance": torch.full((self.batch,), c.guidance, device=self.device),
+            "timesteps": timesteps,
+            "y": pooled,
+            "guidance": guidance,
         }
-        control = self._residuals(float(sigma), inputs)
+        control = self._residuals(sigma, inputs)
         tokens = self.transformer(**inputs, control=control)
         return unpack(tokens.float(), self.height, self.width)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        picture = x - sigma * self._velocity(x, sigma, self.positive)
+        now = float(sigma)
+        picture = x - sigma * self._velocity(x, now, self.positive, "positive")
         if self.negative is None:
             return picture
-        other = x - sigma * self._velocity(x, sigma, self.negative)
+        other = x - sigma * self._velocity(x, now, self.negative, "negative")
         return other + self.cfg * (picture - other)
 
 
@@ -257,7 +290,8 @@ def sample(
             callback(step, len(sigmas) - 1, denoised)
 
     model = denoiser if mask is None else kept_outside(denoiser, mask.to(start), start, noise)
-    x = SAMPLERS[sampler](model, x, sigmas, step_noise(x, seed), report)
+    with denoiser.foresee(course.sigmas):
+        x = SAMPLERS[sampler](model, x, sigmas, step_noise(x, seed), report)
     return destandardise(x).cpu()
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -133,9 +133,17 @@ class ModulationLayer(nn.Module):
         self.count = count
         self.lin = nn.Linear(dim, 3 * count * dim)
 
-    def forward(self, vec: Tensor) -> list[Modulation]:
-        parts = self.lin(F.silu(vec))[:, None].chunk(3 * self.count, dim=-1)
+    def raw(self, vec: Tensor) -> Tensor:
+        """All shifts, scales and gates side by side, (B, 3 * count * D)."""
+        return self.lin(F.silu(vec))
+
+    def split(self, raw: Tensor) -> list[Modulation]:
+        """What ``raw`` gave, as modulations."""
+        parts = raw[:, None].chunk(3 * self.count, dim=-1)
         return [Modulation(*three) for three in zip(*[iter(parts)] * 3, strict=True)]
+
+    def forward(self, vec: Tensor) -> list[Modulation]:
+        return self.split(self.raw(vec))
 
 
 class SelfAttention(nn.Module):
@@ -165,7 +173,15 @@ def mlp(dim: int, hidden: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(dim, hidden), nn.GELU("tanh"), nn.Linear(hidden, dim))
 
 
-class DoubleStreamBlock(nn.Module):
+class Block(nn.Module):
+    """What both kinds of blocks have in common."""
+
+    def modulation_layers(self) -> list[ModulationLayer]:
+        """The layers whose modulations ``forward`` takes, in order."""
+        raise NotImplementedError
+
+
+class DoubleStreamBlock(Block):
     """Text and image with weights of their own and one attention over both."""
 
     def __init__(self, dim: int, num_heads: int, mlp_hidden: int) -> None:
@@ -177,11 +193,13 @@ class DoubleStreamBlock(nn.Module):
         self.txt_attn = SelfAttention(dim, num_heads)
         self.txt_mlp = mlp(dim, mlp_hidden)
 
+    def modulation_layers(self) -> list[ModulationLayer]:
+        return [self.img_mod, self.txt_mod]
+
     def forward(
-        self, img: Tensor, txt: Tensor, vec: Tensor, rotary: tuple[Tensor, Tensor]
+        self, img: Tensor, txt: Tensor, mods: Sequence[Modulation], rotary: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        img_mod1, img_mod2 = self.img_mod(vec)
-        txt_mod1, txt_mod2 = self.txt_mod(vec)
+        img_mod1, img_mod2, txt_mod1, txt_mod2 = mods
         img_qkv = self.img_attn.project(img_mod1.modulate(img))
         txt_qkv = self.txt_attn.project(txt_mod1.modulate(txt))
         q, k, v = (torch.cat(pair, dim=1) for pair in zip(txt_qkv, img_qkv, strict=True))
@@ -207,7 +225,7 @@ def split_linear(linear: nn.Module, x: Tensor, sizes: list[int]) -> Sequence[Ten
     return linear(x).split(sizes, dim=-1)
 
 
-class SingleStreamBlock(nn.Module):
+class SingleStreamBlock(Block):
     """Attention and MLP side by side, over text and image as one sequence."""
 
     def __init__(self, dim: int, num_heads: int, mlp_hidden: int) -> None:
@@ -219,8 +237,13 @@ class SingleStreamBlock(nn.Module):
         self.norm = QKNorm(dim // num_heads)
         self.modulation = ModulationLayer(dim, 1)
 
-    def forward(self, x: Tensor, vec: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        (mod,) = self.modulation(vec)
+    def modulation_layers(self) -> list[ModulationLayer]:
+        return [self.modulation]
+
+    def forward(
+        self, x: Tensor, mods: Sequence[Modulation], rotary: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        (mod,) = mods
         qkv, hidden = split_linear(self.linear1, mod.modulate(x), self.sizes)
         q, k, v = split_heads(qkv, self.num_heads)
         q, k = self.norm(q, k)
@@ -242,6 +265,14 @@ class LastLayer(nn.Module):
         return self.linear(Modulation(shift, scale, scale).modulate(x))
 
 
+class Ahead(Protocol):
+    """What knows modulations before they are needed (``offload.modulation``)."""
+
+    def of(self, layer: ModulationLayer) -> Tensor:
+        """What ``layer.raw`` would give at the step that is drawn now."""
+        ...
+
+
 class FluxBody(nn.Module):
     """The embedders and blocks that the transformer and its ControlNets share."""
 
@@ -260,6 +291,16 @@ class FluxBody(nn.Module):
         self.single_blocks = nn.ModuleList(
             SingleStreamBlock(dim, *sizes) for _ in range(config.depth_single_blocks)
         )
+
+        #: Modulations that were computed before the run, or None to compute them in it.
+        self.ahead: Ahead | None = None
+
+    def modulations(self, block: nn.Module, vec: Tensor) -> list[Modulation]:
+        """The modulations of one block for the vector (B, D), live or computed ahead."""
+        layers = cast(Block, block).modulation_layers()
+        if self.ahead is not None:
+            return [m for layer in layers for m in layer.split(self.ahead.of(layer))]
+        return [m for layer in layers for m in layer(vec)]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -317,13 +358,13 @@ class FluxTransformer(FluxBody):
         controls = [control] if isinstance(control, ControlResiduals) else control or []
 
         for i, block in enumerate(self.double_blocks):
-            img, txt = block(img, txt, vec, rotary)
+            img, txt = block(img, txt, self.modulations(block, vec), rotary)
             for c in controls:
                 if c.double:
                     img = img + residual(c.double, i, len(self.double_blocks), c.cyclic)
         joint, start = torch.cat([txt, img], dim=1), txt.shape[1]
         for i, block in enumerate(self.single_blocks):
-            joint = block(joint, vec, rotary)
+            joint = block(joint, self.modulations(block, vec), rotary)
             for c in controls:
                 if c.single:
                     added = residual(c.single, i, len(self.single_blocks), c.cyclic)

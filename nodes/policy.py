@@ -12,8 +12,8 @@ class OffloadPolicy:
 
     DESCRIPTION = (
         "How the parts of FLUX.1 share the card's memory. none: everything stays there, the "
-        "fastest where it fits. component: each part is there only while it computes. Pictures "
-        "are the same to the bit."
+        "fastest where it fits. component: each part is there only while it computes. stream: "
+        "blocks pass through a few buffers, the least memory. Pictures are the same to the bit."
     )
     CATEGORY = CATEGORY
     FUNCTION = "make"
@@ -29,11 +29,33 @@ class OffloadPolicy:
                     list(MODES),
                     {
                         "default": "component",
-                        "tooltip": "component: one part on the card at a time; none: all stay.",
+                        "tooltip": "component: one part on the card at a time; none: all stay; "
+                        "stream: block by block.",
                     },
                 )
-            }
+            },
+            "optional": {
+                "vram_budget": (
+                    "FLOAT",
+                    {
+                        "default": 0.0,
+                        "min": 0.0,
+                        "max": 1024.0,
+                        "step": 0.1,
+                        "tooltip": "Gigabytes of blocks that stream may keep on the card.",
+                    },
+                ),
+                "slots": (
+                    "INT",
+                    {
+                        "default": 2,
+                        "min": 2,
+                        "max": 8,
+                        "tooltip": "Buffers that streamed blocks pass through.",
+                    },
+                ),
+            },
         }
 
-    def make(self, mode: str):
-        return (Policy(mode),)
+    def make(self, mode: str, vram_budget: float = 0.0, slots: int = 2):
+        return (Policy(mode, int(vram_budget * 1e9), slots),)

@@ -57,7 +57,7 @@ def test_inspect_tells_every_part_of_the_pocket_model(file, kind, tmp_path):
         (("run", "nothing.json"), "nothing.json: no such file"),
         (("inspect", "nothing.safetensors"), "nothing.safetensors: no such file"),
         (("generate", "x", "--width", "100"), "width is 100, expected a multiple of 16"),
-        (("generate", "x", "--offload", "stream"), "'stream' is not in this version"),
+        (("generate", "x", "--offload", "auto"), "'auto' is not in this version"),
         (("generate", "x", "--precision", "int4"), "'int4', expected one of bf16"),
     ],
 )

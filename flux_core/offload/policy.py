@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-MODES = ("none", "component")
-PLANNED = ("stream", "auto")
+MODES = ("none", "component", "stream")
+PLANNED = ("auto",)
 
 
 @dataclass(frozen=True)
@@ -14,10 +14,17 @@ class OffloadPolicy:
 
     ``none`` keeps every part on the device; ``component`` has each there only while it computes:
     text encoders, VAE encoder, transformer with its ControlNets, VAE decoder. Results are equal to
-    the bit. ``stream`` and ``auto`` are known names that this version refuses.
+    the bit. ``stream`` has the blocks of transformer, ControlNets and T5 pass through a few buffers
+    instead, and the other parts as ``component``. ``auto`` is a known name that this version
+    refuses.
+
+    ``vram_budget``: bytes for blocks that ``stream`` may keep on the device; None keeps none.
+    ``slots``: buffers of its ring, at least 2.
     """
 
     mode: str = "none"
+    vram_budget: int | None = None
+    slots: int = 2
 
     def __post_init__(self) -> None:
         if self.mode in PLANNED:
@@ -28,3 +35,7 @@ class OffloadPolicy:
             raise ValueError(
                 f"offload mode is {self.mode!r}, expected one of {', '.join(MODES + PLANNED)}"
             )
+        if self.vram_budget is not None and self.vram_budget < 0:
+            raise ValueError(f"vram_budget is {self.vram_budget} bytes, expected 0 or more")
+        if self.slots < 2:
+            raise ValueError(f"slots is {self.slots}, expected at least 2: one copies, one works")

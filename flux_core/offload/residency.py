@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +13,8 @@ from torch import nn
 
 from ..quant import arithmetic_of
 from .policy import OffloadPolicy
+from .ring import RingReport
+from .streaming import Lent, streamed
 
 
 def module_bytes(module: nn.Module) -> int:
@@ -21,16 +23,10 @@ def module_bytes(module: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def module_device(module: nn.Module) -> torch.device:
-    """Where a module's first tensor lies."""
-    for tensor in (*module.parameters(), *module.buffers()):
-        return tensor.device
-    return torch.device("cpu")
-
-
 @dataclass
 class PartReport:
-    """What one part took: bytes on the device while it ran, seconds computing and moving.
+    """What one part took: bytes on the device while it ran, seconds computing and moving, and what
+    was streamed meanwhile: bytes and copies.
 
     ``arithmetic`` counts its quantized layers by how they multiplied, fallbacks with their reason.
     ``mode`` is the policy it ran under.
@@ -39,6 +35,8 @@ class PartReport:
     size: int
     seconds: float = 0.0
     moving: float = 0.0
+    streamed: int = 0
+    copies: int = 0
     mode: str = "none"
     arithmetic: Counter[str] = field(default_factory=Counter)
 
@@ -58,6 +56,8 @@ class MemoryReport:
             mine.size = max(mine.size, part.size)
             mine.seconds += part.seconds
             mine.moving += part.moving
+            mine.streamed += part.streamed
+            mine.copies += part.copies
             mine.mode = part.mode
             mine.arithmetic |= part.arithmetic
 
@@ -78,6 +78,11 @@ class MemoryReport:
         lines.append(
             f"weights on {self.device} at once: {self.peak / 2**20:.1f} MiB (policy {modes})"
         )
+        lines += [
+            f"{name}: {part.copies} blocks streamed, {part.streamed / 2**20:.1f} MiB"
+            for name, part in self.parts.items()
+            if part.copies
+        ]
         lines += [
             f"{name}: {count} layers {how}"
             for name, part in self.parts.items()
@@ -101,29 +106,39 @@ class Residency:
 
     @contextmanager
     def hold(self, name: str, *modules: nn.Module) -> Iterator[None]:
-        homes = [(m, module_device(m)) for m in modules]
-        size = sum(map(module_bytes, modules))
-        part = self.report.parts.setdefault(name, PartReport(size, mode=self.policy.mode))
-        part.size = max(part.size, size)
-        try:
-            part.moving += self._move([(m, self.device) for m in modules])
+        part = self.report.parts.setdefault(name, PartReport(0, mode=self.policy.mode))
+        with ExitStack() as stack:
+            started = time.monotonic()
+            rings = [stack.enter_context(self._bring(module)) for module in modules]
+            self._wait()
+            part.moving += time.monotonic() - started
+            part.size = max(part.size, sum(ring.resident for ring in rings))
             started = time.monotonic()
             yield
             self._wait()
             part.seconds += time.monotonic() - started
+            part.streamed += sum(ring.bytes for ring in rings)
+            part.copies += sum(ring.copies for ring in rings)
             for module in modules:
                 part.arithmetic |= arithmetic_of(module)
-        finally:
-            if self.policy.mode == "component":
-                part.moving += self._move(homes)
 
-    def _move(self, moves: list[tuple[nn.Module, torch.device]]) -> float:
-        started = time.monotonic()
-        for module, device in moves:
-            if module_device(module) != device:
-                module.to(device)
-        self._wait()
-        return time.monotonic() - started
+    @contextmanager
+    def _bring(self, module: nn.Module) -> Iterator[RingReport]:
+        """One module to where its policy wants it."""
+        if self.policy.mode == "none":
+            module.to(self.device)
+            yield RingReport(module_bytes(module))
+        elif self.policy.mode == "stream":
+            with streamed(
+                module, self.device, resident=self.policy.vram_budget or 0, slots=self.policy.slots
+            ) as report:
+                yield report
+        else:
+            lent = Lent(module, set(), self.device)
+            try:
+                yield RingReport(module_bytes(module))
+            finally:
+                lent.give_back()
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
