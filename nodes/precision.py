@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..flux_core import PrecisionPlan, save_module
+from ..flux_core import OffloadPolicy, PrecisionPlan, save_module
 from ..flux_core.pictures import bars
 from ..flux_core.quant import FORMATS
 from ..flux_core.quant.measure import choose_plan, measure
@@ -33,7 +33,7 @@ class FluxMeasurePrecision:
     DESCRIPTION = (
         "Draws one to three prompts with a model in bf16, measures what each layer loses in every "
         "format, and chooses which layers keep 16 bits within a budget. The plan goes into a "
-        "loader and into files that are saved with it."
+        "loader and into files that are saved with it. The card must hold the transformer in bf16."
     )
     CATEGORY = CATEGORY
     FUNCTION = "measure"
@@ -94,8 +94,11 @@ class FluxMeasurePrecision:
         prompts = [conditioning_of(p) for p in (positive, positive_2, positive_3) if p is not None]
         start = start_latents(latent["samples"])
         course = make_course(model.transformer.config, start.shape, seed=seed, steps=steps)
+        policy = model.policy
+        if policy.mode == "stream":  # layers are listened to by name, and streamed ones have none
+            policy = OffloadPolicy("component")
         with (
-            host.hold("transformer", model.policy, model.transformer),
+            host.hold("transformer", policy, model.transformer),
             host.progress(steps * len(prompts), "measuring") as bar,
         ):
 

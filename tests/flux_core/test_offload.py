@@ -15,6 +15,7 @@ from flux_core import (
     load_controlnet,
     quantize,
 )
+from flux_core.offload.modulation import ModulationsAhead
 from flux_core.offload.pack import PackedBlock
 from flux_core.offload.ring import Ring
 from flux_core.offload.streaming import blocks_of, streamed
@@ -181,3 +182,44 @@ def test_running_out_of_memory_for_a_slot_leaves_the_model_whole(monkeypatch):
 def test_bad_policies_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         OffloadPolicy(**options)
+
+
+def test_modulations_ahead_are_those_of_the_step_and_unforeseen_ones_are_live():
+    model = tiny.randomise(FluxTransformer(tiny.DEV))
+    kwargs = tiny.inputs()
+    with torch.no_grad():
+        vecs = {
+            (sigma, "positive"): model.embed_vector(
+                torch.full((2,), sigma), kwargs["y"], kwargs["guidance"]
+            )
+            for sigma in (0.9, 0.5, 0.1)
+        }
+        ahead = ModulationsAhead(model, vecs)
+        for sigma in (0.5, 0.9):
+            assert ahead.select((sigma, "positive"))
+            given = kwargs | {"timesteps": torch.full((2,), sigma)}
+            expected = model(**given)
+            model.ahead = ahead
+            assert tiny.relative(model(**given), expected) < 1e-5
+            model.ahead = None
+        assert not ahead.select((0.7, "positive"))
+
+
+def test_a_long_run_is_foreseen_in_windows(monkeypatch):
+    expected = drawn("bf16", OffloadPolicy("none"))
+    monkeypatch.setattr("flux_core.offload.modulation.WINDOW", 2)
+    found = drawn("bf16", OffloadPolicy("none"))
+    assert tiny.relative(found, expected) < 0.02
+    assert torch.equal(drawn("bf16", OffloadPolicy("stream")), found)
+
+
+def test_another_seed_prompt_or_number_of_steps_compiles_nothing_again():
+    pipeline = FluxPipeline.from_pocket(precision="int8")
+    settings = SETTINGS | {"width": 32, "height": 32}
+    pipeline("a red circle", **settings)
+    torch._dynamo.reset()
+    pipeline.transformer = torch.compile(pipeline.transformer, backend="eager")
+    pipeline("a red circle", **settings)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        pipeline("a green star on white", **settings | {"steps": 5, "seed": 3, "guidance": 2.0})
+    torch._dynamo.reset()
