@@ -1,4 +1,4 @@
-"""The command line: ``python FluxFit run | generate | inspect | quantize``.
+"""The command line: ``python FluxFit run | generate | inspect | quantize | plan``.
 
 The folder may have any name and need not be installed: this file opens it as the package
 ``fluxfit``.
@@ -55,6 +55,15 @@ def parser() -> argparse.ArgumentParser:
 
     inspect = commands.add_parser("inspect", help="say what a checkpoint holds")
     inspect.add_argument("file", type=Path)
+
+    plan = commands.add_parser("plan", help="what a card will do with FLUX.1-dev's transformer")
+    plan.add_argument("--vram", type=float, help="gigabytes; without it, a table over common ones")
+    plan.add_argument("--link", type=float, default=25, help="GB/s; PCIe 3, 4, 5: 12.5, 25, 55")
+    plan.add_argument("--tflops", type=float, default=70, help="of linear layers, effective")
+    plan.add_argument("--ram", type=float, help="gigabytes of host memory")
+    plan.add_argument("--width", type=int, default=1024)
+    plan.add_argument("--height", type=int, default=1024)
+    plan.add_argument("--precision", default="fp8_scaled")
 
     quantize = commands.add_parser(
         "quantize", help="write a checkpoint's part at one byte a weight"
@@ -144,7 +153,42 @@ def quantize(args: argparse.Namespace) -> None:
     print(describe_file(args.out))
 
 
-COMMANDS = {"run": run, "generate": generate, "inspect": inspect, "quantize": quantize}
+CARDS = (6, 8, 10, 12, 16, 24)  # gigabytes
+KEPT_FREE = 1.0  # gigabytes of a card that the system and its libraries take
+
+
+def plan(args: argparse.Namespace) -> None:
+    import torch
+    from fluxfit.flux_core import FluxTransformer
+    from fluxfit.flux_core import quantize as quantized
+    from fluxfit.flux_core.config import TransformerConfig
+    from fluxfit.flux_core.offload.plan import GB, Machine, make_plan
+    from fluxfit.flux_core.pipeline import check_size
+
+    check_size(args.width, args.height)
+    for name in ("link", "tflops"):
+        if getattr(args, name) <= 0:
+            raise ValueError(f"{name} is {getattr(args, name)}, expected more than 0")
+    with torch.device("meta"):
+        model = quantized(FluxTransformer(TransformerConfig()).bfloat16(), args.precision)
+    weights = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    print(f"FLUX.1-dev's transformer in {args.precision}: {weights / GB:.1f} GB of weights, "
+          f"{args.width}x{args.height}, {args.tflops:g} TFLOP/s, {args.link:g} GB/s")  # fmt: skip
+    if args.ram is not None and args.ram * GB < weights:
+        print(f"  {args.ram:g} GB of host memory do not hold them: choose one byte a weight")
+    for vram in (args.vram,) if args.vram else CARDS:
+        machine = Machine((vram - KEPT_FREE) * GB, args.link * GB, args.tflops * 1e12)
+        found = make_plan(model, machine, image=args.width * args.height // 256)
+        print(f"  {vram:>4g} GB: {found}")
+
+
+COMMANDS = {
+    "plan": plan,
+    "run": run,
+    "generate": generate,
+    "inspect": inspect,
+    "quantize": quantize,
+}
 
 
 def main() -> int:

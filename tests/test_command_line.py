@@ -58,6 +58,7 @@ def test_inspect_tells_every_part_of_the_pocket_model(file, kind, tmp_path):
         (("inspect", "nothing.safetensors"), "nothing.safetensors: no such file"),
         (("generate", "x", "--width", "100"), "width is 100, expected a multiple of 16"),
         (("generate", "x", "--offload", "auto"), "'auto' is not in this version"),
+        (("plan", "--vram", "8", "--link", "0"), "link is 0.0, expected more than 0"),
         (("generate", "x", "--precision", "int4"), "'int4', expected one of bf16"),
     ],
 )
@@ -66,3 +67,14 @@ def test_what_is_wrong_is_told_in_one_line(arguments, message, tmp_path):
     assert done.returncode == 1
     assert message in done.stderr and done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_plan_tells_what_a_card_will_do(tmp_path):
+    done = call("plan", "--link", "12.5", "--tflops", "70", "--ram", "8", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert "12.0 GB of weights" in lines[0] and "do not hold them" in lines[1]
+    assert len(lines) == 8 and "blocks resident" in lines[2]
+    assert "57 of 57" in lines[-1] and "nothing streamed" in lines[-1]
+    done = call("plan", "--vram", "1.5", cwd=tmp_path)
+    assert "does not fit: the transformer needs" in done.stdout
