@@ -44,8 +44,8 @@ def parser() -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", help="draw a sentence with the pocket model")
     generate.add_argument("prompt")
     generate.add_argument("--negative", default="")
-    generate.add_argument("--cfg", type=float, default=1.0)
-    generate.add_argument("--steps", type=int, default=20)
+    generate.add_argument("--cfg", type=float, default=2.5)
+    generate.add_argument("--steps", type=int, default=30)
     generate.add_argument("--seed", type=int, default=0)
     generate.add_argument("--width", type=int, default=256)
     generate.add_argument("--height", type=int, default=256)
@@ -94,6 +94,7 @@ def run(args: argparse.Namespace) -> None:
 
 def generate(args: argparse.Namespace) -> None:
     from fluxfit.flux_core import FluxPipeline, OffloadPolicy
+    from fluxfit.flux_core.pipeline import POCKET_SAMPLING
     from fluxfit.nodes import host, standins
 
     pipeline = FluxPipeline.from_pocket(
@@ -102,7 +103,7 @@ def generate(args: argparse.Namespace) -> None:
     with host.progress(args.steps, "drawing") as bar:
         drawn = pipeline(
             args.prompt, negative_prompt=args.negative, cfg=args.cfg, width=args.width,
-            height=args.height, steps=args.steps, seed=args.seed,
+            height=args.height, steps=args.steps, seed=args.seed, shift=POCKET_SAMPLING["shift"],
             callback=lambda step, total, _: bar.update(step + 1),
         )  # fmt: skip
     args.out.mkdir(parents=True, exist_ok=True)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import statistics
 
-from flux_core import FluxPipeline, set_compute
+from flux_core import FluxPipeline, quantize, set_compute
 from flux_core.pictures import psnr, ssim
+from flux_core.pipeline import POCKET_SAMPLING
 from flux_core.quant import FORMATS
 from tools.pocket.score import SIDE, prompts
 
@@ -20,11 +21,9 @@ def pictures(precision: str, compute: str, count: int, settings: dict) -> list:
     """The pictures of ``count`` sentences at a precision of the transformer, the rest in bf16."""
     pipeline = FluxPipeline.from_pocket(precision="bf16")
     if precision in FORMATS:
-        from flux_core import quantize
-
         set_compute(quantize(pipeline.transformer, precision), compute)
     return [
-        pipeline(text, seed=seed, width=SIDE, height=SIDE, shift="resolution", **settings).images[0]
+        pipeline(text, seed=seed, width=SIDE, height=SIDE, **POCKET_SAMPLING | settings).images[0]
         for seed, (text, _) in enumerate(prompts(count, 1))
     ]
 
@@ -38,9 +37,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--cfg", type=float, default=2.5)
     args = parser.parse_args()
-    settings = {"steps": args.steps, "cfg": args.cfg}
+    settings = {"steps": args.steps}
     exact = pictures("bf16", "auto", args.count, settings)
     print("| precision | arithmetic | PSNR, dB | SSIM |\n| --- | --- | --- | --- |")
     for precision in FORMATS:

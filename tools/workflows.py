@@ -21,6 +21,7 @@ THUMBNAIL = 512
 
 runpy.run_path(str(ROOT / "__main__.py"), run_name="fluxfit_command")["open_package"]()
 
+from fluxfit.flux_core.pipeline import POCKET_SAMPLING  # noqa: E402
 from fluxfit.nodes import NODE_CLASS_MAPPINGS, headless  # noqa: E402  (the package is open now)
 
 
@@ -91,8 +92,7 @@ def text(prompt: str, x: int = 380, y: int = 0, title: str | None = None) -> Nod
 
 
 PROMPT = "a large red heart in the middle on a white background"
-#: The pocket model needs true guidance: its distilled one was never trained.
-POCKET_SAMPLING = {"seed": 7, "shift": "resolution", "cfg": 2.5}
+SAMPLING = {"seed": 7} | POCKET_SAMPLING
 DEV_SAMPLING = {"seed": 7}
 
 
@@ -123,7 +123,7 @@ def upscaled(image: tuple[str, int], net: str, models: list, x: int, values: dic
             {"vae": ("loader", 2), "image": image}, models=models,
         ),
         "redraw": Node(
-            "FluxSampler", x + 420, 0, {"seed": 7, "shift": "resolution"},
+            "FluxSampler", x + 420, 0, {"seed": 7, "shift": "diffsynth"},
             {"model": ("loader", 0), "positive": ("prompt", 0), "latent": ("upscaler", 1),
              "control": ("upscaler", 0)},
         ),
@@ -139,7 +139,7 @@ def upscaled(image: tuple[str, int], net: str, models: list, x: int, values: dic
 
 def pocket_upscale() -> Description:
     """Draw, make small and blurred, enlarge again: needs no picture of the person's own."""
-    first = drawing(PROMPT, 256, POCKET_FILES, [], POCKET_SAMPLING, "FluxFit/original")
+    first = drawing(PROMPT, 256, POCKET_FILES, [], SAMPLING, "FluxFit/original")
     small = {
         "small": Node(
             "ImageScaleBy", 1180, 550, {"upscale_method": "area", "scale_by": 0.25},
@@ -193,7 +193,7 @@ def compare_precisions() -> Description:
                 {"policy": ("policy", 0)}, title=precision,
             )  # fmt: skip
         graph[f"sampler {precision}"] = Node(
-            "FluxSampler", 800, y, dict(POCKET_SAMPLING),
+            "FluxSampler", 800, y, dict(SAMPLING),
             {"model": model, "positive": ("prompt", 0), "latent": ("size", 0),
              "negative": ("negative", 0)},
         )  # fmt: skip
@@ -215,7 +215,7 @@ def compare_precisions() -> Description:
 def descriptions() -> dict[str, Description]:
     return {
         "text_to_image": drawing(
-            PROMPT, 256, POCKET_FILES, [], POCKET_SAMPLING, "FluxFit/text_to_image"
+            PROMPT, 256, POCKET_FILES, [], SAMPLING, "FluxFit/text_to_image"
         ),
         "upscale": pocket_upscale(),
         "compare_precisions": compare_precisions(),

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from flux_core import Control, FluxPipeline, load_controlnet
-from flux_core.pipeline import pocket_file, to_pixels
+from flux_core.pipeline import POCKET_SAMPLING, pocket_file, to_pixels
 
 from .cache import enlarged
 from .captions import UNSAID, describe
@@ -57,7 +57,7 @@ def has_colours(picture: np.ndarray, scene: Scene) -> bool:
 
 def drawn(pipeline: FluxPipeline, text: str, seed: int, **settings) -> np.ndarray:
     """One picture (SIDE, SIDE, 3) uint8."""
-    options = {"width": SIDE, "height": SIDE, "shift": "resolution"} | settings
+    options = {"width": SIDE, "height": SIDE} | POCKET_SAMPLING | settings
     images = pipeline(text, seed=seed, **options).images
     return (images[0] * 255).round().to(torch.uint8).numpy()
 
@@ -106,7 +106,7 @@ def score_upscaler(
         cond = pipeline.vae.encode(to_pixels(bicubic)).float()
         picture = pipeline(
             describe(scene, rng).text, width=SIDE, height=SIDE, steps=steps, seed=seed,
-            shift="resolution", controls=[Control(net, cond)],
+            shift=POCKET_SAMPLING["shift"], controls=[Control(net, cond)],
         ).images  # fmt: skip
         ours.append(psnr(picture, sharp))
         theirs.append(psnr(bicubic, sharp))
@@ -120,8 +120,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--upscales", type=int, default=50)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--cfg", type=float, default=1.0)
+    parser.add_argument("--steps", type=int, default=POCKET_SAMPLING["steps"])
+    parser.add_argument("--cfg", type=float, default=POCKET_SAMPLING["cfg"])
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--out", type=Path, default=Path("output"))
     args = parser.parse_args()
