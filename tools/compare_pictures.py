@@ -37,11 +37,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--only", nargs="*", default=list(FORMATS), choices=list(FORMATS))
     args = parser.parse_args()
     settings = {"steps": args.steps}
     exact = pictures("bf16", "auto", args.count, settings)
     print("| precision | arithmetic | PSNR, dB | SSIM |\n| --- | --- | --- | --- |")
-    for precision in FORMATS:
+    for precision in args.only:
         for compute in ("dequantize", "native"):
             drawn = pictures(precision, compute, args.count, settings)
             near = [min(MOST, psnr(a, b)) for a, b in zip(drawn, exact, strict=True)]
