@@ -56,11 +56,12 @@ def parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser("inspect", help="say what a checkpoint holds")
     inspect.add_argument("file", type=Path)
 
-    plan = commands.add_parser("plan", help="what a card will do with FLUX.1-dev's transformer")
+    plan = commands.add_parser("plan", help="what a card will do with FLUX.1-dev")
     plan.add_argument("--vram", type=float, help="gigabytes; without it, a table over common ones")
     plan.add_argument("--link", type=float, default=25, help="GB/s; PCIe 3, 4, 5: 12.5, 25, 55")
     plan.add_argument("--tflops", type=float, default=70, help="of linear layers, effective")
     plan.add_argument("--ram", type=float, help="gigabytes of host memory")
+    plan.add_argument("--steps", type=int, default=28)
     plan.add_argument("--width", type=int, default=1024)
     plan.add_argument("--height", type=int, default=1024)
     plan.add_argument("--precision", default="fp8_scaled")
@@ -154,33 +155,45 @@ def quantize(args: argparse.Namespace) -> None:
     print(describe_file(args.out))
 
 
-CARDS = (6, 8, 10, 12, 16, 24)  # gigabytes
-KEPT_FREE = 1.0  # gigabytes of a card that the system and its libraries take
+#: Gigabytes, link in GB/s and effective TFLOP/s of linear layers, as such cards commonly have them.
+CARDS = (
+    (6, 12.5, 25, "PCIe 3 x16"),
+    (8, 12.5, 40, "PCIe 4 x8"),
+    (10, 25, 60, "PCIe 4 x16"),
+    (12, 25, 60, "PCIe 4 x16"),
+    (16, 25, 100, "PCIe 4 x16"),
+    (24, 25, 165, "PCIe 4 x16"),
+)
+KEPT_FREE = 0.6  # gigabytes of a card that the driver and the desktop take
 
 
 def plan(args: argparse.Namespace) -> None:
-    import torch
-    from fluxfit.flux_core import FluxTransformer
-    from fluxfit.flux_core import quantize as quantized
-    from fluxfit.flux_core.config import TransformerConfig
-    from fluxfit.flux_core.offload.plan import GB, Machine, make_plan
+    from fluxfit.flux_core.cards import plan_picture
+    from fluxfit.flux_core.offload.machine import Machine
     from fluxfit.flux_core.pipeline import check_size
+    from fluxfit.flux_core.quant import PRECISIONS
 
     check_size(args.width, args.height)
-    for name in ("link", "tflops"):
-        if getattr(args, name) <= 0:
-            raise ValueError(f"{name} is {getattr(args, name)}, expected more than 0")
-    with torch.device("meta"):
-        model = quantized(FluxTransformer(TransformerConfig()).bfloat16(), args.precision)
-    weights = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
-    print(f"FLUX.1-dev's transformer in {args.precision}: {weights / GB:.1f} GB of weights, "
-          f"{args.width}x{args.height}, {args.tflops:g} TFLOP/s, {args.link:g} GB/s")  # fmt: skip
-    if args.ram is not None and args.ram * GB < weights:
-        print(f"  {args.ram:g} GB of host memory do not hold them: choose one byte a weight")
-    for vram in (args.vram,) if args.vram else CARDS:
-        machine = Machine((vram - KEPT_FREE) * GB, args.link * GB, args.tflops * 1e12)
-        found = make_plan(model, machine, image=args.width * args.height // 256)
-        print(f"  {vram:>4g} GB: {found}")
+    if args.precision not in PRECISIONS:
+        raise ValueError(
+            f"precision is {args.precision!r}, expected one of {', '.join(PRECISIONS)}"
+        )
+    for name in ("vram", "link", "tflops", "ram"):
+        value = getattr(args, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"{name} is {value}, expected more than 0")
+    print(f"FLUX.1-dev in {args.precision}, {args.width}x{args.height}, {args.steps} steps")
+    cards = CARDS
+    if args.vram:
+        cards = ((args.vram, args.link, args.tflops, f"{args.link:g} GB/s"),)
+    for vram, link, tflops, name in cards:
+        found = plan_picture(
+            Machine(link * 1e9, tflops * 1e12), vram=(vram - KEPT_FREE) * 1e9,
+            ram=args.ram and args.ram * 1e9, width=args.width, height=args.height,
+            steps=args.steps, precision=args.precision,
+        )  # fmt: skip
+        said = f"{vram:>4g} GB, {tflops:g} TFLOP/s ({name}): {found}"
+        print(said + f", {found.seconds(args.steps):.0f} s a picture" * found.fits)
 
 
 COMMANDS = {

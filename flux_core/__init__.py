@@ -2,6 +2,7 @@
 
 from .checkpoint.errors import CheckpointError
 from .checkpoint.save import save_module
+from .compiled import compile_blocks
 from .controlnet import FluxControlNet
 from .loaders import (
     load_clip,
@@ -32,6 +33,7 @@ __all__ = [
     "PrecisionPlan",
     "TextEncoders",
     "arithmetic_of",
+    "compile_blocks",
     "load_clip",
     "load_controlnet",
     "load_t5",

@@ -39,6 +39,8 @@ def hint_stem() -> nn.Sequential:
 class FluxControlNet(FluxBody):
     """A ControlNet of any public layout, told apart by its config alone."""
 
+    part = "controlnet"
+
     def __init__(self, config: ControlNetConfig) -> None:
         super().__init__(config)
         self.config = config

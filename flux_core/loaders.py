@@ -21,9 +21,11 @@ Device = torch.device | str
 
 
 class PlaceOptions(TypedDict, total=False):
-    """``device``: where weights end up. ``progress``: called with tensors done and in all."""
+    """``device``: where weights end up. ``ram_budget``: bytes of host memory; a part that takes
+    more stays on disk. ``progress``: called with tensors done and in all."""
 
     device: Device
+    ram_budget: int | None
     progress: Progress | None
 
 
@@ -41,7 +43,7 @@ def load_transformer(path: str | Path, **options: Unpack[Options]) -> FluxTransf
 
     Args:
         path: a file, a folder with one file or with shards, or an index of shards.
-        options: ``precision``, ``device`` and ``progress``, see ``Options``.
+        options: ``precision``, ``device`` and the rest, see ``Options``.
 
     Raises ``CheckpointError`` (a ``ValueError``) naming the file and what is wrong with it.
     """

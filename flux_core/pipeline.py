@@ -15,9 +15,10 @@ from .loaders import load_text_encoders, load_transformer, load_vae
 from .offload import MemoryReport, OffloadPolicy, Residency
 from .quant import full_dtype
 from .sampling import CONSTANTS, Conditioning, Control, StepCallback, make_course, sample
-from .text import TextEncoders
+from .text import TextEncoders, TextEncoding
 from .transformer import FluxTransformer
 from .vae import AutoEncoder
+from .workload import decode, encode, sampling_work, t5_work, vae_work
 
 
 class PocketSampling(TypedDict):
@@ -150,16 +151,24 @@ class FluxPipeline:
             steps=steps, denoise=denoise,
         )  # fmt: skip
         residency = Residency(self.policy, self.device)
+        image_tokens = height * width // 256
 
         positive, negative = self._encode(residency, prompt, negative_prompt, cfg, guidance)
         latents = torch.zeros(shape)
         if image is not None:
-            with residency.hold("VAE encoder", self.vae):
-                encoded = self.vae.encode(to_pixels(image).to(self.device)).float().cpu()
+            pixels = to_pixels(image)
+            encoded = residency.run(
+                "VAE encoder", [self.vae],
+                lambda plan: encode(self.vae, pixels, plan, self.device),
+                vae_work(self.vae, height // 8, width // 8, len(image), decoding=False),
+            )  # fmt: skip
             latents = encoded.expand(shape).clone()
         small_mask = None if mask is None else F.interpolate(mask[:, None].float(), shape[-2:])
-        with residency.hold("transformer", self.transformer, *(c.net for c in controls)):
-            latents = sample(
+        nets = [c.net for c in controls]
+        drawn = residency.run(
+            "transformer",
+            [self.transformer, *nets],
+            lambda _: sample(
                 self.transformer,
                 positive,
                 latents,
@@ -172,9 +181,18 @@ class FluxPipeline:
                 mask=small_mask,
                 callback=callback,
                 device=self.device,
-            )
-        with residency.hold("VAE decoder", self.vae):
-            pictures = to_images(self.vae.decode(latents.to(self.device)))
+            ),
+            sampling_work(
+                self.transformer, nets, image=image_tokens, text=positive.context.shape[1],
+                batch=batch_size, vectors=(len(course.sigmas) - 1) * (1 if negative is None else 2),
+            ),
+            [None, *(c.policy for c in controls)],
+        )  # fmt: skip
+        pictures = residency.run(
+            "VAE decoder", [self.vae],
+            lambda plan: to_images(decode(self.vae, drawn, plan, self.device)),
+            vae_work(self.vae, height // 8, width // 8, batch_size),
+        )  # fmt: skip
         return Images(pictures, residency.report)
 
     def _encode(
@@ -186,10 +204,36 @@ class FluxPipeline:
         guidance: float,
     ) -> tuple[Conditioning, Conditioning | None]:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        with residency.hold("text encoders", self.text_encoders):
-            found = self.text_encoders.encode(prompts)
-            positive = Conditioning(found.context, found.pooled, guidance)
-            if cfg == 1.0:
-                return positive, None
-            found = self.text_encoders.encode([negative_prompt])
-        return positive, Conditioning(found.context, found.pooled, guidance)
+        found = encode_prompts(residency, self.text_encoders, prompts)
+        context = torch.cat([f.context for f in found])
+        positive = Conditioning(context, torch.cat([f.pooled for f in found]), guidance)
+        if cfg == 1.0:
+            return positive, None
+        (other,) = encode_prompts(residency, self.text_encoders, [negative_prompt])
+        return positive, Conditioning(other.context, other.pooled, guidance)
+
+
+def encode_prompts(
+    residency: Residency,
+    encoders: TextEncoders,
+    prompts: Sequence[str],
+    clip_prompt: str | None = None,
+    t5_length: int | None = None,
+) -> list[TextEncoding]:
+    """Encodings of prompts, on the CPU; the encoders are not touched for those known already.
+
+    Prompts are encoded one by one, so that one that is known has the bits of one that is not.
+    """
+
+    def known(prompt: str) -> TextEncoding | None:
+        return encoders.recall(prompt, clip_prompt, t5_length)
+
+    missing = [prompt for prompt in dict.fromkeys(prompts) if known(prompt) is None]
+    found = {prompt: known(prompt) for prompt in prompts}
+    if missing:
+        found |= residency.run(
+            "text encoders", [encoders.clip, encoders.t5],
+            lambda _: {p: encoders.remember(p, clip_prompt, t5_length) for p in missing},
+            t5_work(encoders.t5, t5_length or encoders.tokenizers.t5_length),
+        )  # fmt: skip
+    return [encoding for prompt in prompts if (encoding := found[prompt]) is not None]

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from .config import TransformerConfig, VAEConfig
 from .controlnet import FluxControlNet
 from .latents import host_noise, image_ids, pack, text_ids, unpack
+from .offload import OffloadPolicy
 from .offload.modulation import ModulationsAhead
 from .samplers import SAMPLERS, step_noise
 from .schedule import SigmaTable, make_sigmas, table_for
@@ -55,7 +56,8 @@ class Control:
 
     ``cond`` is raw VAE latents (1 or B, 16, h, w), or pixels (1 or B, 3, H, W) in [-1, 1] for nets
     that read pixels. ``start`` and ``end`` are shares of the schedule, from 0 (noise) to 1.
-    ``mask`` (1 or B, 1, H, W), 1 where to paint, for inpainting nets.
+    ``mask`` (1 or B, 1, H, W), 1 where to paint, for inpainting nets. ``policy`` says where the
+    net's weights live, where it is not with the transformer's.
     """
 
     net: FluxControlNet
@@ -65,6 +67,7 @@ class Control:
     end: float = 1.0
     mode: int | None = None
     mask: Tensor | None = None
+    policy: OffloadPolicy | None = None
 
 
 def scaled(residuals: ControlResiduals, strength: float) -> ControlResiduals:

@@ -8,6 +8,7 @@ vector taken at its end token. Axis letters: B prompts, N tokens, D and P widths
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from transformers import (
 )
 
 from .config import Shapes, count_blocks
+from .quant import quantized_linears
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,8 @@ log = logging.getLogger(__name__)
 HEAD_SIZE = 64
 #: The longest T5 context that FLUX.1 was trained with (dev; schnell takes 256).
 T5_LENGTH = 512
+#: Prompts whose encodings are kept; one of 512 tokens takes 4 MB.
+REMEMBERED = 64
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ def t5_config(shapes: Shapes) -> T5Config:
 class ClipEncoder(nn.Module):
     """CLIP's text model under the key that every file has: ``text_model``."""
 
+    part = "clip"
+
     def __init__(self, config: CLIPTextConfig) -> None:
         super().__init__()
         model = CLIPTextModel(config)
@@ -96,6 +102,8 @@ class ClipEncoder(nn.Module):
 
 class T5Encoder(nn.Module):
     """T5's encoder with its embedding, ``shared``."""
+
+    part = "t5"
 
     def __init__(self, config: T5Config) -> None:
         super().__init__()
@@ -148,6 +156,7 @@ class TextEncoders(nn.Module):
                     f"{encoder.vocabulary}: they do not belong together"
                 )
         self.clip, self.t5, self.tokenizers = clip, t5, tokenizers
+        self.known: OrderedDict[object, TextEncoding] = OrderedDict()
 
     @torch.no_grad()
     def encode(
@@ -172,6 +181,33 @@ class TextEncoders(nn.Module):
         context = self.t5(t5_ids.to(next(self.t5.parameters()).device))
         pooled = self.clip(clip_ids.to(next(self.clip.parameters()).device))
         return TextEncoding(context, pooled)
+
+    def recall(
+        self, prompt: str, clip_prompt: str | None = None, t5_length: int | None = None
+    ) -> TextEncoding | None:
+        """What a prompt was encoded to before, on the CPU; None where it was not."""
+        key = self._key(prompt, clip_prompt, t5_length)
+        if key in self.known:
+            self.known.move_to_end(key)
+        return self.known.get(key)
+
+    def remember(
+        self, prompt: str, clip_prompt: str | None = None, t5_length: int | None = None
+    ) -> TextEncoding:
+        """``encode`` of one prompt, kept for ``recall`` on the CPU, the last ones of them."""
+        clips = None if clip_prompt is None else [clip_prompt]
+        found = self.encode([prompt], clip_prompts=clips, t5_length=t5_length)
+        kept = TextEncoding(found.context.cpu(), found.pooled.cpu())
+        self.known[self._key(prompt, clip_prompt, t5_length)] = kept
+        if len(self.known) > REMEMBERED:
+            self.known.popitem(last=False)
+        return kept
+
+    def _key(self, prompt: str, clip_prompt: str | None, t5_length: int | None) -> object:
+        """A text, and how the encoders multiply; their weights are those of this object."""
+        computes = frozenset(layer.compute for layer in quantized_linears(self))
+        length = t5_length or self.tokenizers.t5_length
+        return prompt, prompt if clip_prompt is None else clip_prompt, length, computes
 
 
 def token_ids(

@@ -12,7 +12,7 @@ H heads, d head size. Left out on purpose: storage precision (``quant``) and res
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, cast
 
 import torch
@@ -133,6 +133,11 @@ class ModulationLayer(nn.Module):
         self.count = count
         self.lin = nn.Linear(dim, 3 * count * dim)
 
+    @property
+    def width(self) -> int:
+        """Numbers that ``raw`` gives for a vector."""
+        return int(self.lin.out_features)
+
     def raw(self, vec: Tensor) -> Tensor:
         """All shifts, scales and gates side by side, (B, 3 * count * D)."""
         return self.lin(F.silu(vec))
@@ -174,7 +179,19 @@ def mlp(dim: int, hidden: int) -> nn.Sequential:
 
 
 class Block(nn.Module):
-    """What both kinds of blocks have in common."""
+    """What both kinds of blocks have in common.
+
+    ``compiled`` is a compiled ``forward`` of the class, or None (``compiled.compile_blocks``). All
+    blocks share it, those that read a ring's buffers too, so that each class is compiled once.
+    """
+
+    compiled: Callable | None = None
+
+    def __call__(self, *args, **kwargs):
+        streamed = "forward" in self.__dict__  # another forward stands in its place
+        if self.compiled is None or streamed or self._forward_pre_hooks or self._forward_hooks:
+            return super().__call__(*args, **kwargs)
+        return self.compiled(self, *args, **kwargs)
 
     def modulation_layers(self) -> list[ModulationLayer]:
         """The layers whose modulations ``forward`` takes, in order."""
@@ -319,6 +336,8 @@ class FluxBody(nn.Module):
 
 class FluxTransformer(FluxBody):
     """FLUX.1: noisy latent tokens and text to the velocity (noise minus picture)."""
+
+    part = "transformer"
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)

@@ -8,11 +8,13 @@ Axis letters: B batch, C channels, H and W pixels, h and w latents.
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .banded import enlarge_conv, norm_silu_conv
 from .config import VAEConfig
 
 
@@ -34,9 +36,9 @@ class ResnetBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        return (x if self.nin_shortcut is None else self.nin_shortcut(x)) + h
+        h = norm_silu_conv(self.norm1, self.conv1, x)
+        h = norm_silu_conv(self.norm2, self.conv2, h)
+        return h.add_(x if self.nin_shortcut is None else self.nin_shortcut(x))
 
 
 class AttnBlock(nn.Module):
@@ -72,7 +74,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return enlarge_conv(self.conv, x)
 
 
 class Level(nn.Module):
@@ -85,10 +87,10 @@ class Level(nn.Module):
             self.add_module(*step)
         self.step = step[0] if step is not None else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.block:
-            x = block(x)
-        return x if self.step is None else self.get_submodule(self.step)(x)
+    def layers(self) -> list[nn.Module]:
+        """In the order in which they run. Whoever runs them holds one picture at a time: a
+        ``forward`` would keep its input to the end, half a gigabyte in the finest level."""
+        return [*self.block, *([] if self.step is None else [self.get_submodule(self.step)])]
 
 
 class Middle(nn.Module):
@@ -122,8 +124,9 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
         for level in self.down:
-            x = level(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+            for layer in cast(Level, level).layers():
+                x = layer(x)
+        return norm_silu_conv(self.norm_out, self.conv_out, self.mid(x))
 
 
 class Decoder(nn.Module):
@@ -147,12 +150,15 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         x = self.mid(self.conv_in(z))
         for level in reversed(self.up):
-            x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+            for layer in cast(Level, level).layers():
+                x = layer(x)
+        return norm_silu_conv(self.norm_out, self.conv_out, x)
 
 
 class AutoEncoder(nn.Module):
     """The VAE of FLUX.1; scaling constants are in ``config``."""
+
+    part = "vae"
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()

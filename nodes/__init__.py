@@ -4,7 +4,7 @@ from . import host
 from .control import ControlNetUpscalerFP8, FluxControlNet
 from .loaders import FluxLoaderFP8, FluxTransformerLoader
 from .pictures import FluxCompare, FluxGrid
-from .policy import OffloadPolicy
+from .policy import FluxMemoryReport, OffloadPolicy
 from .precision import FluxMeasurePrecision, FluxPrecisionPlan, FluxSaveQuantized
 from .sampler import FluxSampler
 from .text import FluxTextEncode
@@ -18,6 +18,7 @@ NODE_CLASS_MAPPINGS = {
     "ControlNetUpscalerFP8": ControlNetUpscalerFP8,
     "FluxControlNet": FluxControlNet,
     "OffloadPolicy": OffloadPolicy,
+    "FluxMemoryReport": FluxMemoryReport,
     "FluxTransformerLoader": FluxTransformerLoader,
     "FluxMeasurePrecision": FluxMeasurePrecision,
     "FluxPrecisionPlan": FluxPrecisionPlan,
@@ -32,6 +33,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "ControlNetUpscalerFP8": "ControlNet Upscaler FP8",
     "FluxControlNet": "FLUX ControlNet",
     "OffloadPolicy": "Offload Policy",
+    "FluxMemoryReport": "FLUX Memory Report",
     "FluxTransformerLoader": "FLUX Transformer Loader",
     "FluxMeasurePrecision": "FLUX Measure Precision",
     "FluxPrecisionPlan": "FLUX Precision Plan",

@@ -7,11 +7,11 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..flux_core import Control, load_controlnet
+from ..flux_core import Control, OffloadPolicy, load_controlnet
 from ..flux_core.controlnet import UNION_MODES
 from ..flux_core.pipeline import to_pixels
 from . import host
-from .loaders import PRECISION_CHOICES, PRECISION_HELP, compute_input
+from .loaders import PRECISION_CHOICES, PRECISION_HELP, compute_input, policy_input
 from .vae import HostVAE
 from .wires import CATEGORY, FLUX_CONTROL, controls_of
 
@@ -72,6 +72,7 @@ def optional_inputs() -> dict[str, Any]:
             {"tooltip": "More ControlNets to use beside this one."},
         ),
         "compute": compute_input(),
+        "policy": policy_input("Where its weights wait; without it, with the transformer's."),
     }
 
 
@@ -86,6 +87,7 @@ def make_control(
     mode: int | None = None,
     mask: Tensor | None = None,
     compute: str = "auto",
+    policy: OffloadPolicy | None = None,
 ) -> Control:
     """Open the net and encode the picture as it wants it."""
     if start > end:
@@ -103,7 +105,7 @@ def make_control(
     if net.wants_mask and mask is not None:
         image = image * (1 - as_large_as(mask, image).round())  # to paint anew: shown as black
     cond = to_pixels(image) if net.config.hint else vae.encode(image)
-    return Control(net, cond, strength, start, end, mode, mask)
+    return Control(net, cond, strength, start, end, mode, mask, policy)
 
 
 def as_large_as(mask: Tensor, image: Tensor) -> Tensor:

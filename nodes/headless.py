@@ -330,7 +330,8 @@ def run(graph: Graph, on_node: Callable[[Step], None] | None = None) -> dict[str
                 if name in input_specs(NODES[step.type])
             }
             node = NODES[step.type]()
-            results[key] = getattr(node, NODES[step.type].FUNCTION)(**kwargs)  # type: ignore[attr-defined]
+            made = getattr(node, NODES[step.type].FUNCTION)(**kwargs)  # type: ignore[attr-defined]
+            results[key] = made.get("result", made) if isinstance(made, dict) else made
     return results
 
 

@@ -1,4 +1,6 @@
-"""The only file that knows ComfyUI: folders, devices, progress, previews, interrupts.
+"""What nodes need of ComfyUI: folders, devices, progress, previews, interrupts.
+
+This file and ``patcher`` are the only ones that know it.
 
 Outside of the host the same functions give plain equivalents, so that every node runs without one:
 model folders under ``FLUXFIT_MODELS`` laid out as the host's, a text progress bar, no previews.
@@ -18,10 +20,8 @@ from types import ModuleType
 
 import torch
 from PIL import Image
-from torch import nn
 
-from ..flux_core.offload import MemoryReport, OffloadPolicy, Residency
-from ..flux_core.offload.residency import module_bytes
+from ..flux_core.offload import MemoryReport
 
 log = logging.getLogger("fluxfit")
 
@@ -152,13 +152,6 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def make_room(size: int) -> None:
-    """Ask the host to free ``size`` bytes of the device for us; nothing to do on a CPU."""
-    management = comfy("comfy.model_management")
-    if management is not None and device().type != "cpu":
-        management.free_memory(size, device())
-
-
 class Progress:
     """Steps done, with a preview where there is one; raises when the person interrupts."""
 
@@ -211,19 +204,13 @@ def check_interrupt() -> None:
 
 #: What all nodes reported since the program began; the command line prints it.
 total = MemoryReport()
+#: Each part's last run; FluxMemoryReport shows it.
+latest = MemoryReport()
 
 
 def account(report: MemoryReport) -> None:
     """Add what a node reported about memory and time."""
     total.add(report)
+    latest.device = report.device
+    latest.parts |= report.parts
     log.debug("%s", report)
-
-
-@contextmanager
-def hold(name: str, policy: OffloadPolicy, *modules: nn.Module) -> Iterator[Residency]:
-    """Modules on the device under a policy, room made for them and account kept of it."""
-    make_room(sum(map(module_bytes, modules)))
-    residency = Residency(policy, device())
-    with residency.hold(name, *modules):
-        yield residency
-    account(residency.report)

@@ -13,6 +13,7 @@ from ..flux_core.quant.measure import choose_plan, measure
 from ..flux_core.sampling import make_course, sample
 from . import host
 from .loaders import PREVIEW_KEY
+from .patcher import run
 from .sampler import start_latents
 from .wires import (
     CATEGORY,
@@ -95,12 +96,9 @@ class FluxMeasurePrecision:
         start = start_latents(latent["samples"])
         course = make_course(model.transformer.config, start.shape, seed=seed, steps=steps)
         policy = model.policy
-        if policy.mode == "stream":  # layers are listened to by name, and streamed ones have none
+        if policy.of(model.transformer) != "none":  # streamed layers have no names to listen to
             policy = OffloadPolicy("component")
-        with (
-            host.hold("transformer", policy, model.transformer),
-            host.progress(steps * len(prompts), "measuring") as bar,
-        ):
+        with host.progress(steps * len(prompts), "measuring") as bar:
 
             def draw() -> None:
                 for i, prompt in enumerate(prompts):
@@ -110,7 +108,10 @@ class FluxMeasurePrecision:
                         device=host.device(),
                     )  # fmt: skip
 
-            measured = measure(model.transformer, draw)
+            measured = run(
+                "transformer", policy, [model.transformer],
+                lambda _: measure(model.transformer, draw),
+            )  # fmt: skip
         plan = choose_plan(measured, precision, bits_per_weight)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)

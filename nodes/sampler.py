@@ -9,7 +9,9 @@ from torch.nn import functional as F
 from ..flux_core.samplers import SAMPLERS
 from ..flux_core.sampling import CONSTANTS, destandardise, make_course, sample
 from ..flux_core.schedule import SCHEDULERS, SHIFTS
+from ..flux_core.workload import sampling_work
 from . import host
+from .patcher import HostResidency
 from .preview import preview
 from .wires import CATEGORY, FLUX_CONTROL, FLUX_MODEL, FluxModel, conditioning_of, controls_of
 
@@ -132,30 +134,41 @@ class FluxSampler:
             course = course._replace(sigmas=sigmas)
         count = len(course.sigmas) - 1
         controls = controls_of(control)
-        modules = [model.transformer, *(c.net for c in controls)]
-        with (
-            host.hold("transformer", model.policy, *modules) as residency,
-            host.progress(count, "drawing") as bar,
-        ):
+        nets = [c.net for c in controls]
+        prompt = conditioning_of(positive)
+        other = None if negative is None else conditioning_of(negative, "negative")
+        residency = HostResidency(model.policy, host.device())
+        with host.progress(count, "drawing") as bar:
 
             def report(step: int, total: int, denoised: Tensor) -> None:
                 bar.update(step, preview(denoised, model.preview))
 
-            drawn = sample(
-                model.transformer,
-                conditioning_of(positive),
-                start,
-                course,
-                negative=None if negative is None else conditioning_of(negative, "negative"),
-                cfg=cfg,
-                sampler=sampler,
-                seed=seed,
-                controls=controls,
-                mask=mask_of(latent, start),
-                callback=report,
-                device=host.device(),
-            )
+            drawn = residency.run(
+                "transformer",
+                [model.transformer, *nets],
+                lambda _: sample(
+                    model.transformer,
+                    prompt,
+                    start,
+                    course,
+                    negative=other,
+                    cfg=cfg,
+                    sampler=sampler,
+                    seed=seed,
+                    controls=controls,
+                    mask=mask_of(latent, start),
+                    callback=report,
+                    device=host.device(),
+                ),
+                sampling_work(
+                    model.transformer, nets, image=start.shape[-1] * start.shape[-2] // 4,
+                    text=prompt.context.shape[1], batch=len(start),
+                    vectors=count * (1 if other is None or cfg == 1.0 else 2),
+                ),
+                [None, *(c.policy for c in controls)],
+            )  # fmt: skip
             bar.update(count)
+        host.account(residency.report)
         kept = {k: v for k, v in latent.items() if k != "downscale_ratio_spacial"}
         return (kept | {"samples": drawn}, str(residency.report))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from ..flux_core.pipeline import encode_prompts
 from . import host
+from .patcher import HostResidency
 from .wires import CATEGORY, FLUX_TEXT_ENCODERS, FluxTextEncoders
 
 
@@ -74,11 +76,11 @@ class FluxTextEncode:
         t5_length: int = 0,
     ):
         encoders = text_encoders.encoders
-        with host.hold("text encoders", text_encoders.policy, encoders):
-            found = encoders.encode(
-                [prompt],
-                clip_prompts=[clip_prompt] if clip_prompt.strip() else None,
-                t5_length=t5_length or None,
-            )
-        extra = {"pooled_output": found.pooled.float().cpu(), "guidance": float(guidance)}
-        return ([[found.context.float().cpu(), extra]],)
+        residency = HostResidency(text_encoders.policy, host.device())
+        (found,) = encode_prompts(
+            residency, encoders, [prompt], (clip_prompt.strip() and clip_prompt) or None,
+            t5_length or None,
+        )  # fmt: skip
+        host.account(residency.report)
+        extra = {"pooled_output": found.pooled.float(), "guidance": float(guidance)}
+        return ([[found.context.float(), extra]],)

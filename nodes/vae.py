@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from ..flux_core import AutoEncoder, OffloadPolicy
+from ..flux_core.offload import Work
+from ..flux_core.offload.plan import Plan
 from ..flux_core.pipeline import to_images, to_pixels
 from ..flux_core.tiling import tiled
+from ..flux_core.workload import decode, encode, vae_work
 from . import host
+from .patcher import run
 
 
 class HostVAE:
@@ -22,31 +28,42 @@ class HostVAE:
         self.policy = policy
         self.downscale_ratio = self.upscale_ratio = model.config.compression
 
-    def hold(self, name: str):
-        """The model on the device, under its policy."""
-        return host.hold(name, self.policy, self.first_stage_model)
+    def run(self, name: str, function: Callable[[Plan], Tensor], work: Work) -> Tensor:
+        """Call a function with the model on the device, under its policy."""
+        return run(name, self.policy, [self.first_stage_model], function, work)
 
     def decode(self, samples_in: Tensor, vae_options: dict | None = None) -> Tensor:
-        """Raw latents (B, 16, h, w) to pictures (B, 8 h, 8 w, 3)."""
-        with self.hold("VAE decoder"):
-            return to_images(self.first_stage_model.decode(samples_in.to(host.device())))
+        """Raw latents (B, 16, h, w) to pictures (B, 8 h, 8 w, 3), in tiles where the plan says."""
+        batch, _, height, width = samples_in.shape
+        return self.run(
+            "VAE decoder",
+            lambda plan: to_images(decode(self.first_stage_model, samples_in, plan, host.device())),
+            vae_work(self.first_stage_model, height, width, batch),
+        )
 
     def encode(self, pixel_samples: Tensor) -> Tensor:
         """Pictures to raw latents; sides are cut to multiples of 8, as the host does."""
-        pixels = self.crop(pixel_samples)
-        with self.hold("VAE encoder"):
-            return self.first_stage_model.encode(to_pixels(pixels).to(host.device())).float().cpu()
+        pixels = to_pixels(self.crop(pixel_samples))
+        height, width = (side // self.downscale_ratio for side in pixels.shape[2:])
+        return self.run(
+            "VAE encoder",
+            lambda plan: encode(self.first_stage_model, pixels, plan, host.device()),
+            vae_work(self.first_stage_model, height, width, len(pixels), decoding=False),
+        )
 
     def decode_tiled(
         self, samples: Tensor, tile_x: int = 64, tile_y: int = 64, overlap: int = 16, **_: object
     ) -> Tensor:
         """As ``decode``, over tiles whose sides are given in latents."""
-        with self.hold("VAE decoder"):
-            pixels = tiled(
+        tile = (tile_y or 64, tile_x or 64)
+        return self.run(
+            "VAE decoder",
+            lambda plan: to_images(tiled(
                 lambda part: self.first_stage_model.decode(part.to(host.device())),
-                samples, (tile_y or 64, tile_x or 64), overlap or 0, self.upscale_ratio, 3,
-            )  # fmt: skip
-        return to_images(pixels)
+                samples, tile, overlap or 0, self.upscale_ratio, 3,
+            )),
+            vae_work(self.first_stage_model, *tile, len(samples)),
+        )  # fmt: skip
 
     def encode_tiled(
         self, pixel_samples: Tensor, tile_x: int = 512, tile_y: int = 512, overlap: int = 64,
@@ -54,13 +71,17 @@ class HostVAE:
     ) -> Tensor:  # fmt: skip
         """As ``encode``, over tiles whose sides are given in pixels."""
         ratio = self.downscale_ratio
-        tile = tuple(max(ratio, (side or 512) // ratio * ratio) for side in (tile_y, tile_x))
-        with self.hold("VAE encoder"):
-            return tiled(
+        small = [max(1, (side or 512) // ratio) for side in (tile_y, tile_x)]
+        pixels = to_pixels(self.crop(pixel_samples))
+        return self.run(
+            "VAE encoder",
+            lambda plan: tiled(
                 lambda part: self.first_stage_model.encode(part.to(host.device())),
-                to_pixels(self.crop(pixel_samples)), (tile[0], tile[1]),
+                pixels, (ratio * small[0], ratio * small[1]),
                 (overlap or 0) // ratio * ratio, 1 / ratio, self.latent_channels,
-            )  # fmt: skip
+            ),
+            vae_work(self.first_stage_model, *small, len(pixels), decoding=False),
+        )  # fmt: skip
 
     def crop(self, pixels: Tensor) -> Tensor:
         ratio = self.downscale_ratio

@@ -57,7 +57,8 @@ def test_inspect_tells_every_part_of_the_pocket_model(file, kind, tmp_path):
         (("run", "nothing.json"), "nothing.json: no such file"),
         (("inspect", "nothing.safetensors"), "nothing.safetensors: no such file"),
         (("generate", "x", "--width", "100"), "width is 100, expected a multiple of 16"),
-        (("generate", "x", "--offload", "auto"), "'auto' is not in this version"),
+        (("generate", "x", "--offload", "fast"), "'fast', expected one of auto, none"),
+        (("plan", "--vram", "-1"), "vram is -1.0, expected more than 0"),
         (("plan", "--vram", "8", "--link", "0"), "link is 0.0, expected more than 0"),
         (("generate", "x", "--precision", "int4"), "'int4', expected one of bf16"),
     ],
@@ -70,11 +71,13 @@ def test_what_is_wrong_is_told_in_one_line(arguments, message, tmp_path):
 
 
 def test_plan_tells_what_a_card_will_do(tmp_path):
-    done = call("plan", "--link", "12.5", "--tflops", "70", "--ram", "8", cwd=tmp_path)
+    done = call("plan", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert "12.0 GB of weights" in lines[0] and "do not hold them" in lines[1]
-    assert len(lines) == 8 and "blocks resident" in lines[2]
-    assert "57 of 57" in lines[-1] and "nothing streamed" in lines[-1]
-    done = call("plan", "--vram", "1.5", cwd=tmp_path)
-    assert "does not fit: the transformer needs" in done.stdout
+    assert len(lines) == 7 and "24 of 57 blocks stay" in lines[1] and "57 of 57" in lines[-1]
+    assert all(" GB, " in line and " s a picture" in line for line in lines[1:])
+    done = call("plan", "--vram", "1.5", "--ram", "2", cwd=tmp_path)
+    assert "does not fit: it needs 1." in done.stdout
+    asked = ("--vram", "8", "--ram", "16", "--link", "12.5", "--tflops", "70")
+    done = call("plan", *asked, "--width", "1024", "--height", "1024", cwd=tmp_path)
+    assert "GB streamed a step" in done.stdout and "peak 6." in done.stdout

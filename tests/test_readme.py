@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,3 +43,9 @@ def test_links_and_commands_lead_somewhere():
     makefile = (ROOT / "Makefile").read_text()
     for command in re.findall(r"`make (\w+)`", README):
         assert re.search(rf"^{command}:", makefile, re.MULTILINE)
+
+
+def test_what_a_card_will_do_is_what_the_command_says():
+    command = [sys.executable, str(ROOT), "plan"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout in README

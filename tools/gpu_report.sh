@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # Everything that only a card can show, in one go: tests, then figures, the most wanted first.
-#   tools/gpu_report.sh [FOLDER]     PYTHON=... picks the interpreter; under 10 minutes on an H100
+#   tools/gpu_report.sh [FOLDER [precision|offload]]     PYTHON=... picks the interpreter
+# Each of the two takes under 10 minutes on an H100; without a name both run, one after the other.
 # Each part has a limit of its own, so that a slow one does not cost the others; logs are kept.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-output/gpu}
+what=${2:-precision offload}
 python=${PYTHON:-python3}
 mkdir -p "$out"
 export PYTHONUNBUFFERED=1
@@ -19,9 +21,17 @@ part() { # NAME SECONDS COMMAND...
     [ $code -eq 0 ] || echo "   (ended with $code)"
 }
 
-part tests 120 "$python" -m pytest tests/flux_core/test_gpu.py -q -rs -s
-part step_compiled 200 "$python" -m tools.bench_precision step --compile --only fp8_scaled int8
-part step_eager 60 "$python" -m tools.bench_precision step --only fp8_scaled int8
-part layers_compiled 90 "$python" -m tools.bench_precision layers --compile
-part forward 60 "$python" -m tools.bench_forward --device cuda --full
-part errors 60 "$python" -m tools.compare_errors
+if [[ $what == *precision* ]]; then
+    part tests 120 "$python" -m pytest tests/flux_core/test_gpu.py -q -rs -s
+    part step_compiled 200 "$python" -m tools.bench_precision step --compile --only fp8_scaled int8
+    part step_eager 60 "$python" -m tools.bench_precision step --only fp8_scaled int8
+    part layers_compiled 90 "$python" -m tools.bench_precision layers --compile
+    part forward 60 "$python" -m tools.bench_forward --device cuda --full
+fi
+if [[ $what == *offload* ]]; then
+    offload=("$python" -m tools.bench_offload --budgets 6 3)
+    part offload_fp8 150 "${offload[@]}" --precision fp8_scaled --no-diffusers
+    part offload_compiled 150 "${offload[@]}" --precision fp8_scaled --compile --no-diffusers
+    part picture 150 "${offload[@]}" --precision fp8_scaled --picture --steps 4
+    part offload_bf16 140 "${offload[@]}" --precision bf16 --steps 4
+fi

@@ -80,9 +80,9 @@ DEV_FILES = dict(zip(POCKET_FILES, (m["name"] for m in DEV_MODELS), strict=True)
 
 def loader(files: dict[str, str], models: list[dict[str, str]]) -> Description:
     return {
-        "policy": Node("OffloadPolicy", 0, 0, {"mode": "component"}),
+        "policy": Node("OffloadPolicy", 0, 0, {"mode": "auto"}),
         "loader": Node(
-            "FluxLoaderFP8", 0, 140, dict(files), {"policy": ("policy", 0)}, models=models
+            "FluxLoaderFP8", 0, 460, dict(files), {"policy": ("policy", 0)}, models=models
         ),
     }
 
@@ -112,6 +112,14 @@ def drawing(
         "save": Node(
             "SaveImage", 1180, 120, {"filename_prefix": prefix}, {"images": ("decode", 0)}
         ),
+    }
+
+
+def with_report(graph: Description) -> Description:
+    """A drawing that shows what it took."""
+    return graph | {
+        "memory": Node("FluxMemoryReport", 1560, 0, {}, {"image": ("decode", 0)}),
+        "timeline": Node("PreviewImage", 1560, 140, {}, {"images": ("memory", 1)}),
     }
 
 
@@ -171,9 +179,9 @@ COMPARED = ("fp8_e4m3fn", "fp8_e5m2", "fp8_scaled", "int8")
 def compare_precisions() -> Description:
     """One prompt at every precision, on one sheet, each against bf16."""
     graph: Description = {
-        "policy": Node("OffloadPolicy", 0, 0, {"mode": "component"}),
+        "policy": Node("OffloadPolicy", 0, 0, {"mode": "auto"}),
         "loader": Node(
-            "FluxLoaderFP8", 0, 140,
+            "FluxLoaderFP8", 0, 460,
             dict(POCKET_FILES) | {"transformer_precision": "bf16", "t5_precision": "bf16"},
             {"policy": ("policy", 0)},
         ),
@@ -219,10 +227,10 @@ def descriptions() -> dict[str, Description]:
         ),
         "upscale": pocket_upscale(),
         "compare_precisions": compare_precisions(),
-        "flux1_dev_fp8_offload": drawing(
+        "flux1_dev_fp8_offload": with_report(drawing(
             "a red fox asleep in fresh snow, morning light, photograph", 1024, DEV_FILES,
             DEV_MODELS, DEV_SAMPLING, "FluxFit/flux1_dev",
-        ),
+        )),
         "flux1_dev_upscaler_fp8": dev_upscale(),
     }  # fmt: skip
 

@@ -29,6 +29,7 @@ from .detect import Part, find_part
 from .errors import CheckpointError
 from .keymaps import KEYMAPS, Recipe, Recipes, native_shapes
 from .reader import open_source
+from .spill import Spill
 from .weights import Stored, Weights
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ def load_part(
     precision: Precision = "bf16",
     compute: str = "auto",
     device: torch.device | str = "cpu",
+    ram_budget: int | None = None,
     progress: Progress | None = None,
 ) -> nn.Module:
     """Load one part of FLUX.1 from any layout.
@@ -57,13 +59,15 @@ def load_part(
         new_module: makes the module from native shapes; called on the meta device.
         precision: how linear layers are stored; ``as_stored`` is as the file has them.
         compute: how quantized layers multiply.
+        ram_budget: bytes of host memory; a part that takes more stays on disk, in its file where
+            that has it as it is wanted, and is read when it is used.
         progress: called with tensors done and tensors in all.
 
     Raises:
         CheckpointError: the file is broken, of another kind, or lacks tensors; it is named.
     """
-    if precision != AS_STORED:
-        as_plan(precision)  # an unknown name is refused before the file is opened
+    # an unknown name is refused before the file is opened
+    asked = None if precision == AS_STORED else as_plan(precision)
     source = open_source(path)
     part = find_part(source, kind)
     weights = Weights(source.under(part.prefix))
@@ -73,12 +77,18 @@ def load_part(
             module = new_module(native_shapes(recipes, weights.shapes))
     except (KeyError, ValueError, ZeroDivisionError) as error:
         raise CheckpointError(f"{path}: {part} is incomplete or malformed: {error}") from error
-    plan = stored_plan(module, recipes, weights) if precision == AS_STORED else as_plan(precision)
+    plan = stored_plan(module, recipes, weights) if asked is None else asked
     if {plan.precision, *plan.layers.values()} & set(FORMATS):
         quantize(module, plan)
     set_compute(module, compute)
     dtype = full_dtype(plan.precision)
-    fill(module, recipes, weights, part, dtype, torch.device(device), progress)
+    size = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+    spill: Spill | None = None
+    if ram_budget is not None and size > ram_budget:
+        weights.mapped = True
+        spill = Spill(Path(path))
+        log.info("%s: %.1f GB of weights stay on disk", path, size / 1e9)
+    fill(module, recipes, weights, part, dtype, torch.device(device), progress, spill)
     restore_positions(module, torch.device(device))
     return module.eval()
 
@@ -112,6 +122,7 @@ def fill(
     dtype: torch.dtype,
     device: torch.device,
     progress: Progress | None,
+    spill: Spill | None = None,
 ) -> None:
     """Give every tensor of a meta module its value."""
     path = weights.source.path
@@ -126,7 +137,7 @@ def fill(
             raise CheckpointError(
                 f"{path}: {name!r} has shape {tuple(stored.values.shape)}, expected {shape}"
             )
-        place(owner, attribute, stored, shape, dtype, device)
+        place(owner, attribute, stored, shape, dtype, device, spill)
         if progress is not None:
             progress(done + 1, len(slots))
     left = sorted(set(weights.shapes) - used)
@@ -167,14 +178,19 @@ def place(
     shape: tuple[int, ...],
     dtype: torch.dtype,
     device: torch.device,
+    spill: Spill | None,
 ) -> None:
     """Put one value where it belongs, in the dtype that the module's precision gives it."""
+
+    def kept(made: Tensor) -> Tensor:
+        made = made.to(device)
+        in_file = stored.mapped and made.data_ptr() == stored.values.data_ptr()
+        return made if spill is None or in_file else spill.keep(made)
+
     if isinstance(owner, QuantizedLinear) and attribute == "codes":
-        # encoding a large model takes a CPU minutes: it is done where it is fast
-        worker = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
-        codes, scale, owner.format = stored.to(worker).encoded(owner.format)
-        owner.codes = codes.to(device)
+        codes, scale, owner.format = stored.encoded(owner.format)
+        owner.codes = kept(codes)
         owner.scale = None if scale is None else scale.to(device)
         return
-    value: Tensor = stored.full(dtype).reshape(shape).to(device)
+    value = kept(stored.full(dtype).reshape(shape))
     owner.register_parameter(attribute, nn.Parameter(value, requires_grad=False))

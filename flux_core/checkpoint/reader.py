@@ -1,13 +1,14 @@
 """Safetensors files read one tensor at a time, alone, sharded, or seen under a prefix.
 
-The header is checked whole before any tensor is touched. A tensor is read into memory of its own
-rather than mapped, so that a load holds one tensor beside its result, and a file that is replaced
-or deleted while its model is in use changes nothing.
+The header is checked whole before any tensor is touched. A tensor is read into memory of its own,
+so that a load holds one tensor beside its result, and a file that is replaced or deleted while its
+model is in use changes nothing; it is mapped only where memory would not hold the model.
 """
 
 from __future__ import annotations
 
 import json
+import mmap
 import re
 import struct
 from abc import ABC, abstractmethod
@@ -64,6 +65,13 @@ class Source(ABC):
     def read(self, name: str) -> Tensor:
         """One tensor, on the CPU, in memory of its own; raises ``KeyError`` for a foreign name."""
 
+    def map(self, name: str) -> Tensor | None:
+        """One tensor where it lies in its file; None where that cannot be.
+
+        The system may drop it from memory and read it again. The file must not change meanwhile.
+        """
+        return None
+
     @property
     def metadata(self) -> dict[str, str]:
         return {}
@@ -91,6 +99,7 @@ class SafetensorsFile(Source):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._entries, self._metadata = read_header(self.path)
+        self._map: mmap.mmap | None = None
 
     @property
     def entries(self) -> dict[str, Entry]:
@@ -111,6 +120,16 @@ class SafetensorsFile(Source):
                 if not count:
                     raise CheckpointError(f"{self.path}: ends inside tensor {name!r}")
                 done += count
+        return data.view(entry.dtype).reshape(entry.shape)
+
+    def map(self, name: str) -> Tensor | None:
+        entry = self._entries[name]
+        if entry.start % entry.dtype.itemsize or not entry.size:
+            return None
+        if self._map is None:
+            with open(self.path, "rb") as file:  # private: nothing that is written reaches the file
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        data = torch.frombuffer(self._map, dtype=torch.uint8, count=entry.size, offset=entry.start)
         return data.view(entry.dtype).reshape(entry.shape)
 
 
@@ -134,6 +153,9 @@ class Shards(Source):
 
     def read(self, name: str) -> Tensor:
         return self._files[self._where[name]].read(name)
+
+    def map(self, name: str) -> Tensor | None:
+        return self._files[self._where[name]].map(name)
 
 
 class Prefixed(Source):
@@ -163,6 +185,9 @@ class Prefixed(Source):
 
     def read(self, name: str) -> Tensor:
         return self.source.read(self.prefix + name)
+
+    def map(self, name: str) -> Tensor | None:
+        return self.source.map(self.prefix + name)
 
 
 def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:

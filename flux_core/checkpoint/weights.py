@@ -38,11 +38,13 @@ class Stored:
     """A tensor as the file has it: ``values``, times ``scale`` where there is one.
 
     ``block`` is that of the Hadamard transform in which a weight was rotated, 1 for none.
+    ``mapped``: the values lie in the file.
     """
 
     values: Tensor
     scale: Tensor | None = None
     block: int = 1
+    mapped: bool = False
 
     def full(self, dtype: torch.dtype) -> Tensor:
         """The value in a full-precision dtype."""
@@ -58,7 +60,9 @@ class Stored:
         """
         same = self.values.dtype == format.storage and format.scaled == (self.scale is not None)
         if not same:
-            return *format.quantize(self.full(torch.float32)), format
+            # encoding a large model takes a CPU minutes: it is done where it is fast
+            worker = "cuda" if torch.cuda.is_available() else "cpu"
+            return *format.quantize(self.to(torch.device(worker)).full(torch.float32)), format
         if self.scale is None:
             return self.values, None, format
         if self.block != format.block(self.values.shape[-1]):
@@ -71,10 +75,10 @@ class Stored:
 
 
 class Weights:
-    """Named tensors of one part, scales resolved."""
+    """Named tensors of one part, scales resolved; left in their file where it is ``mapped``."""
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
+    def __init__(self, source: Source, mapped: bool = False) -> None:
+        self.source, self.mapped = source, mapped
         everything = source.shapes
         self.shapes: Shapes = {n: s for n, s in everything.items() if not is_auxiliary(n)}
         self.scales = {
@@ -107,13 +111,13 @@ class Weights:
 
     def read(self, name: str) -> Stored:
         scale = self.scales.get(name)
-        values = self.source.read(name)
+        found = self.source.map(name) if self.mapped else None
+        values = self.source.read(name) if found is None else found
         self.refuse_not_finite(name, values)
         if values.dtype == torch.int8 and scale is None:
             raise CheckpointError(f"{self.source.path}: {name!r} is int8 without a scale beside it")
-        return Stored(
-            values, None if scale is None else self.source.read(scale), self.blocks.get(name, 1)
-        )
+        read = None if scale is None else self.source.read(scale)
+        return Stored(values, read, self.blocks.get(name, 1), mapped=found is not None)
 
     def precision_of(self, recipe: Recipe) -> str:
         """The precision that comes nearest to how the file holds a tensor."""
@@ -145,7 +149,7 @@ class Weights:
         if recipe.way == "swap":
             (part,) = parts
             scale = None if part.scale is None else swap(rows_scale(part))
-            return replace(part, values=swap(part.values), scale=scale)
+            return replace(part, values=swap(part.values), scale=scale, mapped=False)
         if len(parts) == 1:
             return parts[0]
         if len({(p.values.dtype, p.block) for p in parts}) > 1:  # held unlike: no codes in common

@@ -1,6 +1,7 @@
 """Where the parts of a pipeline live while others compute."""
 
 from .policy import OffloadPolicy
-from .residency import MemoryReport, Residency
+from .report import MemoryReport
+from .residency import Residency, Work
 
-__all__ = ["MemoryReport", "OffloadPolicy", "Residency"]
+__all__ = ["MemoryReport", "OffloadPolicy", "Residency", "Work"]

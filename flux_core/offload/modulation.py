@@ -41,14 +41,17 @@ class ModulationsAhead:
         """All layers' modulations of the vectors from number ``first`` on."""
         some = self.vecs[first : first + WINDOW]
         self.window = range(first, first + len(some))
-        rows: list[Tensor] = []
+        layers = list(layers_of(self.body))
         start = 0
-        for layer in layers_of(self.body):
+        for layer in layers:
+            self.places[id(layer)] = (start, start + layer.width)
+            start += layer.width
+        #: (window, B, all layers' modulations)
+        self.rows = some.new_empty(*some.shape[:2], start)
+        for layer in layers:
+            first, last = self.places[id(layer)]
             raw = copied_to(layer, some.device).raw(some.flatten(0, 1))
-            self.places[id(layer)] = (start, start + raw.shape[-1])
-            start += raw.shape[-1]
-            rows.append(raw.unflatten(0, some.shape[:2]))
-        self.rows = torch.cat(rows, dim=-1)  # (window, B, all layers' modulations)
+            self.rows[..., first:last] = raw.unflatten(0, some.shape[:2])
         if not self.current.numel():
             #: One step's, always at one place, so that a compiled block reads it without asking.
             self.current = torch.empty_like(self.rows[0])

@@ -1,82 +1,75 @@
-"""What a card will do with a transformer: blocks resident, slots, peak, seconds a step.
+"""Before a run: what stays on the device, how many slots, what it will take.
 
-    peak = small weights + resident blocks + slots + activations
+    peak = rest + resident blocks + slots + activations
     seconds = the last step of the simulated schedule
 
-It is computed from the model's own bytes and the picture's size; it may be a model on meta and a
-card that is not there.
+It is computed from the modules' own bytes and from what they compute; they may be on meta, and the
+card may not be there.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from torch import nn
 
-from ..transformer import DoubleStreamBlock, FluxBody, SingleStreamBlock
-from .pack import ALIGNMENT, named_tensors
+from ..transformer import DoubleStreamBlock, SingleStreamBlock
+from .blocks import blocks_of, modulation_parts, modulations_of, parts_of
+from .machine import Machine
+from .pack import aligned, named_tensors
+from .policy import OffloadPolicy
 from .schedule import make_schedule, simulate, step_seconds
-from .streaming import blocks_of, modulation_parts, parts_of
 
 GB = 1e9
-#: Live activations at the peak, in hidden-size vectors of 2 bytes a token: the widest single block
-#: holds its input, q, k, v, the MLP's and their product at once.
-ACTIVATIONS = 18
+#: What links and matrix units are to each other in a machine that nobody measured: only the share
+#: of computing that each block has matters then.
+UNKNOWN = Machine(25e9, 70e12)
+
+
+def nbytes(module: nn.Module, left_out: set[int]) -> int:
+    """Bytes that a module's tensors take in a buffer, but for some modules."""
+    found = {id(t): aligned(t.nbytes) for *_, t in named_tensors(module, left_out)}
+    return sum(found.values())
 
 
 @dataclass(frozen=True)
-class Machine:
-    """A card: bytes of memory, bytes a second over the link, FLOP a second of linear layers and of
-    attention (three quarters of it unless told)."""
+class Cost:
+    """What one module is made of, in bytes; blocks and the seconds that each computes."""
 
-    vram: float
-    link: float
-    flops: float
-    attention_flops: float | None = None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What stays, what is streamed, and what that takes: bytes and seconds a step.
-
-    ``least`` is the memory below which nothing runs; ``floor`` the seconds with all resident.
-    """
-
-    resident: int
-    blocks: int
-    slots: int
-    peak: float
-    least: float
-    resident_bytes: float
-    streamed_bytes: float
-    seconds: float
-    floor: float
-    fits: bool
+    rest: int
+    blocks: tuple[int, ...]
+    modulations: int
+    seconds: tuple[float, ...]
 
     @property
-    def loss(self) -> float:
-        """How much longer a step takes than with all resident, as a share."""
-        return self.seconds / self.floor - 1
+    def largest(self) -> int:
+        return max(self.blocks, default=0)
 
-    def __str__(self) -> str:
-        if not self.fits:
-            return f"does not fit: the transformer needs {self.least / GB:.1f} GB at least"
-        moved = f"{self.streamed_bytes / GB:.2f} GB streamed a step through {self.slots} slots"
-        if self.resident == self.blocks:
-            moved = "nothing streamed"
-        return (
-            f"{self.resident} of {self.blocks} blocks resident ({self.resident_bytes / GB:.2f} GB),"
-            f" {moved}; peak {self.peak / GB:.1f} GB; {self.seconds:.2f} s a step, "
-            f"{self.loss:+.0%} against all resident"
-        )
+    @property
+    def all_blocks(self) -> int:
+        return self.rest + sum(self.blocks)
 
 
-def block_bytes(block: nn.Module) -> int:
-    """Bytes of a block that travel: all but its modulation."""
-    return sum(
-        -(-t.nbytes // ALIGNMENT) * ALIGNMENT
-        for *_, t in named_tensors(block, modulation_parts(block))
+def cost_of(
+    module: nn.Module, machine: Machine = UNKNOWN, *, image: int = 4096, text: int = 512,
+    batch: int = 1,
+) -> Cost:  # fmt: skip
+    """A module's bytes, and its blocks' seconds for so many tokens."""
+    blocks = blocks_of(module)
+    inside = set[int]().union(*map(parts_of, blocks))
+    return Cost(
+        rest=nbytes(module, inside),
+        blocks=tuple(nbytes(block, modulation_parts(block)) for block in blocks),
+        modulations=sum(nbytes(layer, set()) for layer in modulations_of(module)),
+        seconds=tuple(batch * block_seconds(block, machine, image, text) for block in blocks),
     )
+
+
+def block_seconds(block: nn.Module, machine: Machine, image: int, text: int) -> float:
+    """Seconds that a block's linear layers and its attention take."""
+    linear, attention = block_flops(block, image, text)
+    return linear / machine.flops + attention / machine.attention
 
 
 def block_flops(block: nn.Module, image: int, text: int) -> tuple[float, float]:
@@ -88,60 +81,213 @@ def block_flops(block: nn.Module, image: int, text: int) -> tuple[float, float]:
             t.numel() for *_, t in named_tensors(module, left_out) if t.ndim == 2 and t.shape[1] > 1
         )
 
-    tokens = image + text
     if isinstance(block, DoubleStreamBlock):
         pairs = ((block.img_attn, image), (block.img_mlp, image),
                  (block.txt_attn, text), (block.txt_mlp, text))  # fmt: skip
         linear = sum(2.0 * weights(module) * count for module, count in pairs)
         width = block.img_attn.num_heads * block.img_attn.norm.query_norm.scale.numel()
-    else:
-        assert isinstance(block, SingleStreamBlock)
-        linear = 2.0 * weights(block) * tokens
+        return linear, 4.0 * (image + text) ** 2 * width
+    if isinstance(block, SingleStreamBlock):
         width = block.num_heads * block.norm.query_norm.scale.numel()
-    return linear, 4.0 * tokens * tokens * width
+        return 2.0 * weights(block) * (image + text), 4.0 * (image + text) ** 2 * width
+    return 2.0 * weights(block) * text, 0.0  # a layer of T5, whose attention is small
+
+
+@dataclass(frozen=True)
+class ModulePlan:
+    """What of one module stays on the device: block numbers, and bytes with the rest.
+
+    ``keep``: it stays there after the run. ``slots`` is 0 where nothing is streamed.
+    """
+
+    mode: str
+    resident: frozenset[int]
+    blocks: int
+    slots: int = 0
+    modulations: bool = False
+    keep: bool = False
+    held: int = 0
+    streamed: int = 0
+    ring: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will happen while some modules compute together.
+
+    Bytes: ``budget`` (None: no bound), ``peak``, and ``least``, below which nothing runs.
+    ``seconds`` a pass over all blocks, ``floor`` with all of them resident; 0 where not known.
+    ``tile`` is the side of tiles in latents where a VAE works on tiles.
+    """
+
+    modules: tuple[ModulePlan, ...]
+    activations: int
+    budget: int | None
+    least: int
+    seconds: float = 0.0
+    floor: float = 0.0
+    tile: int | None = None
+
+    @property
+    def weights(self) -> int:
+        return sum(module.held + module.ring for module in self.modules)
+
+    @property
+    def peak(self) -> int:
+        return self.weights + self.activations
+
+    @property
+    def fits(self) -> bool:
+        return self.budget is None or self.peak <= self.budget
+
+    @property
+    def loss(self) -> float:
+        """How much longer a step takes than with all resident, as a share."""
+        return self.seconds / self.floor - 1 if self.floor else 0.0
+
+    @property
+    def room(self) -> int | None:
+        """Bytes that the budget leaves for activations; None where there is no bound."""
+        return None if self.budget is None else max(0, self.budget - self.weights)
+
+    def __str__(self) -> str:
+        if not self.fits:
+            return f"does not fit: it needs {self.least / GB:.1f} GB at least"
+        resident = sum(len(module.resident) for module in self.modules)
+        blocks = sum(module.blocks for module in self.modules)
+        streamed = sum(module.streamed for module in self.modules)
+        moved = "nothing streamed"
+        if streamed:
+            slots = max(module.slots for module in self.modules)
+            moved = f"{streamed / GB:.2f} GB streamed a step through {slots} slots"
+        said = f"{resident} of {blocks} blocks resident, {moved}; peak {self.peak / GB:.1f} GB"
+        if self.seconds:
+            said += f"; {self.seconds:.2f} s a step, {max(0.0, self.loss):.0%} lost by streaming"
+        return said
+
+
+def choose_resident(
+    sizes: Sequence[int], seconds: Sequence[float], room: float, spread: bool = True
+) -> frozenset[int]:
+    """Which blocks stay when ``room`` bytes are there for them.
+
+    Spread over the step by what they compute, so that the link is never idle: where a block takes
+    more bytes for its time (double blocks do), more of them stay. Or else the first ones.
+    """
+    streaming = sum(sizes) - room
+    if streaming <= 0:
+        return frozenset(range(len(sizes)))
+    rate = streaming / (sum(seconds) or 1.0)
+    allowed, passed, left = 0.0, 0, room
+    resident = set[int]()
+    for number, (size, time) in enumerate(zip(sizes, seconds, strict=True)):
+        allowed += rate * time
+        if size <= left and not (spread and passed + size / 2 <= allowed):
+            resident.add(number)
+            left -= size
+        else:
+            passed += size
+    for number, size in enumerate(sizes):  # what rounding left over
+        if number not in resident and size <= left:
+            resident.add(number)
+            left -= size
+    return frozenset(resident)
 
 
 def make_plan(
-    model: FluxBody, machine: Machine, *, image: int, text: int = 512, batch: int = 1
+    costs: Sequence[Cost],
+    modes: Sequence[str],
+    policy: OffloadPolicy,
+    *,
+    budget: int | None,
+    activations: int,
+    machine: Machine | None = None,
 ) -> Plan:
-    """The fastest plan that fits a card.
+    """The fastest way to let some modules compute together within a budget.
 
     Args:
-        model: with its precision; may be on meta.
-        image, text: tokens; image tokens are width x height / 256.
+        costs, modes: of each module; modes as ``OffloadPolicy`` has them.
+        budget: bytes of the device in all; None is no bound, and the least for ``stream``.
+        activations: bytes that computing takes beside the weights.
+        machine: for the number of slots and the seconds; without it the policy's slots are taken.
     """
-    blocks = blocks_of(model)
-    sizes = [block_bytes(block) for block in blocks]
-    attention = machine.attention_flops or 0.75 * machine.flops
-    computing = []
-    for block in blocks:
-        linear, product = block_flops(block, image, text)
-        computing.append(batch * (linear / machine.flops + product / attention))
-    copying = [size / machine.link for size in sizes]
-    inside = set[int]().union(*map(parts_of, blocks))
-    small = sum(t.nbytes for *_, t in named_tensors(model, inside))
-    hidden = model.img_in.weight.shape[0]
-    fixed = small + batch * (image + text) * hidden * 2 * ACTIVATIONS
-    floor = sum(computing)
-    least = fixed + 2 * max(sizes)
-    total = sum(sizes)
-    if fixed + total <= machine.vram:
-        return Plan(len(blocks), len(blocks), 0, fixed + total, least, total, 0, floor, floor, True)
+    modes = resolved(costs, modes, budget, activations)
     plans = []
-    for slots in (2, 3, 4):
-        room = machine.vram - fixed - slots * max(sizes)
-        if room < 0:
-            continue
-        count, held = 0, 0
-        while held + sizes[count] <= room:
-            held += sizes[count]
-            count += 1
-        entries = make_schedule(len(blocks), range(count, len(blocks)), slots, 3)
-        seconds = step_seconds(simulate(entries, copying, computing))
-        peak = fixed + held + slots * max(sizes[count:])
-        plans.append(
-            Plan(count, len(blocks), slots, peak, least, held, total - held, seconds, floor, True)
-        )
-    if not plans:
-        return Plan(0, len(blocks), 2, least, least, 0, total, float("nan"), floor, False)
-    return min(plans, key=lambda plan: (round(plan.seconds, 4), plan.slots))
+    choices = (2, 3, 4) if machine is not None and "auto" in modes else (policy.slots,)
+    for slots in choices:
+        for spread in (True, False):
+            plans.append(one_plan(costs, modes, slots, spread, budget, activations, machine))
+    fitting = [plan for plan in plans if plan.fits] or plans[:1]
+    return min(fitting, key=lambda plan: (round(plan.seconds, 4), plan.weights))
+
+
+def resolved(
+    costs: Sequence[Cost], modes: Sequence[str], budget: int | None, activations: int
+) -> list[str]:
+    """``auto`` as ``none`` where all modules fit whole, else as it is."""
+    whole = sum(cost.all_blocks + cost.modulations for cost in costs) + activations
+    return [
+        "none" if mode == "auto" and (budget is None or whole <= budget) else mode for mode in modes
+    ]
+
+
+def one_plan(
+    costs: Sequence[Cost], modes: Sequence[str], slots: int, spread: bool, budget: int | None,
+    activations: int, machine: Machine | None,
+) -> Plan:  # fmt: skip
+    """A plan with so many slots and one way to choose what stays."""
+    flexible = [
+        mode in ("stream", "auto") and bool(cost.blocks)
+        for mode, cost in zip(modes, costs, strict=True)
+    ]
+    fixed = activations
+    least = activations
+    for mode, cost, streams in zip(modes, costs, flexible, strict=True):
+        fixed += cost.rest if streams else cost.all_blocks + cost.modulations * (mode == "none")
+        least += cost.rest + min(slots * cost.largest, sum(cost.blocks))
+    moved = [cost for cost, streams in zip(costs, flexible, strict=True) if streams]
+    sizes = [size for cost in moved for size in cost.blocks]
+    room = float(budget - fixed) if budget is not None else 0.0
+    if room < sum(sizes):
+        room = max(0.0, room - sum(min(slots, len(c.blocks)) * c.largest for c in moved))
+    chosen = choose_resident(sizes, [t for cost in moved for t in cost.seconds], room, spread)
+    modules: list[ModulePlan] = []
+    first = 0
+    seconds = floor = 0.0
+    for mode, cost, streams in zip(modes, costs, flexible, strict=True):
+        count = len(cost.blocks)
+        resident = frozenset(range(count))
+        if streams:
+            resident = frozenset(n - first for n in chosen if first <= n < first + count)
+            first += count
+        moving = [n for n in range(count) if n not in resident]
+        if len(moving) <= slots:  # as many slots as blocks: they may as well stay
+            resident, moving = frozenset(range(count)), []
+        held = cost.rest + sum(cost.blocks[n] for n in resident)
+        modules.append(
+            ModulePlan(
+                mode=mode, resident=resident, blocks=count, slots=slots if moving else 0,
+                modulations=mode == "none", keep=mode in ("none", "auto"),
+                held=held + cost.modulations * (mode == "none"),
+                streamed=sum(cost.blocks[n] for n in moving),
+                ring=min(slots, len(moving)) * max((cost.blocks[n] for n in moving), default=0),
+            )
+        )  # fmt: skip
+        if machine is not None:
+            floor += sum(cost.seconds)
+            seconds += pass_seconds(cost, moving, slots, machine)
+    return Plan(tuple(modules), activations, budget, least, seconds, floor)
+
+
+def pass_seconds(cost: Cost, moving: Sequence[int], slots: int, machine: Machine) -> float:
+    """Seconds of one pass over a module's blocks, some of them streamed."""
+    if not moving:
+        return sum(cost.seconds)
+    entries = make_schedule(len(cost.blocks), moving, slots, 3)
+    copying = [size / machine.link for size in cost.blocks]
+    return step_seconds(simulate(entries, copying, cost.seconds))
+
+
+def shrunk(policy: OffloadPolicy, budget: int) -> OffloadPolicy:
+    """The policy that is tried when memory ran out under another one."""
+    return replace(policy, mode="auto", vram_budget=budget, parts={})

@@ -1,41 +1,62 @@
-"""What may be on the device at once."""
+"""What a person wants of the memory there is."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-MODES = ("none", "component", "stream")
-PLANNED = ("auto",)
+from .memory import host_bytes
+
+MODES = ("auto", "none", "component", "stream")
+#: Kinds of modules that may have a mode of their own.
+PARTS = ("transformer", "controlnet", "t5", "clip", "vae")
 
 
 @dataclass(frozen=True)
 class OffloadPolicy:
-    """How a pipeline shares a device's memory.
+    """How a pipeline shares the memory of a device and of its host.
 
-    ``none`` keeps every part on the device; ``component`` has each there only while it computes:
-    text encoders, VAE encoder, transformer with its ControlNets, VAE decoder. Results are equal to
-    the bit. ``stream`` has the blocks of transformer, ControlNets and T5 pass through a few buffers
-    instead, and the other parts as ``component``. ``auto`` is a known name that this version
-    refuses.
+    ``auto`` keeps on the device what fits, beside what the picture takes, and streams the rest.
+    ``none`` keeps every part there. ``component`` has each there only while it computes: text
+    encoders, VAE encoder, transformer with its ControlNets, VAE decoder. ``stream`` has the blocks
+    of transformer, ControlNets and T5 pass through a few buffers, and the other parts as
+    ``component``. Pictures are equal to the bit.
 
-    ``vram_budget``: bytes for blocks that ``stream`` may keep on the device; None keeps none.
-    ``slots``: buffers of its ring, at least 2.
+    ``vram_budget``: bytes of the device that a run may take in all, weights and what it computes.
+    None: what is free for ``auto``, the least for ``stream``; the other modes ask for no budget.
+    ``ram_budget``: bytes of host memory that may be pinned, and above which a checkpoint's weights
+    stay in their file; None is half of the host's memory.
+    ``slots``: buffers of a ring, at least 2; ``auto`` may choose more.
+    ``pin``: whether weights may be pinned, which doubles the speed of copies.
+    ``parts``: modes of single kinds of parts (``PARTS``), such as ``{"t5": "stream"}``.
     """
 
-    mode: str = "none"
+    mode: str = "auto"
     vram_budget: int | None = None
     slots: int = 2
+    ram_budget: int | None = None
+    pin: bool = True
+    parts: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.mode in PLANNED:
-            raise ValueError(
-                f"offload mode {self.mode!r} is not in this version; use one of {', '.join(MODES)}"
-            )
-        if self.mode not in MODES:
-            raise ValueError(
-                f"offload mode is {self.mode!r}, expected one of {', '.join(MODES + PLANNED)}"
-            )
-        if self.vram_budget is not None and self.vram_budget < 0:
-            raise ValueError(f"vram_budget is {self.vram_budget} bytes, expected 0 or more")
+        for part, mode in (("offload", self.mode), *self.parts.items()):
+            if mode not in MODES:
+                raise ValueError(f"{part} mode is {mode!r}, expected one of {', '.join(MODES)}")
+        for part in self.parts:
+            if part not in PARTS:
+                raise ValueError(f"part is {part!r}, expected one of {', '.join(PARTS)}")
+        for name in ("vram_budget", "ram_budget"):
+            budget = getattr(self, name)
+            if budget is not None and budget < 0:
+                raise ValueError(f"{name} is {budget} bytes, expected 0 or more")
         if self.slots < 2:
             raise ValueError(f"slots is {self.slots}, expected at least 2: one copies, one works")
+
+    @property
+    def host_budget(self) -> int:
+        """Bytes of host memory for weights."""
+        return host_bytes() // 2 if self.ram_budget is None else self.ram_budget
+
+    def of(self, module: object) -> str:
+        """The mode of one module, told by its ``part``."""
+        return self.parts.get(getattr(module, "part", ""), self.mode)

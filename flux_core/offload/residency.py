@@ -1,20 +1,32 @@
-"""Moving whole parts to the device and back, and keeping account of it."""
+"""Parts brought to the device under a policy, one run after another, with account kept of it."""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from ..quant import arithmetic_of
+from .machine import Machine, measure
+from .memory import apart, free_bytes
+from .placement import Placement, placement_of, placements_on
+from .plan import UNKNOWN, Plan, cost_of, make_plan, shrunk
 from .policy import OffloadPolicy
-from .ring import RingReport
-from .streaming import Lent, streamed
+from .report import MemoryReport, PartReport
+from .ring import Ring
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+#: What is tried after memory ran out: this share of what was planned with.
+RETRY = 0.7
+BEGAN = time.monotonic()
 
 
 def module_bytes(module: nn.Module) -> int:
@@ -23,123 +35,205 @@ def module_bytes(module: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-@dataclass
-class PartReport:
-    """What one part took: bytes on the device while it ran, seconds computing and moving, and what
-    was streamed meanwhile: bytes and copies.
+@dataclass(frozen=True)
+class Work:
+    """What a part will compute, for its plan: bytes beside the weights, and tokens.
 
-    ``arithmetic`` counts its quantized layers by how they multiplied, fallbacks with their reason.
-    ``mode`` is the policy it ran under.
+    ``fit`` gives a tile, and the bytes that it takes, for the bytes that there are.
     """
 
-    size: int
-    seconds: float = 0.0
-    moving: float = 0.0
-    streamed: int = 0
-    copies: int = 0
-    mode: str = "none"
-    arithmetic: Counter[str] = field(default_factory=Counter)
+    activations: int = 0
+    image: int = 4096
+    text: int = 512
+    batch: int = 1
+    fit: Callable[[int], tuple[int, int]] | None = None
 
-
-@dataclass
-class MemoryReport:
-    """What happened in a run, by part."""
-
-    device: str = "cpu"
-    parts: dict[str, PartReport] = field(default_factory=dict)
-
-    def add(self, other: MemoryReport) -> None:
-        """Take in what another report says; the same part's times add up."""
-        self.device = other.device
-        for name, part in other.parts.items():
-            mine = self.parts.setdefault(name, PartReport(part.size))
-            mine.size = max(mine.size, part.size)
-            mine.seconds += part.seconds
-            mine.moving += part.moving
-            mine.streamed += part.streamed
-            mine.copies += part.copies
-            mine.mode = part.mode
-            mine.arithmetic |= part.arithmetic
-
-    @property
-    def peak(self) -> int:
-        """Most bytes of weights on the device at once: all that stay, and the largest guest."""
-        staying = sum(p.size for p in self.parts.values() if p.mode == "none")
-        guests = [p.size for p in self.parts.values() if p.mode != "none"]
-        return staying + max(guests, default=0)
-
-    def __str__(self) -> str:
-        lines = [f"{'part':<14}{'weights':>11}{'computing':>12}{'moving':>10}"]
-        lines += [
-            f"{name:<14}{part.size / 2**20:>7.1f} MiB{part.seconds:>10.2f} s{part.moving:>8.2f} s"
-            for name, part in self.parts.items()
-        ]
-        modes = " and ".join(sorted({part.mode for part in self.parts.values()}))
-        lines.append(
-            f"weights on {self.device} at once: {self.peak / 2**20:.1f} MiB (policy {modes})"
-        )
-        lines += [
-            f"{name}: {part.copies} blocks streamed, {part.streamed / 2**20:.1f} MiB"
-            for name, part in self.parts.items()
-            if part.copies
-        ]
-        lines += [
-            f"{name}: {count} layers {how}"
-            for name, part in self.parts.items()
-            for how, count in sorted(part.arithmetic.items())
-        ]
-        return "\n".join(lines)
+    def fitted(self, plan: Plan) -> Plan:
+        """The plan, in tiles where it would be over its budget without."""
+        if plan.fits or plan.room is None or self.fit is None:
+            return plan
+        tile, size = self.fit(plan.room)
+        return replace(plan, tile=tile, activations=size)
 
 
 class Residency:
     """Brings parts to the device under a policy.
 
-    ``with residency.hold("vae", module):`` has the modules there inside the block. Under
-    ``component`` they go back to where they were when it ends, also when it ends in an error; under
-    ``none`` they stay.
+    ``with residency.hold("vae", module):`` has the modules there inside the block, in whole or by
+    way of a ring. ``residency.run("vae", [module], work)`` calls a function there, and once more
+    under a smaller plan where memory ran out.
     """
 
     def __init__(self, policy: OffloadPolicy | None, device: torch.device | str) -> None:
         self.policy = policy or OffloadPolicy()
         self.device = torch.device(device)
+        if self.device.type == "cuda" and self.device.index is None:
+            self.device = torch.device("cuda", torch.cuda.current_device())
         self.report = MemoryReport(str(self.device))
 
-    @contextmanager
-    def hold(self, name: str, *modules: nn.Module) -> Iterator[None]:
-        part = self.report.parts.setdefault(name, PartReport(0, mode=self.policy.mode))
-        with ExitStack() as stack:
-            started = time.monotonic()
-            rings = [stack.enter_context(self._bring(module)) for module in modules]
-            self._wait()
-            part.moving += time.monotonic() - started
-            part.size = max(part.size, sum(ring.resident for ring in rings))
-            started = time.monotonic()
-            yield
-            self._wait()
-            part.seconds += time.monotonic() - started
-            part.streamed += sum(ring.bytes for ring in rings)
-            part.copies += sum(ring.copies for ring in rings)
-            for module in modules:
-                part.arithmetic |= arithmetic_of(module)
+    @property
+    def known(self) -> list[Placement]:
+        """All modules that may have weights on this device."""
+        return placements_on(self.device)
+
+    def plan(
+        self,
+        modules: Sequence[nn.Module],
+        work: Work,
+        policies: Sequence[OffloadPolicy | None] = (),
+    ) -> Plan:
+        """What a run of these modules together would do."""
+        chosen = [own or self.policy for own in policies] or [self.policy] * len(modules)
+        modes = [policy.of(module) for policy, module in zip(chosen, modules, strict=True)]
+        machine: Machine | None = None
+        bounded = self.policy.vram_budget is not None
+        if (bounded or "auto" in modes) and self.device.type == "cuda":
+            machine = measure(self.device)
+        costs = [
+            cost_of(m, machine or UNKNOWN, image=work.image, text=work.text, batch=work.batch)
+            for m in modules
+        ]
+        plan = make_plan(
+            costs, modes, self.policy, budget=self.budget(modes), activations=work.activations,
+            machine=machine or (UNKNOWN if bounded else None),
+        )  # fmt: skip
+        return work.fitted(plan)
+
+    def budget(self, modes: Sequence[str]) -> int | None:
+        """Bytes of the device for one run; None where nothing bounds it."""
+        if self.policy.vram_budget is not None:
+            return self.policy.vram_budget
+        free = free_bytes(self.device) if "auto" in modes else None
+        return None if free is None else free + sum(placement.held for placement in self.known)
 
     @contextmanager
-    def _bring(self, module: nn.Module) -> Iterator[RingReport]:
-        """One module to where its policy wants it."""
-        if self.policy.mode == "none":
-            module.to(self.device)
-            yield RingReport(module_bytes(module))
-        elif self.policy.mode == "stream":
-            with streamed(
-                module, self.device, resident=self.policy.vram_budget or 0, slots=self.policy.slots
-            ) as report:
-                yield report
-        else:
-            lent = Lent(module, set(), self.device)
-            try:
-                yield RingReport(module_bytes(module))
-            finally:
-                lent.give_back()
+    def hold(
+        self,
+        name: str,
+        *modules: nn.Module,
+        work: Work | None = None,
+        policies: Sequence[OffloadPolicy | None] = (),
+    ) -> Iterator[Plan]:
+        """Modules on the device inside the block of this ``with``, by the plan that it gives.
+
+        Args:
+            policies: of each module where it has one of its own, else None.
+        """
+        plan = self.plan(modules, work or Work(), policies)
+        if not plan.fits:
+            log.warning("%s: %s; trying nevertheless", name, plan)
+        placements = [placement_of(module, self.device) for module in modules]
+        part = PartReport(
+            started=time.monotonic() - BEGAN, predicted=plan.peak, step=plan.seconds,
+            mode=" and ".join(sorted({m.mode for m in plan.modules})),
+            blocks=sum(m.blocks for m in plan.modules), tile=plan.tile,
+        )  # fmt: skip
+        try:
+            with ExitStack() as stack:
+                started = time.monotonic()
+                self.settle(placements, plan)
+                rings = [
+                    stack.enter_context(placement.running(m.resident, m.slots or 2))
+                    for placement, m in zip(placements, plan.modules, strict=True)
+                ]
+                self._wait()
+                part.moving = time.monotonic() - started
+                part.size = plan.weights
+                if apart(self.device):
+                    part.size = sum(p.held for p in placements) + sum(r.size for r in rings if r)
+                part.pinned = sum(p.pinned for p in placements)
+                started = time.monotonic()
+                yield plan
+                self._wait()
+                part.seconds = time.monotonic() - started
+                self.account(name, part, modules, [ring for ring in rings if ring is not None])
+        except torch.OutOfMemoryError:
+            for placement in placements:
+                placement.evict()
+            raise
+        finally:
+            for placement, m in zip(placements, plan.modules, strict=True):
+                if not m.keep:
+                    placement.evict()
+
+    def account(
+        self, name: str, part: PartReport, modules: Sequence[nn.Module], rings: Sequence[Ring]
+    ) -> None:
+        """Enter what a run took into the report."""
+        for ring in rings:
+            ring.settle()
+        self._wait()  # also for the copies past the last block
+        for ring in rings:
+            part.streamed += ring.bytes
+            part.copies += ring.copies
+            part.restarts += ring.restarts
+            part.take(ring.trace.read())
+        for module in modules:
+            part.arithmetic |= arithmetic_of(module)
+        if self.device.type == "cuda":
+            part.peak = torch.cuda.max_memory_allocated(self.device)
+        self.report.add(MemoryReport(str(self.device), {name: part}))
+
+    def run(
+        self,
+        name: str,
+        modules: Sequence[nn.Module],
+        function: Callable[[Plan], T],
+        work: Work | None = None,
+        policies: Sequence[OffloadPolicy | None] = (),
+    ) -> T:
+        """Call a function of the plan while modules are on the device.
+
+        Where memory runs out it is called once more, from its beginning, under ``auto`` with a
+        smaller budget; a second time it raises ``torch.OutOfMemoryError``.
+        """
+        try:
+            with self.hold(name, *modules, work=work, policies=policies) as plan:
+                return function(plan)
+        except torch.OutOfMemoryError as error:
+            said = str(error).split("\n")[0]  # the error itself holds the frames, and their tensors
+        for placement in self.known:
+            placement.evict()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        free = free_bytes(self.device)
+        planned = plan_budget(self.policy, free, self.plan(modules, work or Work(), policies))
+        smaller = int(RETRY * planned)
+        log.warning(
+            "%s ran out of memory (%s); trying once more within %.2f GB", name, said, smaller / 1e9
+        )
+        before, self.policy = self.policy, shrunk(self.policy, smaller)
+        try:
+            with self.hold(name, *modules, work=work) as plan:
+                result = function(plan)
+        finally:
+            self.policy = before
+            for module in modules:  # where memory is this short nothing stays
+                placement_of(module, self.device).evict()
+        self.report.parts[name].replans += 1
+        return result
+
+    def settle(self, placements: Sequence[Placement], plan: Plan) -> None:
+        """Bring about what a plan says, other parts giving room where it needs it."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        if plan.budget is not None:
+            others = [p for p in self.known if p not in placements]
+            over = plan.peak + sum(p.held for p in others) - plan.budget
+            for other in others:
+                if over > 0:
+                    over -= other.shrink(over)
+        for placement, m in zip(placements, plan.modules, strict=True):
+            if self.device.type == "cuda" and self.policy.pin:
+                often = [n for n in range(m.blocks) if not m.keep or n not in m.resident]
+                placement.pin(often, self.policy.host_budget)
+            placement.settle(m.resident, m.modulations)
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def plan_budget(policy: OffloadPolicy, free: int | None, plan: Plan) -> int:
+    """What a run that ran out of memory had to do with: the least of all that bounded it."""
+    return min(n for n in (policy.vram_budget, free, plan.peak) if n is not None)

@@ -5,90 +5,135 @@
 
 Copies run on a stream of their own, as many blocks ahead as there are slots, and past the last
 block to the first of the next step. A slot is overwritten when the event behind its computation has
-passed, and read when the event behind its copy has: the host waits for neither. On a CPU the same
-ring copies at once.
+passed, and read when the event behind its copy has: the host waits for neither. Blocks that are not
+pinned go through a few pinned buffers first, filled on a thread. On a CPU the same ring copies at
+once.
 """
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..quant import quantized_linears
-from .pack import PackedBlock
+from .clock import Trace
+from .home import Home
+from .memory import device_buffer
+from .schedule import COMPUTE, COPY
 
-
-@dataclass
-class RingReport:
-    """What a part keeps on the device and what its ring did: bytes resident, copies, bytes copied,
-    seconds that the host spent starting copies, and how often a block was asked for out of turn.
-    """
-
-    resident: int = 0
-    copies: int = 0
-    bytes: int = 0
-    restarts: int = 0
-    seconds: float = 0.0
+#: Pinned buffers that blocks which are not pinned pass through.
+STAGES = 2
 
 
 class Slot:
     """One buffer: which block it holds, and the events that order its use."""
 
     def __init__(self, size: int, device: torch.device) -> None:
-        self.buffer = torch.empty(size, dtype=torch.uint8, device=device)
+        self.buffer = device_buffer(size, device)
         self.block: int | None = None
         self.copied = torch.cuda.Event() if device.type == "cuda" else None
         self.used = torch.cuda.Event() if device.type == "cuda" else None
+        self.filling: Future[None] | None = None
         self.twins: dict[object, nn.Module] = {}
+
+
+class Stage:
+    """A pinned buffer on the host, and the event behind the copy that empties it."""
+
+    def __init__(self, size: int) -> None:
+        with torch.inference_mode(False):
+            self.buffer = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        self.emptied = torch.cuda.Event()
 
 
 class Ring:
     """Runs blocks in a fixed cyclic order from ``slots`` buffers.
 
     ``poison`` fills a slot with NaN as soon as it is released, so that a use too late shows.
+    ``threaded`` fills slots on a thread, as for blocks that are not pinned.
     """
 
     def __init__(
-        self, blocks: list[PackedBlock], device: torch.device, slots: int = 2, poison: bool = False
+        self,
+        homes: Sequence[Home],
+        device: torch.device,
+        slots: int = 2,
+        poison: bool = False,
+        threaded: bool | None = None,
     ) -> None:
         if slots < 2:
             raise ValueError(
                 f"a ring has {slots} slots, expected at least 2: one copies, one works"
             )
-        self.blocks, self.device, self.poison = blocks, device, poison
-        self.kinds = [block.kind for block in blocks]
-        size = max(block.size for block in blocks)
-        self.slots = [Slot(size, device) for _ in range(min(slots, len(blocks)))]
-        self.lane = None
+        self.homes, self.device, self.poison = homes, device, poison
+        self.kinds = [home.kind for home in homes]
+        self.copies = self.bytes = self.restarts = 0
+        self.next = 0
+        self.trace = Trace(device)
+        self.lane: torch.cuda.Stream | None = None
+        self.stages: list[Stage] = []
+        self.worker: ThreadPoolExecutor | None = None
+        self.slots: list[Slot] = []
+        size = max(home.size for home in homes)
+        self.slots = [Slot(size, device) for _ in range(min(slots, len(homes)))]
+        if threaded is None:
+            threaded = device.type == "cuda" and any(home.flat is None for home in homes)
         if device.type == "cuda":
             self.lane = torch.cuda.Stream(device)
             # the buffers' memory may still be in use by what was computed before
             self.lane.wait_stream(torch.cuda.current_stream(device))
-        self.next = 0
-        self.report = RingReport()
+            self.stages = [Stage(size) for _ in range(STAGES if threaded else 0)]
+        if threaded:
+            self.worker = ThreadPoolExecutor(1, "fluxfit-ring")
         for slot in self.slots:
             self.fetch(slot)
 
+    @property
+    def size(self) -> int:
+        """Bytes of its buffers on the device."""
+        return sum(slot.buffer.nbytes for slot in self.slots)
+
     def fetch(self, slot: Slot) -> None:
         """Start copying the next block in turn into a free slot."""
-        started = time.monotonic()
-        block = self.blocks[self.next]
-        if self.lane is None:
-            slot.buffer[: block.size].copy_(block.flat)
+        number = self.next
+        slot.block = number
+        self.next = (number + 1) % len(self.homes)
+        self.copies += 1
+        self.bytes += self.homes[number].size
+        if self.worker is None:
+            self.fill(slot, number)
         else:
+            slot.filling = self.worker.submit(self.fill, slot, number)
+
+    def fill(self, slot: Slot, number: int) -> None:
+        """Copy a block into a slot, in the order of the copy lane."""
+        home = self.homes[number]
+        with torch.inference_mode():  # a thread begins without it, and slots may belong to it
+            if self.lane is None:
+                started = self.trace.clock.mark()
+                home.copy_into(slot.buffer)
+                self.trace.add(COPY, number, started, started, self.trace.clock.mark())
+                return
+            source: Tensor | None = home.flat
+            stage = None
+            if source is None:
+                stage = self.stages[0]
+                self.stages.append(self.stages.pop(0))
+                stage.emptied.synchronize()  # on the thread: the one that computes goes on
+                home.copy_into(stage.buffer)
+                source = stage.buffer[: home.size]
             assert slot.copied is not None and slot.used is not None
             with torch.cuda.stream(self.lane):
                 self.lane.wait_event(slot.used)
-                slot.buffer[: block.size].copy_(block.flat, non_blocking=True)
+                started = self.trace.clock.mark()
+                slot.buffer[: home.size].copy_(source, non_blocking=True)
+                self.trace.add(COPY, number, started, started, self.trace.clock.mark())
                 slot.copied.record(self.lane)
-        slot.block = self.next
-        self.next = (self.next + 1) % len(self.blocks)
-        self.report.copies += 1
-        self.report.bytes += block.size
-        self.report.seconds += time.monotonic() - started
+                if stage is not None:
+                    stage.emptied.record(self.lane)
 
     def enter(self, index: int) -> tuple[Slot, nn.Module]:
         """The slot that holds a block, and the block's twin on it, ready for the current stream."""
@@ -96,11 +141,14 @@ class Ring:
         if slot is None:
             self.restart(index)
             return self.enter(index)
+        if slot.filling is not None:  # begun, not done: the event says when it is done
+            slot.filling.result()
+            slot.filling = None
         if slot.copied is not None:
             torch.cuda.current_stream(self.device).wait_event(slot.copied)
         kind = self.kinds[index]
         if kind not in slot.twins:
-            slot.twins[kind] = self.blocks[index].twin_on(slot.buffer)
+            slot.twins[kind] = self.homes[index].twin_on(slot.buffer)
         return slot, slot.twins[kind]
 
     def leave(self, slot: Slot) -> None:
@@ -114,32 +162,45 @@ class Ring:
 
     def restart(self, index: int) -> None:
         """Begin anew at a block that was asked for out of turn."""
-        self.report.restarts += 1
+        self.restarts += 1
         self.next = index
         for slot in self.slots:
+            if slot.filling is not None:
+                slot.filling.result()
             if slot.used is not None:
                 slot.used.record(torch.cuda.current_stream(self.device))
             self.fetch(slot)
 
+    def settle(self) -> None:
+        """Wait until all copies so far are under way."""
+        for slot in self.slots:
+            if slot.filling is not None:
+                slot.filling.result()
+        self.tell_ways()
+
     def close(self) -> None:
         """Order whatever uses the buffers' memory next behind the copies that are under way."""
+        if self.worker is not None:
+            self.worker.shutdown(wait=True, cancel_futures=True)
         if self.lane is not None:
             torch.cuda.current_stream(self.device).wait_stream(self.lane)
-        self.tell_ways()
 
     def tell_ways(self) -> None:
         """Let the blocks know how their twins multiplied, for the report."""
-        for packed, kind in zip(self.blocks, self.kinds, strict=True):
+        for home, kind in zip(self.homes, self.kinds, strict=True):
             twins = [slot.twins[kind] for slot in self.slots if kind in slot.twins]
             for made in twins[:1]:
-                pairs = zip(quantized_linears(packed.block), quantized_linears(made), strict=True)
+                pairs = zip(quantized_linears(home.module), quantized_linears(made), strict=True)
                 for layer, worked in pairs:
                     layer.ways.update(worked.ways)
 
     def run(self, index: int, *args, **kwargs):
         """A block's forward, from whatever slot holds it."""
+        asked = self.trace.clock.mark()
         slot, block = self.enter(index)
+        started = self.trace.clock.mark()
         try:
             return block(*args, **kwargs)
         finally:
+            self.trace.add(COMPUTE, index, asked, started, self.trace.clock.mark())
             self.leave(slot)

@@ -13,7 +13,7 @@ from flux_core import (
     quantize,
     set_compute,
 )
-from flux_core.offload.streaming import streamed
+from flux_core.offload.placement import placement_of
 from flux_core.quant import FORMATS, quantized_linears
 from flux_core.quant.arithmetic import trouble
 from tests import tiny
@@ -31,9 +31,9 @@ def test_policies_give_the_same_picture_to_the_bit(precision):
         FluxPipeline.from_pocket(precision=precision, policy=OffloadPolicy(mode), device="cuda")(
             "a red circle on blue", **SETTINGS
         ).images
-        for mode in ("none", "component", "stream")
+        for mode in ("none", "component", "stream", "auto")
     ]
-    assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0], drawn[2])
+    assert all(torch.equal(drawn[0], other) for other in drawn[1:])
 
 
 def test_streaming_reads_no_slot_too_early_or_too_late():
@@ -43,10 +43,16 @@ def test_streaming_reads_no_slot_too_early_or_too_late():
     with torch.no_grad():
         expected = model(**kwargs)
         model.cpu()
-        with streamed(model, torch.device("cuda"), poison=True) as report:
-            for _ in range(100):
-                assert torch.equal(model(**kwargs), expected)
-    assert report.restarts == 0
+        placement = placement_of(model, torch.device("cuda", 0))
+        for pinned in (False, True):
+            if pinned:
+                placement.pin(range(len(placement.blocks)), 10**12)
+            placement.settle(())
+            with placement.running((), poison=True) as ring:
+                for _ in range(100):
+                    assert torch.equal(model(**kwargs), expected)
+            assert ring is not None and ring.restarts == 0
+            placement.evict()
 
 
 def test_component_leaves_nothing_on_the_card():

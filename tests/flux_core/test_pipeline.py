@@ -60,7 +60,7 @@ def test_component_policy_brings_parts_one_at_a_time_and_back():
     with residency.hold("part", module):
         assert {p.device.type for p in module.parameters()} == {"meta"}
     assert all(p is own[name] for name, p in module.named_parameters())
-    assert residency.report.parts["part"].size == 24
+    assert residency.report.parts["part"].size == 2 * 256  # each tensor at a multiple of 256
 
 
 def test_component_policy_gives_memory_back_after_an_error():
@@ -70,12 +70,6 @@ def test_component_policy_gives_memory_back_after_an_error():
     with pytest.raises(RuntimeError, match="out of memory"), residency.hold("part", module):
         raise RuntimeError("out of memory")
     assert all(p is own[name] for name, p in module.named_parameters())
-
-
-@pytest.mark.parametrize("mode", ["auto", "sometimes"])
-def test_other_policies_are_refused(mode):
-    with pytest.raises(ValueError, match=repr(mode)):
-        OffloadPolicy(mode)
 
 
 def test_cfg_of_one_leaves_the_negative_prompt_out(pipeline):

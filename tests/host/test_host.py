@@ -6,6 +6,8 @@ import copy
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -208,3 +210,38 @@ def test_an_interrupt_stops_the_run_and_the_next_one_is_whole(server):
     thread.join()
     after = pixels(server.pictures(server.run(api("text_to_image")))[0])
     assert np.array_equal(before, after)
+
+
+def test_parts_and_the_host_s_models_give_each_other_room(tmp_path):
+    script = Path(__file__).with_name("memory_manager.py")
+    python = os.environ.get("COMFYUI_PYTHON", sys.executable)
+    command = [python, str(script), os.environ["COMFYUI_PATH"], str(ROOT)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.endswith("done\n"), done.stderr[-3000:]
+
+
+def test_unload_is_answered_and_the_next_picture_is_the_same(server):
+    before = pixels(server.pictures(server.run(api("text_to_image")))[0])
+    body = json.dumps({"unload_models": True, "free_memory": True}).encode()
+    request = urllib.request.Request(
+        f"{server.address}/free", body, {"Content-Type": "application/json"}, method="POST"
+    )
+    urllib.request.urlopen(request, timeout=30).close()
+    after = pixels(server.pictures(server.run(api("text_to_image")))[0])
+    assert np.array_equal(before, after)
+
+
+def test_the_memory_report_is_drawn(server):
+    prompt = api("text_to_image")
+    policy, decode = key_of(prompt, "OffloadPolicy"), key_of(prompt, "VAEDecode")
+    prompt[policy]["inputs"]["slots"] = 3  # else it is known from before, and shows nothing anew
+    prompt["90"] = {"class_type": "FluxMemoryReport", "inputs": {"image": [decode, 0]}}
+    prompt["91"] = {
+        "class_type": "SaveImage", "inputs": {"images": ["90", 1], "filename_prefix": "timeline"},
+    }  # fmt: skip
+    entry = server.run(prompt)
+    drawn = pixels(server.pictures(entry)[-1])
+    assert drawn.shape == (560, 1000, 3) and drawn.std() > 20
+    assert "transformer" in entry["outputs"]["90"]["text"][0]
+    said = entry["outputs"][policy]["text"][0]
+    assert "FLUX.1-dev" in said and "peak" in said

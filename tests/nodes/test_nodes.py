@@ -236,3 +236,49 @@ class TestFolders:
 def test_conditioning_of_something_else_is_refused():
     with pytest.raises(ValueError, match="positive is dict, expected CONDITIONING"):
         conditioning_of({})
+
+
+class TestMemory:
+    def test_a_policy_says_what_it_will_take(self):
+        node = NODE_CLASS_MAPPINGS["OffloadPolicy"]()
+        made = node.make("stream", vram_budget=6.0, slots=3, ram_budget=8.0, t5_mode="none")
+        policy, said = made["result"]
+        assert policy == OffloadPolicy(
+            "stream", 6_000_000_000, 3, 8_000_000_000, parts={"t5": "none"}
+        )
+        assert "FLUX.1-dev" in said and "peak 5." in said and made["ui"]["text"] == (said,)
+        least = node.make("stream")["result"]
+        assert least[0].vram_budget is None and "57 blocks stay" in least[1]
+        with pytest.raises(ValueError, match="t5 mode is 'fast'"):
+            node.make("auto", t5_mode="fast")
+
+    def test_the_report_shows_each_part_s_last_run(self, loaded, positive):
+        latents, _ = sample(loaded, positive, empty())
+        image = loaded[2].decode(latents["samples"])
+        shown = NODE_CLASS_MAPPINGS["FluxMemoryReport"]().show(image)
+        passed, drawn, said = shown["result"]
+        assert passed is image and drawn.shape == (1, 560, 1000, 3) and drawn.std() > 0.05
+        assert "transformer" in said and "VAE decoder" in said and shown["ui"]["text"] == (said,)
+
+    def test_a_controlnet_may_have_a_policy_of_its_own(self, loaded):
+        node = NODE_CLASS_MAPPINGS["ControlNetUpscalerFP8"]
+        values = {
+            name: options.get("default", kind[0])
+            for name, (kind, options) in headless.input_specs(node).items()
+            if headless.is_widget(kind)
+        }
+        picture = torch.rand(1, 16, 16, 3)
+        own = OffloadPolicy("stream")
+        (control,), *_ = node().make(vae=loaded[2], image=picture, policy=own, **values)
+        assert control.policy is own
+
+    def test_the_vae_decodes_in_tiles_where_the_budget_asks_for_it(self, loaded):
+        latents = torch.randn(1, 16, 64, 64, generator=torch.Generator().manual_seed(0))
+        whole = loaded[2].decode(latents)
+        assert host.latest.parts["VAE decoder"].tile is None
+        small = type(loaded[2])(
+            loaded[2].first_stage_model, OffloadPolicy("component", vram_budget=60_000_000)
+        )
+        tiled = small.decode(latents)
+        assert host.latest.parts["VAE decoder"].tile in (32, 48)
+        assert tiled.shape == whole.shape and not torch.equal(tiled, whole)

@@ -1,0 +1,80 @@
+"""What computing takes beside the weights: run on meta, where nothing is computed, and counted.
+
+Counted are the bytes of all tensors alive at once. What a kernel takes inside (a convolution's
+workspace, say) is not, nor what a caching allocator loses between blocks.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from .pack import named_tensors, twin
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts bytes of storages made inside that are alive: ``live`` now, ``peak`` at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        inside = {
+            t.untyped_storage()._cdata
+            for t in tree_iter((args, kwargs))
+            if isinstance(t, Tensor)
+        }  # fmt: skip
+        for made in tree_iter(out):
+            if not isinstance(made, Tensor):
+                continue
+            storage = made.untyped_storage()
+            key = storage._cdata
+            if key in self.seen or key in inside:
+                continue
+            size = storage.nbytes()
+            self.seen.add(key)
+            self.live += size
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self.forget, key, size)
+        return out
+
+    def forget(self, key: int, size: int) -> None:
+        self.seen.discard(key)
+        self.live -= size
+
+
+class FusedAttention(TorchFunctionMode):
+    """Attention as a fused kernel has it, which never holds the matrix of all pairs."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.scaled_dot_product_attention:
+            query, _, value = args[:3]
+            return query.new_empty(*query.shape[:-1], value.shape[-1])
+        return func(*args, **(kwargs or {}))
+
+
+def on_meta(module: nn.Module) -> nn.Module:
+    """A module like another without numbers."""
+    return twin(module, {id(t): t.to("meta") for *_, t in named_tensors(module, set())})
+
+
+def peak_bytes(function: Callable[[], object]) -> int:
+    """Most bytes alive at once while a function of tensors on meta runs."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        counted = stack.enter_context(LiveBytes())
+        stack.enter_context(FusedAttention())
+        function()
+    return counted.peak

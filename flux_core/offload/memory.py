@@ -1,0 +1,104 @@
+"""What memory there is, and buffers in it.
+
+Every allocation on a device that outlasts an operation is made by ``device_buffer``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import sys
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+#: Bytes of a card that are left to others: the driver, fragments between blocks, the desktop.
+RESERVE = 600_000_000
+
+
+def apart(device: torch.device) -> bool:
+    """Whether a device has memory of its own, so that weights must be copied to it."""
+    return device.type != "cpu"
+
+
+def needs_copy(tensor: Tensor, device: torch.device) -> bool:
+    """Whether a tensor must be copied to be used on a device."""
+    return tensor.device != device
+
+
+def device_buffer(size: int, device: torch.device) -> Tensor:
+    """Bytes on a device. An ordinary tensor also under ``inference_mode``, to outlast it."""
+    with torch.inference_mode(False):
+        return torch.empty(size, dtype=torch.uint8, device=device)
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Bytes of a device that are free now; None where it has no memory of its own."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return max(0, free + cached - RESERVE)
+
+
+def host_bytes() -> int:
+    """Bytes of the host's memory."""
+    if sys.platform != "win32":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    kilobytes = ctypes.c_ulonglong()
+    ctypes.windll.kernel32.GetPhysicallyInstalledSystemMemory(ctypes.byref(kilobytes))
+    return 1024 * kilobytes.value
+
+
+class Pins:
+    """Host memory that is pinned, which a card copies from at full speed and without the host.
+
+    The system never swaps it out, so it is bounded by a budget, and a refusal is told once.
+    """
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.refused = False
+
+    def buffer(self, size: int, budget: int) -> Tensor | None:
+        """Pinned bytes; None beyond the budget or where it fails."""
+        if self.refused or self.total + size > budget:
+            return None
+        with torch.inference_mode(False):
+            flat = torch.empty(size, dtype=torch.uint8)
+        trouble = self.register(flat)
+        if trouble:
+            self.refused = True
+            log.warning("host memory cannot be pinned, copies will be slower: %s", trouble)
+            return None
+        self.total += size
+        weakref.finalize(flat.untyped_storage(), self.release, flat.data_ptr(), size).atexit = False
+        return flat
+
+    def register(self, flat: Tensor) -> str:
+        """Pin memory where it lies: torch's own pinned memory is rounded up to powers of two."""
+        if not torch.cuda.is_available():
+            return "there is no CUDA device"
+        try:
+            code = runtime().cudaHostRegister(flat.data_ptr(), flat.nbytes, 1)
+        except RuntimeError as error:
+            return str(error)
+        return "" if int(code) == 0 else f"cudaHostRegister gave {code}"
+
+    def release(self, pointer: int, size: int) -> None:
+        self.total -= size
+        if torch.cuda.is_available():
+            runtime().cudaHostUnregister(pointer)
+
+
+def runtime() -> Any:
+    """CUDA's runtime, or what stands for it on other cards."""
+    return torch.cuda.cudart()
+
+
+PINS = Pins()

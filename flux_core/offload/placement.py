@@ -1,0 +1,172 @@
+"""One module's weights: which of them are on the device, and the ring for the rest.
+
+``settle`` brings it about, ``running`` lets the module compute, ``shrink`` and ``evict`` give room.
+What is on the device stays there from run to run until somebody takes it away.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ..transformer import ModulationLayer
+from .blocks import blocks_of, modulation_parts, modulations_of, parts_of
+from .home import Home
+from .pack import copied_to
+from .ring import Ring
+
+_placements: weakref.WeakKeyDictionary[nn.Module, Placement] = weakref.WeakKeyDictionary()
+
+
+class Placement:
+    """Where a module's weights are; made once a module, by ``placement_of``.
+
+    ``blocks`` stay or pass through a ring, ``rest`` is all outside of them, and ``modulations`` are
+    computed ahead and stay on the host unless all is on the device.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        self._module = weakref.ref(module)
+        self.device = device
+        blocks = blocks_of(module)
+        inside = set[int]().union(*map(parts_of, blocks))
+        self.rest = Home(module, inside)
+        self.blocks = [Home(block, modulation_parts(block)) for block in blocks]
+        self.modulations = [Home(layer, set()) for layer in modulations_of(module)]
+
+    @property
+    def module(self) -> nn.Module:
+        module = self._module()
+        assert module is not None, "a placement is kept by its module"
+        return module
+
+    @property
+    def homes(self) -> list[Home]:
+        return [self.rest, *self.blocks, *self.modulations]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all weights."""
+        return sum(home.size for home in self.homes)
+
+    @property
+    def held(self) -> int:
+        """Bytes of weights on the device."""
+        return sum(home.size for home in self.homes if home.lent is not None)
+
+    @property
+    def pinned(self) -> int:
+        return sum(home.size for home in self.homes if home.flat is not None)
+
+    @property
+    def resident(self) -> frozenset[int]:
+        """Numbers of the blocks that are on the device."""
+        return frozenset(i for i, home in enumerate(self.blocks) if home.lent is not None)
+
+    def settle(self, resident: Collection[int], modulations: bool = False) -> None:
+        """Have these blocks on the device, with the rest; other blocks leave it.
+
+        An error on the way (a device that is full, say) leaves a part of them there, and the module
+        whole.
+        """
+        for number, home in enumerate(self.blocks):
+            if number not in resident:
+                home.give_back()
+        if not modulations:
+            for home in self.modulations:
+                home.give_back()
+        self.rest.lend(self.device)
+        for number in sorted(resident):
+            self.blocks[number].lend(self.device)
+        if modulations:
+            for home in self.modulations:
+                home.lend(self.device)
+
+    def shrink(self, size: int) -> int:
+        """Take blocks off the device until ``size`` bytes are free; returns what was freed."""
+        freed = 0
+        for home in (*self.modulations, *reversed(self.blocks), self.rest):
+            if freed >= size:
+                break
+            freed += home.give_back()
+        return freed
+
+    def evict(self) -> int:
+        """Take everything off the device."""
+        return self.shrink(self.size + 1)
+
+    def pin(self, numbers: Collection[int], budget: int) -> None:
+        """Pin blocks on the host for faster copies, as far as the budget goes."""
+        for number in numbers:
+            self.blocks[number].pin(budget)
+
+    @contextmanager
+    def running(
+        self, resident: Collection[int], slots: int = 2, poison: bool = False
+    ) -> Iterator[Ring | None]:
+        """The module computes inside the block of this ``with``.
+
+        Blocks that are not ``resident`` pass through a ring. Whatever happens, the module is as it
+        was before.
+        """
+        moving = [i for i in range(len(self.blocks)) if i not in resident]
+        layers = [h.module for h in self.modulations if h.lent is None]
+        changed: list[nn.Module] = []
+        ring: Ring | None = None
+        try:
+            if moving:
+                ring = Ring([self.blocks[i] for i in moving], self.device, slots, poison)
+                for turn, number in enumerate(moving):
+                    block = self.blocks[number].module
+                    block.forward = through(ring, turn)
+                    changed.append(block)
+            for layer in layers:
+                assert isinstance(layer, ModulationLayer)
+                layer.forward = live(layer, self.device)
+                changed.append(layer)
+            yield ring
+        finally:
+            for owner in changed:
+                owner.__dict__.pop("forward", None)
+            if ring is not None:
+                ring.close()
+
+
+def placement_of(module: nn.Module, device: torch.device) -> Placement:
+    """The placement of a module on a device; a new one where the module was changed."""
+    found = _placements.get(module)
+    if found is not None and found.device == device and all(h.unchanged for h in found.homes):
+        return found
+    if found is not None:
+        for home in found.homes:
+            if home.unchanged:  # else it is the one who changed it who knows what belongs there
+                home.give_back()
+    found = _placements[module] = Placement(module, device)
+    return found
+
+
+def placements_on(device: torch.device) -> list[Placement]:
+    """The placements of all modules that have been on a device."""
+    return [found for found in _placements.values() if found.device == device]
+
+
+def through(ring: Ring, number: int):
+    """A block's forward by way of the ring."""
+
+    def forward(*args, **kwargs):
+        return ring.run(number, *args, **kwargs)
+
+    return forward
+
+
+def live(layer: ModulationLayer, device: torch.device):
+    """A modulation that nobody foresaw: its weights come to the device for this one call."""
+
+    def forward(vec: Tensor):
+        return type(layer).forward(copied_to(layer, device), vec)
+
+    return forward

@@ -1,0 +1,283 @@
+"""Peak memory and time of a step under every offload policy, beside diffusers' offloading.
+
+    python -m tools.bench_offload                                # a card, FLUX.1-dev's full size
+    python -m tools.bench_offload --hidden 1024 --double 2 --single 4 --side 512      # a CPU
+
+Random weights. Everything runs in turn in one process; times are ratios to all resident. On a card
+the peak is the allocator's, and with ``--picture`` text encoders and VAE of full size run as well.
+On a CPU, which stands for a card, the peak is what is counted of tensors, and copies take time
+where a card's would not: its ratios say what the ring itself costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, contextmanager
+from unittest import mock
+
+import torch
+from torch import nn
+
+from flux_core import AutoEncoder, Conditioning, FluxTransformer, OffloadPolicy, quantize
+from flux_core.cards import T5_XXL
+from flux_core.compiled import compile_blocks
+from flux_core.config import VAEConfig
+from flux_core.offload import Residency
+from flux_core.offload.activations import LiveBytes
+from flux_core.offload.placement import placement_of
+from flux_core.sampling import make_course, sample
+from flux_core.text import T5_LENGTH, T5Encoder
+from flux_core.workload import decode, sampling_work, t5_work, vae_work
+from tools.bench_precision import new_transformer
+
+GB = 1e9
+
+
+class Meter:
+    """Peak of a device over a stretch of work, in bytes above what was there at the first; on a
+    CPU above what is there at each."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.before: int | None = None
+
+    @contextmanager
+    def over(self):
+        self.peak = 0
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            if self.before is None:
+                self.before = torch.cuda.memory_allocated(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            yield
+            self.peak = torch.cuda.max_memory_allocated(self.device) - self.before
+            return
+        with LiveBytes() as counted:
+            yield
+        self.peak = counted.peak
+
+
+def draw(
+    model: FluxTransformer, policy: OffloadPolicy, args: argparse.Namespace, meter: Meter
+) -> tuple[float, int, int]:
+    """Seconds a step, peak bytes, predicted bytes."""
+    device = meter.device
+    side = args.side // 8
+    text = Conditioning(torch.randn(1, args.text, 4096), torch.randn(1, 768))
+    start = torch.zeros(1, 16, side, side)
+    course = make_course(model.config, start.shape, steps=args.steps)
+    work = sampling_work(
+        model, [], image=side * side // 4, text=args.text, batch=1, vectors=args.steps
+    )
+    times: list[float] = []
+
+    def told(*_) -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter())
+
+    residency = Residency(policy, device)
+    with meter.over():
+        residency.run(
+            "transformer", [model],
+            lambda _: sample(model, text, start, course, callback=told, device=device), work,
+        )  # fmt: skip
+        placement_of(model, residency.device).evict()
+    steps = [b - a for a, b in itertools.pairwise(times)]
+    part = residency.report.parts["transformer"]
+    return statistics.median(steps), meter.peak, part.predicted
+
+
+def policies(args: argparse.Namespace, whole: float) -> dict[str, OffloadPolicy]:
+    """What is compared; budgets are shares of what all resident takes, or gigabytes."""
+    found = {
+        "none": OffloadPolicy("none"),
+        "component": OffloadPolicy("component"),
+        "stream": OffloadPolicy("stream"),
+        "stream, 3 slots": OffloadPolicy("stream", slots=3),
+    }
+    for budget in args.budgets or [round(whole / 2 / GB, 3)]:
+        found[f"auto, {budget:g} GB"] = OffloadPolicy("auto", vram_budget=int(budget * GB))
+    return found
+
+
+def ours(args: argparse.Namespace, meter: Meter) -> None:
+    for precision in args.precision:
+        made = argparse.Namespace(**vars(args) | {"device": meter.device.type})
+        model = new_transformer(made, precision, args.compute)
+        assert isinstance(model, FluxTransformer)
+        model.cpu()
+        if args.compile:
+            compile_blocks(model)
+        base = 0.0
+        whole = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+        for name, policy in policies(args, whole).items():
+            draw(model, policy, args, meter)  # warms up, pins, compiles
+            seconds, peak, predicted = draw(model, policy, args, meter)
+            base = base or seconds
+            row(f"FluxFit {precision}, {name}", seconds, base, peak, predicted)
+        del model
+
+
+def row(name: str, seconds: float, base: float, peak: float, predicted: float | None) -> None:
+    said = "" if predicted is None else f"{predicted / GB:.2f}"
+    print(
+        f"| {name} | {seconds:.3f} | {seconds / base:.2f} | {peak / GB:.2f} | {said} |", flush=True
+    )
+
+
+def theirs(args: argparse.Namespace, meter: Meter) -> None:
+    """diffusers' transformer of the same size in bfloat16 on a card: resident, and offloaded in its
+    ways. (A CPU that stands for a card shows nothing of them.)"""
+    from diffusers import FluxTransformer2DModel
+
+    device = meter.device
+
+    def new() -> nn.Module:
+        with torch.device("meta"):
+            model = FluxTransformer2DModel(
+                in_channels=64, num_layers=args.double, num_single_layers=args.single,
+                attention_head_dim=128, num_attention_heads=args.hidden // 128,
+                joint_attention_dim=4096, pooled_projection_dim=768, guidance_embeds=True,
+            )  # fmt: skip
+        model = model.to(torch.bfloat16).to_empty(device="cpu").requires_grad_(False)
+        for p in model.parameters():
+            p.normal_(0, 0.02)
+        return model.eval()
+
+    side = args.side // 16
+    inputs = {
+        "hidden_states": torch.randn(1, side * side, 64, dtype=torch.bfloat16),
+        "encoder_hidden_states": torch.randn(1, args.text, 4096, dtype=torch.bfloat16),
+        "pooled_projections": torch.randn(1, 768, dtype=torch.bfloat16),
+        "timestep": torch.tensor([0.6]), "guidance": torch.tensor([3.5]),
+        "img_ids": torch.zeros(side * side, 3), "txt_ids": torch.zeros(args.text, 3),
+    }  # fmt: skip
+    there = {name: value.to(device) for name, value in inputs.items()}
+
+    def steps(model: nn.Module) -> float:
+        times = []
+        for _ in range(args.steps + 1):
+            started = time.perf_counter()
+            model(**there)
+            torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - started)
+        return statistics.median(times[1:])
+
+    group = {"onload_device": device, "offload_device": torch.device("cpu"), "use_stream": True}
+    ways: dict[str, Callable[[nn.Module], object]] = {
+        "all resident": lambda m: m.to(device),
+        "leaf group offload, stream": lambda m: m.enable_group_offload(
+            offload_type="leaf_level", **group
+        ),
+        "block group offload, stream": lambda m: m.enable_group_offload(
+            offload_type="block_level", num_blocks_per_group=1, **group
+        ),
+    }
+    base = 0.0
+    for name, prepare in ways.items():
+        model = new()
+        with meter.over():
+            prepare(model)
+            seconds = steps(model)
+        base = base or seconds
+        row(f"diffusers bf16, {name}", seconds, base, meter.peak, None)
+        del model
+
+
+def picture(args: argparse.Namespace, meter: Meter) -> None:
+    """A whole picture, T5 and VAE of full size with it: peak, and seconds beside the steps."""
+    device = meter.device
+    made = argparse.Namespace(**vars(args) | {"device": device.type})
+    precision = args.precision[0]
+    transformer = new_transformer(made, precision, args.compute)
+    assert isinstance(transformer, FluxTransformer)
+    transformer.cpu()
+    with torch.device("meta"):
+        t5, vae = T5Encoder(T5_XXL).bfloat16(), AutoEncoder(VAEConfig()).bfloat16()
+    for module in (t5, vae):
+        module.to_empty(device=device).requires_grad_(False).eval()
+        for p in module.parameters():
+            p.normal_(0, 0.02)
+    quantize(t5, precision)
+    for module in (t5, vae):
+        module.cpu()
+    side = args.side // 8
+    shape = (1, 16, side, side)
+    course = make_course(transformer.config, shape, steps=args.steps)
+    tokens = side * side // 4
+    base = 0.0
+    for name, policy in policies(args, 12 * GB).items():
+        for _ in range(2):  # the first one warms up, pins, compiles
+            residency = Residency(policy, device)
+            started = time.perf_counter()
+            with meter.over():
+                ids = torch.zeros(1, T5_LENGTH, dtype=torch.long, device=device)
+                context = residency.run(
+                    "text encoders", [t5], lambda _, i=ids: t5(i).cpu(), t5_work(t5, T5_LENGTH)
+                )
+                text = Conditioning(context, torch.randn(1, 768))
+                latents = residency.run(
+                    "transformer", [transformer],
+                    lambda _, t=text: sample(
+                        transformer, t, torch.zeros(shape), course, device=device
+                    ),
+                    sampling_work(transformer, [], image=tokens, text=T5_LENGTH, batch=1,
+                                  vectors=args.steps),
+                )  # fmt: skip
+                residency.run(
+                    "VAE decoder", [vae], lambda plan, z=latents: decode(vae, z, plan, device),
+                    vae_work(vae, side, side, 1),
+                )  # fmt: skip
+            seconds = time.perf_counter() - started
+        for module in (t5, transformer, vae):
+            placement_of(module, residency.device).evict()
+        base = base or seconds
+        predicted = max(part.predicted for part in residency.report.parts.values())
+        row(f"picture of {args.steps} steps, {precision}, {name}", seconds, base, meter.peak,
+            predicted)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", nargs="+", default=["fp8_scaled", "bf16"])
+    parser.add_argument("--compute", default="auto")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--budgets", nargs="*", type=float, default=[], help="of auto, gigabytes")
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--hidden", type=int, default=3072)
+    parser.add_argument("--double", type=int, default=19)
+    parser.add_argument("--single", type=int, default=38)
+    parser.add_argument("--side", type=int, default=1024)
+    parser.add_argument("--text", type=int, default=512)
+    parser.add_argument("--no-diffusers", action="store_true")
+    parser.add_argument("--picture", action="store_true")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    meter = Meter(device)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU as a card"
+    print(f"{name}, torch {torch.__version__}, {args.side}x{args.side}, medians of {args.steps}")
+    print("| what | s a step | times resident | peak, GB | predicted, GB |")
+    print("| --- " * 5 + "|")
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        if device.type == "cpu":
+            stack.enter_context(mock.patch("flux_core.offload.home.needs_copy", lambda *_: True))
+            stack.enter_context(mock.patch("flux_core.offload.residency.apart", lambda *_: True))
+        if args.picture:
+            picture(args, meter)
+            return
+        ours(args, meter)
+        if device.type == "cuda" and not args.no_diffusers:
+            theirs(args, meter)
+
+
+if __name__ == "__main__":
+    main()
