@@ -100,9 +100,7 @@ def stored_plan(module: nn.Module, recipes: Recipes, weights: Weights) -> Precis
         for full, *_ in linears(module)
         if f"{full}.weight" in recipes
     }
-    held = list(found.values()) or ["bf16"]
-    most = max(sorted(set(held)), key=held.count)
-    return PrecisionPlan(most, {full: p for full, p in found.items() if p != most})
+    return PrecisionPlan.of_layers(found)
 
 
 def restore_positions(module: nn.Module, device: torch.device) -> None:

@@ -16,7 +16,6 @@ from torch import Tensor
 from .errors import CheckpointError
 from .reader import Entry, Source
 
-MAGIC = b"GGUF"
 ARCHITECTURES = ("flux", "t5", "t5encoder")
 #: llama.cpp's names of T5's tensors, in native names.
 T5_NAMES = {

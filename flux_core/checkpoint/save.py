@@ -69,11 +69,7 @@ def plan_of(module: nn.Module) -> PrecisionPlan | None:
     found = {n: m.format.name for n, m in module.named_modules() if isinstance(m, QuantizedLinear)}
     if not found:
         return None
-    held = list(found.values())
-    most = max(sorted(set(held)), key=held.count)
-    layers = {name: precision for name, precision in found.items() if precision != most}
-    kept = {full: "bf16" for full, *_ in linears(module)}
-    return PrecisionPlan(most, layers | kept)
+    return PrecisionPlan.of_layers(found, {full: "bf16" for full, *_ in linears(module)})
 
 
 def save_module(

@@ -133,6 +133,11 @@ class Plan:
         return sum(module.held + module.ring for module in self.modules)
 
     @property
+    def streamed(self) -> int:
+        """Bytes that are copied in each pass over the blocks."""
+        return sum(module.streamed for module in self.modules)
+
+    @property
     def peak(self) -> int:
         return self.weights + self.activations
 
@@ -155,11 +160,10 @@ class Plan:
             return f"does not fit: it needs {self.least / GB:.1f} GB at least"
         resident = sum(len(module.resident) for module in self.modules)
         blocks = sum(module.blocks for module in self.modules)
-        streamed = sum(module.streamed for module in self.modules)
         moved = "nothing streamed"
-        if streamed:
+        if self.streamed:
             slots = max(module.slots for module in self.modules)
-            moved = f"{streamed / GB:.2f} GB streamed a step through {slots} slots"
+            moved = f"{self.streamed / GB:.2f} GB streamed a step through {slots} slots"
         said = f"{resident} of {blocks} blocks resident, {moved}; peak {self.peak / GB:.1f} GB"
         if self.seconds:
             said += f"; {self.seconds:.2f} s a step, {max(0.0, self.loss):.0%} lost by streaming"
@@ -218,7 +222,8 @@ def make_plan(
         for spread in (True, False):
             plans.append(one_plan(costs, modes, slots, spread, budget, activations, machine))
     fitting = [plan for plan in plans if plan.fits] or plans[:1]
-    return min(fitting, key=lambda plan: (round(plan.seconds, 4), plan.weights))
+    # of plans as fast as each other that which streams least: the speeds are estimates
+    return min(fitting, key=lambda plan: (round(plan.seconds, 4), plan.streamed, plan.weights))
 
 
 def resolved(

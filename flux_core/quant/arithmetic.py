@@ -73,40 +73,39 @@ class Kernel(ABC):
         return inputs.float() @ codes.float().T * tokens * row_scale(scale, codes)
 
 
-class Float8Rows(Kernel):
-    """``torch._scaled_mm`` with scales a token and a row (H100, RTX 40 and newer)."""
+class Float8(Kernel):
+    """``torch._scaled_mm`` of float8 inputs and codes."""
+
+    def rounded(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return to_float8(x)
+
+    def product(self, x: Tensor, codes: Tensor, scale_a: Tensor, scale_b: Tensor) -> Tensor:
+        cpu = x.device.type == "cpu"
+        return torch._scaled_mm(
+            x, codes.t(), scale_a=scale_a, scale_b=scale_b,
+            out_dtype=torch.float32 if cpu else torch.bfloat16, use_fast_accum=not cpu,
+        )  # fmt: skip
+
+
+class Float8Rows(Float8):
+    """Scales a token and a row (H100, RTX 40 and newer)."""
 
     name = "float8, scales a row"
 
-    def rounded(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return to_float8(x)
-
     def multiply(self, x: Tensor, codes: Tensor, scale: Tensor | None, block: int) -> Tensor:
         inputs, tokens = to_float8(x)
-        out = torch._scaled_mm(
-            inputs, codes.t(), scale_a=tokens, scale_b=row_scale(scale, codes).contiguous(),
-            out_dtype=torch.float32 if x.device.type == "cpu" else torch.bfloat16,
-            use_fast_accum=x.device.type != "cpu",
-        )  # fmt: skip
-        return out.to(x.dtype)
+        return self.product(inputs, codes, tokens, row_scale(scale, codes).contiguous()).to(x.dtype)
 
 
-class Float8Tensor(Kernel):
-    """``torch._scaled_mm`` with one scale, the others applied to its output."""
+class Float8Tensor(Float8):
+    """One scale, the others applied to the output."""
 
     name = "float8, one scale"
-
-    def rounded(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return to_float8(x)
 
     def multiply(self, x: Tensor, codes: Tensor, scale: Tensor | None, block: int) -> Tensor:
         inputs, tokens = to_float8(x)
         one = torch.ones((), device=x.device)
-        out = torch._scaled_mm(
-            inputs, codes.t(), scale_a=one, scale_b=one,
-            out_dtype=torch.float32 if x.device.type == "cpu" else torch.bfloat16,
-            use_fast_accum=x.device.type != "cpu",
-        )  # fmt: skip
+        out = self.product(inputs, codes, one, one)
         return (out * tokens * row_scale(scale, codes)).to(x.dtype)
 
 
@@ -130,13 +129,10 @@ class Int8Tokens(Kernel):
         return (out * tokens * row_scale(scale, codes)).to(x.dtype)
 
 
-class Int8Kitchen(Kernel):
+class Int8Kitchen(Int8Tokens):
     """comfy-kitchen's fused rotation, rounding and product, where the host brings its kernels."""
 
     name = "int8, comfy-kitchen"
-
-    def rounded(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return to_int8(x)
 
     def multiply(self, x: Tensor, codes: Tensor, scale: Tensor | None, block: int) -> Tensor:
         import comfy_kitchen  # pyright: ignore[reportMissingImports]
@@ -144,7 +140,7 @@ class Int8Kitchen(Kernel):
         if x.device.type != "cuda":
             raise RuntimeError("comfy-kitchen has kernels of its own on CUDA only")
         if torch.compiler.is_compiling():  # which fuses the same by itself and sees no gap there
-            return Int8Tokens().multiply(x, codes, scale, block)
+            return super().multiply(x, codes, scale, block)
         assert scale is not None
         return comfy_kitchen.int8_linear(
             x, codes, scale, None, x.dtype, convrot=block > 1, convrot_groupsize=max(block, 4)

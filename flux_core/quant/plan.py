@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .formats import PRECISIONS, full_dtype
+from .formats import full_dtype
 
 MARK, VERSION = "fluxfit_precision_plan", 1
 
@@ -58,6 +58,13 @@ class PrecisionPlan:
             raise ValueError(f"{where} is no precision plan: {error}") from error
 
     @classmethod
+    def of_layers(cls, found: Mapping[str, str], kept: Mapping[str, str] = {}) -> PrecisionPlan:
+        """The plan of layers that are held so: the commonest of ``found`` stands for all."""
+        held = list(found.values()) or ["bf16"]
+        most = max(sorted(set(held)), key=held.count)
+        return cls(most, {name: p for name, p in found.items() if p != most} | dict(kept))
+
+    @classmethod
     def load(cls, path: str | Path) -> PrecisionPlan:
         """Read a plan from a file; raises ``ValueError`` naming it."""
         return cls.from_json(Path(path).read_text(encoding="utf-8"), str(path))
@@ -69,8 +76,4 @@ Precision = str | PrecisionPlan
 
 def as_plan(precision: Precision) -> PrecisionPlan:
     """A plan for either; raises ``ValueError`` for a name that does not exist."""
-    if isinstance(precision, PrecisionPlan):
-        return precision
-    if precision not in PRECISIONS:
-        full_dtype(precision)  # raises
-    return PrecisionPlan(precision)
+    return precision if isinstance(precision, PrecisionPlan) else PrecisionPlan(precision)

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from flux_core import Control, FluxPipeline, load_controlnet
+from flux_core.pictures import psnr
 from flux_core.pipeline import POCKET_SAMPLING, pocket_file, to_pixels
 
 from .cache import enlarged
@@ -84,11 +85,6 @@ def score_prompts(
     if rows:
         Image.fromarray(np.concatenate(rows)).reduce(2).save(out / f"score_{things}.png")
     return right, coloured
-
-
-def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Of pictures in [0, 1], in dB."""
-    return float(-10 * torch.log10((a - b).square().mean()))
 
 
 def score_upscaler(
