@@ -1,4 +1,4 @@
-"""The command line: ``python FluxFit run | generate | inspect | quantize | plan``.
+"""The command line: ``python FluxFit run | generate | inspect | quantize | merge | plan``.
 
 The folder may have any name and need not be installed: this file opens it as the package
 ``fluxfit``.
@@ -66,6 +66,13 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--height", type=int, default=1024)
     plan.add_argument("--precision", default="fp8_scaled")
 
+    merge = commands.add_parser("merge", help="add LoRAs to a transformer's weights")
+    merge.add_argument("file", type=Path)
+    merge.add_argument("--lora", action="append", required=True, metavar="FILE[=STRENGTH]")
+    merge.add_argument("--precision", default="bf16", choices=("bf16", "fp16", "fp32"))
+    merge.add_argument("--out", type=Path, required=True)
+    merge.add_argument("--overwrite", action="store_true")
+
     quantize = commands.add_parser(
         "quantize", help="write a checkpoint's part at one byte a weight"
     )
@@ -118,6 +125,36 @@ def inspect(args: argparse.Namespace) -> None:
     print(describe_file(args.file))
 
 
+def merge(args: argparse.Namespace) -> None:
+    from fluxfit.flux_core import load_transformer, save_module
+    from fluxfit.flux_core.checkpoint.inspect import describe_file
+    from fluxfit.flux_core.checkpoint.reader import open_source
+    from fluxfit.flux_core.lora import load_lora, match_lora, merge_loras
+
+    refuse_existing(args)
+    stack = []
+    for said in args.lora:
+        path, equals, strength = said.rpartition("=")
+        try:
+            stack.append((load_lora(path if equals else said), float(strength) if equals else 1.0))
+        except ValueError as error:
+            if "could not convert" not in str(error):
+                raise
+            raise ValueError(f"--lora {said}: strength is {strength!r}, not a number") from error
+    notes = open_source(args.file).metadata
+    module = merge_loras(load_transformer(args.file, precision=args.precision), stack)
+    for lora, _ in stack:
+        print(match_lora(lora, module))
+    kept = {k: v for k, v in notes.items() if k.startswith("fluxfit.latent")}
+    save_module(module, args.out, metadata=kept)
+    print(describe_file(args.out))
+
+
+def refuse_existing(args: argparse.Namespace) -> None:
+    if args.out.exists() and not args.overwrite:
+        raise ValueError(f"{args.out} exists already: choose another name or --overwrite")
+
+
 def quantize(args: argparse.Namespace) -> None:
     from fluxfit.flux_core import (
         PrecisionPlan,
@@ -132,8 +169,7 @@ def quantize(args: argparse.Namespace) -> None:
     from fluxfit.nodes import host
 
     loaders = {"transformer": load_transformer, "controlnet": load_controlnet, "t5": load_t5}
-    if args.out.exists() and not args.overwrite:
-        raise ValueError(f"{args.out} exists already: choose another name or --overwrite")
+    refuse_existing(args)
     source = open_source(args.file)
     parts = find_parts(source)
     kinds = [part.kind for part in parts if part.kind in loaders]
@@ -201,6 +237,7 @@ COMMANDS = {
     "run": run,
     "generate": generate,
     "inspect": inspect,
+    "merge": merge,
     "quantize": quantize,
 }
 

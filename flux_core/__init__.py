@@ -12,6 +12,7 @@ from .loaders import (
     load_transformer,
     load_vae,
 )
+from .lora import load_lora, merge_loras
 from .offload import OffloadPolicy
 from .pipeline import FluxPipeline, Images
 from .quant import PrecisionPlan, arithmetic_of, quantize, set_compute
@@ -36,10 +37,12 @@ __all__ = [
     "compile_blocks",
     "load_clip",
     "load_controlnet",
+    "load_lora",
     "load_t5",
     "load_text_encoders",
     "load_transformer",
     "load_vae",
+    "merge_loras",
     "quantize",
     "save_module",
     "set_compute",

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .loaders import load_text_encoders, load_transformer, load_vae
-from .offload import MemoryReport, OffloadPolicy, Residency
+from .lora import LoraStack, lora_applied, match_lora
+from .lora.match import refuse_unmatched
+from .offload import MemoryReport, OffloadPolicy, Residency, Work
+from .offload.plan import Plan
 from .quant import full_dtype
 from .sampling import CONSTANTS, Conditioning, Control, StepCallback, make_course, sample
 from .text import TextEncoders, TextEncoding
 from .transformer import FluxTransformer
 from .vae import AutoEncoder
 from .workload import decode, encode, sampling_work, t5_work, vae_work
+
+T = TypeVar("T")
 
 
 class PocketSampling(TypedDict):
@@ -122,6 +128,7 @@ class FluxPipeline:
         mask: Tensor | None = None,
         denoise: float = 1.0,
         controls: Sequence[Control] = (),
+        loras: LoraStack = (),
         callback: StepCallback | None = None,
     ) -> Images:
         """Draw pictures.
@@ -133,6 +140,7 @@ class FluxPipeline:
             width, height: in pixels, multiples of 16; those of ``image`` where it is given.
             image: (1 or B, H, W, 3) in [0, 1] to start from, for ``denoise`` below 1.
             mask: (1 or B, H, W) in [0, 1], 1 where to draw anew and 0 where to keep ``image``.
+            loras: LoRAs with their strengths, for the transformer and the text encoders.
             shift: ``host``, ``resolution`` or ``diffsynth``; see ``schedule.SHIFTS``.
             callback: called at every step.
 
@@ -153,7 +161,10 @@ class FluxPipeline:
         residency = Residency(self.policy, self.device)
         image_tokens = height * width // 256
 
-        positive, negative = self._encode(residency, prompt, negative_prompt, cfg, guidance)
+        for lora, _ in loras:
+            parts = (self.transformer, self.text_encoders.clip, self.text_encoders.t5)
+            refuse_unmatched(lora, [match_lora(lora, part) for part in parts])
+        positive, negative = self._encode(residency, prompt, negative_prompt, cfg, guidance, loras)
         latents = torch.zeros(shape)
         if image is not None:
             pixels = to_pixels(image)
@@ -165,7 +176,9 @@ class FluxPipeline:
             latents = encoded.expand(shape).clone()
         small_mask = None if mask is None else F.interpolate(mask[:, None].float(), shape[-2:])
         nets = [c.net for c in controls]
-        drawn = residency.run(
+        drawn = run_with_loras(
+            residency,
+            loras,
             "transformer",
             [self.transformer, *nets],
             lambda _: sample(
@@ -202,15 +215,33 @@ class FluxPipeline:
         negative_prompt: str,
         cfg: float,
         guidance: float,
+        loras: LoraStack,
     ) -> tuple[Conditioning, Conditioning | None]:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        found = encode_prompts(residency, self.text_encoders, prompts)
+        found = encode_prompts(residency, self.text_encoders, prompts, loras=loras)
         context = torch.cat([f.context for f in found])
         positive = Conditioning(context, torch.cat([f.pooled for f in found]), guidance)
         if cfg == 1.0:
             return positive, None
-        (other,) = encode_prompts(residency, self.text_encoders, [negative_prompt])
+        (other,) = encode_prompts(residency, self.text_encoders, [negative_prompt], loras=loras)
         return positive, Conditioning(other.context, other.pooled, guidance)
+
+
+def run_with_loras(
+    residency: Residency,
+    loras: LoraStack,
+    name: str,
+    modules: Sequence[nn.Module],
+    function: Callable[[Plan], T],
+    work: Work,
+    policies: Sequence[OffloadPolicy | None] = (),
+) -> T:
+    """``Residency.run`` with LoRAs beside the layers of the modules that they fit."""
+    with ExitStack() as stack:
+        for module in modules:
+            if getattr(module, "part", "") != "controlnet":
+                stack.enter_context(lora_applied(module, loras))
+        return residency.run(name, modules, function, work, policies)
 
 
 def encode_prompts(
@@ -219,21 +250,23 @@ def encode_prompts(
     prompts: Sequence[str],
     clip_prompt: str | None = None,
     t5_length: int | None = None,
+    loras: LoraStack = (),
 ) -> list[TextEncoding]:
     """Encodings of prompts, on the CPU; the encoders are not touched for those known already.
 
     Prompts are encoded one by one, so that one that is known has the bits of one that is not.
     """
+    given = clip_prompt, t5_length, tuple(loras)
 
     def known(prompt: str) -> TextEncoding | None:
-        return encoders.recall(prompt, clip_prompt, t5_length)
+        return encoders.recall(prompt, *given)
 
     missing = [prompt for prompt in dict.fromkeys(prompts) if known(prompt) is None]
     found = {prompt: known(prompt) for prompt in prompts}
     if missing:
-        found |= residency.run(
-            "text encoders", [encoders.clip, encoders.t5],
-            lambda _: {p: encoders.remember(p, clip_prompt, t5_length) for p in missing},
+        found |= run_with_loras(
+            residency, loras, "text encoders", [encoders.clip, encoders.t5],
+            lambda _: {p: encoders.remember(p, *given) for p in missing},
             t5_work(encoders.t5, t5_length or encoders.tokenizers.t5_length),
         )  # fmt: skip
     return [encoding for prompt in prompts if (encoding := found[prompt]) is not None]

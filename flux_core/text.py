@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -183,31 +183,44 @@ class TextEncoders(nn.Module):
         return TextEncoding(context, pooled)
 
     def recall(
-        self, prompt: str, clip_prompt: str | None = None, t5_length: int | None = None
+        self,
+        prompt: str,
+        clip_prompt: str | None = None,
+        t5_length: int | None = None,
+        beside: Hashable = (),
     ) -> TextEncoding | None:
-        """What a prompt was encoded to before, on the CPU; None where it was not."""
-        key = self._key(prompt, clip_prompt, t5_length)
+        """What a prompt was encoded to before, on the CPU; None where it was not.
+
+        ``beside`` stands for whatever else there was with the encoders, such as LoRAs.
+        """
+        key = self._key(prompt, clip_prompt, t5_length, beside)
         if key in self.known:
             self.known.move_to_end(key)
         return self.known.get(key)
 
     def remember(
-        self, prompt: str, clip_prompt: str | None = None, t5_length: int | None = None
+        self,
+        prompt: str,
+        clip_prompt: str | None = None,
+        t5_length: int | None = None,
+        beside: Hashable = (),
     ) -> TextEncoding:
         """``encode`` of one prompt, kept for ``recall`` on the CPU, the last ones of them."""
         clips = None if clip_prompt is None else [clip_prompt]
         found = self.encode([prompt], clip_prompts=clips, t5_length=t5_length)
         kept = TextEncoding(found.context.cpu(), found.pooled.cpu())
-        self.known[self._key(prompt, clip_prompt, t5_length)] = kept
+        self.known[self._key(prompt, clip_prompt, t5_length, beside)] = kept
         if len(self.known) > REMEMBERED:
             self.known.popitem(last=False)
         return kept
 
-    def _key(self, prompt: str, clip_prompt: str | None, t5_length: int | None) -> object:
+    def _key(
+        self, prompt: str, clip_prompt: str | None, t5_length: int | None, beside: Hashable
+    ) -> object:
         """A text, and how the encoders multiply; their weights are those of this object."""
         computes = frozenset(layer.compute for layer in quantized_linears(self))
         length = t5_length or self.tokenizers.t5_length
-        return prompt, prompt if clip_prompt is None else clip_prompt, length, computes
+        return prompt, prompt if clip_prompt is None else clip_prompt, length, computes, beside
 
 
 def token_ids(

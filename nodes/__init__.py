@@ -3,6 +3,7 @@
 from . import host
 from .control import ControlNetUpscalerFP8, FluxControlNet
 from .loaders import FluxLoaderFP8, FluxTransformerLoader
+from .lora import FluxLoraLoader, FluxMergeLoras
 from .pictures import FluxCompare, FluxGrid
 from .policy import FluxMemoryReport, OffloadPolicy
 from .precision import FluxMeasurePrecision, FluxPrecisionPlan, FluxSaveQuantized
@@ -17,6 +18,8 @@ NODE_CLASS_MAPPINGS = {
     "FluxSampler": FluxSampler,
     "ControlNetUpscalerFP8": ControlNetUpscalerFP8,
     "FluxControlNet": FluxControlNet,
+    "FluxLoraLoader": FluxLoraLoader,
+    "FluxMergeLoras": FluxMergeLoras,
     "OffloadPolicy": OffloadPolicy,
     "FluxMemoryReport": FluxMemoryReport,
     "FluxTransformerLoader": FluxTransformerLoader,
@@ -32,6 +35,8 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "FluxSampler": "FLUX Sampler",
     "ControlNetUpscalerFP8": "ControlNet Upscaler FP8",
     "FluxControlNet": "FLUX ControlNet",
+    "FluxLoraLoader": "FLUX LoRA Loader",
+    "FluxMergeLoras": "FLUX Merge LoRAs",
     "OffloadPolicy": "Offload Policy",
     "FluxMemoryReport": "FLUX Memory Report",
     "FluxTransformerLoader": "FLUX Transformer Loader",

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..flux_core.pipeline import run_with_loras
 from ..flux_core.samplers import SAMPLERS
 from ..flux_core.sampling import CONSTANTS, destandardise, make_course, sample
 from ..flux_core.schedule import SCHEDULERS, SHIFTS
@@ -143,7 +144,9 @@ class FluxSampler:
             def report(step: int, total: int, denoised: Tensor) -> None:
                 bar.update(step, preview(denoised, model.preview))
 
-            drawn = residency.run(
+            drawn = run_with_loras(
+                residency,
+                model.loras,
                 "transformer",
                 [model.transformer, *nets],
                 lambda _: sample(

@@ -79,7 +79,7 @@ class FluxTextEncode:
         residency = HostResidency(text_encoders.policy, host.device())
         (found,) = encode_prompts(
             residency, encoders, [prompt], (clip_prompt.strip() and clip_prompt) or None,
-            t5_length or None,
+            t5_length or None, text_encoders.loras,
         )  # fmt: skip
         host.account(residency.report)
         extra = {"pooled_output": found.pooled.float(), "guidance": float(guidance)}

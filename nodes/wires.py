@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from ..flux_core import Conditioning, Control, FluxTransformer, OffloadPolicy
+from ..flux_core import Conditioning, Control, FluxTransformer, OffloadPolicy, TextEncoders
+from ..flux_core.lora import LoraStack
 from . import host
 
 FLUX_MODEL = "FLUX_MODEL"
@@ -26,14 +26,16 @@ class FluxModel:
     transformer: FluxTransformer
     policy: OffloadPolicy
     preview: Tensor | None = None  # (17, 3): latent channels to RGB, the last row is the offset
+    loras: LoraStack = ()
 
 
 @dataclass(frozen=True)
 class FluxTextEncoders:
     """Text encoders and where they may live."""
 
-    encoders: torch.nn.Module
+    encoders: TextEncoders
     policy: OffloadPolicy
+    loras: LoraStack = ()
 
 
 def conditioning_of(value: Sequence, name: str = "positive") -> Conditioning:

@@ -27,9 +27,12 @@ from flux_core import AutoEncoder, Conditioning, FluxTransformer, OffloadPolicy,
 from flux_core.cards import T5_XXL
 from flux_core.compiled import compile_blocks
 from flux_core.config import VAEConfig
+from flux_core.lora import Lora, LoraStack
+from flux_core.lora.match import linears_of
 from flux_core.offload import Residency
 from flux_core.offload.activations import LiveBytes
 from flux_core.offload.placement import placement_of
+from flux_core.pipeline import run_with_loras
 from flux_core.sampling import make_course, sample
 from flux_core.text import T5_LENGTH, T5Encoder
 from flux_core.workload import decode, sampling_work, t5_work, vae_work
@@ -63,9 +66,21 @@ class Meter:
         self.peak = counted.peak
 
 
+def random_lora(model: FluxTransformer, rank: int) -> Lora:
+    """A LoRA of every layer of the blocks but their modulations."""
+    layers = {}
+    for name, layer in linears_of(model).items():
+        if "blocks." in name and "mod" not in name:
+            down = torch.randn(rank, layer.in_features)
+            up = 0.001 * torch.randn(layer.out_features, rank)
+            layers["transformer", name] = {"down": down, "up": up}
+    return Lora("random", layers, dict.fromkeys(layers, ()))
+
+
 def draw(
-    model: FluxTransformer, policy: OffloadPolicy, args: argparse.Namespace, meter: Meter
-) -> tuple[float, int, int]:
+    model: FluxTransformer, policy: OffloadPolicy, args: argparse.Namespace, meter: Meter,
+    loras: LoraStack = (),
+) -> tuple[float, int, int]:  # fmt: skip
     """Seconds a step, peak bytes, predicted bytes."""
     device = meter.device
     side = args.side // 8
@@ -84,8 +99,8 @@ def draw(
 
     residency = Residency(policy, device)
     with meter.over():
-        residency.run(
-            "transformer", [model],
+        run_with_loras(
+            residency, loras, "transformer", [model],
             lambda _: sample(model, text, start, course, callback=told, device=device), work,
         )  # fmt: skip
         placement_of(model, residency.device).evict()
@@ -116,12 +131,22 @@ def ours(args: argparse.Namespace, meter: Meter) -> None:
         if args.compile:
             compile_blocks(model)
         base = 0.0
+        lora = random_lora(model, args.lora)
         whole = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
         for name, policy in policies(args, whole).items():
             draw(model, policy, args, meter)  # warms up, pins, compiles
             seconds, peak, predicted = draw(model, policy, args, meter)
             base = base or seconds
             row(f"FluxFit {precision}, {name}", seconds, base, peak, predicted)
+            if args.lora:
+                stack = [(lora, 1.0)]
+                draw(model, policy, args, meter, stack)
+                times = {(): [], (lora,): []}
+                for _ in range(2):  # in turn, so that a busy machine slows both alike
+                    for using, found in times.items():
+                        found.append(draw(model, policy, args, meter, stack if using else ())[0])
+                plain, with_lora = (min(found) for found in times.values())
+                print(f"    a LoRA of rank {args.lora}: {with_lora / plain - 1:+.1%} a step")
         del model
 
 
@@ -257,6 +282,7 @@ def main() -> None:
     parser.add_argument("--single", type=int, default=38)
     parser.add_argument("--side", type=int, default=1024)
     parser.add_argument("--text", type=int, default=512)
+    parser.add_argument("--lora", type=int, default=0, help="rank: what a LoRA costs as well")
     parser.add_argument("--no-diffusers", action="store_true")
     parser.add_argument("--picture", action="store_true")
     args = parser.parse_args()

@@ -12,21 +12,23 @@ from collections.abc import Hashable, Iterator
 import torch
 from torch import Tensor, nn
 
+from ..lora.branch import Branch
 from ..quant import quantized_linears
 from .memory import PINS, device_buffer, needs_copy
 from .pack import Layout, in_place_of, named_tensors, twin
 
 
 class Home:
-    """Some of a module's tensors: all but those of modules in ``left_out`` (ids).
+    """Some of a module's tensors: all but those of modules in ``left_out`` (ids), and without those
+    of LoRAs' branches, or with ``branches`` those alone.
 
     ``lent`` are their copies on a device, in one buffer, standing in the module in their place.
     Nothing is copied back: weights do not change in a run.
     """
 
-    def __init__(self, module: nn.Module, left_out: set[int]) -> None:
+    def __init__(self, module: nn.Module, left_out: set[int], branches: bool = False) -> None:
         self._module = weakref.ref(module)
-        self.left_out = left_out
+        self.left_out, self.branches = left_out, branches
         self.lent: Tensor | None = None
         self.copies: list[Tensor] = []
         self.flat: Tensor | None = None
@@ -54,12 +56,19 @@ class Home:
         return module
 
     @property
+    def pinned(self) -> bool:
+        """Whether a card can copy it by itself."""
+        return self.flat is not None or not self.size
+
+    @property
     def size(self) -> int:
         return self.layout.size
 
     def entries(self) -> Iterator[tuple[str, dict, str, Tensor]]:
         """Name, owner's table, attribute and tensor of everything that the module holds now."""
         for name, owner, attribute, tensor in named_tensors(self.module, self.left_out):
+            if isinstance(owner, Branch) != self.branches:
+                continue
             held = attribute in owner._parameters
             yield name, owner._parameters if held else owner._buffers, attribute, tensor
 
@@ -124,7 +133,31 @@ class Home:
         )
         return type(self.module), tuple(self.layout.places), arithmetic
 
+    def views_on(self, buffer: Tensor) -> dict[int, Tensor]:
+        """For each tensor, by its id, the same in a buffer of this layout."""
+        return {
+            id(t): view for t, view in zip(self.tensors, self.layout.views(buffer), strict=True)
+        }
+
     def twin_on(self, buffer: Tensor) -> nn.Module:
         """The block reading a buffer of the same layout."""
-        views = self.layout.views(buffer)
-        return twin(self.module, {id(t): v for t, v in zip(self.tensors, views, strict=True)})
+        return twin(self.module, self.views_on(buffer))
+
+
+class Pair:
+    """A block's tensors, and behind them those of the LoRAs that are beside it for a run."""
+
+    def __init__(self, own: Home, branches: Home) -> None:
+        self.own, self.branches = own, branches
+        self.module = own.module
+        self.size = own.size + branches.size
+        self.pinned = own.pinned and branches.pinned
+        self.kind = (own.kind, tuple(branches.layout.places))
+
+    def copy_into(self, buffer: Tensor) -> None:
+        self.own.copy_into(buffer[: self.own.size])
+        self.branches.copy_into(buffer[self.own.size :])
+
+    def twin_on(self, buffer: Tensor) -> nn.Module:
+        views = self.own.views_on(buffer[: self.own.size])
+        return twin(self.module, views | self.branches.views_on(buffer[self.own.size :]))

@@ -13,9 +13,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ..lora.branch import Branch
 from ..transformer import ModulationLayer
 from .blocks import blocks_of, modulation_parts, modulations_of, parts_of
-from .home import Home
+from .home import Home, Pair
 from .pack import copied_to
 from .ring import Ring
 
@@ -37,6 +38,8 @@ class Placement:
         self.rest = Home(module, inside)
         self.blocks = [Home(block, modulation_parts(block)) for block in blocks]
         self.modulations = [Home(layer, set()) for layer in modulations_of(module)]
+        #: LoRAs' branches of each block, and of the rest; they are there for a run alone
+        self.branches: dict[Home, Home] = {}
 
     @property
     def module(self) -> nn.Module:
@@ -56,7 +59,8 @@ class Placement:
     @property
     def held(self) -> int:
         """Bytes of weights on the device."""
-        return sum(home.size for home in self.homes if home.lent is not None)
+        homes = (*self.homes, *self.branches.values())
+        return sum(home.size for home in homes if home.lent is not None)
 
     @property
     def pinned(self) -> int:
@@ -103,6 +107,14 @@ class Placement:
         """Pin blocks on the host for faster copies, as far as the budget goes."""
         for number in numbers:
             self.blocks[number].pin(budget)
+            self.branches_of(self.blocks[number]).pin(budget)
+
+    def branches_of(self, home: Home) -> Home:
+        """The branches beside a block, or beside the rest."""
+        known = self.branches.get(home)
+        if known is None or not known.unchanged:
+            known = self.branches[home] = Home(home.module, home.left_out, branches=True)
+        return known
 
     @contextmanager
     def running(
@@ -114,12 +126,22 @@ class Placement:
         was before.
         """
         moving = [i for i in range(len(self.blocks)) if i not in resident]
-        layers = [h.module for h in self.modulations if h.lent is None]
+        layers = [
+            home.module
+            for home in self.modulations
+            if home.lent is None or any(isinstance(m, Branch) for m in home.module.modules())
+        ]
         changed: list[nn.Module] = []
+        beside = {home: self.branches_of(home) for home in (self.rest, *self.blocks)}
         ring: Ring | None = None
         try:
+            for number, home in enumerate((self.rest, *self.blocks)):
+                if not number or number - 1 in resident:
+                    beside[home].lend(self.device)
             if moving:
-                ring = Ring([self.blocks[i] for i in moving], self.device, slots, poison)
+                blocks = [self.blocks[i] for i in moving]
+                pairs = [Pair(b, beside[b]) if beside[b].size else b for b in blocks]
+                ring = Ring(pairs, self.device, slots, poison)
                 for turn, number in enumerate(moving):
                     block = self.blocks[number].module
                     block.forward = through(ring, turn)
@@ -132,6 +154,8 @@ class Placement:
         finally:
             for owner in changed:
                 owner.__dict__.pop("forward", None)
+            for home in beside.values():
+                home.give_back()
             if ring is not None:
                 ring.close()
 

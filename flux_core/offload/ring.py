@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..quant import quantized_linears
 from .clock import Trace
-from .home import Home
+from .home import Home, Pair
 from .memory import device_buffer
 from .schedule import COMPUTE, COPY
 
@@ -58,7 +58,7 @@ class Ring:
 
     def __init__(
         self,
-        homes: Sequence[Home],
+        homes: Sequence[Home | Pair],
         device: torch.device,
         slots: int = 2,
         poison: bool = False,
@@ -80,7 +80,7 @@ class Ring:
         size = max(home.size for home in homes)
         self.slots = [Slot(size, device) for _ in range(min(slots, len(homes)))]
         if threaded is None:
-            threaded = device.type == "cuda" and any(home.flat is None for home in homes)
+            threaded = device.type == "cuda" and not all(home.pinned for home in homes)
         if device.type == "cuda":
             self.lane = torch.cuda.Stream(device)
             # the buffers' memory may still be in use by what was computed before
@@ -117,23 +117,24 @@ class Ring:
                 home.copy_into(slot.buffer)
                 self.trace.add(COPY, number, started, started, self.trace.clock.mark())
                 return
-            source: Tensor | None = home.flat
-            stage = None
-            if source is None:
+            stage: Stage | None = None
+            if not home.pinned:
                 stage = self.stages[0]
                 self.stages.append(self.stages.pop(0))
                 stage.emptied.synchronize()  # on the thread: the one that computes goes on
                 home.copy_into(stage.buffer)
-                source = stage.buffer[: home.size]
             assert slot.copied is not None and slot.used is not None
             with torch.cuda.stream(self.lane):
                 self.lane.wait_event(slot.used)
                 started = self.trace.clock.mark()
-                slot.buffer[: home.size].copy_(source, non_blocking=True)
+                if stage is None:
+                    home.copy_into(slot.buffer)
+                else:
+                    whole = slice(0, home.size)
+                    slot.buffer[whole].copy_(stage.buffer[whole], non_blocking=True)
+                    stage.emptied.record(self.lane)
                 self.trace.add(COPY, number, started, started, self.trace.clock.mark())
                 slot.copied.record(self.lane)
-                if stage is not None:
-                    stage.emptied.record(self.lane)
 
     def enter(self, index: int) -> tuple[Slot, nn.Module]:
         """The slot that holds a block, and the block's twin on it, ready for the current stream."""

@@ -116,7 +116,7 @@ def test_an_h100_at_float8_speed_loses_at_most_a_tenth_within_6_gb():
 
 
 def test_more_memory_is_never_slower_and_never_overrun():
-    sizes = (1.5, 3, 4, 6, 8, 10, 12, 24)
+    sizes = (1.34, 3, 4, 6, 8, 10, 12, 24)
     plans = [plan(vram, 12.5, 300) for vram in sizes]
     seconds = [p.step for p in plans]
     assert all(b <= a * 1.001 for a, b in pairwise(seconds))

@@ -16,8 +16,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from fluxfit.flux_core import FluxPipeline
 from fluxfit.nodes import NODE_CLASS_MAPPINGS, headless
 from PIL import Image
+
+from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -245,3 +249,39 @@ def test_the_memory_report_is_drawn(server):
     assert "transformer" in entry["outputs"]["90"]["text"][0]
     said = entry["outputs"][policy]["text"][0]
     assert "FLUX.1-dev" in said and "peak" in said
+
+
+def test_a_lora_does_what_the_host_s_own_loader_makes_of_it(server):
+    if version(server) < (0, 21):
+        pytest.skip("hosts before 0.21 open FLUX.1 at its full width only")
+    pipeline = FluxPipeline.from_pocket(precision="fp32")
+    generator = torch.Generator().manual_seed(0)
+    file = {}
+    for name, layer in pipeline.transformer.named_modules():
+        if isinstance(layer, torch.nn.Linear):
+            key = f"lora_unet_{name.replace('.', '_')}"
+            down = torch.randn(4, layer.in_features, generator=generator)
+            up = torch.randn(layer.out_features, 4, generator=generator)
+            file |= {f"{key}.lora_down.weight": 0.1 * down, f"{key}.lora_up.weight": 0.3 * up,
+                     f"{key}.alpha": torch.tensor(2.0)}  # fmt: skip
+    tiny.save(file, server.base / "models" / "loras" / "strong.safetensors")
+    ours = copy.deepcopy(api("text_to_image"))
+    loader, sampler = key_of(ours, "FluxLoaderFP8"), key_of(ours, "FluxSampler")
+    ours[loader]["inputs"]["transformer_precision"] = "fp32"
+    ours[sampler]["inputs"]["shift"] = "host"
+    plain = pixels(server.pictures(server.run(ours))[0])
+    ours["96"] = {
+        "class_type": "FluxLoraLoader",
+        "inputs": {"model": [loader, 0], "lora": "strong.safetensors", "strength": 0.9,
+                   "strength_text": 1.0, "on": True},
+    }  # fmt: skip
+    ours[sampler]["inputs"]["model"] = ["96", 0]
+    stock = with_stock_sampler("euler", "simple")
+    stock["82"] = {
+        "class_type": "LoraLoaderModelOnly",
+        "inputs": {"model": ["80", 0], "lora_name": "strong.safetensors", "strength_model": 0.9},
+    }
+    stock["81"]["inputs"]["model"] = ["82", 0]
+    a, b = (pixels(server.pictures(server.run(p))[0]) for p in (ours, stock))
+    off, moved = np.abs(a - b).mean(), np.abs(a - plain).mean()
+    assert off < 1.5 and moved > 10 * off, f"off by {off:.2f} of 255, moved by {moved:.2f}"

@@ -1,0 +1,16 @@
+"""LoRAs: read from any family's file, applied beside the weights, merged into them, written."""
+
+from .apply import LoraStack, lora_applied
+from .file import Lora, load_lora
+from .match import Matched, match_lora
+from .merge import merge_loras
+
+__all__ = [
+    "Lora",
+    "LoraStack",
+    "Matched",
+    "load_lora",
+    "lora_applied",
+    "match_lora",
+    "merge_loras",
+]

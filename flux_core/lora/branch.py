@@ -1,0 +1,210 @@
+"""LoRAs beside one layer: all of them in one branch, none of them in the weight.
+
+    y = W x + b  +  up ((down x) * scale)  +  dense and Kronecker products  +  bias  +  DoRA's gain
+
+``down`` and ``up`` hold the ranks of all LoRAs side by side, so that ten cost two products, and
+``scale`` has each rank's strength: another strength changes numbers and no shape. With DoRA rows
+(or columns) of the weight are stretched,
+
+    W' = g (W + D),  g = magnitude / |W + D|:   y' = y + s ((g - 1) W x + g D x)
+
+so its ``up`` is multiplied by g beforehand, and g - 1 is the gain on what the layer itself gave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..quant import QuantizedLinear
+from .deltas import Delta
+
+Layer = nn.Linear | QuantizedLinear
+
+
+class Branch(nn.Module):
+    """What several LoRAs add to one layer; all tensors are buffers of its own.
+
+    Whoever places the layer's weights treats a branch apart: it comes and goes with a run.
+    """
+
+    down: Tensor | None
+    up: Tensor | None
+    scale: Tensor
+    bias: Tensor | None
+    gain: Tensor | None
+    factors: Tensor
+    stretched: Tensor
+
+    def __init__(self, layer: Layer, deltas: Sequence[tuple[int, Delta]], dtype: torch.dtype):
+        """``deltas`` are numbered by the LoRA that each is of."""
+        super().__init__()
+        self.out_features = layer.out_features
+        self.in_features = layer.in_features
+        downs: list[Tensor] = []
+        ups: list[Tensor] = []
+        #: LoRA's number of each rank, of each bias, gain, ...: strengths are looked up by it
+        self.numbers: list[int] = []
+        self.biases: list[tuple[int, Tensor]] = []
+        self.gains: list[tuple[int, Tensor]] = []
+        self.stretches: list[tuple[int, Tensor]] = []
+        self.krons: list[tuple[int, int, int]] = []  # number, first row, rows
+        self.dense: list[int] = []
+        for number, delta in deltas:
+            start, count = delta.rows
+            row_gain = column_gain = None
+            if delta.magnitude is not None:
+                g = stretch(layer, delta)
+                row_gain, column_gain = (g, None) if g.shape[0] > 1 else (None, g)
+            if delta.up is not None and delta.down is not None:
+                up, down = delta.up, delta.down
+                if row_gain is not None:
+                    up = up * row_gain
+                if column_gain is not None:
+                    down = down * column_gain
+                ups.append(self.padded(up, start))
+                downs.append(down)
+                self.numbers += [number] * len(down)
+            elif delta.magnitude is None and delta.kron is not None:
+                for n, factor in enumerate(delta.kron):
+                    self.register_buffer(f"kron{len(self.krons)}_{n}", factor.to(dtype))
+                self.krons.append((number, start, count))
+            elif (weight := delta.weight()) is not None:
+                for g in (row_gain, column_gain):
+                    weight = weight if g is None else weight * g
+                self.register_buffer(
+                    f"dense{len(self.dense)}", self.padded(weight, start).to(dtype)
+                )
+                self.dense.append(number)
+            if delta.bias is not None:
+                self.biases.append((number, self.padded(delta.bias, start)))
+            if row_gain is not None:
+                self.gains.append((number, self.padded(row_gain.view(-1) - 1, start)))
+            if column_gain is not None:
+                only = torch.zeros(self.out_features)
+                only[start : start + count] = 1
+                self.stretches.append((number, column_gain.view(-1) - 1))
+                self.register_buffer(f"rows{len(self.stretches) - 1}", only.to(dtype))
+        self.register_buffer("down", torch.cat(downs).to(dtype) if downs else None)
+        self.register_buffer("up", torch.cat(ups, dim=1).to(dtype) if ups else None)
+        self.register_buffer("scale", torch.zeros(len(self.numbers)))
+        several = len(self.dense) + len(self.krons)
+        self.register_buffer("factors", torch.zeros(several))
+        self.register_buffer("bias", self.zeros(dtype) if self.biases else None)
+        self.register_buffer("gain", self.zeros(torch.float32) if self.gains else None)
+        for i, (_, column) in enumerate(self.stretches):
+            self.register_buffer(f"columns{i}", column.to(dtype))
+        self.register_buffer("stretched", torch.zeros(len(self.stretches)))
+
+    def zeros(self, dtype: torch.dtype) -> Tensor:
+        return torch.zeros(self.out_features, dtype=dtype)
+
+    def padded(self, x: Tensor, start: int) -> Tensor:
+        """Rows of a member in the rows of the whole layer."""
+        if len(x) == self.out_features:
+            return x
+        whole = x.new_zeros(self.out_features, *x.shape[1:])
+        whole[start : start + len(x)] = x
+        return whole
+
+    def set_strengths(self, strengths: Sequence[float]) -> None:
+        """Give each LoRA a strength, by its number; only numbers change."""
+        self.scale.copy_(torch.tensor([strengths[n] for n in self.numbers]))
+        numbers = [*self.dense, *(number for number, *_ in self.krons)]
+        self.factors.copy_(torch.tensor([strengths[n] for n in numbers]))
+        self.stretched.copy_(torch.tensor([strengths[n] for n, _ in self.stretches]))
+        for held, parts in ((self.bias, self.biases), (self.gain, self.gains)):
+            if held is not None:
+                held.copy_(torch.stack([strengths[n] * part for n, part in parts]).sum(0))
+
+    def add(self, layer: Layer, x: Tensor, y: Tensor) -> Tensor:
+        """y (..., out), which the layer made of x (..., in), with everything added."""
+        out = y
+        if self.gain is not None:
+            plain = y if layer.bias is None else y - layer.bias
+            out = out + (plain.float() * self.gain).to(y.dtype)
+        if self.down is not None and self.up is not None:
+            inner = F.linear(x, self.down)
+            out = out + F.linear((inner.float() * self.scale).to(x.dtype), self.up)
+        for i in range(len(self.dense)):
+            made = F.linear(x, self.get_buffer(f"dense{i}"))
+            out = out + made * self.factors[i].to(x.dtype)
+        for i, (_, start, count) in enumerate(self.krons):
+            made = kron_product(x, self.get_buffer(f"kron{i}_0"), self.get_buffer(f"kron{i}_1"))
+            made = made * self.factors[len(self.dense) + i].to(x.dtype)
+            out = out + F.pad(made, (start, self.out_features - start - count))
+        for i in range(len(self.stretches)):
+            # W (x * (g - 1)): the layer itself, without its bias
+            made = plain_forward(layer, x * self.get_buffer(f"columns{i}"))
+            made = made if layer.bias is None else made - layer.bias
+            out = out + made * (self.get_buffer(f"rows{i}") * self.stretched[i]).to(x.dtype)
+        return out if self.bias is None else out + self.bias
+
+
+def kron_product(x: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
+    """x (..., b d) times (w1 x w2)^T for w1 (a, b) and w2 (c, d), without building it."""
+    parts = F.linear(x.unflatten(-1, (w1.shape[1], w2.shape[1])), w2)  # (..., b, c)
+    return (w1 @ parts).flatten(-2)
+
+
+def held_weight(layer: Layer) -> Tensor:
+    """A layer's weight as it multiplies, (out, in) float32."""
+    if isinstance(layer, QuantizedLinear):
+        return layer.format.dequantize(layer.codes, layer.scale, torch.float32)
+    return layer.weight.detach().float()
+
+
+def stretch(layer: Layer, delta: Delta) -> Tensor:
+    """DoRA's g of a delta: magnitude over the norm of rows or columns after the addition."""
+    start, count = delta.rows
+    weight = held_weight(layer)[start : start + count].cpu()
+    added = delta.weight()
+    weight = weight if added is None else weight + added
+    assert delta.magnitude is not None
+    axis = 1 if delta.magnitude.shape[0] > 1 else 0
+    return delta.magnitude / weight.norm(dim=axis, keepdim=True).clamp_min(1e-12)
+
+
+def plain_forward(layer: Layer, x: Tensor) -> Tensor:
+    """What a layer gives without its branch."""
+    if isinstance(layer, QuantizedLinear):
+        return QuantizedLinear.forward(layer, x)
+    return nn.Linear.forward(layer, x)
+
+
+class BranchedLinear(nn.Linear):
+    """A Linear with a branch beside it; layers become one by their class alone."""
+
+    branch: Branch
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.branch.add(self, input, nn.Linear.forward(self, input))
+
+
+class BranchedQuantizedLinear(QuantizedLinear):
+    """A quantized Linear with a branch beside it."""
+
+    branch: Branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.branch.add(self, x, QuantizedLinear.forward(self, x))
+
+
+BRANCHED = {nn.Linear: BranchedLinear, QuantizedLinear: BranchedQuantizedLinear}
+PLAIN = {branched: plain for plain, branched in BRANCHED.items()}
+
+
+def give(layer: Layer, branch: Branch) -> None:
+    """Put a branch beside a layer."""
+    layer.branch = branch
+    layer.__class__ = BRANCHED[type(layer)]  # type: ignore[index, assignment]
+
+
+def take(layer: Layer) -> None:
+    """Take it away again: the layer is as it was."""
+    if type(layer) in PLAIN:
+        layer.__class__ = PLAIN[type(layer)]  # type: ignore[index, assignment]
+        del layer.branch

@@ -1,0 +1,121 @@
+"""A LoRA's file: which tensors belong to one layer, and what each is.
+
+    transformer.transformer_blocks.0.attn.to_q . lora_A.weight      diffusers, ai-toolkit, PEFT
+    lora_unet_double_blocks_0_img_attn_qkv     . lora_down.weight   kohya, OneTrainer
+    diffusion_model.double_blocks.0.img_mlp.0  . lora_up.weight     ComfyUI
+    double_blocks.0.processor.qkv_lora1        . down.weight        XLabs
+    \\_______ part and layer's name ________/   \\__ what ___/
+
+Names are taken as they stand; ``match`` finds the layers that they mean.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from ..checkpoint.errors import CheckpointError
+from ..checkpoint.reader import open_source
+
+#: What a key ends with, and what it is called here. Adapters of PEFT have a name before the end.
+ENDINGS = [
+    (r"\.(?:lora_A|lora_down|lora\.down|lora_linear_layer\.down|down)(?:\.\w+)?\.weight", "down"),
+    (r"\.(?:lora_B|lora_up|lora\.up|lora_linear_layer\.up|up)(?:\.\w+)?\.weight", "up"),
+    (r"\.(?:lora_A)(?:\.\w+)?\.bias", "down_bias"),
+    (r"\.(?:lora_B|lora_up)(?:\.\w+)?\.bias", "bias"),
+    (r"\.alpha", "alpha"),
+    (r"\.(?:dora_scale|lora_magnitude_vector(?:\.\w+)?(?:\.weight)?)", "magnitude"),
+    (r"\.(hada_w[12]_[ab]|hada_t[12]|lokr_w[12](?:_[ab])?|lokr_t2)", ""),
+    (r"\.diff", "diff"),
+    (r"\.diff_b", "bias"),
+    (r"\.(?:scale|set_weight)", "value"),
+]
+PATTERNS = [(re.compile(rf"(.+?){ending}"), what) for ending, what in ENDINGS]
+#: What names begin with, and which part is meant; the longest that fits counts.
+BEGINNINGS = {
+    "base_model.model.": "",
+    "model.diffusion_model.": "transformer",
+    "diffusion_model.": "transformer",
+    "transformer.": "transformer",
+    "unet.": "transformer",
+    "lora_unet_": "transformer",
+    "lora_transformer_": "transformer",
+    "text_encoder.": "clip",
+    "text_encoders.clip_l.transformer.": "clip",
+    "text_encoders.clip_l.": "clip",
+    "lora_te_": "clip",
+    "lora_te1_": "clip",
+    "text_encoder_2.": "t5",
+    "text_encoders.t5xxl.transformer.": "t5",
+    "text_encoders.t5xxl.": "t5",
+    "lora_te2_": "t5",
+    "lora_te3_": "t5",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Lora:
+    """A file's tensors by part, layer's name and kind; ``keys`` has the key of each layer's.
+
+    ``strange`` are keys that are not known to belong to any layer.
+    """
+
+    path: str
+    layers: Mapping[tuple[str, str], Mapping[str, Tensor]]
+    keys: Mapping[tuple[str, str], tuple[str, ...]]
+    strange: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def split_key(key: str) -> tuple[str, str, str] | None:
+    """Part, layer's name and kind of one key; None where it is no known kind of tensor."""
+    for pattern, what in PATTERNS:
+        found = pattern.fullmatch(key)
+        if found is not None:
+            part, name = split_part(found[1])
+            return part, name, what or found[2]
+    return None
+
+
+def split_part(name: str) -> tuple[str, str]:
+    """The part that a layer's name begins with, the transformer where it names none."""
+    part = ""
+    while True:
+        fitting = [begin for begin in BEGINNINGS if name.startswith(begin)]
+        if not fitting:
+            return part or "transformer", name
+        begin = max(fitting, key=len)
+        part = part or BEGINNINGS[begin]
+        name = name[len(begin) :]
+
+
+def load_lora(path: str | Path) -> Lora:
+    """Read a LoRA of any family.
+
+    Raises ``CheckpointError`` where the file is broken or holds nothing that looks like a LoRA.
+    """
+    source = open_source(path)
+    layers: dict[tuple[str, str], dict[str, Tensor]] = {}
+    keys: dict[tuple[str, str], list[str]] = {}
+    strange = []
+    for key in source.entries:
+        found = split_key(key)
+        if found is None:
+            strange.append(key)
+            continue
+        part, name, what = found
+        layers.setdefault((part, name), {})[what] = source.read(key)
+        keys.setdefault((part, name), []).append(key)
+    if not any(set(kinds) - {"value"} for kinds in layers.values()):
+        shown = ", ".join(list(source.entries)[:3])
+        raise CheckpointError(
+            f"{path}: expected a LoRA (keys that end with .lora_A.weight, .lora_down.weight, "
+            f".hada_w1_a and the like), found {shown}"
+        )
+    return Lora(
+        str(path), layers, {k: tuple(v) for k, v in keys.items()}, tuple(strange), source.metadata
+    )

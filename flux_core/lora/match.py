@@ -1,0 +1,157 @@
+"""Which layers of a model a LoRA's names mean.
+
+The table is built forward, from the model's own layers to every name that they go by: a name with
+underscores for dots cannot be read backward.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from ..checkpoint.keymaps import diffusers_body
+from ..quant import QuantizedLinear
+from ..transformer import FluxBody
+from .branch import Layer
+from .deltas import Delta, make_delta
+from .file import Lora
+
+#: A transformer's layers as XLabs calls them: 1 is the image's stream, 2 the text's.
+XLABS_DOUBLE = {
+    "qkv_lora1": "img_attn.qkv", "proj_lora1": "img_attn.proj",
+    "qkv_lora2": "txt_attn.qkv", "proj_lora2": "txt_attn.proj",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Place:
+    """Rows of a layer: the first, and how many; ``swap``: a file has their halves swapped."""
+
+    layer: str
+    start: int
+    count: int
+    width: int
+    swap: bool = False
+
+
+@dataclass
+class Matched:
+    """What of a LoRA belongs to one model: deltas by layer, and the keys that do and do not.
+
+    ``refused`` are keys of layers that the model has, with the reason why they are not applied.
+    """
+
+    lora: Lora
+    deltas: dict[str, list[Delta]] = field(default_factory=dict)
+    matched: list[str] = field(default_factory=list)
+    unmatched: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.lora.path}: {len(self.matched)} tensors applied to {len(self.deltas)} layers"
+        ]
+        if self.unmatched:
+            lines.append(f"{len(self.unmatched)} not matched: {shown(self.unmatched)}")
+        lines += [f"{name} {reason}" for name, reason in list(self.refused.items())[:5]]
+        return "\n".join(lines)
+
+
+def shown(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def linears_of(module: nn.Module) -> dict[str, Layer]:
+    """Every layer that may have a LoRA, by its native name."""
+    return {
+        name: layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear | QuantizedLinear)
+    }
+
+
+def places_of(module: nn.Module) -> dict[str, Place]:
+    """Every name that a layer or a member of a fused one goes by."""
+    layers = linears_of(module)
+
+    def whole(name: str, swap: bool = False) -> Place:
+        layer = layers[name]
+        return Place(name, 0, layer.out_features, layer.in_features, swap)
+
+    found = {name: whole(name) for name in layers}
+    if isinstance(module, FluxBody):
+        hidden = module.img_in.out_features
+        for ours, recipe in diffusers_body(
+            len(module.double_blocks), len(module.single_blocks)
+        ).items():
+            name, _, kind = ours.rpartition(".")
+            if kind != "weight" or name not in layers:
+                continue
+            place = whole(name, recipe.way == "swap")
+            if len(recipe.names) == 1:
+                found[recipe.names[0].removesuffix(".weight")] = place
+                continue
+            for i, theirs in enumerate(recipe.names):
+                count = hidden if i < 3 else place.count - 3 * hidden
+                found[theirs.removesuffix(".weight")] = Place(name, i * hidden, count, place.width)
+        for i in range(len(module.double_blocks)):
+            for theirs, ours in XLABS_DOUBLE.items():
+                found[f"double_blocks.{i}.processor.{theirs}"] = whole(f"double_blocks.{i}.{ours}")
+        for i in range(len(module.single_blocks)):
+            name = f"single_blocks.{i}.linear1"
+            found[f"single_blocks.{i}.processor.qkv_lora"] = Place(
+                name, 0, 3 * hidden, whole(name).width
+            )
+            found[f"single_blocks.{i}.processor.proj_lora"] = whole(f"single_blocks.{i}.linear2")
+    return found
+
+
+def norms_of(module: nn.Module) -> set[str]:
+    return {name for name, m in module.named_modules() if re.search("norm", type(m).__name__, re.I)}
+
+
+def match_lora(lora: Lora, module: nn.Module, part: str | None = None) -> Matched:
+    """Find a LoRA's layers in a transformer, CLIP-L or T5.
+
+    Args:
+        part: ``transformer``, ``clip`` or ``t5``; by default told by the module.
+    """
+    part = part or str(getattr(module, "part", "transformer"))
+    places = places_of(module)
+    flat = {name.replace(".", "_"): place for name, place in places.items()}
+    found = Matched(lora, unmatched=list(lora.strange) if part == "transformer" else [])
+    for (owner, name), kinds in lora.layers.items():
+        if owner != part:
+            continue
+        keys = list(lora.keys[owner, name])
+        place = places.get(name) or flat.get(name)
+        if place is None:
+            reason = "is the weight of a norm, which is not overwritten"
+            if set(kinds) <= {"value", "diff", "bias"} and name in norms_of(module):
+                found.refused[name] = reason
+            found.unmatched += keys
+            continue
+        try:
+            delta = make_delta(kinds, (place.start, place.count), place.width, place.swap)
+        except ValueError as error:
+            found.refused[name] = str(error)
+            found.unmatched += keys
+            continue
+        found.deltas.setdefault(place.layer, []).append(delta)
+        found.matched += keys
+    return found
+
+
+def refuse_unmatched(lora: Lora, found: list[Matched]) -> None:
+    """Raise ``ValueError`` where no layer of any part has anything of a LoRA."""
+    if any(m.deltas for m in found):
+        return
+    keys = [key for keys in lora.keys.values() for key in keys] + list(lora.strange)
+    reasons = [f"; {name} {why}" for m in found for name, why in m.refused.items()][:1]
+    raise ValueError(
+        f"{lora.path}: nothing of it fits this model: found {shown(keys)}{''.join(reasons)}; "
+        "expected names such as transformer.transformer_blocks.0.attn.to_q.lora_A.weight or "
+        "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight, of FLUX.1"
+    )

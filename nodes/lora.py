@@ -1,0 +1,144 @@
+"""The nodes that put LoRAs on a model, beside its weights or into them."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from dataclasses import replace
+from pathlib import Path
+
+from ..flux_core import save_module
+from ..flux_core.lora import Lora, load_lora, match_lora, merge_loras
+from ..flux_core.lora.match import refuse_unmatched
+from . import host
+from .wires import CATEGORY, FLUX_MODEL, FLUX_TEXT_ENCODERS, FluxModel, FluxTextEncoders
+
+FOLDER = "loras"
+_opened: weakref.WeakValueDictionary[tuple[str, int, int], Lora] = weakref.WeakValueDictionary()
+
+
+def open_lora(path: Path) -> Lora:
+    """A LoRA; the one that is in use already where the file is the same, so that another strength
+    finds it prepared."""
+    about = path.stat()
+    key = (str(path), about.st_mtime_ns, about.st_size)
+    found = _opened.get(key)
+    if found is None:
+        found = _opened[key] = load_lora(path)
+    return found
+
+
+def strength_input(tooltip: str) -> tuple:
+    options = {"default": 1.0, "min": -20.0, "max": 20.0, "step": 0.01, "tooltip": tooltip}
+    return ("FLOAT", options)
+
+
+class FluxLoraLoader:
+    """A LoRA beside the weights."""
+
+    DESCRIPTION = (
+        "Puts a LoRA on FLUX.1, of any precision and any offload policy: it is added beside the "
+        "weights, never into them. Reads kohya, diffusers, ai-toolkit, PEFT, ComfyUI, XLabs and "
+        "OneTrainer, with LoHa, LoKr and DoRA. Chain several; another strength costs nothing."
+    )
+    CATEGORY = CATEGORY
+    FUNCTION = "load"
+    SEARCH_ALIASES = ["lora", "load lora", "lycoris", "loha", "lokr", "dora"]
+    RETURN_TYPES = (FLUX_MODEL, FLUX_TEXT_ENCODERS, "STRING")
+    RETURN_NAMES = ("model", "text_encoders", "report")
+    OUTPUT_TOOLTIPS = (
+        "For FluxSampler, or the next LoRA.",
+        "For FluxTextEncode; what was wired in, with the LoRA where it has layers for them.",
+        "Which tensors were applied, and which not.",
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "model": (FLUX_MODEL, {"tooltip": "From a loader, or the LoRA before."}),
+                "lora": (
+                    host.model_names(FOLDER),
+                    {"tooltip": "A file of the folder models/loras."},
+                ),
+                "strength": strength_input("For the transformer; 0 leaves it out."),
+                "strength_text": strength_input("For the text encoders, where it has layers."),
+                "on": ("BOOLEAN", {"default": True, "tooltip": "Off passes everything through."}),
+            },
+            "optional": {
+                "text_encoders": (
+                    FLUX_TEXT_ENCODERS,
+                    {"tooltip": "Wire these through where the LoRA was trained on them too."},
+                )
+            },
+        }
+
+    def load(
+        self,
+        model: FluxModel,
+        lora: str,
+        strength: float,
+        strength_text: float,
+        on: bool,
+        text_encoders: FluxTextEncoders | None = None,
+    ):
+        if not on:
+            return (model, text_encoders, f"{lora}: off")
+        opened = open_lora(host.model_path(lora, FOLDER))
+        parts = [match_lora(opened, model.transformer)]
+        if text_encoders is not None:
+            encoders = text_encoders.encoders
+            parts += [match_lora(opened, part) for part in (encoders.clip, encoders.t5)]
+        refuse_unmatched(opened, parts)
+        made = replace(model, loras=(*model.loras, (opened, strength)))
+        if text_encoders is not None:
+            text_encoders = replace(
+                text_encoders, loras=(*text_encoders.loras, (opened, strength_text))
+            )
+        return (made, text_encoders, "\n".join(str(part) for part in parts if part.matched))
+
+
+class FluxMergeLoras:
+    """LoRAs into the weights, as a file."""
+
+    DESCRIPTION = (
+        "Adds the LoRAs on a model to a copy of its weights and writes that as one file. The model "
+        "must be loaded in bf16, fp16 or fp32; needs its size in memory once more."
+    )
+    CATEGORY = CATEGORY
+    FUNCTION = "merge"
+    OUTPUT_NODE = True
+    SEARCH_ALIASES = ["bake lora", "fuse lora", "save lora"]
+    RETURN_TYPES = ("STRING",)
+    RETURN_NAMES = ("path",)
+    OUTPUT_TOOLTIPS = ("Where it was written.",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "model": (FLUX_MODEL, {"tooltip": "From FluxLoraLoader."}),
+                "name": (
+                    "STRING",
+                    {
+                        "default": "merged",
+                        "tooltip": "Written to output/diffusion_models under this name.",
+                    },
+                ),
+                "overwrite": (
+                    "BOOLEAN",
+                    {"default": False, "tooltip": "Whether a file of that name is replaced."},
+                ),
+            }
+        }
+
+    def merge(self, model: FluxModel, name: str, overwrite: bool):
+        if not model.loras:
+            raise ValueError("there is no LoRA on this model: wire it through FluxLoraLoader")
+        path = host.inside(host.output_folder(), f"diffusion_models/{name}.safetensors")
+        if path.exists() and not overwrite:
+            raise FileExistsError(f"{path} exists already: choose another name or overwrite")
+        merged = merge_loras(copy.deepcopy(model.transformer), model.loras)
+        with host.progress(100, "saving") as bar:
+            save_module(merged, path, progress=lambda done, all: bar.update(100 * done // all))
+        return (str(path),)

@@ -1,0 +1,128 @@
+"""LoRA nodes and the command that merges."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from fluxfit.flux_core import FluxPipeline, OffloadPolicy, load_transformer
+from fluxfit.nodes import NODE_CLASS_MAPPINGS, headless
+from fluxfit.nodes.wires import FluxModel, FluxTextEncoders
+
+from flux_core.pipeline import pocket_file
+from tests import tiny
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """A models folder with a LoRA for the pocket model's transformer and T5, in kohya's names."""
+    home = tmp_path_factory.mktemp("models")
+    pipeline = FluxPipeline.from_pocket(precision="fp32")
+    generator = torch.Generator().manual_seed(0)
+    file = {}
+    for prefix, module in (
+        ("lora_unet", pipeline.transformer),
+        ("lora_te3", pipeline.text_encoders.t5),
+    ):
+        for name, layer in module.named_modules():
+            if isinstance(layer, torch.nn.Linear):
+                key = f"{prefix}_{name.replace('.', '_')}"
+                down = torch.randn(4, layer.in_features, generator=generator)
+                up = torch.randn(layer.out_features, 4, generator=generator)
+                file |= {f"{key}.lora_down.weight": 0.1 * down, f"{key}.lora_up.weight": 0.1 * up}
+    tiny.save(file, home / "loras" / "strong.safetensors")
+    tiny.save({"lora_unet_nothing.lora_down.weight": torch.zeros(2, 2),
+               "lora_unet_nothing.lora_up.weight": torch.zeros(2, 2)},
+              home / "loras" / "foreign.safetensors")  # fmt: skip
+    return home
+
+
+@pytest.fixture
+def loaded(models, monkeypatch):
+    monkeypatch.setenv("FLUXFIT_MODELS", str(models))
+    pipeline = FluxPipeline.from_pocket(precision="int8")
+    policy = OffloadPolicy("stream")
+    return (FluxModel(pipeline.transformer, policy),
+            FluxTextEncoders(pipeline.text_encoders, policy))  # fmt: skip
+
+
+def drawn(model, encoders, **options):
+    encode = NODE_CLASS_MAPPINGS["FluxTextEncode"]()
+    (positive,) = encode.encode(encoders, "a red circle", 3.5)
+    settings = {"seed": 1, "steps": 2, "cfg": 1.0, "sampler": "euler", "scheduler": "simple",
+                "shift": "host", "denoise": 1.0}  # fmt: skip
+    latent = {"samples": torch.zeros(1, 16, 8, 8)}
+    node = NODE_CLASS_MAPPINGS["FluxSampler"]()
+    return node.sample(model, positive, latent, **settings | options)[0]["samples"]
+
+
+def test_a_lora_changes_the_picture_and_only_behind_its_node(loaded):
+    model, encoders = loaded
+    node = NODE_CLASS_MAPPINGS["FluxLoraLoader"]
+    assert "strong.safetensors" in node.INPUT_TYPES()["required"]["lora"][0]
+    plain = drawn(model, encoders)
+    with_lora, with_text, said = node().load(model, "strong.safetensors", 0.8, 0.5, True, encoders)
+    assert "tensors applied" in said and "not matched" not in said
+    changed = drawn(with_lora, with_text)
+    assert not torch.equal(changed, plain)
+    assert not torch.equal(drawn(with_lora, encoders), changed)
+    assert torch.equal(drawn(model, encoders), plain)
+    off = node().load(model, "strong.safetensors", 0.8, 0.5, False, encoders)
+    assert off[:2] == (model, encoders)
+    twice, _, _ = node().load(with_lora, "strong.safetensors", -0.8, 1.0, True)
+    assert len(twice.loras) == 2 and twice.loras[0][0] is twice.loras[1][0]
+    undone = drawn(twice, encoders)  # the same added and taken away: to rounding
+    assert tiny.relative(undone, plain) < 0.05 < tiny.relative(drawn(with_lora, encoders), plain)
+
+
+def test_a_lora_of_another_model_is_an_error_that_shows_keys(loaded):
+    node = NODE_CLASS_MAPPINGS["FluxLoraLoader"]()
+    with pytest.raises(ValueError, match=r"nothing of it fits this model: found lora_unet_nothing"):
+        node.load(loaded[0], "foreign.safetensors", 1.0, 1.0, True)
+    with pytest.raises(FileNotFoundError, match="missing"):
+        node.load(loaded[0], "missing.safetensors", 1.0, 1.0, True)
+
+
+def test_merged_is_the_same_as_beside(models, loaded, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, encoders = loaded
+    full = load_transformer(pocket_file("diffusion_models"), precision="fp32")
+    model = FluxModel(full, OffloadPolicy("none"))
+    beside, _, _ = NODE_CLASS_MAPPINGS["FluxLoraLoader"]().load(
+        model, "strong.safetensors", 0.3, 1.0, True
+    )
+    merge = NODE_CLASS_MAPPINGS["FluxMergeLoras"]()
+    (path,) = merge.merge(beside, "mine", False)
+    merged = load_transformer(path, precision="fp32")
+    expected = drawn(beside, encoders)
+    assert tiny.relative(drawn(FluxModel(merged, model.policy), encoders), expected) < 1e-3
+    with pytest.raises(FileExistsError, match="exists already"):
+        merge.merge(beside, "mine", False)
+    with pytest.raises(ValueError, match="no LoRA on this model"):
+        merge.merge(model, "other", False)
+    with pytest.raises(ValueError, match="load it in bf16 to merge"):
+        merge.merge(FluxModel(loaded[0].transformer, model.policy, loras=beside.loras), "b", False)
+    command = [sys.executable, str(ROOT), "merge", str(pocket_file("diffusion_models")),
+               "--precision", "fp32", "--lora", f"{models / 'loras' / 'strong.safetensors'}=0.3",
+               "--out", str(tmp_path / "by_command.safetensors")]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    assert "tensors applied to" in done.stdout
+    again = load_transformer(tmp_path / "by_command.safetensors", precision="fp32")
+    assert all(
+        torch.equal(a, b) for a, b in zip(again.parameters(), merged.parameters(), strict=True)
+    )
+    command[command.index("--lora") + 1] += "x"
+    command[-1] = str(tmp_path / "none.safetensors")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and "strength is '0.3x', not a number" in done.stderr
+
+
+def test_the_nodes_are_known_to_the_headless_runner():
+    assert {"FluxLoraLoader", "FluxMergeLoras"} <= set(headless.NODES)
