@@ -1,4 +1,4 @@
-"""The command line: ``python FluxFit run | generate | inspect | quantize | merge | plan``.
+"""The command line: ``python FluxFit run | generate | train | inspect | ...``.
 
 The folder may have any name and need not be installed: this file opens it as the package
 ``fluxfit``.
@@ -66,6 +66,12 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--height", type=int, default=1024)
     plan.add_argument("--precision", default="fp8_scaled")
 
+    train = commands.add_parser("train", help="train a LoRA")
+    train.add_argument("config", type=Path, help="a .toml, .yaml or .json file")
+    train.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    train.add_argument("--quantize", metavar="PRECISION",
+                       help="of the base: one of ours, float8_e4m3fn or float8_e5m2")  # fmt: skip
+
     merge = commands.add_parser("merge", help="add LoRAs to a transformer's weights")
     merge.add_argument("file", type=Path)
     merge.add_argument("--lora", action="append", required=True, metavar="FILE[=STRENGTH]")
@@ -123,6 +129,40 @@ def inspect(args: argparse.Namespace) -> None:
     from fluxfit.flux_core.checkpoint.inspect import describe_file
 
     print(describe_file(args.file))
+
+
+#: What DiffSynth-Studio's trainer calls them.
+DIFFSYNTH_PRECISIONS = {"float8_e4m3fn": "fp8_e4m3fn", "float8_e5m2": "fp8_e5m2"}
+
+
+def train(args: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from fluxfit.flux_core.pictures import to_pil
+    from fluxfit.flux_core.train import Parts, Trainer, read_config
+    from fluxfit.flux_core.train.history import times_histogram
+    from fluxfit.nodes import host
+
+    config = read_config(args.config)
+    if args.quantize:
+        precision = DIFFSYNTH_PRECISIONS.get(args.quantize, args.quantize)
+        config = replace(config, model=replace(config.model, precision=precision))
+    parts = Parts.open(config.model, config.offload.policy.ram_budget)
+    with host.stages() as told, host.deferred_interrupt() as check:
+
+        def tell(news) -> None:
+            told(str(news), news.done, news.all)
+            check()
+
+        trainer = Trainer(config, parts, host.device(), told=tell)
+        trained = trainer.run(args.resume)
+    if trained.files:
+        side = max(config.data[0].resolutions)
+        picture = to_pil(times_histogram(config.objective, side * side // 256))
+        picture.save(config.folder / "timesteps.png")
+    print(trained.report)
+    for path in trained.files:
+        print(f"LoRA: {path}")
 
 
 def merge(args: argparse.Namespace) -> None:
@@ -238,6 +278,7 @@ COMMANDS = {
     "generate": generate,
     "inspect": inspect,
     "merge": merge,
+    "train": train,
     "quantize": quantize,
 }
 

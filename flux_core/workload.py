@@ -6,17 +6,21 @@ They are counted by running the part on meta (``offload.activations``), once for
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from .offload import Work
-from .offload.activations import on_meta, peak_bytes
+from .offload.activations import FusedAttention, on_meta, peak_bytes
 from .offload.blocks import modulations_of
 from .offload.modulation import WINDOW
+from .offload.placement import Training
 from .offload.plan import Plan, nbytes
+from .offload.recompute import recomputed
 from .quant import set_compute
 from .text import T5Encoder
 from .tiling import tiled
@@ -90,6 +94,57 @@ def sampling_work(
         size += count * batch * image * int(net.img_in.out_features) * item
     largest = max((nbytes(m, set()) for m in modulations_of(transformer)), default=0)
     return Work(max(size, largest), image, text, batch)
+
+
+@contextmanager
+def fused(block: nn.Module) -> Iterator[nn.Module]:
+    """A block on meta; a backward pass leaves modes behind, so each call enters its own."""
+    with FusedAttention():
+        yield block
+
+
+def training_work(
+    transformer: FluxTransformer, *, image: int, text: int, batch: int, on_host: bool, kept: int
+) -> Work:
+    """A training step, gradients and all, of a transformer that has its ``TrainedLora`` on.
+
+    Args:
+        kept: bytes of what is trained, its gradients and the optimizer's state.
+        on_host: whether what the blocks keep waits on the host.
+    """
+    config, item = transformer.config, transformer.dtype.itemsize
+    depth = config.depth + config.depth_single_blocks
+    inputs = item * batch * (image + text) * config.hidden_size  # of a block, in either stream
+
+    def count() -> int:
+        small = cast(FluxTransformer, on_meta(transformer))
+        for blocks in (small.double_blocks, small.single_blocks):
+            del blocks[1:]
+        set_compute(small, "dequantize")
+
+        def empty(*shape: int) -> Tensor:
+            return torch.empty(shape, device="meta")
+
+        def step() -> None:
+            for block in (*small.double_blocks, *small.single_blocks):
+                here = partial(fused, block)
+                block.forward = recomputed(block, here, here)
+            velocity = small(
+                img=empty(batch, image, config.in_channels), img_ids=empty(image, 3),
+                txt=empty(batch, text, config.context_in_dim), txt_ids=empty(text, 3),
+                timesteps=empty(batch), y=empty(batch, config.vec_in_dim), guidance=empty(batch),
+            )  # fmt: skip
+            velocity.float().square().mean().backward()
+
+        return peak_bytes(step, gradients=True)
+
+    trained = sum(p.numel() for p in transformer.parameters() if p.requires_grad)
+    shape = (image, text, batch, trained)
+    # two blocks were counted with what they keep; the host gives back one block's at a time
+    size = counted(transformer, shape, count) + (-1 if on_host else depth - 2) * inputs
+    mods = item * batch * sum(layer.width for layer in modulations_of(transformer))
+    training = Training(on_host)
+    return Work(size + mods + kept, image, text, batch, training=training)
 
 
 def t5_work(t5: T5Encoder, text: int) -> Work:

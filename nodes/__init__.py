@@ -2,6 +2,7 @@
 
 from . import host
 from .control import ControlNetUpscalerFP8, FluxControlNet
+from .dataset import FluxDataset
 from .loaders import FluxLoaderFP8, FluxTransformerLoader
 from .lora import FluxLoraLoader, FluxMergeLoras
 from .pictures import FluxCompare, FluxGrid
@@ -9,6 +10,7 @@ from .policy import FluxMemoryReport, OffloadPolicy
 from .precision import FluxMeasurePrecision, FluxPrecisionPlan, FluxSaveQuantized
 from .sampler import FluxSampler
 from .text import FluxTextEncode
+from .train import FluxResumeTraining, FluxTrainLora, FluxTrainSettings
 
 host.register_pocket()
 
@@ -28,6 +30,10 @@ NODE_CLASS_MAPPINGS = {
     "FluxSaveQuantized": FluxSaveQuantized,
     "FluxCompare": FluxCompare,
     "FluxGrid": FluxGrid,
+    "FluxDataset": FluxDataset,
+    "FluxTrainSettings": FluxTrainSettings,
+    "FluxTrainLora": FluxTrainLora,
+    "FluxResumeTraining": FluxResumeTraining,
 }
 NODE_DISPLAY_NAME_MAPPINGS = {
     "FluxLoaderFP8": "FLUX Loader FP8",
@@ -45,4 +51,8 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "FluxSaveQuantized": "FLUX Save Quantized",
     "FluxCompare": "FLUX Compare",
     "FluxGrid": "FLUX Grid",
+    "FluxDataset": "FLUX Dataset",
+    "FluxTrainSettings": "FLUX Train Settings",
+    "FluxTrainLora": "FLUX Train LoRA",
+    "FluxResumeTraining": "FLUX Resume Training",
 }

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +23,7 @@ import torch
 from PIL import Image
 
 from ..flux_core.offload import MemoryReport
+from ..flux_core.train.dataset import PICTURES
 
 log = logging.getLogger("fluxfit")
 
@@ -56,7 +58,7 @@ def register_pocket() -> None:
 def model_roots(folder: str) -> list[Path]:
     """Where models of a kind lie outside of the host."""
     home = os.environ.get("FLUXFIT_MODELS")
-    roots = [POCKET / folder]
+    roots = [POCKET / folder, output_folder() / folder]
     return [Path(home) / folder, *roots] if home else roots
 
 
@@ -123,6 +125,29 @@ def plans_folder() -> Path:
 def plan_names() -> list[str]:
     root = plans_folder()
     return sorted(p.relative_to(root).as_posix() for p in root.rglob("*.json"))
+
+
+def dataset_roots() -> list[Path]:
+    """Where folders of pictures lie: the input folder, and those that FluxFit ships."""
+    return [input_folder(), ROOT / "assets" / "datasets"]
+
+
+def dataset_names() -> list[str]:
+    """Folders that hold pictures, without repeats."""
+    found = []
+    for root in dataset_roots():
+        pictures = (p for p in sorted(root.rglob("*")) if p.suffix.lower() in PICTURES)
+        found += [p.parent.relative_to(root).as_posix() for p in pictures if p.parent != root]
+    return list(dict.fromkeys(found))
+
+
+def dataset_path(name: str) -> Path:
+    """The folder of that name; raises ``FileNotFoundError`` where there is none."""
+    for root in dataset_roots():
+        path = inside(root, name)
+        if path.is_dir():
+            return path
+    raise FileNotFoundError(f"no folder {name!r} in the input folder {input_folder()}")
 
 
 def inside(root: Path, name: str) -> Path:
@@ -193,6 +218,54 @@ def progress(total: int, what: str) -> Iterator[Progress]:
         yield bar
     finally:
         bar.close()
+
+
+@contextmanager
+def stages() -> Iterator[Callable[..., None]]:
+    """One bar after another, each for as long as what it is told begins with the same word: called
+    with what is done, steps done, steps in all and perhaps a picture."""
+    bar: Progress | None = None
+    name = ""
+    try:
+
+        def told(what: str, done: int, total: int, preview: Image.Image | None = None) -> None:
+            nonlocal bar, name
+            stage = what.split(",")[0]
+            if bar is None or stage != name or bar.total != total:
+                if bar is not None:
+                    bar.close()
+                bar, name = Progress(max(1, total), what), stage
+            bar.what = what
+            bar.update(done, preview)
+
+        yield told
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[Callable[[], None]]:
+    """Ctrl-C waits until what is yielded is called, which then raises; a second one raises at
+    once."""
+    asked = False
+
+    def handle(number, frame) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        print("\nstopping after this step; once more stops at once", file=sys.stderr)
+
+    def check() -> None:
+        if asked:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def check_interrupt() -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from flux_core.train import read_config
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -22,6 +24,13 @@ def test_there_are_examples():
 def test_examples_run(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("text", re.findall(r"```toml\n(.*?)```", README, re.DOTALL))
+def test_settings_are_settings(text, tmp_path):
+    (tmp_path / "run.toml").write_text(text)
+    config = read_config(tmp_path / "run.toml")
+    assert (ROOT / Path(config.data[0].folder).relative_to(tmp_path)).is_dir()
 
 
 def test_every_path_in_the_tree_exists():

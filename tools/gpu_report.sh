@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Everything that only a card can show, in one go: tests, then figures, the most wanted first.
-#   tools/gpu_report.sh [FOLDER [precision|offload]]     PYTHON=... picks the interpreter
-# Each of the two takes under 10 minutes on an H100; without a name both run, one after the other.
+#   tools/gpu_report.sh [FOLDER [precision|offload|training]]     PYTHON=... picks the interpreter
+# Each of the three takes under 10 minutes on an H100; without a name all run, one after another.
 # Each part has a limit of its own, so that a slow one does not cost the others; logs are kept.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-output/gpu}
-what=${2:-precision offload}
+what=${2:-precision offload training}
 python=${PYTHON:-python3}
 mkdir -p "$out"
 export PYTHONUNBUFFERED=1
@@ -34,4 +34,8 @@ if [[ $what == *offload* ]]; then
     part offload_compiled 150 "${offload[@]}" --precision fp8_scaled --compile --no-diffusers
     part picture 150 "${offload[@]}" --precision fp8_scaled --picture --steps 4
     part offload_bf16 140 "${offload[@]}" --precision bf16 --steps 4
+fi
+if [[ $what == *training* ]]; then
+    part training_fp8 280 "$python" -m tools.bench_train --precision fp8_scaled
+    part training_bf16 280 "$python" -m tools.bench_train --precision bf16
 fi

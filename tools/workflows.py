@@ -7,6 +7,7 @@ workflows are run for their thumbnail, the others are drawn as diagrams.
 
 from __future__ import annotations
 
+import argparse
 import json
 import runpy
 from dataclasses import dataclass, field
@@ -220,6 +221,53 @@ def compare_precisions() -> Description:
     }  # fmt: skip
 
 
+CONCEPT = "a red crescent on a blue background"
+
+
+def train_lora() -> Description:
+    """Teach the pocket model a shape that it cannot draw, and draw it without and with the LoRA."""
+    parts = {"model": ("loader", 0), "text_encoders": ("loader", 1), "vae": ("loader", 2)}
+    graph: Description = loader(POCKET_FILES, []) | {
+        "dataset": Node("FluxDataset", 380, 0, {"folder": "crescent", "resolution": 256}),
+        "pictures": Node("PreviewImage", 800, 0, {}, {"images": ("dataset", 1)}),
+        "settings": Node(
+            "FluxTrainSettings", 380, 330,
+            {"steps": 600, "batch": 4, "learning_rate": 2e-3, "timesteps": "shift",
+             "weight_decay": 0.0, "schedule": "cosine", "warmup": 20},
+        ),
+        "train": Node(
+            "FluxTrainLora", 800, 330,
+            {"name": "crescent", "sample_prompts": CONCEPT, "sample_every": 200,
+             "sample_steps": POCKET_SAMPLING["steps"], "sample_cfg": POCKET_SAMPLING["cfg"],
+             "sample_shift": POCKET_SAMPLING["shift"]},
+            parts | {"dataset": ("dataset", 0), "settings": ("settings", 0)},
+        ),
+        "loss": Node("PreviewImage", 1220, 0, {}, {"images": ("train", 1)}),
+        "prompt": text(CONCEPT, 1220, 330),
+        "negative": text("", 1220, 620, title="negative prompt"),
+        "size": Node("EmptySD3LatentImage", 1220, 920, {"width": 256, "height": 256}),
+    }  # fmt: skip
+    for i, (name, model) in enumerate((("before", "loader"), ("after", "train"))):
+        graph[name] = Node(
+            "FluxSampler", 1640, 420 * i, dict(SAMPLING),
+            {"model": (model, 0), "positive": ("prompt", 0), "latent": ("size", 0),
+             "negative": ("negative", 0)}, title=f"{name} training",
+        )  # fmt: skip
+        graph[f"decode {name}"] = Node(
+            "VAEDecode", 2020, 420 * i, {}, {"samples": (name, 0), "vae": ("loader", 2)}
+        )
+    return graph | {
+        "grid": Node(
+            "FluxGrid", 2400, 0, {"labels": "before\nafter", "columns": 2},
+            {"image_1": ("decode before", 0), "image_2": ("decode after", 0)},
+        ),
+        "save": Node(
+            "SaveImage", 2400, 300, {"filename_prefix": "FluxFit/train_lora"},
+            {"images": ("grid", 0)},
+        ),
+    }  # fmt: skip
+
+
 def descriptions() -> dict[str, Description]:
     return {
         "text_to_image": drawing(
@@ -227,6 +275,7 @@ def descriptions() -> dict[str, Description]:
         ),
         "upscale": pocket_upscale(),
         "compare_precisions": compare_precisions(),
+        "train_lora": train_lora(),
         "flux1_dev_fp8_offload": with_report(drawing(
             "a red fox asleep in fresh snow, morning light, photograph", 1024, DEV_FILES,
             DEV_MODELS, DEV_SAMPLING, "FluxFit/flux1_dev",
@@ -394,8 +443,12 @@ def write(name: str, graph: Description) -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("only", nargs="*", help="names; all without")
+    args = parser.parse_args()
     for name, graph in descriptions().items():
-        write(name, graph)
+        if not args.only or name in args.only:
+            write(name, graph)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ Progress = Callable[[int, int], None]
 AS_STORED = "as_stored"
 
 
+@torch.inference_mode(False)  # a host's nodes run in it, and weights from there train nothing
 def load_part(
     path: str | Path,
     kind: str,

@@ -197,8 +197,8 @@ BRANCHED = {nn.Linear: BranchedLinear, QuantizedLinear: BranchedQuantizedLinear}
 PLAIN = {branched: plain for plain, branched in BRANCHED.items()}
 
 
-def give(layer: Layer, branch: Branch) -> None:
-    """Put a branch beside a layer."""
+def give(layer: Layer, branch: nn.Module) -> None:
+    """Put a branch beside a layer: any module with ``Branch``'s ``add``."""
     layer.branch = branch
     layer.__class__ = BRANCHED[type(layer)]  # type: ignore[index, assignment]
 

@@ -72,30 +72,37 @@ def linears_of(module: nn.Module) -> dict[str, Layer]:
     }
 
 
+def diffusers_places(module: FluxBody) -> dict[str, Place]:
+    """The layers that diffusers has, by its names."""
+    layers = linears_of(module)
+    hidden = int(module.img_in.out_features)
+    found: dict[str, Place] = {}
+    table = diffusers_body(len(module.double_blocks), len(module.single_blocks))
+    for ours, recipe in table.items():
+        name, _, kind = ours.rpartition(".")
+        if kind != "weight" or name not in layers:
+            continue
+        width, count = layers[name].in_features, layers[name].out_features
+        counts = [hidden] * 3 + [count - 3 * hidden]
+        if len(recipe.names) == 1:
+            counts = [count]
+        for i, theirs in enumerate(recipe.names):
+            place = Place(name, i * hidden, counts[i], width, recipe.way == "swap")
+            found[theirs.removesuffix(".weight")] = place
+    return found
+
+
 def places_of(module: nn.Module) -> dict[str, Place]:
     """Every name that a layer or a member of a fused one goes by."""
     layers = linears_of(module)
 
-    def whole(name: str, swap: bool = False) -> Place:
-        layer = layers[name]
-        return Place(name, 0, layer.out_features, layer.in_features, swap)
+    def whole(name: str) -> Place:
+        return Place(name, 0, layers[name].out_features, layers[name].in_features)
 
     found = {name: whole(name) for name in layers}
     if isinstance(module, FluxBody):
         hidden = module.img_in.out_features
-        for ours, recipe in diffusers_body(
-            len(module.double_blocks), len(module.single_blocks)
-        ).items():
-            name, _, kind = ours.rpartition(".")
-            if kind != "weight" or name not in layers:
-                continue
-            place = whole(name, recipe.way == "swap")
-            if len(recipe.names) == 1:
-                found[recipe.names[0].removesuffix(".weight")] = place
-                continue
-            for i, theirs in enumerate(recipe.names):
-                count = hidden if i < 3 else place.count - 3 * hidden
-                found[theirs.removesuffix(".weight")] = Place(name, i * hidden, count, place.width)
+        found |= diffusers_places(module)
         for i in range(len(module.double_blocks)):
             for theirs, ours in XLABS_DOUBLE.items():
                 found[f"double_blocks.{i}.processor.{theirs}"] = whole(f"double_blocks.{i}.{ours}")

@@ -54,13 +54,26 @@ class LiveBytes(TorchDispatchMode):
         self.live -= size
 
 
+class Fused(torch.autograd.Function):
+    """What a fused attention takes: its output, and for gradients a number a row."""
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = q.new_empty(*q.shape[:-1], v.shape[-1])
+        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(t) for t in ctx.saved_tensors[:3])
+
+
 class FusedAttention(TorchFunctionMode):
     """Attention as a fused kernel has it, which never holds the matrix of all pairs."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is F.scaled_dot_product_attention:
-            query, _, value = args[:3]
-            return query.new_empty(*query.shape[:-1], value.shape[-1])
+            return Fused.apply(*args[:3])
         return func(*args, **(kwargs or {}))
 
 
@@ -69,11 +82,12 @@ def on_meta(module: nn.Module) -> nn.Module:
     return twin(module, {id(t): t.to("meta") for *_, t in named_tensors(module, set())})
 
 
-def peak_bytes(function: Callable[[], object]) -> int:
-    """Most bytes alive at once while a function of tensors on meta runs."""
+def peak_bytes(function: Callable[[], object], gradients: bool = False) -> int:
+    """Most bytes alive at once while a function of tensors on meta runs, with a graph for
+    ``gradients`` or without."""
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.set_grad_enabled(gradients))
         counted = stack.enter_context(LiveBytes())
         stack.enter_context(FusedAttention())
         function()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from dataclasses import dataclass
 
 import torch
@@ -51,7 +52,8 @@ class Trace:
 
     def __init__(self, device: torch.device) -> None:
         self.clock = Clock(device)
-        self.marks: list[tuple[str, int, Mark, Mark, Mark]] = []
+        #: The last ones: a training run has no end of them.
+        self.marks: deque[tuple[str, int, Mark, Mark, Mark]] = deque(maxlen=20_000)
 
     def add(self, lane: str, block: int, asked: Mark, start: Mark, end: Mark) -> None:
         self.marks.append((lane, block, asked, start, end))

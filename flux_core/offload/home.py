@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..lora.branch import Branch
+from ..lora.trained import TrainedBranch
 from ..quant import quantized_linears
 from .memory import PINS, device_buffer, needs_copy
 from .pack import Layout, in_place_of, named_tensors, twin
@@ -20,7 +21,7 @@ from .pack import Layout, in_place_of, named_tensors, twin
 
 class Home:
     """Some of a module's tensors: all but those of modules in ``left_out`` (ids), and without those
-    of LoRAs' branches, or with ``branches`` those alone.
+    of LoRAs' branches, or with ``branches`` those alone. What is being trained never moves.
 
     ``lent`` are their copies on a device, in one buffer, standing in the module in their place.
     Nothing is copied back: weights do not change in a run.
@@ -67,7 +68,7 @@ class Home:
     def entries(self) -> Iterator[tuple[str, dict, str, Tensor]]:
         """Name, owner's table, attribute and tensor of everything that the module holds now."""
         for name, owner, attribute, tensor in named_tensors(self.module, self.left_out):
-            if isinstance(owner, Branch) != self.branches:
+            if isinstance(owner, TrainedBranch) or isinstance(owner, Branch) != self.branches:
                 continue
             held = attribute in owner._parameters
             yield name, owner._parameters if held else owner._buffers, attribute, tensor
@@ -126,12 +127,15 @@ class Home:
 
     @property
     def kind(self) -> Hashable:
-        """Blocks of one kind can use one twin: same class, same layout, same arithmetic."""
+        """Blocks of one kind can use one twin: same class, same layout, same arithmetic. One that
+        is being trained shares its parameters with its twin, and has one of its own."""
         arithmetic = tuple(
             (layer.format.name, layer.format.block(layer.in_features), layer.compute)
             for layer in quantized_linears(self.module)
         )
-        return type(self.module), tuple(self.layout.places), arithmetic
+        trained = any(isinstance(m, TrainedBranch) for m in self.module.modules())
+        own = id(self.module) if trained else None
+        return type(self.module), tuple(self.layout.places), arithmetic, own
 
     def views_on(self, buffer: Tensor) -> dict[int, Tensor]:
         """For each tensor, by its id, the same in a buffer of this layout."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +20,16 @@ from ..transformer import ModulationLayer
 from .blocks import blocks_of, modulation_parts, modulations_of, parts_of
 from .home import Home, Pair
 from .pack import copied_to
+from .recompute import recomputed
 from .ring import Ring
 
 _placements: weakref.WeakKeyDictionary[nn.Module, Placement] = weakref.WeakKeyDictionary()
+
+
+class Training(NamedTuple):
+    """That a module computes gradients; ``on_host``: what blocks keep for them waits there."""
+
+    on_host: bool = False
 
 
 class Placement:
@@ -118,12 +127,16 @@ class Placement:
 
     @contextmanager
     def running(
-        self, resident: Collection[int], slots: int = 2, poison: bool = False
+        self,
+        resident: Collection[int],
+        slots: int = 2,
+        poison: bool = False,
+        training: Training | None = None,
     ) -> Iterator[Ring | None]:
         """The module computes inside the block of this ``with``.
 
-        Blocks that are not ``resident`` pass through a ring. Whatever happens, the module is as it
-        was before.
+        Blocks that are not ``resident`` pass through a ring; with ``training`` forwards and back
+        again. Whatever happens, the module is as it was before.
         """
         moving = [i for i in range(len(self.blocks)) if i not in resident]
         layers = [
@@ -141,10 +154,21 @@ class Placement:
             if moving:
                 blocks = [self.blocks[i] for i in moving]
                 pairs = [Pair(b, beside[b]) if beside[b].size else b for b in blocks]
-                ring = Ring(pairs, self.device, slots, poison)
+                turns = pairs if training is None else [*pairs, *reversed(pairs)]
+                ring = Ring(turns, self.device, slots, poison)
                 for turn, number in enumerate(moving):
                     block = self.blocks[number].module
                     block.forward = through(ring, turn)
+                    if training is not None:
+                        first = partial(ring.using, turn)
+                        second = partial(ring.using, 2 * len(moving) - 1 - turn)
+                        block.forward = recomputed(block, first, second, training.on_host)
+                    changed.append(block)
+            if training is not None:
+                for number in resident:
+                    block = self.blocks[number].module
+                    here = partial(nullcontext, block)
+                    block.forward = recomputed(block, here, here, training.on_host)
                     changed.append(block)
             for layer in layers:
                 assert isinstance(layer, ModulationLayer)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from ..lora.trained import TrainedBranch
 from ..transformer import DoubleStreamBlock, SingleStreamBlock
 from .blocks import blocks_of, modulation_parts, modulations_of, parts_of
 from .machine import Machine
@@ -28,8 +29,12 @@ UNKNOWN = Machine(25e9, 70e12)
 
 
 def nbytes(module: nn.Module, left_out: set[int]) -> int:
-    """Bytes that a module's tensors take in a buffer, but for some modules."""
-    found = {id(t): aligned(t.nbytes) for *_, t in named_tensors(module, left_out)}
+    """Bytes that a module's tensors take in a buffer, but for some modules and what is trained."""
+    found = {
+        id(t): aligned(t.nbytes)
+        for _, owner, _, t in named_tensors(module, left_out)
+        if not isinstance(owner, TrainedBranch)
+    }
     return sum(found.values())
 
 
@@ -116,7 +121,8 @@ class Plan:
     """What will happen while some modules compute together.
 
     Bytes: ``budget`` (None: no bound), ``peak``, and ``least``, below which nothing runs.
-    ``seconds`` a pass over all blocks, ``floor`` with all of them resident; 0 where not known.
+    ``seconds`` a pass over all blocks, ``floor`` with all of them resident; 0 where not known. A
+    step has so many ``passes``: two where gradients are computed.
     ``tile`` is the side of tiles in latents where a VAE works on tiles.
     """
 
@@ -127,6 +133,7 @@ class Plan:
     seconds: float = 0.0
     floor: float = 0.0
     tile: int | None = None
+    passes: int = 1
 
     @property
     def weights(self) -> int:
@@ -163,10 +170,12 @@ class Plan:
         moved = "nothing streamed"
         if self.streamed:
             slots = max(module.slots for module in self.modules)
-            moved = f"{self.streamed / GB:.2f} GB streamed a step through {slots} slots"
+            streamed = self.passes * self.streamed / GB
+            moved = f"{streamed:.2f} GB streamed a step through {slots} slots"
         said = f"{resident} of {blocks} blocks resident, {moved}; peak {self.peak / GB:.1f} GB"
         if self.seconds:
-            said += f"; {self.seconds:.2f} s a step, {max(0.0, self.loss):.0%} lost by streaming"
+            seconds = self.passes * self.seconds
+            said += f"; {seconds:.2f} s a step, {max(0.0, self.loss):.0%} lost by streaming"
         return said
 
 

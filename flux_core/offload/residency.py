@@ -15,8 +15,8 @@ from torch import nn
 from ..quant import arithmetic_of
 from .machine import Machine, measure
 from .memory import apart, free_bytes
-from .placement import Placement, placement_of, placements_on
-from .plan import UNKNOWN, Plan, cost_of, make_plan, shrunk
+from .placement import Placement, Training, placement_of, placements_on
+from .plan import UNKNOWN, Cost, Plan, cost_of, make_plan, shrunk
 from .policy import OffloadPolicy
 from .report import MemoryReport, PartReport
 from .ring import Ring
@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 #: What is tried after memory ran out: this share of what was planned with.
 RETRY = 0.7
+#: A training step goes over the blocks forwards and back. It computes each forwards, forwards
+#: again, and its gradients, which for frozen weights are as much once more.
+PASSES, COMPUTED = 2, 3
 BEGAN = time.monotonic()
 
 
@@ -39,7 +42,8 @@ def module_bytes(module: nn.Module) -> int:
 class Work:
     """What a part will compute, for its plan: bytes beside the weights, and tokens.
 
-    ``fit`` gives a tile, and the bytes that it takes, for the bytes that there are.
+    ``fit`` gives a tile, and the bytes that it takes, for the bytes that there are. ``training``:
+    gradients are computed too.
     """
 
     activations: int = 0
@@ -47,6 +51,7 @@ class Work:
     text: int = 512
     batch: int = 1
     fit: Callable[[int], tuple[int, int]] | None = None
+    training: Training | None = None
 
     def fitted(self, plan: Plan) -> Plan:
         """The plan, in tiles where it would be over its budget without."""
@@ -93,11 +98,13 @@ class Residency:
             cost_of(m, machine or UNKNOWN, image=work.image, text=work.text, batch=work.batch)
             for m in modules
         ]
+        if work.training is not None:
+            costs = [replace(cost, seconds=trained_seconds(cost)) for cost in costs]
         plan = make_plan(
             costs, modes, self.policy, budget=self.budget(modes), activations=work.activations,
             machine=machine or (UNKNOWN if bounded else None),
         )  # fmt: skip
-        return work.fitted(plan)
+        return replace(work.fitted(plan), passes=1 if work.training is None else PASSES)
 
     def budget(self, modes: Sequence[str]) -> int | None:
         """Bytes of the device for one run; None where nothing bounds it."""
@@ -119,12 +126,13 @@ class Residency:
         Args:
             policies: of each module where it has one of its own, else None.
         """
-        plan = self.plan(modules, work or Work(), policies)
+        work = work or Work()
+        plan = self.plan(modules, work, policies)
         if not plan.fits:
             log.warning("%s: %s; trying nevertheless", name, plan)
         placements = [placement_of(module, self.device) for module in modules]
         part = PartReport(
-            started=time.monotonic() - BEGAN, predicted=plan.peak, step=plan.seconds,
+            started=time.monotonic() - BEGAN, predicted=plan.peak, step=plan.passes * plan.seconds,
             mode=" and ".join(sorted({m.mode for m in plan.modules})),
             blocks=sum(m.blocks for m in plan.modules), tile=plan.tile,
         )  # fmt: skip
@@ -133,7 +141,9 @@ class Residency:
                 started = time.monotonic()
                 self.settle(placements, plan)
                 rings = [
-                    stack.enter_context(placement.running(m.resident, m.slots or 2))
+                    stack.enter_context(
+                        placement.running(m.resident, m.slots or 2, training=work.training)
+                    )
                     for placement, m in zip(placements, plan.modules, strict=True)
                 ]
                 self._wait()
@@ -232,6 +242,11 @@ class Residency:
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def trained_seconds(cost: Cost) -> tuple[float, ...]:
+    """Seconds of each block in one of a training step's passes."""
+    return tuple(COMPUTED / PASSES * seconds for seconds in cost.seconds)
 
 
 def plan_budget(policy: OffloadPolicy, free: int | None, plan: Plan) -> int:

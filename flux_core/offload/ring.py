@@ -12,8 +12,9 @@ once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -195,13 +196,19 @@ class Ring:
                 for layer, worked in pairs:
                     layer.ways.update(worked.ways)
 
-    def run(self, index: int, *args, **kwargs):
-        """A block's forward, from whatever slot holds it."""
+    @contextmanager
+    def using(self, index: int) -> Iterator[nn.Module]:
+        """The block of a turn, from whatever slot holds it; the slot is given back afterwards."""
         asked = self.trace.clock.mark()
         slot, block = self.enter(index)
         started = self.trace.clock.mark()
         try:
-            return block(*args, **kwargs)
+            yield block
         finally:
             self.trace.add(COMPUTE, index, asked, started, self.trace.clock.mark())
             self.leave(slot)
+
+    def run(self, index: int, *args, **kwargs):
+        """A block's forward in its turn."""
+        with self.using(index) as block:
+            return block(*args, **kwargs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -150,12 +151,35 @@ class QuantizedLinear(nn.Module):
         bias = None if self.bias is None else self.bias.to(x.dtype)
         x = self.format.rotate(x)
         if self.scale is None or x.dtype == torch.float16:
-            return F.linear(x, self.format.held(self.codes, self.scale, x.dtype), bias)
-        out, scale = F.linear(x, self.codes.to(x.dtype)), self.scale.to(x.dtype).view(-1)
+            return product(x, lambda: self.format.held(self.codes, self.scale, x.dtype), bias)
+        out, scale = product(x, lambda: self.codes.to(x.dtype)), self.scale.to(x.dtype).view(-1)
         return out * scale if bias is None else torch.addcmul(bias, out, scale)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, format={self.format.name}"
+
+
+class Widened(torch.autograd.Function):
+    """x W^T + b with a W that is made again for the backward pass instead of being kept, so that
+    training through codes holds no second copy of the weights."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, make: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
+        ctx.make = make
+        return F.linear(x, make(), bias)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor, None, Tensor | None]:
+        (grad,) = grads
+        of_bias = grad.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
+        return grad @ ctx.make(), None, of_bias
+
+
+def product(x: Tensor, make: Callable[[], Tensor], bias: Tensor | None = None) -> Tensor:
+    """x times the weight that a function makes; x may have a gradient, the weight has none."""
+    if x.requires_grad and torch.is_grad_enabled():
+        return Widened.apply(x, make, bias)  # pyright: ignore[reportReturnType]
+    return F.linear(x, make(), bias)
 
 
 _told: set[str] = set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+import torch
 from torch import nn
 
 from .formats import FORMATS, full_dtype
@@ -44,6 +45,7 @@ def quantized_names(module: nn.Module) -> set[str]:
     return {layer.format.name for layer in quantized_linears(module)}
 
 
+@torch.inference_mode(False)  # the weights may later serve a training
 def quantize(module: nn.Module, precision: Precision) -> nn.Module:
     """Change how a transformer, ControlNet or T5 stores its linear layers, in place.
 

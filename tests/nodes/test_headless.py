@@ -14,7 +14,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
-POCKET = ("text_to_image", "upscale", "compare_precisions")
+POCKET = ("text_to_image", "upscale", "compare_precisions", "train_lora")
 
 
 @pytest.fixture
@@ -37,10 +37,10 @@ def refused(data: dict, message: str) -> None:
 
 
 class TestWorkflowFiles:
-    def test_there_are_five(self):
+    def test_there_are_six(self):
         assert {p.stem for p in WORKFLOWS} == {
             "text_to_image", "upscale", "compare_precisions", "flux1_dev_fp8_offload",
-            "flux1_dev_upscaler_fp8",
+            "flux1_dev_upscaler_fp8", "train_lora",
         }  # fmt: skip
 
     @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
@@ -95,12 +95,16 @@ class TestWorkflowFiles:
         for path in (f"{name}.json", f"api/{name}.json"):
             graph = headless.read_workflow(ROOT / "workflows" / path)
             for step in graph.values():
-                if step.type == "FluxSampler" and name == "compare_precisions":
-                    step.inputs["steps"] = 3  # five pictures
+                if step.type == "FluxSampler" and name in ("compare_precisions", "train_lora"):
+                    step.inputs["steps"] = 3
+                if step.type == "FluxTrainSettings":
+                    step.inputs |= {"steps": 2, "batch": 1}
+                if step.type == "FluxTrainLora":
+                    step.inputs |= {"sample_steps": 2, "name": path.replace("/", "_")}
             written[path] = headless.saved_images(headless.run(graph))
         for mine, again in zip(*written.values(), strict=True):
             with Image.open(mine) as a, Image.open(again) as b:
-                assert a.size == (256, 256) or name == "compare_precisions"
+                assert a.size == (256, 256) or name in ("compare_precisions", "train_lora")
                 assert a.tobytes() == b.tobytes()
                 assert len(a.getcolors(65536)) > 1
         assert not list(tmp_path.rglob("*.partial"))

@@ -10,21 +10,9 @@ from fluxfit.flux_core import PrecisionPlan, load_transformer
 from fluxfit.flux_core.quant import QuantizedLinear
 from fluxfit.nodes import NODE_CLASS_MAPPINGS, headless
 
+from tests.nodes.calls import defaults, node
+
 POCKET = "fluxfit_pocket.safetensors"
-
-
-def node(name: str):
-    return NODE_CLASS_MAPPINGS[name]()
-
-
-def defaults(name: str, **given):
-    specs = headless.input_specs(NODE_CLASS_MAPPINGS[name])
-    values = {
-        key: options.get("default", kind[0] if isinstance(kind, list) and kind else None)
-        for key, (kind, options) in specs.items()
-        if headless.is_widget(kind)
-    }
-    return values | given
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -50,19 +51,25 @@ def outlines() -> dict[str, np.ndarray]:
     return found
 
 
-def shape_of(mask: np.ndarray) -> str | None:
-    """The shape whose outline overlaps most, if it overlaps enough."""
+def shape_of(mask: np.ndarray, more: Mapping[str, np.ndarray]) -> str | None:
+    """The shape whose outline overlaps most, if it overlaps enough; ``more`` are masks of shapes
+    beside the known ones."""
     mine = normalised(mask)
+    known = outlines() | {shape: normalised(other) for shape, other in more.items()}
     overlaps = {
-        shape: (mine & outline).sum() / (mine | outline).sum()
-        for shape, outline in outlines().items()
+        shape: (mine & outline).sum() / (mine | outline).sum() for shape, outline in known.items()
     }
     best = max(overlaps, key=lambda shape: overlaps[shape])
     return best if overlaps[best] >= LEAST_OVERLAP else None
 
 
-def look(picture: np.ndarray) -> tuple[str, list[Sight]]:
-    """Name the background and the things, largest first, of a picture (H, W, 3) uint8."""
+def look(
+    picture: np.ndarray, more: Mapping[str, np.ndarray] | None = None
+) -> tuple[str, list[Sight]]:
+    """Name the background and the things, largest first, of a picture (H, W, 3) uint8.
+
+    ``more`` are masks of shapes beside the known ones, by name.
+    """
     pixels = picture.astype(np.float32)
     side = picture.shape[0]
     rim = max(2, side // 64)
@@ -84,6 +91,8 @@ def look(picture: np.ndarray) -> tuple[str, list[Sight]]:
         near = np.linalg.norm(pixels - colour, axis=-1) < distance
         mask = ndimage.binary_dilation(region, iterations=2) & near
         y, x = ndimage.center_of_mass(mask)
-        things.append((mask.sum(), Sight(shape_of(mask), name_of(colour), x / side, y / side)))
+        things.append(
+            (mask.sum(), Sight(shape_of(mask, more or {}), name_of(colour), x / side, y / side))
+        )
     things.sort(key=lambda item: -item[0])
     return name_of(background), [sight for _, sight in things]

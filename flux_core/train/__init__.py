@@ -1,0 +1,8 @@
+"""Training LoRAs on a frozen base of any precision, wherever its weights are."""
+
+from .config import ConfigError, TrainConfig, read_config
+from .data import Parts
+from .history import News
+from .trainer import Trained, Trainer
+
+__all__ = ["ConfigError", "News", "Parts", "TrainConfig", "Trained", "Trainer", "read_config"]

@@ -1,0 +1,402 @@
+"""What a training run is: read from TOML, YAML or JSON, every field checked before anything loads.
+
+    [model]  [lora]  [[data]]  [objective]  [optimizer]  [samples]  [validation]  [offload]
+
+An unknown field is refused with the nearest one that there is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from ..lora.save import FORMATS
+from ..offload import OffloadPolicy
+from ..offload.policy import MODES
+from ..quant import PRECISIONS
+from ..schedule import SHIFTS
+
+TIMESTEPS = ("uniform", "sigmoid", "logit_normal", "shift", "resolution_shift")
+WEIGHTINGS = ("none", "sigma_sqrt", "cosmap", "bell")
+OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "prodigy")
+SCHEDULES = ("constant", "linear", "cosine")
+ON_FAULT = ("skip", "refuse")
+ON_EMPTY = ("use", "skip", "refuse")
+
+
+class ConfigError(ValueError):
+    """A training run's settings are wrong; the message names the field."""
+
+
+def choice(value: str, name: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
+
+
+def within(value: float, name: str, low: float, high: float | None = None) -> None:
+    if value < low or (high is not None and value > high):
+        span = f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
+        raise ConfigError(f"{name} is {value:g}, expected {span}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Files of the base model; all empty is the pocket model that FluxFit ships."""
+
+    transformer: str = ""
+    clip_l: str = ""
+    t5: str = ""
+    vae: str = ""
+    tokenizers: str = ""
+    precision: str = "fp8_scaled"
+    text_precision: str = "fp8_scaled"
+
+    def __post_init__(self) -> None:
+        known = (*PRECISIONS, "as_stored")
+        choice(self.precision, "model.precision", known)
+        choice(self.text_precision, "model.text_precision", known)
+        if self.precision == "fp16":
+            raise ConfigError(
+                "model.precision is 'fp16', in which gradients overflow: take bf16, fp32 or one "
+                "byte a weight"
+            )
+        files = (self.transformer, self.clip_l, self.t5, self.vae)
+        if any(files) and not all(files):
+            raise ConfigError("model needs transformer, clip_l, t5 and vae, or none of them")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """``alpha`` 0 is the rank. ``targets``: kinds of layers, or patterns of native names.
+    ``formats``: in which names the file is written."""
+
+    rank: int = 16
+    alpha: float = 0.0
+    targets: tuple[str, ...] = ("attention", "mlp")
+    formats: tuple[str, ...] = ("diffusers", "kohya")
+    ema: float = 0.0
+
+    def __post_init__(self) -> None:
+        within(self.rank, "lora.rank", 1, 4096)
+        within(self.alpha, "lora.alpha", 0)
+        within(self.ema, "lora.ema", 0, 0.99999)
+        if not self.targets or not self.formats:
+            raise ConfigError("lora.targets and lora.formats want at least one entry each")
+        for format in self.formats:
+            choice(format, "lora.formats", FORMATS)
+
+    @property
+    def strength(self) -> float:
+        return self.alpha or float(self.rank)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """A folder of pictures.
+
+    ``metadata``: a .csv (``file_name``, ``text``) or .jsonl file in it; else captions are .txt
+    files beside the pictures. ``resolutions``: squares whose area a picture is brought to, keeping
+    its shape in steps of ``step`` pixels. ``trigger`` goes before every caption. ``masks``:
+    pictures ``NAME.mask.png`` or ``NAME-masklabel.png`` say where to learn, white for all.
+    """
+
+    folder: str = ""
+    metadata: str = ""
+    repeats: int = 1
+    resolutions: tuple[int, ...] = (512,)
+    step: int = 64
+    max_aspect: float = 2.0
+    trigger: str = ""
+    masks: bool = True
+    broken: str = "refuse"
+    empty_captions: str = "refuse"
+
+    def __post_init__(self) -> None:
+        if not self.folder:
+            raise ConfigError("data.folder is missing: which pictures?")
+        within(self.repeats, "data.repeats", 1)
+        within(self.max_aspect, "data.max_aspect", 1, 8)
+        if self.step < 16 or self.step % 16:
+            raise ConfigError(f"data.step is {self.step}, expected a multiple of 16")
+        if not self.resolutions:
+            raise ConfigError("data.resolutions is empty, expected sides in pixels such as 512")
+        for side in self.resolutions:
+            within(side, "data.resolutions", self.step, 4096)
+        choice(self.broken, "data.broken", ON_FAULT)
+        choice(self.empty_captions, "data.empty_captions", ON_EMPTY)
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """Which noise levels are learned, and how much each counts.
+
+    ``timesteps``: ``uniform``; ``sigmoid`` of a normal times ``scale``; ``logit_normal`` with
+    ``mean`` and ``scale``; ``shift``, the same and then shifted by the factor ``shift``;
+    ``resolution_shift``, shifted by the number of tokens as FLUX.1 was. ``guidance`` is what
+    guidance-distilled models are told, 1 for no distillation.
+    """
+
+    timesteps: str = "sigmoid"
+    mean: float = 0.0
+    scale: float = 1.0
+    shift: float = 3.0
+    weighting: str = "none"
+    guidance: float = 1.0
+    caption_dropout: float = 0.0
+    mask_floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        choice(self.timesteps, "objective.timesteps", TIMESTEPS)
+        choice(self.weighting, "objective.weighting", WEIGHTINGS)
+        within(self.scale, "objective.scale", 1e-3, 100)
+        within(self.shift, "objective.shift", 1e-3, 100)
+        within(self.caption_dropout, "objective.caption_dropout", 0, 1)
+        within(self.mask_floor, "objective.mask_floor", 0, 1)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """``warmup`` and the run's length are counted in steps of the optimizer; one takes
+    ``accumulation`` batches. ``clip`` 0 clips nothing."""
+
+    name: str = "adamw"
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    schedule: str = "constant"
+    warmup: int = 0
+    accumulation: int = 1
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        choice(self.name, "optimizer.name", OPTIMIZERS)
+        choice(self.schedule, "optimizer.schedule", SCHEDULES)
+        within(self.learning_rate, "optimizer.learning_rate", 0, 10)
+        within(self.weight_decay, "optimizer.weight_decay", 0)
+        within(self.warmup, "optimizer.warmup", 0)
+        within(self.accumulation, "optimizer.accumulation", 1)
+        within(self.clip, "optimizer.clip", 0)
+        for beta in self.betas:
+            within(beta, "optimizer.betas", 0, 0.99999)
+
+
+@dataclass(frozen=True)
+class SamplesConfig:
+    """Pictures that are drawn ``every`` so many steps, 0 for none, and at the end."""
+
+    prompts: tuple[str, ...] = ()
+    every: int = 0
+    width: int = 512
+    height: int = 512
+    steps: int = 20
+    cfg: float = 1.0
+    guidance: float = 3.5
+    seed: int = 0
+    shift: str = "host"
+
+    def __post_init__(self) -> None:
+        choice(self.shift, "samples.shift", SHIFTS)
+        for name in ("width", "height"):
+            side = getattr(self, name)
+            if side < 16 or side % 16:
+                raise ConfigError(f"samples.{name} is {side}, expected a multiple of 16")
+        within(self.steps, "samples.steps", 1)
+        within(self.every, "samples.every", 0)
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """A loss at fixed noise and noise levels (``levels`` of them), ``every`` so many steps.
+
+    On pictures of ``folder``, or on a ``share`` of the data that is then not trained on.
+    """
+
+    every: int = 0
+    folder: str = ""
+    share: float = 0.1
+    levels: int = 4
+
+    def __post_init__(self) -> None:
+        within(self.every, "validation.every", 0)
+        within(self.share, "validation.share", 0, 0.9)
+        within(self.levels, "validation.levels", 1, 1000)
+
+
+@dataclass(frozen=True)
+class OffloadConfig:
+    """Where weights and activations are; budgets in gigabytes, 0 for none."""
+
+    mode: str = "auto"
+    vram_budget: float = 0.0
+    ram_budget: float = 0.0
+    activations_on_host: bool = False
+
+    def __post_init__(self) -> None:
+        choice(self.mode, "offload.mode", MODES)
+        within(self.vram_budget, "offload.vram_budget", 0)
+        within(self.ram_budget, "offload.ram_budget", 0)
+
+    @property
+    def policy(self) -> OffloadPolicy:
+        def given(gigabytes: float) -> int | None:
+            return int(gigabytes * 1e9) or None
+
+        return OffloadPolicy(
+            self.mode, vram_budget=given(self.vram_budget), ram_budget=given(self.ram_budget)
+        )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run; its files go to ``output``/``name``.
+
+    ``cache``: where latents and text embeddings are kept, by default beside the run; "none" keeps
+    them in memory. ``save_every`` steps a checkpoint is written, of which ``keep`` are kept.
+    """
+
+    name: str = "lora"
+    output: str = "output/training"
+    cache: str = ""
+    steps: int = 1000
+    batch: int = 1
+    seed: int = 0
+    save_every: int = 250
+    keep: int = 2
+    model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    data: tuple[DataConfig, ...] = ()
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    offload: OffloadConfig = field(default_factory=OffloadConfig)
+
+    def __post_init__(self) -> None:
+        if not self.name or Path(self.name).name != self.name or self.name.startswith("."):
+            raise ConfigError(f"name is {self.name!r}, expected a plain name for a folder")
+        if not self.data:
+            raise ConfigError("there is no [[data]]: which pictures?")
+        within(self.steps, "steps", 1)
+        within(self.batch, "batch", 1)
+        within(self.seed, "seed", 0, 2**63 - 1)
+        within(self.save_every, "save_every", 0)
+        within(self.keep, "keep", 1)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output) / self.name
+
+
+def make(kind: type, value: Any, where: str) -> Any:
+    """A value of a file as a field of some type; raises ``ConfigError`` naming the field."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if is_dataclass(kind):
+        return from_mapping(kind, value, where)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            if is_dataclass(inner[0]) or isinstance(value, Mapping):
+                raise ConfigError(f"{where} is {value!r}, expected a list ([[{where}]] in TOML)")
+            value = [value]
+        if inner[-1] is not Ellipsis and len(value) != len(inner):
+            raise ConfigError(f"{where} has {len(value)} entries, expected {len(inner)}")
+        return tuple(make(inner[0], entry, where) for entry in value)
+    if origin is types.UnionType:
+        return None if value is None else make(inner[0], value, where)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is float and isinstance(value, str):  # YAML reads 1e-4 as a word
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+        names = {str: "a word", int: "a whole number", float: "a number", bool: "true or false"}
+        raise ConfigError(f"{where} is {value!r}, expected {names[kind]}")
+    return value
+
+
+def from_mapping(kind: type, value: Any, where: str = "") -> Any:
+    """A dataclass from a mapping of a file, checked field by field."""
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where or 'the file'} is {value!r}, expected fields and values")
+    hints = typing.get_type_hints(kind)
+    known = [f.name for f in fields(kind)]
+    made = {}
+    for name, entry in value.items():
+        full = f"{where}.{name}" if where else str(name)
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 1, 0.0)
+            raise ConfigError(
+                f"{full} is no setting; the nearest is {near[0]!r} (there are {', '.join(known)})"
+            )
+        made[name] = make(hints[name], entry, full)
+    return kind(**made)
+
+
+def read_config(path: str | Path) -> TrainConfig:
+    """Read a run's settings; paths in it are taken from the folder of the file.
+
+    Raises ``ConfigError`` naming the file and the field.
+    """
+    path = Path(path)
+    try:
+        raw = parse(path)
+        return anchored(from_mapping(TrainConfig, raw), path.parent)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def parse(path: Path) -> Any:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError("no such file") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"is no text ({error})") from error
+    try:
+        if path.suffix == ".toml":
+            if sys.version_info >= (3, 11):
+                import tomllib
+            else:
+                import tomli as tomllib  # pyright: ignore[reportMissingImports]
+            return tomllib.loads(text)
+        if path.suffix in (".yaml", ".yml"):
+            import yaml
+
+            return yaml.safe_load(text)
+        if path.suffix == ".json":
+            return json.loads(text)
+    except ImportError:
+        raise
+    except Exception as error:  # each of the three has errors of its own
+        raise ConfigError(f"cannot be read: {error}") from error
+    raise ConfigError(f"ends with {path.suffix!r}, expected .toml, .yaml or .json")
+
+
+def anchored(config: TrainConfig, home: Path) -> TrainConfig:
+    """A config whose relative input paths begin at a folder."""
+
+    def at(path: str) -> str:
+        return str(home / Path(path).expanduser()) if path else ""
+
+    model = dataclasses.replace(
+        config.model,
+        **{name: at(getattr(config.model, name))
+           for name in ("transformer", "clip_l", "t5", "vae", "tokenizers")},
+    )  # fmt: skip
+    data = tuple(dataclasses.replace(d, folder=at(d.folder)) for d in config.data)
+    validation = dataclasses.replace(config.validation, folder=at(config.validation.folder))
+    return dataclasses.replace(config, model=model, data=data, validation=validation)
+
+
+def to_mapping(config: TrainConfig) -> dict[str, Any]:
+    """A config as ``from_mapping`` reads it."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))

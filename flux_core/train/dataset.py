@@ -1,0 +1,203 @@
+"""Folders of pictures with captions, and what is wrong with any of them.
+
+Captions come from a table (``metadata.csv`` as DiffSynth-Studio has it, or a ``.jsonl``), or from
+``.txt`` files of the pictures' names. Everything that cannot be used is named with its reason, and
+then skipped or refused as the settings say.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from .buckets import Size, bucket_for, buckets
+from .config import ConfigError, DataConfig
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+TABLES = ("metadata.csv", "metadata.jsonl")
+FILE_COLUMNS = ("file_name", "file", "image", "path")
+TEXT_COLUMNS = ("text", "caption", "prompt")
+MASK_ENDINGS = (".mask.png", "-masklabel.png")
+#: Faults that a message names; the others are counted.
+SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture with its caption, brought to one size."""
+
+    picture: Path
+    content: str  # the hash of the file
+    caption: str
+    size: Size
+    repeats: int
+    mask: Path | None = None
+    mask_content: str = ""
+
+
+@dataclass
+class Faults:
+    """What cannot be used, and what is done about it."""
+
+    found: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+
+    def add(self, path: Path, reason: str, way: str) -> None:
+        said = f"{path}: {reason}"
+        (self.refused if way == "refuse" else self.found).append(said)
+
+    def raise_refused(self) -> None:
+        """Raise ``ConfigError`` naming what the settings refuse."""
+        if self.refused:
+            raise ConfigError(
+                f"{len(self.refused)} pictures cannot be trained on: {listed(self.refused)} "
+                "(data.broken and data.empty_captions = 'skip' leave such out)"
+            )
+
+
+def listed(said: Sequence[str]) -> str:
+    more = f"; and {len(said) - SHOWN} more" if len(said) > SHOWN else ""
+    return "; ".join(said[:SHOWN]) + more
+
+
+def read_items(configs: Sequence[DataConfig], faults: Faults) -> list[Item]:
+    """All items of some folders, in a fixed order; faults are added to ``faults``.
+
+    Raises ``ConfigError`` for a folder or table that is not there, or where nothing is left.
+    """
+    items: list[Item] = []
+    for config in configs:
+        known: dict[int, list[Size]] = {
+            side: buckets(side, config.step, config.max_aspect) for side in config.resolutions
+        }
+        for path, caption, mask in captioned(config, faults):
+            item = read_item(path, caption, mask, config, known, faults)
+            items += item
+    faults.raise_refused()
+    if not items:
+        folders = ", ".join(config.folder for config in configs)
+        why = f": {listed(faults.found)}" if faults.found else ""
+        raise ConfigError(f"no picture to train on in {folders}{why}")
+    return items
+
+
+def captioned(config: DataConfig, faults: Faults) -> Iterator[tuple[Path, str, Path | None]]:
+    """Pictures of a folder with captions and masks."""
+    folder = Path(config.folder)
+    if not folder.is_dir():
+        raise ConfigError(f"data.folder {folder} is no folder")
+    table = config.metadata or next((name for name in TABLES if (folder / name).is_file()), "")
+    if not table:
+        for path in sorted(folder.rglob("*")):
+            if path.suffix.lower() not in PICTURES or path.name.endswith(MASK_ENDINGS):
+                continue
+            text = path.with_suffix(".txt")
+            try:
+                caption = text.read_text(encoding="utf-8").strip() if text.is_file() else ""
+            except UnicodeDecodeError:
+                faults.add(text, "is no UTF-8 text", config.broken)
+                continue
+            yield path, caption, mask_beside(path)
+        return
+    if not (folder / table).is_file():
+        raise ConfigError(f"data.metadata {folder / table}: no such file")
+    for number, row in read_table(folder / table):
+        where = f"{folder / table}, entry {number}"
+        name = next((str(row[key]) for key in FILE_COLUMNS if row.get(key)), "")
+        if not name:
+            raise ConfigError(f"{where}: has none of {', '.join(FILE_COLUMNS)}")
+        path = (folder / name).resolve()
+        if not path.is_relative_to(folder.resolve()):
+            raise ConfigError(f"{where}: {name!r} leaves the folder")
+        caption = next((str(row[key]) for key in TEXT_COLUMNS if row.get(key)), "").strip()
+        mask = row.get("mask")
+        yield path, caption, folder / str(mask) if mask else mask_beside(path)
+
+
+def read_table(path: Path) -> Iterator[tuple[int, dict]]:
+    """Rows of a .csv or .jsonl file, from number 1."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix == ".csv":
+            yield from enumerate(csv.DictReader(io.StringIO(text)), 1)
+            return
+        for number, line in enumerate(text.splitlines(), 1):
+            if line.strip():
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ConfigError(f"{path}, line {number}: expected an object")
+                yield number, row
+    except (UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as {path.suffix} ({error})") from error
+
+
+def mask_beside(path: Path) -> Path | None:
+    masks = (path.with_name(path.stem + ending) for ending in MASK_ENDINGS)
+    return next((mask for mask in masks if mask.is_file()), None)
+
+
+def read_item(
+    path: Path, caption: str, mask: Path | None, config: DataConfig,
+    known: dict[int, list[Size]], faults: Faults,
+) -> list[Item]:  # fmt: skip
+    """A picture at each resolution; none where something is wrong with it."""
+    if not caption and not config.trigger and config.empty_captions != "use":
+        faults.add(path, "has no caption", config.empty_captions)
+        return []
+    if not config.masks:
+        mask = None
+    try:
+        data = path.read_bytes()
+        with Image.open(io.BytesIO(data)) as opened:
+            width, height = ImageOps.exif_transpose(opened).size
+        mask_content = hashlib.sha256(mask.read_bytes()).hexdigest() if mask else ""
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        faults.add(path, f"cannot be opened ({error})", config.broken)
+        return []
+    content = hashlib.sha256(data).hexdigest()
+    text = f"{config.trigger}, {caption}" if config.trigger and caption else config.trigger
+    return [
+        Item(
+            path, content, text or caption, bucket_for(width, height, sizes), config.repeats, mask,
+            mask_content,
+        )
+        for sizes in known.values()
+    ]  # fmt: skip
+
+
+def covered(picture: Image.Image, size: Size) -> Image.Image:
+    """A picture scaled to cover a size, and cut to it around its middle."""
+    return ImageOps.fit(picture, (size.width, size.height), Image.Resampling.LANCZOS)
+
+
+def open_picture(path: Path, size: Size) -> Tensor:
+    """A picture (1, H, W, 3) in [0, 1], upright, on white where it is transparent.
+
+    Raises ``OSError`` for a broken file.
+    """
+    with Image.open(path) as opened:
+        picture = ImageOps.exif_transpose(opened)
+        if "A" in picture.getbands() or "transparency" in picture.info:
+            picture = picture.convert("RGBA")
+            white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+            picture = Image.alpha_composite(white, picture)
+        pixels = np.asarray(covered(picture.convert("RGB"), size), dtype=np.float32)
+    return torch.from_numpy(pixels / 255)[None]
+
+
+def open_mask(path: Path, size: Size) -> Tensor:
+    """A mask of latents' size (1, h, w) in [0, 1], 1 where to learn."""
+    with Image.open(path) as opened:
+        picture = covered(ImageOps.exif_transpose(opened).convert("L"), size)
+        small = picture.resize((size.width // 8, size.height // 8), Image.Resampling.BOX)
+    return torch.from_numpy(np.asarray(small, dtype=np.float32) / 255)[None]

@@ -1,0 +1,128 @@
+"""The node that opens a folder of pictures to train on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..flux_core.pictures import grid
+from ..flux_core.train.config import ON_EMPTY, ON_FAULT, DataConfig
+from ..flux_core.train.dataset import Faults, Item, listed, open_picture, read_items
+from . import host
+from .widgets import ADVANCED, one_of, whole, words
+from .wires import FLUX_DATASET, TRAINING
+
+#: Pictures of a dataset that are shown.
+SHOWN = 30
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Folders to learn from."""
+
+    folders: tuple[DataConfig, ...]
+
+
+class FluxDataset:
+    """A folder of pictures with captions."""
+
+    DESCRIPTION = (
+        "Pictures to train a LoRA on: a folder of ComfyUI's input folder, with a .txt caption "
+        "beside each picture, or with a metadata.csv (file_name, text) or .jsonl. Pictures keep "
+        "their shape. Chain several."
+    )
+    CATEGORY = TRAINING
+    FUNCTION = "open"
+    SEARCH_ALIASES = ["training data", "load images", "captions"]
+    RETURN_TYPES = (FLUX_DATASET, "IMAGE", "STRING")
+    RETURN_NAMES = ("dataset", "pictures", "report")
+    OUTPUT_TOOLTIPS = (
+        "For FluxTrainLora, or the next dataset.",
+        "The first pictures with their captions, as they will be seen.",
+        "How many there are in which sizes, and what is left out.",
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "folder": one_of(
+                    host.dataset_names(), "A folder with pictures, inside ComfyUI's input folder."
+                ),
+                "resolution": whole(
+                    512, 64, 2048, "Side of a square whose area pictures are brought to.", step=16
+                ),
+                "repeats": whole(1, 1, 1000, "How often each picture comes in an epoch."),
+                "trigger": words("", "Put before every caption, such as a name for the concept."),
+            },
+            "optional": {
+                "dataset": (FLUX_DATASET, {"tooltip": "More folders, before this one."}),
+                "bucket_step": whole(
+                    64, 16, 256, "Sides are multiples of this.", step=16, **ADVANCED
+                ),
+                "masks": (
+                    "BOOLEAN",
+                    {"default": True, "tooltip": "Read NAME.mask.png beside a picture: white is "
+                     "learned, black is not.", "advanced": True},
+                ),
+                "broken": one_of(
+                    ON_FAULT, "What to do about pictures that cannot be opened.",
+                    default="refuse", **ADVANCED,
+                ),
+                "empty_captions": one_of(
+                    ON_EMPTY, "What to do about pictures without a caption.", default="refuse",
+                    **ADVANCED,
+                ),
+            },
+        }  # fmt: skip
+
+    def open(
+        self, folder: str, resolution: int, repeats: int, trigger: str,
+        dataset: Dataset | None = None, bucket_step: int = 64, masks: bool = True,
+        broken: str = "refuse", empty_captions: str = "refuse",
+    ):  # fmt: skip
+        config = DataConfig(
+            folder=str(host.dataset_path(folder)), repeats=repeats, resolutions=(resolution,),
+            step=bucket_step, trigger=trigger, masks=masks, broken=broken,
+            empty_captions=empty_captions,
+        )  # fmt: skip
+        folders = (*(dataset.folders if dataset else ()), config)
+        faults = Faults()
+        items = read_items(folders, faults)
+        said = about(items, faults)
+        return {
+            "ui": {"text": (said,)},
+            "result": (Dataset(folders), contact_sheet(items)[None], said),
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, folder: str, **_):
+        files = sorted(host.dataset_path(folder).rglob("*"))
+        return str([(f.name, f.stat().st_mtime_ns) for f in files if f.is_file()])
+
+
+def about(items: list[Item], faults: Faults) -> str:
+    """A dataset in words."""
+    sizes: dict[str, int] = {}
+    for item in items:
+        name = f"{item.size.width}x{item.size.height}"
+        sizes[name] = sizes.get(name, 0) + item.repeats
+    said = f"{len(items)} pictures: " + ", ".join(f"{n} of {s}" for s, n in sizes.items())
+    masked = sum(item.mask is not None for item in items)
+    said += f"; {masked} with a mask" if masked else ""
+    return said + (f"\nleft out: {listed(faults.found)}" if faults.found else "")
+
+
+def contact_sheet(items: list[Item]) -> Tensor:
+    """The first pictures with their captions on one sheet (H, W, 3)."""
+    pictures, labels = [], []
+    for item in items[:SHOWN]:
+        picture = open_picture(item.picture, item.size)[0].movedim(-1, 0)[None]
+        side = max(picture.shape[-2:])
+        size = [round(160 * n / side) for n in picture.shape[-2:]]
+        small = torch.nn.functional.interpolate(picture, size, mode="area")
+        pictures.append(small[0].movedim(0, -1))
+        labels.append(item.caption[:22])
+    return grid(pictures, labels, columns=6)

@@ -1,0 +1,319 @@
+"""The nodes that train a LoRA."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ..flux_core.lora import load_lora
+from ..flux_core.pictures import to_pil
+from ..flux_core.schedule import SHIFTS
+from ..flux_core.train import ConfigError, News, Parts, TrainConfig, Trainer
+from ..flux_core.train.config import (
+    OPTIMIZERS,
+    SCHEDULES,
+    TIMESTEPS,
+    WEIGHTINGS,
+    LoraConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    SamplesConfig,
+    ValidationConfig,
+)
+from ..flux_core.train.history import times_histogram
+from ..flux_core.train.state import checkpoints_of, read_run
+from . import host
+from .dataset import Dataset
+from .patcher import HostResidency
+from .vae import HostVAE
+from .widgets import ADVANCED, number, one_of, whole, words
+from .wires import (
+    FLUX_DATASET,
+    FLUX_MODEL,
+    FLUX_TEXT_ENCODERS,
+    FLUX_TRAIN_SETTINGS,
+    TRAINING,
+    FluxModel,
+    FluxTextEncoders,
+)
+
+#: What a person chooses from, and the targets that it means.
+LAYERS = {
+    "attention and mlp": ("attention", "mlp"),
+    "attention": ("attention",),
+    "all of the blocks": ("attention", "mlp", "modulation"),
+}
+RUNS = "training"
+
+
+class FluxTrainSettings:
+    """How a LoRA is trained."""
+
+    DESCRIPTION = (
+        "How a LoRA is trained: its size, how long, how fast, at which noise levels. The picture "
+        "shows how often each noise level is drawn."
+    )
+    CATEGORY = TRAINING
+    FUNCTION = "make"
+    SEARCH_ALIASES = ["training config", "hyperparameters"]
+    RETURN_TYPES = (FLUX_TRAIN_SETTINGS, "IMAGE")
+    RETURN_NAMES = ("settings", "timesteps")
+    OUTPUT_TOOLTIPS = ("For FluxTrainLora.", "Which noise levels are drawn how often.")
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "steps": whole(1000, 1, 1_000_000, "Updates in all."),
+                "batch": whole(1, 1, 256, "Pictures a step."),
+                "rank": whole(16, 1, 512, "Size of the LoRA."),
+                "layers": one_of(LAYERS, "Which layers it is beside.", default="attention and mlp"),
+                "learning_rate": number(1e-4, 0.0, 10.0, 1e-6, "1e-4 is usual for adamw."),
+                "timesteps": one_of(
+                    TIMESTEPS, "How noise levels are drawn.", default="sigmoid"
+                ),
+                "seed": whole(0, 0, 2**53, "The same seed trains the same LoRA."),
+            },
+            "optional": {
+                "alpha": number(0.0, 0.0, 4096.0, 0.5, "Strength; 0 is the rank.", **ADVANCED),
+                "shift": number(
+                    3.0, 0.01, 100.0, 0.01, "For timesteps = shift: more than 1 is more noise.",
+                    **ADVANCED,
+                ),
+                "weighting": one_of(
+                    WEIGHTINGS, "How much each noise level counts.", default="none", **ADVANCED
+                ),
+                "guidance": number(
+                    1.0, 0.0, 100.0, 0.1, "What FLUX.1 dev is told while it learns.", **ADVANCED
+                ),
+                "caption_dropout": number(
+                    0.0, 0.0, 1.0, 0.01, "Share of pictures learned without caption.", **ADVANCED
+                ),
+                "optimizer": one_of(
+                    OPTIMIZERS, "adamw needs no package.", default="adamw", **ADVANCED
+                ),
+                "weight_decay": number(0.01, 0.0, 10.0, 1e-4, "Pulls weights to 0.", **ADVANCED),
+                "schedule": one_of(
+                    SCHEDULES, "Of the learning rate.", default="constant", **ADVANCED
+                ),
+                "warmup": whole(0, 0, 100_000, "Steps to the full learning rate.", **ADVANCED),
+                "accumulation": whole(1, 1, 1024, "Batches a step.", **ADVANCED),
+                "clip": number(1.0, 0.0, 1000.0, 0.1, "Largest norm of gradients.", **ADVANCED),
+                "ema": number(
+                    0.0, 0.0, 0.9999, 1e-4, "Decay of a running mean, which is what is written; "
+                    "0 is none.", **ADVANCED,
+                ),
+                "save_every": whole(250, 0, 100_000, "Steps between checkpoints.", **ADVANCED),
+                "validate_every": whole(
+                    0, 0, 100_000, "Steps between losses at fixed noise on a tenth of the "
+                    "pictures, which is then not trained on; 0 is never.", **ADVANCED,
+                ),
+                "activations_on_host": (
+                    "BOOLEAN",
+                    {"default": False, "tooltip": "Keeps what the backward pass needs in host "
+                     "memory: less of the card for a little time.", "advanced": True},
+                ),
+            },
+        }  # fmt: skip
+
+    def make(
+        self, steps: int, batch: int, rank: int, layers: str, learning_rate: float,
+        timesteps: str, seed: int, alpha: float = 0.0, shift: float = 3.0,
+        weighting: str = "none", guidance: float = 1.0, caption_dropout: float = 0.0,
+        optimizer: str = "adamw", weight_decay: float = 0.01, schedule: str = "constant",
+        warmup: int = 0, accumulation: int = 1, clip: float = 1.0, ema: float = 0.0,
+        save_every: int = 250, validate_every: int = 0, activations_on_host: bool = False,
+    ):  # fmt: skip
+        objective = ObjectiveConfig(
+            timesteps, shift=shift, weighting=weighting, guidance=guidance,
+            caption_dropout=caption_dropout,
+        )  # fmt: skip
+        settings = Settings(
+            steps, batch, seed, save_every,
+            LoraConfig(rank, alpha, LAYERS[layers], ema=ema),
+            objective,
+            OptimizerConfig(
+                optimizer, learning_rate, weight_decay, schedule=schedule, warmup=warmup,
+                accumulation=accumulation, clip=clip,
+            ),
+            ValidationConfig(every=validate_every),
+            activations_on_host,
+        )  # fmt: skip
+        return (settings, times_histogram(objective)[None])
+
+
+@dataclass(frozen=True)
+class Settings:
+    """``TrainConfig`` but for the data, the models and the name."""
+
+    steps: int
+    batch: int
+    seed: int
+    save_every: int
+    lora: LoraConfig
+    objective: ObjectiveConfig
+    optimizer: OptimizerConfig
+    validation: ValidationConfig
+    activations_on_host: bool
+
+
+TRAINED = (FLUX_MODEL, "IMAGE", "IMAGE", "STRING")
+TRAINED_NAMES = ("model", "loss", "samples", "path")
+TRAINED_TOOLTIPS = (
+    "The model with the new LoRA on it.",
+    "The loss over the steps.",
+    "The last sample pictures.",
+    "The LoRA's file, in models of the output folder: FluxLoraLoader and LoraLoader list it.",
+)
+PARTS = {
+    "model": (FLUX_MODEL, {"tooltip": "The base, of any precision but fp16; stays as it is."}),
+    "text_encoders": (FLUX_TEXT_ENCODERS, {"tooltip": "From FluxLoaderFP8."}),
+    "vae": ("VAE", {"tooltip": "From FluxLoaderFP8."}),
+}
+
+
+class FluxTrainLora:
+    """Trains a LoRA."""
+
+    DESCRIPTION = (
+        "Trains a LoRA beside the frozen weights of FLUX.1, of any precision and under any offload "
+        "policy. Shows samples while it runs. Cancelled, it keeps a checkpoint, and goes on from "
+        "there when it is queued again."
+    )
+    CATEGORY = TRAINING
+    FUNCTION = "train"
+    OUTPUT_NODE = True
+    SEARCH_ALIASES = ["lora training", "fine-tune", "dreambooth"]
+    RETURN_TYPES, RETURN_NAMES, OUTPUT_TOOLTIPS = TRAINED, TRAINED_NAMES, TRAINED_TOOLTIPS
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": PARTS
+            | {
+                "dataset": (FLUX_DATASET, {"tooltip": "From FluxDataset."}),
+                "settings": (FLUX_TRAIN_SETTINGS, {"tooltip": "From FluxTrainSettings."}),
+                "name": words("my_lora", "Of the run, in output/training, and of the LoRA."),
+                "existing": one_of(
+                    ("resume", "refuse"),
+                    "Where a run of this name exists: go on with it (it must have the same "
+                    "settings), or refuse.",
+                    default="resume",
+                ),
+                "sample_prompts": words(
+                    "", "One a line: drawn at the beginning, between and at the end.",
+                    multiline=True,
+                ),
+                "sample_every": whole(250, 0, 100_000, "Steps between samples; 0 is only at the "
+                                      "end."),
+            },
+            "optional": {
+                "sample_steps": whole(20, 1, 1000, "Of the sampler.", **ADVANCED),
+                "sample_cfg": number(1.0, 0.0, 30.0, 0.1, "1 for FLUX.1 dev.", **ADVANCED),
+                "sample_shift": one_of(SHIFTS, "As in FluxSampler.", default="host", **ADVANCED),
+            },
+        }  # fmt: skip
+
+    def train(
+        self, model: FluxModel, text_encoders: FluxTextEncoders, vae, dataset: Dataset,
+        settings: Settings, name: str, existing: str, sample_prompts: str, sample_every: int,
+        sample_steps: int = 20, sample_cfg: float = 1.0, sample_shift: str = "host",
+    ):  # fmt: skip
+        side = dataset.folders[0].resolutions[0] // 16 * 16
+        samples = SamplesConfig(
+            tuple(line.strip() for line in sample_prompts.splitlines() if line.strip()),
+            sample_every, side, side, sample_steps, sample_cfg, seed=settings.seed,
+            shift=sample_shift,
+        )  # fmt: skip
+        config = TrainConfig(
+            name=name, output=str(host.output_folder().resolve() / RUNS), steps=settings.steps,
+            batch=settings.batch, seed=settings.seed, save_every=settings.save_every,
+            cache=str(host.output_folder().resolve() / RUNS / ".cache"), lora=settings.lora,
+            data=dataset.folders, objective=settings.objective, optimizer=settings.optimizer,
+            samples=samples, validation=settings.validation,
+        )  # fmt: skip
+        offload = replace(config.offload, activations_on_host=settings.activations_on_host)
+        config = replace(config, offload=offload)
+        resume = existing == "resume" and bool(checkpoints_of(config.folder))
+        return trained_with(config, model, text_encoders, vae, resume)
+
+
+class FluxResumeTraining:
+    """Goes on with a run."""
+
+    DESCRIPTION = (
+        "Goes on with a run of output/training, from its last checkpoint and with its settings, to "
+        "as many steps as are asked for. The models must be those that it began with."
+    )
+    CATEGORY = TRAINING
+    FUNCTION = "resume"
+    OUTPUT_NODE = True
+    SEARCH_ALIASES = ["continue training"]
+    RETURN_TYPES, RETURN_NAMES, OUTPUT_TOOLTIPS = TRAINED, TRAINED_NAMES, TRAINED_TOOLTIPS
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": PARTS
+            | {
+                "run": one_of(run_names(), "A folder of output/training."),
+                "steps": whole(0, 0, 1_000_000, "Updates in all; 0 is as many as it began with."),
+            }
+        }
+
+    def resume(
+        self, model: FluxModel, text_encoders: FluxTextEncoders, vae, run: str, steps: int
+    ):  # fmt: skip
+        home = host.output_folder().resolve() / RUNS
+        config = read_run(host.inside(home, run))
+        config = replace(config, output=str(home), steps=steps or config.steps)
+        return trained_with(config, model, text_encoders, vae, True)
+
+
+def run_names() -> list[str]:
+    home = host.output_folder() / RUNS
+    return sorted(path.parent.name for path in home.glob("*/config.json"))
+
+
+def trained_with(
+    config: TrainConfig, model: FluxModel, text_encoders: FluxTextEncoders, vae, resume: bool
+) -> dict:
+    """Train, show it, and give the model with its new LoRA."""
+    if not isinstance(vae, HostVAE):
+        raise ConfigError("training needs the VAE of a FluxFit loader, this one is another's")
+    if model.loras:
+        raise ConfigError(
+            "there are LoRAs on this model: training begins at the base; wire it from the loader"
+        )
+    parts = Parts(model.transformer, text_encoders.encoders, vae.first_stage_model)
+    residency = HostResidency(model.policy, host.device())
+    with host.stages() as told:
+
+        def tell(news: News) -> None:
+            shown = to_pil(torch.cat(news.pictures, dim=1)) if news.pictures else None
+            told(str(news), news.done, news.all, shown)
+
+        trained = Trainer(
+            config, parts, host.device(), residency=residency, told=tell
+        ).run(resume)  # fmt: skip
+    host.account(residency.report)
+    path = publish(trained.files[0])
+    loss = trained.history.curve()
+    samples = torch.stack(trained.samples) if trained.samples else torch.zeros(1, 64, 64, 3)
+    made = replace(model, loras=((load_lora(path), 1.0),))
+    said = f"{path}\n{config.steps} steps, last loss {trained.history.losses[-1]:.4f}"
+    return {"ui": {"text": (said,)}, "result": (made, loss[None], samples, str(path))}
+
+
+def publish(path: Path) -> Path:
+    """A copy of a LoRA where the loaders look for LoRAs."""
+    home = host.output_folder().resolve() / "loras"
+    home.mkdir(parents=True, exist_ok=True)
+    partial = home / (path.name + ".partial")
+    try:
+        partial.write_bytes(path.read_bytes())
+        return partial.replace(home / path.name)
+    finally:
+        partial.unlink(missing_ok=True)
