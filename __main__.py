@@ -151,15 +151,17 @@ def train(args: argparse.Namespace) -> None:
     with host.stages() as told, host.deferred_interrupt() as check:
 
         def tell(news) -> None:
-            told(str(news), news.done, news.all)
+            if trainer.workers.main:
+                told(str(news), news.done, news.all)
             check()
 
         trainer = Trainer(config, parts, host.device(), told=tell)
         trained = trainer.run(args.resume)
-    if trained.files:
-        side = max(config.data[0].resolutions)
-        picture = to_pil(times_histogram(config.objective, side * side // 256))
-        picture.save(config.folder / "timesteps.png")
+    if not trained.files:  # another process writes them
+        return
+    side = max(config.data[0].resolutions)
+    picture = to_pil(times_histogram(config.objective, side * side // 256))
+    picture.save(config.folder / "timesteps.png")
     print(trained.report)
     for path in trained.files:
         print(f"LoRA: {path}")

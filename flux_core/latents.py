@@ -1,4 +1,4 @@
-"""Latents as tokens: 2x2 packing, positions, and noise.
+"""Latents as tokens: scale, 2x2 packing, positions, and noise.
 
 Axis letters: B batch, C latent channels (16), h and w latents, L = h/2 * w/2 tokens.
 """
@@ -10,6 +10,27 @@ from collections.abc import Sequence
 import torch
 from einops import rearrange
 from torch import Tensor
+
+from .config import VAEConfig
+
+CONSTANTS = VAEConfig()  # the two that every FLUX.1 VAE shares
+
+
+def standardise(latents: Tensor) -> Tensor:
+    """Raw VAE latents to what the transformer sees."""
+    return (latents - CONSTANTS.shift_factor) * CONSTANTS.scale_factor
+
+
+def destandardise(latents: Tensor) -> Tensor:
+    """Inverse of ``standardise``."""
+    return latents / CONSTANTS.scale_factor + CONSTANTS.shift_factor
+
+
+def expand(x: Tensor, batch: int) -> Tensor:
+    """Repeat a single row, or cycle through several, to ``batch`` rows."""
+    if x.shape[0] == batch:
+        return x
+    return x[torch.arange(batch, device=x.device) % x.shape[0]]
 
 
 def pack(latents: Tensor) -> Tensor:

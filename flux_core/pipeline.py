@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict, TypeVar
 
@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .latents import CONSTANTS
 from .loaders import load_text_encoders, load_transformer, load_vae
 from .lora import LoraStack, lora_applied, match_lora
 from .lora.match import refuse_unmatched
 from .offload import MemoryReport, OffloadPolicy, Residency, Work
 from .offload.plan import Plan
 from .quant import full_dtype
-from .sampling import CONSTANTS, Conditioning, Control, StepCallback, make_course, sample
+from .sampling import Conditioning, Control, StepCallback, make_course, sample
 from .text import TextEncoders, TextEncoding
 from .transformer import FluxTransformer
 from .vae import AutoEncoder
@@ -127,6 +128,8 @@ class FluxPipeline:
         image: Tensor | None = None,
         mask: Tensor | None = None,
         denoise: float = 1.0,
+        condition: Tensor | None = None,
+        condition_mask: Tensor | None = None,
         controls: Sequence[Control] = (),
         loras: LoraStack = (),
         callback: StepCallback | None = None,
@@ -140,6 +143,9 @@ class FluxPipeline:
             width, height: in pixels, multiples of 16; those of ``image`` where it is given.
             image: (1 or B, H, W, 3) in [0, 1] to start from, for ``denoise`` below 1.
             mask: (1 or B, H, W) in [0, 1], 1 where to draw anew and 0 where to keep ``image``.
+            condition: (1 or B, H, W, 3) in [0, 1], what models with a wider input and control LoRAs
+                read beside the noise: edges, depth, the picture to fill.
+            condition_mask: (1 or B, H, W) in [0, 1], 1 where a Fill model paints.
             loras: LoRAs with their strengths, for the transformer and the text encoders.
             shift: ``host``, ``resolution`` or ``diffsynth``; see ``schedule.SHIFTS``.
             callback: called at every step.
@@ -167,13 +173,13 @@ class FluxPipeline:
         positive, negative = self._encode(residency, prompt, negative_prompt, cfg, guidance, loras)
         latents = torch.zeros(shape)
         if image is not None:
-            pixels = to_pixels(image)
-            encoded = residency.run(
-                "VAE encoder", [self.vae],
-                lambda plan: encode(self.vae, pixels, plan, self.device),
-                vae_work(self.vae, height // 8, width // 8, len(image), decoding=False),
-            )  # fmt: skip
-            latents = encoded.expand(shape).clone()
+            latents = self._latents(residency, image).expand(shape).clone()
+        if condition is not None:
+            read = {"picture": self._latents(residency, condition)}
+            if condition_mask is not None:
+                read["mask"] = condition_mask[:, None].float()
+            positive = replace(positive, **read)
+            negative = None if negative is None else replace(negative, **read)
         small_mask = None if mask is None else F.interpolate(mask[:, None].float(), shape[-2:])
         nets = [c.net for c in controls]
         drawn = run_with_loras(
@@ -207,6 +213,16 @@ class FluxPipeline:
             vae_work(self.vae, height // 8, width // 8, batch_size),
         )  # fmt: skip
         return Images(pictures, residency.report)
+
+    def _latents(self, residency: Residency, image: Tensor) -> Tensor:
+        """Raw latents of pictures (B, H, W, 3)."""
+        pixels = to_pixels(image)
+        height, width = image.shape[1] // 8, image.shape[2] // 8
+        return residency.run(
+            "VAE encoder", [self.vae],
+            lambda plan: encode(self.vae, pixels, plan, self.device),
+            vae_work(self.vae, height, width, len(image), decoding=False),
+        )  # fmt: skip
 
     def _encode(
         self,

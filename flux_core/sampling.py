@@ -8,6 +8,7 @@ standardised, ``(z - 0.1159) * 0.3611``.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,37 +18,45 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .config import TransformerConfig, VAEConfig
+from .concat import extra_channels, extra_latents
+from .config import TransformerConfig
 from .controlnet import FluxControlNet
-from .latents import host_noise, image_ids, pack, text_ids, unpack
+from .latents import (
+    CONSTANTS,
+    destandardise,
+    expand,
+    host_noise,
+    image_ids,
+    pack,
+    standardise,
+    text_ids,
+    unpack,
+)
 from .offload import OffloadPolicy
 from .offload.modulation import ModulationsAhead
 from .samplers import SAMPLERS, step_noise
 from .schedule import SigmaTable, make_sigmas, table_for
 from .transformer import ControlResiduals, FluxBody, FluxTransformer
 
-CONSTANTS = VAEConfig()  # the two that every FLUX.1 VAE shares
+log = logging.getLogger(__name__)
+
 #: step (from 0), steps in all, the picture as it is believed now: standardised (B, 16, h, w)
 StepCallback = Callable[[int, int, Tensor], None]
 
 
-def standardise(latents: Tensor) -> Tensor:
-    """Raw VAE latents to what the transformer sees."""
-    return (latents - CONSTANTS.shift_factor) * CONSTANTS.scale_factor
-
-
-def destandardise(latents: Tensor) -> Tensor:
-    """Inverse of ``standardise``."""
-    return latents / CONSTANTS.scale_factor + CONSTANTS.shift_factor
-
-
 @dataclass(frozen=True)
 class Conditioning:
-    """What a prompt becomes: context (1 or B, N, D), pooled (1 or B, P), distilled guidance."""
+    """What a prompt becomes: context (1 or B, N, D), pooled (1 or B, P), distilled guidance.
+
+    Models with a wider input (Canny, Depth, Fill) read ``picture`` beside the noise: raw latents
+    (1 or B, 16, h, w). Fill reads ``mask`` too, (1 or B, 1, H, W) with 1 where to paint.
+    """
 
     context: Tensor
     pooled: Tensor
     guidance: float = 3.5
+    picture: Tensor | None = None
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -78,13 +87,6 @@ def scaled(residuals: ControlResiduals, strength: float) -> ControlResiduals:
     )
 
 
-def expand(x: Tensor, batch: int) -> Tensor:
-    """Repeat a single row, or cycle through several, to ``batch`` rows."""
-    if x.shape[0] == batch:
-        return x
-    return x[torch.arange(batch, device=x.device) % x.shape[0]]
-
-
 class Denoiser:
     """The model that a sampler calls: x (B, 16, h, w) and a sigma to the picture it hides."""
 
@@ -105,6 +107,10 @@ class Denoiser:
         self.img_ids = image_ids(self.height, self.width).to(device)
         self.positive = self._on_device(positive)
         self.negative = None if negative is None or cfg == 1.0 else self._on_device(negative)
+        #: what a model with a wider input reads beside the noise, by the prompt's name
+        self.extra = {"positive": self._extra(positive)}
+        if self.negative is not None and negative is not None:
+            self.extra["negative"] = self._extra(negative)
         self.controls = [(c, self._packed(c)) for c in controls if c.strength]
         self.bodies: list[FluxBody] = [transformer, *(c.net for c, _ in self.controls)]
         self.ahead: list[ModulationsAhead] = []
@@ -148,6 +154,13 @@ class Denoiser:
         context, pooled = c.context.to(self.device), c.pooled.to(self.device)
         return replace(c, context=expand(context, self.batch), pooled=expand(pooled, self.batch))
 
+    def _extra(self, c: Conditioning) -> Tensor | None:
+        extra = extra_channels(self.transformer.reads)
+        if extra and c.picture is None:
+            log.warning("this model reads a picture beside the noise, and none was given")
+        found = extra_latents(extra, c.picture, c.mask, self.batch, self.height, self.width)
+        return None if found is None else found.to(self.device)
+
     def _packed(self, control: Control) -> Tensor:
         """A control's condition as its net reads it."""
         cond = control.cond.to(self.device)
@@ -184,8 +197,9 @@ class Denoiser:
         for body, ahead in zip(self.bodies, self.ahead, strict=False):
             body.ahead = ahead if ahead.select((sigma, name)) else None
         timesteps, pooled, guidance = self._vector_inputs(sigma, c)
-        inputs = {
-            "img": pack(x),
+        extra = self.extra[name]
+        inputs: dict[str, Tensor] = {
+            "img": pack(x) if extra is None else pack(torch.cat([x, extra], dim=1)),
             "img_ids": self.img_ids,
             "txt": c.context,
             "txt_ids": text_ids(c.context.shape[1]).to(self.device),
@@ -264,7 +278,8 @@ def sample(
 
     Returns:
         Raw latents (B, 16, h, w), float32 on the CPU. Raises ``ValueError`` for an unknown sampler,
-        odd sides, or parts that do not belong together.
+        odd sides, or parts that do not belong together. A model that reads a picture draws without
+        one from zeros, as the host does, and a warning says so.
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler is {sampler!r}, expected one of {', '.join(SAMPLERS)}")
@@ -272,13 +287,6 @@ def sample(
         raise ValueError(
             f"latents are {latents.shape[-1]}x{latents.shape[-2]}, sides must be even: "
             "width and height of the picture must be multiples of 16"
-        )
-    wanted = transformer.config.in_channels
-    if wanted != 4 * latents.shape[1]:
-        raise ValueError(
-            f"this transformer reads {wanted} packed channels, latents give "
-            f"{4 * latents.shape[1]}: models with extra input (Fill, Canny, Depth) are not drawn "
-            "by this sampler"
         )
     device = torch.device(device)
     start = standardise(latents.float()).to(device)

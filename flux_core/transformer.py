@@ -320,6 +320,11 @@ class FluxBody(nn.Module):
         return [m for layer in layers for m in layer(vec)]
 
     @property
+    def reads(self) -> int:
+        """Packed channels that a token has for this model; a control LoRA may widen it."""
+        return int(getattr(self.img_in, "width", self.img_in.in_features))
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype of activations: that of the embedders, which stay in high precision."""
         return self.img_in.weight.dtype

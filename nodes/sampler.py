@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..flux_core.latents import CONSTANTS, destandardise
 from ..flux_core.pipeline import run_with_loras
 from ..flux_core.samplers import SAMPLERS
-from ..flux_core.sampling import CONSTANTS, destandardise, make_course, sample
+from ..flux_core.sampling import make_course, sample
 from ..flux_core.schedule import SCHEDULERS, SHIFTS
 from ..flux_core.workload import sampling_work
 from . import host

@@ -54,7 +54,10 @@ def conditioning_of(value: Sequence, name: str = "positive") -> Conditioning:
     for key in ("control", "area", "mask", "reference_latents"):
         if extra.get(key) is not None:
             host.log.warning("%s carries %r, which FluxSampler does not read", name, key)
-    return Conditioning(context, pooled, float(extra.get("guidance", 3.5)))
+    return Conditioning(
+        context, pooled, float(extra.get("guidance", 3.5)), extra.get("concat_latent_image"),
+        extra.get("concat_mask"),
+    )  # fmt: skip
 
 
 def controls_of(value: Sequence[Control] | None) -> tuple[Control, ...]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..quant import QuantizedLinear
-from .branch import Branch, Layer, give, take
+from ..transformer import RMSNorm
+from .branch import Beside, Branch, Layer, NormBranch, give, take
 from .deltas import Delta
 from .file import Lora
 from .match import linears_of, match_lora
@@ -26,14 +28,21 @@ class Branches:
         self.loras = tuple(loras)
         layers = linears_of(module)
         deltas: dict[str, list[tuple[int, Delta]]] = {}
+        norms: dict[str, list[tuple[int, Tensor]]] = {}
         for number, lora in enumerate(loras):
-            for name, found in match_lora(lora, module).deltas.items():
+            matched = match_lora(lora, module)
+            for name, found in matched.deltas.items():
                 deltas.setdefault(name, []).extend((number, delta) for delta in found)
+            for name, value in matched.norms.items():
+                norms.setdefault(name, []).append((number, value))
+        self.branches: dict[str, Beside] = {}
         with torch.inference_mode(False), torch.no_grad():
-            self.branches = {
-                name: Branch(layers[name], found, dtype_of(layers[name], module))
-                for name, found in deltas.items()
-            }
+            for name, found in deltas.items():
+                layer = layers[name]
+                self.branches[name] = Branch(layer, found, dtype_of(layer, module))
+            for name, values in norms.items():
+                norm = cast(RMSNorm, module.get_submodule(name))
+                self.branches[name] = NormBranch(norm, values)
         self.strengths: tuple[float, ...] = ()
 
     def set_strengths(self, strengths: Sequence[float]) -> None:
@@ -77,11 +86,11 @@ def lora_applied(module: nn.Module, stack: LoraStack) -> Iterator[int]:
     if known is None or not same:
         known = _made[module] = Branches(module, loras)
     known.set_strengths([strength for _, strength in stack])
-    layers = linears_of(module)
+    layers = {name: module.get_submodule(name) for name in known.branches}
     try:
         for name, branch in known.branches.items():
             give(layers[name], branch)
         yield len(known.branches)
     finally:
-        for name in known.branches:
-            take(layers[name])
+        for layer in layers.values():
+            take(layer)

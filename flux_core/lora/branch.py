@@ -9,6 +9,8 @@
     W' = g (W + D),  g = magnitude / |W + D|:   y' = y + s ((g - 1) W x + g D x)
 
 so its ``up`` is multiplied by g beforehand, and g - 1 is the gain on what the layer itself gave.
+
+A control LoRA may be wider than its layer: the layer reads the first inputs, the LoRA all of them.
 """
 
 from __future__ import annotations
@@ -20,16 +22,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..quant import QuantizedLinear
+from ..transformer import RMSNorm
 from .deltas import Delta
 
 Layer = nn.Linear | QuantizedLinear
 
 
-class Branch(nn.Module):
-    """What several LoRAs add to one layer; all tensors are buffers of its own.
+class Beside(nn.Module):
+    """What LoRAs put beside a layer; all tensors are buffers of its own.
 
-    Whoever places the layer's weights treats a branch apart: it comes and goes with a run.
+    Whoever places the layer's weights treats it apart: it comes and goes with a run.
     """
+
+    def set_strengths(self, strengths: Sequence[float]) -> None:
+        """Give each LoRA a strength, by its number; only numbers change."""
+        raise NotImplementedError
+
+
+class Branch(Beside):
+    """What several LoRAs add to one layer."""
 
     down: Tensor | None
     up: Tensor | None
@@ -44,6 +55,8 @@ class Branch(nn.Module):
         super().__init__()
         self.out_features = layer.out_features
         self.in_features = layer.in_features
+        #: Inputs that the widest LoRA reads.
+        self.width = max([layer.in_features, *(d.width for _, d in deltas)])
         downs: list[Tensor] = []
         ups: list[Tensor] = []
         #: LoRA's number of each rank, of each bias, gain, ...: strengths are looked up by it
@@ -66,7 +79,7 @@ class Branch(nn.Module):
                 if column_gain is not None:
                     down = down * column_gain
                 ups.append(self.padded(up, start))
-                downs.append(down)
+                downs.append(self.widened(down))
                 self.numbers += [number] * len(down)
             elif delta.magnitude is None and delta.kron is not None:
                 for n, factor in enumerate(delta.kron):
@@ -75,9 +88,8 @@ class Branch(nn.Module):
             elif (weight := delta.weight()) is not None:
                 for g in (row_gain, column_gain):
                     weight = weight if g is None else weight * g
-                self.register_buffer(
-                    f"dense{len(self.dense)}", self.padded(weight, start).to(dtype)
-                )
+                whole = self.widened(self.padded(weight, start))
+                self.register_buffer(f"dense{len(self.dense)}", whole.to(dtype))
                 self.dense.append(number)
             if delta.bias is not None:
                 self.biases.append((number, self.padded(delta.bias, start)))
@@ -110,8 +122,11 @@ class Branch(nn.Module):
         whole[start : start + len(x)] = x
         return whole
 
+    def widened(self, x: Tensor) -> Tensor:
+        """Columns of a LoRA in those of the widest."""
+        return F.pad(x, (0, self.width - x.shape[-1]))
+
     def set_strengths(self, strengths: Sequence[float]) -> None:
-        """Give each LoRA a strength, by its number; only numbers change."""
         self.scale.copy_(torch.tensor([strengths[n] for n in self.numbers]))
         numbers = [*self.dense, *(number for number, *_ in self.krons)]
         self.factors.copy_(torch.tensor([strengths[n] for n in numbers]))
@@ -121,7 +136,10 @@ class Branch(nn.Module):
                 held.copy_(torch.stack([strengths[n] * part for n, part in parts]).sum(0))
 
     def add(self, layer: Layer, x: Tensor, y: Tensor) -> Tensor:
-        """y (..., out), which the layer made of x (..., in), with everything added."""
+        """y (..., out), which the layer made of x (..., in), with everything added. x may be wider
+        than the layer."""
+        if self.width > x.shape[-1]:
+            x = F.pad(x, (0, self.width - x.shape[-1]))
         out = y
         if self.gain is not None:
             plain = y if layer.bias is None else y - layer.bias
@@ -133,15 +151,38 @@ class Branch(nn.Module):
             made = F.linear(x, self.get_buffer(f"dense{i}"))
             out = out + made * self.factors[i].to(x.dtype)
         for i, (_, start, count) in enumerate(self.krons):
-            made = kron_product(x, self.get_buffer(f"kron{i}_0"), self.get_buffer(f"kron{i}_1"))
+            made = kron_product(
+                x[..., : self.in_features],
+                self.get_buffer(f"kron{i}_0"),
+                self.get_buffer(f"kron{i}_1"),
+            )
             made = made * self.factors[len(self.dense) + i].to(x.dtype)
             out = out + F.pad(made, (start, self.out_features - start - count))
         for i in range(len(self.stretches)):
             # W (x * (g - 1)): the layer itself, without its bias
-            made = plain_forward(layer, x * self.get_buffer(f"columns{i}"))
+            own = x[..., : self.in_features]
+            made = plain_forward(layer, own * self.get_buffer(f"columns{i}"))
             made = made if layer.bias is None else made - layer.bias
             out = out + made * (self.get_buffer(f"rows{i}") * self.stretched[i]).to(x.dtype)
         return out if self.bias is None else out + self.bias
+
+
+class NormBranch(Beside):
+    """The scale of a norm as LoRAs want it: overwritten, so that of several the last one counts."""
+
+    scale: Tensor
+
+    def __init__(self, norm: RMSNorm, values: Sequence[tuple[int, Tensor]]) -> None:
+        super().__init__()
+        self.values = [(number, value.float().cpu()) for number, value in values]
+        self.own = norm.scale.detach().float().cpu()
+        self.register_buffer("scale", self.own.clone())
+
+    def set_strengths(self, strengths: Sequence[float]) -> None:
+        made = self.own
+        for number, value in self.values:
+            made = torch.lerp(made, value, strengths[number])
+        self.scale.copy_(made)
 
 
 def kron_product(x: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
@@ -180,8 +221,13 @@ class BranchedLinear(nn.Linear):
 
     branch: Branch
 
+    @property
+    def width(self) -> int:
+        return self.branch.width
+
     def forward(self, input: Tensor) -> Tensor:
-        return self.branch.add(self, input, nn.Linear.forward(self, input))
+        own = nn.Linear.forward(self, input[..., : self.in_features])
+        return self.branch.add(self, input, own)
 
 
 class BranchedQuantizedLinear(QuantizedLinear):
@@ -189,21 +235,37 @@ class BranchedQuantizedLinear(QuantizedLinear):
 
     branch: Branch
 
+    @property
+    def width(self) -> int:
+        return self.branch.width
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.branch.add(self, x, QuantizedLinear.forward(self, x))
+        own = QuantizedLinear.forward(self, x[..., : self.in_features])
+        return self.branch.add(self, x, own)
 
 
-BRANCHED = {nn.Linear: BranchedLinear, QuantizedLinear: BranchedQuantizedLinear}
+class BranchedRMSNorm(RMSNorm):
+    """A norm with another scale beside its own."""
+
+    branch: NormBranch
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), x.shape[-1:], self.branch.scale, eps=1e-6).to(x.dtype)
+
+
+BRANCHED = {
+    nn.Linear: BranchedLinear, QuantizedLinear: BranchedQuantizedLinear, RMSNorm: BranchedRMSNorm
+}  # fmt: skip
 PLAIN = {branched: plain for plain, branched in BRANCHED.items()}
 
 
-def give(layer: Layer, branch: nn.Module) -> None:
+def give(layer: nn.Module, branch: nn.Module) -> None:
     """Put a branch beside a layer: any module with ``Branch``'s ``add``."""
     layer.branch = branch
     layer.__class__ = BRANCHED[type(layer)]  # type: ignore[index, assignment]
 
 
-def take(layer: Layer) -> None:
+def take(layer: nn.Module) -> None:
     """Take it away again: the layer is as it was."""
     if type(layer) in PLAIN:
         layer.__class__ = PLAIN[type(layer)]  # type: ignore[index, assignment]

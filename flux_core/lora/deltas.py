@@ -32,6 +32,14 @@ class Delta:
     bias: Tensor | None = None
     magnitude: Tensor | None = None
 
+    @property
+    def width(self) -> int:
+        """Inputs that it reads; 0 where it reads none."""
+        for matrix in (self.down, self.diff):
+            if matrix is not None:
+                return matrix.shape[-1]
+        return 0
+
     def weight(self) -> Tensor | None:
         """The addition as one matrix (rows, in); None where there is none."""
         if self.up is not None and self.down is not None:
@@ -42,7 +50,11 @@ class Delta:
 
 
 def make_delta(
-    kinds: Mapping[str, Tensor], rows: tuple[int, int], width: int, swap: bool = False
+    kinds: Mapping[str, Tensor],
+    rows: tuple[int, int],
+    width: int,
+    swap: bool = False,
+    wider: bool = False,
 ) -> Delta:
     """One layer's tensors as a delta.
 
@@ -50,6 +62,7 @@ def make_delta(
         kinds: tensors by kind, as ``file`` names them.
         rows: first row and number of rows; ``width`` is the layer's in features.
         swap: whether the two halves of the rows change places.
+        wider: whether it may read more inputs than the layer does.
 
     Raises ``ValueError`` saying which shape was found and which is expected.
     """
@@ -76,7 +89,8 @@ def make_delta(
         found = expected
     else:
         raise ValueError(f"holds {', '.join(kinds)} alone")
-    if found != expected:
+    widened = wider and kron is None and found is not None and found[1] > width
+    if found != expected and not (widened and found is not None and found[0] == rows[1]):
         raise ValueError(f"is made for a layer of {found}, this one is {expected} (out, in)")
     bias = floats.get("bias")
     if bias is not None and bias.numel() != rows[1]:

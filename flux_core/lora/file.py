@@ -33,8 +33,11 @@ ENDINGS = [
     (r"\.diff", "diff"),
     (r"\.diff_b", "bias"),
     (r"\.(?:scale|set_weight)", "value"),
+    (r"\.reshape_weight", "shape"),  # of a wider layer, which its tensors tell as well
 ]
 PATTERNS = [(re.compile(rf"(.+?){ending}"), what) for ending, what in ENDINGS]
+#: A norm's whole weight, in diffusers' names or newer native ones.
+PATTERNS.append((re.compile(r"(.+(?:_norm|norm_(?:added_)?[qk]))\.weight"), "value"))
 #: What names begin with, and which part is meant; the longest that fits counts.
 BEGINNINGS = {
     "base_model.model.": "",

@@ -6,18 +6,21 @@ underscores for dots cannot be read backward.
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..checkpoint.keymaps import diffusers_body
 from ..quant import QuantizedLinear
-from ..transformer import FluxBody
+from ..transformer import FluxBody, RMSNorm
 from .branch import Layer
 from .deltas import Delta, make_delta
 from .file import Lora
 
+#: The layer that a control LoRA widens: the picture comes in beside the noise.
+WIDER = "img_in"
 #: A transformer's layers as XLabs calls them: 1 is the image's stream, 2 the text's.
 XLABS_DOUBLE = {
     "qkv_lora1": "img_attn.qkv", "proj_lora1": "img_attn.proj",
@@ -38,13 +41,15 @@ class Place:
 
 @dataclass
 class Matched:
-    """What of a LoRA belongs to one model: deltas by layer, and the keys that do and do not.
+    """What of a LoRA belongs to one model: deltas by layer, scales of norms that are overwritten,
+    and the keys that do and do not.
 
     ``refused`` are keys of layers that the model has, with the reason why they are not applied.
     """
 
     lora: Lora
     deltas: dict[str, list[Delta]] = field(default_factory=dict)
+    norms: dict[str, Tensor] = field(default_factory=dict)
     matched: list[str] = field(default_factory=list)
     unmatched: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
@@ -52,6 +57,7 @@ class Matched:
     def __str__(self) -> str:
         lines = [
             f"{self.lora.path}: {len(self.matched)} tensors applied to {len(self.deltas)} layers"
+            + (f" and {len(self.norms)} norms" if self.norms else "")
         ]
         if self.unmatched:
             lines.append(f"{len(self.unmatched)} not matched: {shown(self.unmatched)}")
@@ -115,8 +121,28 @@ def places_of(module: nn.Module) -> dict[str, Place]:
     return found
 
 
-def norms_of(module: nn.Module) -> set[str]:
-    return {name for name, m in module.named_modules() if re.search("norm", type(m).__name__, re.I)}
+def norms_of(module: nn.Module) -> dict[str, str]:
+    """Native names of the norms that a LoRA may overwrite, by every name that they go by."""
+    found = {name: name for name, m in module.named_modules() if isinstance(m, RMSNorm)}
+    if isinstance(module, FluxBody):
+        table = diffusers_body(len(module.double_blocks), len(module.single_blocks))
+        for ours, recipe in table.items():
+            name, _, kind = ours.rpartition(".")
+            if kind == "scale" and name in found:
+                found[recipe.names[0].removesuffix(".weight")] = name
+    return found
+
+
+def new_scale(norm: RMSNorm, kinds: Mapping[str, Tensor]) -> Tensor:
+    """A norm's scale as a LoRA wants it; raises ``ValueError`` for anything else about it."""
+    (kind, value), *more = kinds.items()
+    if more or kind not in ("value", "diff"):
+        raise ValueError(f"is a norm's, and holds {', '.join(kinds)}")
+    if value.shape != norm.scale.shape:
+        raise ValueError(
+            f"is made for a norm of {tuple(value.shape)}, this one is {tuple(norm.scale.shape)}"
+        )
+    return value.float() if kind == "value" else norm.scale.detach().float().cpu() + value.float()
 
 
 def match_lora(lora: Lora, module: nn.Module, part: str | None = None) -> Matched:
@@ -128,20 +154,26 @@ def match_lora(lora: Lora, module: nn.Module, part: str | None = None) -> Matche
     part = part or str(getattr(module, "part", "transformer"))
     places = places_of(module)
     flat = {name.replace(".", "_"): place for name, place in places.items()}
+    norms = norms_of(module)
+    norms |= {name.replace(".", "_"): ours for name, ours in norms.items()}
     found = Matched(lora, unmatched=list(lora.strange) if part == "transformer" else [])
     for (owner, name), kinds in lora.layers.items():
         if owner != part:
             continue
         keys = list(lora.keys[owner, name])
         place = places.get(name) or flat.get(name)
-        if place is None:
-            reason = "is the weight of a norm, which is not overwritten"
-            if set(kinds) <= {"value", "diff", "bias"} and name in norms_of(module):
-                found.refused[name] = reason
+        if place is None and name not in norms:
             found.unmatched += keys
             continue
         try:
-            delta = make_delta(kinds, (place.start, place.count), place.width, place.swap)
+            if place is None:
+                norm = cast(RMSNorm, module.get_submodule(norms[name]))
+                found.norms[norms[name]] = new_scale(norm, kinds)
+                found.matched += keys
+                continue
+            delta = make_delta(
+                kinds, (place.start, place.count), place.width, place.swap, place.layer == WIDER
+            )
         except ValueError as error:
             found.refused[name] = str(error)
             found.unmatched += keys

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import cast
+
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from ..quant import QuantizedLinear, quantized_linears
+from ..transformer import FluxTransformer, RMSNorm
 from .apply import LoraStack
 from .branch import held_weight, stretch
-from .match import linears_of, match_lora, refuse_unmatched
+from .match import WIDER, linears_of, match_lora, refuse_unmatched
 
 
 def merge_loras(module: nn.Module, stack: LoraStack) -> nn.Module:
     """Add LoRAs to a model's weights in place, in float32, rounded once to the weights' dtype.
+
+    A control LoRA's wider input makes the model one with a wider input.
 
     Returns the module. Raises ``ValueError`` where the module is quantized (its bits would have to
     be made anew: load it in bf16), or where nothing of a LoRA fits it.
@@ -28,6 +35,11 @@ def merge_loras(module: nn.Module, stack: LoraStack) -> nn.Module:
         for name in names:
             layer = layers[name]
             assert isinstance(layer, nn.Linear) and not isinstance(layer, QuantizedLinear)
+            width = max(
+                delta.width for matched, _ in found for delta in matched.deltas.get(name, ())
+            )
+            if width > layer.in_features:
+                layer = widen(module, name, width)
             own = held_weight(layer)
             weight = own.clone()
             for matched, strength in found:
@@ -36,6 +48,7 @@ def merge_loras(module: nn.Module, stack: LoraStack) -> nn.Module:
                     rows = slice(start, start + count)
                     added = delta.weight()
                     added = torch.zeros_like(own[rows]) if added is None else added
+                    added = F.pad(added, (0, own.shape[1] - added.shape[1]))
                     if delta.magnitude is not None:
                         added = stretch(layer, delta) * (own[rows] + added) - own[rows]
                     weight[rows] += strength * added
@@ -44,4 +57,22 @@ def merge_loras(module: nn.Module, stack: LoraStack) -> nn.Module:
                             raise ValueError(f"{matched.lora.path}: {name} has no bias to add to")
                         layer.bias[rows] += (strength * delta.bias).to(layer.bias.dtype)
             layer.weight.copy_(weight)
+        for matched, strength in found:
+            for name, value in matched.norms.items():
+                scale = cast(RMSNorm, module.get_submodule(name)).scale
+                scale.copy_(torch.lerp(scale.float(), value.to(scale.device), strength))
     return module
+
+
+def widen(module: nn.Module, name: str, width: int) -> nn.Linear:
+    """Give the layer that reads tokens more inputs, which count for nothing yet."""
+    assert isinstance(module, FluxTransformer) and name == WIDER
+    old = module.img_in
+    made = nn.Linear(width, old.out_features, device=old.weight.device, dtype=old.weight.dtype)
+    made.weight.zero_()
+    made.weight[:, : old.in_features] = old.weight
+    made.bias.copy_(old.bias)
+    made.requires_grad_(old.weight.requires_grad)
+    module.img_in = made
+    module.config = replace(module.config, in_channels=width)
+    return made

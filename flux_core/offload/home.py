@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterator
 import torch
 from torch import Tensor, nn
 
-from ..lora.branch import Branch
+from ..lora.branch import Beside
 from ..lora.trained import TrainedBranch
 from ..quant import quantized_linears
 from .memory import PINS, device_buffer, needs_copy
@@ -68,7 +68,7 @@ class Home:
     def entries(self) -> Iterator[tuple[str, dict, str, Tensor]]:
         """Name, owner's table, attribute and tensor of everything that the module holds now."""
         for name, owner, attribute, tensor in named_tensors(self.module, self.left_out):
-            if isinstance(owner, TrainedBranch) or isinstance(owner, Branch) != self.branches:
+            if isinstance(owner, TrainedBranch) or isinstance(owner, Beside) != self.branches:
                 continue
             held = attribute in owner._parameters
             yield name, owner._parameters if held else owner._buffers, attribute, tensor

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..lora.branch import Branch
+from ..lora.branch import Beside
 from ..transformer import ModulationLayer
 from .blocks import blocks_of, modulation_parts, modulations_of, parts_of
 from .home import Home, Pair
@@ -142,7 +142,7 @@ class Placement:
         layers = [
             home.module
             for home in self.modulations
-            if home.lent is None or any(isinstance(m, Branch) for m in home.module.modules())
+            if home.lent is None or any(isinstance(m, Beside) for m in home.module.modules())
         ]
         changed: list[nn.Module] = []
         beside = {home: self.branches_of(home) for home in (self.rest, *self.blocks)}

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..latents import CONSTANTS
 from ..offload import Residency
 from ..pipeline import to_images
-from ..sampling import CONSTANTS, Conditioning, make_course, sample
+from ..sampling import Conditioning, make_course, sample
 from ..text import TextEncoding
 from ..transformer import FluxTransformer
 from ..vae import AutoEncoder

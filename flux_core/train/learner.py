@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..latents import host_noise
+from ..latents import host_noise, standardise
 from ..lora.trained import TrainedLora
 from ..offload import Work
-from ..sampling import standardise
 from ..text import TextEncoding
 from ..transformer import FluxTransformer
 from ..workload import sampling_work, training_work

@@ -31,7 +31,8 @@ class Workers:
                 ) from error
             self.accelerator = Accelerator(cpu=self.device.type == "cpu")
             self.rank = self.accelerator.process_index
-            self.device = self.accelerator.device
+            if self.device.type != "cpu":  # which accelerate gives a number
+                self.device = self.accelerator.device
 
     @property
     def main(self) -> bool:

@@ -22,6 +22,7 @@ from fluxfit.nodes import NODE_CLASS_MAPPINGS, headless
 from PIL import Image
 
 from tests import tiny
+from tests.flux_core.test_control_lora import control_file
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,7 +55,7 @@ def test_the_folder_imports_without_a_warning(server):
 def test_every_node_shows_with_its_help(server):
     info = server.get("/object_info")
     for name in NODE_CLASS_MAPPINGS:
-        assert info[name]["category"] == "FluxFit" and info[name]["description"]
+        assert info[name]["category"].startswith("FluxFit") and info[name]["description"]
 
 
 @pytest.mark.parametrize("name", ["text_to_image", "upscale", "compare_precisions"])
@@ -285,3 +286,120 @@ def test_a_lora_does_what_the_host_s_own_loader_makes_of_it(server):
     a, b = (pixels(server.pictures(server.run(p))[0]) for p in (ours, stock))
     off, moved = np.abs(a - b).mean(), np.abs(a - plain).mean()
     assert off < 1.5 and moved > 10 * off, f"off by {off:.2f} of 255, moved by {moved:.2f}"
+
+
+def test_a_control_lora_reads_the_picture_of_the_stock_conditioning(server):
+    if version(server) < (0, 21):
+        pytest.skip("hosts before 0.21 open FLUX.1 at its full width only")
+    file = control_file(FluxPipeline.from_pocket(precision="fp32").transformer)
+    file = {name: t if name.endswith(".scale") else 0.3 * t for name, t in file.items()}
+    file["img_in.lora_A.weight"][:, 64:] *= 30  # so that the picture shows
+    tiny.save(file, server.base / "models" / "loras" / "control.safetensors")
+    ours = copy.deepcopy(api("text_to_image"))
+    loader, sampler = key_of(ours, "FluxLoaderFP8"), key_of(ours, "FluxSampler")
+    inputs = ours[sampler]["inputs"]
+    stock = with_stock_sampler("euler", "simple")
+    settings = {"positive": ["71", 0], "negative": ["71", 1], "steps": 4}
+    pictures = []
+    for shade in (0, 0xFFFFFF):
+        read = {
+            "70": {"class_type": "EmptyImage",
+                   "inputs": {"width": 256, "height": 256, "batch_size": 1, "color": shade}},
+            "71": {"class_type": "InstructPixToPixConditioning",
+                   "inputs": {"positive": inputs["positive"], "negative": inputs["negative"],
+                              "vae": [loader, 2], "pixels": ["70", 0]}},
+        }  # fmt: skip
+        mine, theirs = copy.deepcopy(ours) | read, copy.deepcopy(stock) | read
+        mine[loader]["inputs"]["transformer_precision"] = "fp32"
+        mine["96"] = {
+            "class_type": "FluxLoraLoader",
+            "inputs": {"model": [loader, 0], "lora": "control.safetensors", "strength": 1.0,
+                       "strength_text": 1.0, "on": True},
+        }  # fmt: skip
+        mine[sampler]["inputs"] |= settings | {"model": ["96", 0], "shift": "host"}
+        theirs["82"] = {
+            "class_type": "LoraLoaderModelOnly",
+            "inputs": {"model": ["80", 0], "lora_name": "control.safetensors",
+                       "strength_model": 1.0},
+        }  # fmt: skip
+        theirs["81"]["inputs"] |= settings | {"model": ["82", 0]}
+        pictures.append([pixels(server.pictures(server.run(p))[0]) for p in (mine, theirs)])
+    (dark, _), (light, _) = pictures
+    off = max(np.abs(a - b).mean() for a, b in pictures)
+    moved = np.abs(dark - light).mean()
+    # the host holds what it patched in bfloat16
+    assert moved > 2 and off < moved / 4, f"off by {off:.2f} of 255, moved by {moved:.2f}"
+
+
+def lesson(name: str, steps: int) -> dict[str, Any]:
+    """The training graph, short, and the pictures drawn as the stock sampler draws them."""
+    prompt = api("train_lora")
+    prompt[key_of(prompt, "FluxLoaderFP8")]["inputs"]["transformer_precision"] = "fp32"
+    prompt[key_of(prompt, "FluxTrainSettings")]["inputs"] |= {"steps": steps, "batch": 1}
+    prompt[key_of(prompt, "FluxTrainLora")]["inputs"] |= {
+        "name": name, "sample_every": 0, "sample_steps": 2,
+    }  # fmt: skip
+    return prompt
+
+
+def test_a_lora_is_trained_in_the_graph_and_opens_in_the_host_s_own_loader(server):
+    prompt = lesson("short", 30)
+    train = key_of(prompt, "FluxTrainLora")
+    said = server.run(prompt)["outputs"][train]["text"][0]
+    path = server.base / "output" / "loras" / "short.safetensors"
+    assert str(path) in said and "30 steps" in said and path.is_file()
+    if version(server) < (0, 21):
+        return
+    run = server.base / "output" / "training" / "short"
+    shutil.copy(run / "short_kohya.safetensors", path.with_name("kohya.safetensors"))
+    ours = copy.deepcopy(api("text_to_image"))
+    loader, sampler = key_of(ours, "FluxLoaderFP8"), key_of(ours, "FluxSampler")
+    ours[loader]["inputs"]["transformer_precision"] = "fp32"
+    ours[sampler]["inputs"]["shift"] = "host"
+    plain = pixels(server.pictures(server.run(ours))[0])
+    ours["96"] = {
+        "class_type": "FluxLoraLoader",
+        "inputs": {"model": [loader, 0], "lora": path.name, "strength": 1.0, "strength_text": 1.0,
+                   "on": True},
+    }  # fmt: skip
+    ours[sampler]["inputs"]["model"] = ["96", 0]
+    expected = pixels(server.pictures(server.run(ours))[0])
+    for name in (path.name, "kohya.safetensors"):
+        stock = with_stock_sampler("euler", "simple")
+        stock["82"] = {
+            "class_type": "LoraLoaderModelOnly",
+            "inputs": {"model": ["80", 0], "lora_name": name, "strength_model": 1.0},
+        }
+        stock["81"]["inputs"]["model"] = ["82", 0]
+        found = pixels(server.pictures(server.run(stock))[0])
+        off, moved = np.abs(found - expected).mean(), np.abs(expected - plain).mean()
+        assert off < 1.5 and moved > 3 * off, f"{name}: off by {off:.2f}, moved by {moved:.2f}"
+
+
+def test_a_cancelled_training_goes_on_when_it_is_queued_again(server):
+    whole = lesson("whole", 12)
+    server.run(whole)
+    long = lesson("parts", 12)
+    settings = long[key_of(long, "FluxTrainSettings")]["inputs"]
+    long[key_of(long, "FluxTrainLora")]["inputs"]["name"] = "parts"
+    run = server.base / "output" / "training" / "parts"
+
+    def stop():
+        while not list(run.glob("checkpoints/step-*")):
+            time.sleep(0.05)
+        request = urllib.request.Request(f"{server.address}/interrupt", b"{}", method="POST")
+        urllib.request.urlopen(request, timeout=30).close()
+
+    settings["save_every"] = 2
+    thread = threading.Thread(target=stop)
+    thread.start()
+    with pytest.raises(Exception, match="execution_interrupted"):
+        server.run(long)
+    thread.join()
+    settings["save_every"] = 250
+    server.run(long)
+    rows = [
+        (server.base / "output" / "training" / name / "history.csv").read_text().splitlines()
+        for name in ("whole", "parts")
+    ]
+    assert rows[0] == rows[1] and len(rows[0]) == 13

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flux_core import AutoEncoder, TextEncoders, load_text_encoders, load_vae
+from flux_core.latents import standardise
 from flux_core.pipeline import pocket_file, to_pixels
-from flux_core.sampling import standardise
 
 from .captions import describe
 from .common import arguments

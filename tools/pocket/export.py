@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flux_core import AutoEncoder
+from flux_core.latents import standardise
 from flux_core.pipeline import pocket_file
-from flux_core.sampling import standardise
 
 from . import cache, train_text, train_vae
 from .common import ASSETS, arguments, averaged

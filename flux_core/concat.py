@@ -1,0 +1,58 @@
+"""What models with a wider input read beside the noisy latents.
+
+    Canny, Depth, control LoRAs   128 = 4 (16 noisy + 16 of a picture)
+    Fill                          384 = 4 (16 noisy + 16 of a picture + 64 of a mask)
+
+A mask's 8x8 pixels over one latent become 64 channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn import functional as F
+
+from .latents import CONSTANTS, expand, standardise
+
+CHANNELS, SIDE = CONSTANTS.z_channels, CONSTANTS.compression
+#: Extra channels of a latent, by what they are.
+PICTURE, PICTURE_AND_MASK = CHANNELS, CHANNELS + SIDE * SIDE
+
+
+def extra_channels(in_channels: int) -> int:
+    """Channels of a latent that a model reads beside the noisy ones, for packed ``in_channels``.
+
+    Raises ``ValueError`` for a width that no known model has.
+    """
+    extra = in_channels // 4 - CHANNELS
+    if in_channels % 4 or extra not in (0, PICTURE, PICTURE_AND_MASK):
+        known = ", ".join(str(4 * (CHANNELS + n)) for n in (0, PICTURE, PICTURE_AND_MASK))
+        raise ValueError(f"this transformer reads {in_channels} packed channels, known are {known}")
+    return extra
+
+
+def extra_latents(
+    extra: int, picture: Tensor | None, mask: Tensor | None, batch: int, height: int, width: int
+) -> Tensor | None:
+    """What to put beside noisy latents, (batch, extra, height, width); None where it is nothing.
+
+    Args:
+        extra: channels, as ``extra_channels`` has them.
+        picture: raw latents (1 or B, 16, h, w) of any size; none is all zeros.
+        mask: (1 or B, 1, H, W) in [0, 1] of any size, 1 where to paint; none is everywhere.
+    """
+    if not extra:
+        return None
+    found = torch.zeros(1, CHANNELS, height, width) if picture is None else picture.float()
+    if found.shape[-2:] != (height, width):
+        found = F.interpolate(found, (height, width), mode="bilinear")
+    found = standardise(expand(found, batch))
+    if extra == PICTURE:
+        return found
+    large = (height * SIDE, width * SIDE)
+    where = torch.ones(1, 1, *large) if mask is None else mask.float().mean(1, keepdim=True)
+    if where.shape[-2:] != large:
+        where = F.interpolate(where, large, mode="bilinear")
+    where = rearrange(where, "b 1 (h p) (w q) -> b (p q) h w", p=SIDE, q=SIDE)
+    return torch.cat([found, expand(where, batch).to(found)], dim=1)
