@@ -6,6 +6,7 @@ small, a LoRA's, and are averaged in one message a step.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -30,6 +31,8 @@ class Workers:
                     "several processes need the package accelerate: pip install accelerate"
                 ) from error
             self.accelerator = Accelerator(cpu=self.device.type == "cpu")
+            # left to the interpreter's end, its threads may outlive what they use, and abort
+            atexit.register(self.accelerator.end_training)
             self.rank = self.accelerator.process_index
             if self.device.type != "cpu":  # which accelerate gives a number
                 self.device = self.accelerator.device
