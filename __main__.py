@@ -87,6 +87,13 @@ def parser() -> argparse.ArgumentParser:
                           help="which one, where the file holds several")  # fmt: skip
     quantize.add_argument("--precision", default="int8")
     quantize.add_argument("--plan", type=Path, help="a precision plan instead, a JSON file")
+    quantize.add_argument("--calibrate", action="append", metavar="PROMPT", default=[],
+                          help="round a transformer for what it reads while it draws this; "
+                          "several are better (needs --clip-l and --t5)")  # fmt: skip
+    quantize.add_argument("--clip-l", type=Path)
+    quantize.add_argument("--t5", type=Path)
+    quantize.add_argument("--side", type=int, default=1024, help="in pixels, of what is drawn")
+    quantize.add_argument("--steps", type=int, default=4, help="of what is drawn")
     quantize.add_argument("--out", type=Path, required=True)
     quantize.add_argument("--overwrite", action="store_true")
     return top
@@ -222,15 +229,46 @@ def quantize(args: argparse.Namespace) -> None:
         )
     precision = PrecisionPlan.load(args.plan) if args.plan else args.precision
     metadata = {k: v for k, v in source.metadata.items() if k.startswith("fluxfit.")}
+    kind = args.part or kinds[0]
+    if args.calibrate and (kind != "transformer" or args.clip_l is None or args.t5 is None):
+        raise ValueError("--calibrate is for a transformer, and needs --clip-l and --t5 to draw")
     with host.progress(200, "quantizing") as bar:
-        module = loaders[args.part or kinds[0]](
-            args.file, precision=precision, progress=lambda i, n: bar.update(100 * i // n)
-        )
+        module = loaders[kind](
+            args.file, precision="bf16" if args.calibrate else precision,
+            progress=lambda i, n: bar.update(100 * i // n),
+        )  # fmt: skip
+        if args.calibrate:
+            module = calibrated(args, module, precision)
         save_module(
             module, args.out, metadata=metadata,
             progress=lambda i, n: bar.update(100 + 100 * i // n),
         )  # fmt: skip
     print(describe_file(args.out))
+
+
+def calibrated(args: argparse.Namespace, transformer, precision):
+    """The transformer quantized for what it reads while it draws some prompts."""
+    import torch
+    from fluxfit.flux_core import OffloadPolicy, load_text_encoders, record_moments
+    from fluxfit.flux_core import quantize as quantize_module
+    from fluxfit.flux_core.offload.placement import placement_of
+    from fluxfit.flux_core.pipeline import check_size
+    from fluxfit.nodes import host
+    from fluxfit.nodes.measure import while_drawing
+    from fluxfit.nodes.text import FluxTextEncode
+    from fluxfit.nodes.wires import FluxModel, FluxTextEncoders
+
+    check_size(args.side, args.side)
+    policy, device = OffloadPolicy(), host.device()
+    encoders = FluxTextEncoders(load_text_encoders(args.clip_l, args.t5), policy)
+    prompts = [FluxTextEncode().encode(encoders, text, 3.5)[0] for text in args.calibrate]
+    moments = while_drawing(
+        "drawing to calibrate", FluxModel(transformer, policy), prompts,
+        {"samples": torch.zeros(1, 16, args.side // 8, args.side // 8)}, args.steps, 0,
+        lambda draw: record_moments(transformer, draw, device),
+    )  # fmt: skip
+    placement_of(transformer, device).evict()
+    return quantize_module(transformer, precision, moments)
 
 
 #: Gigabytes, link in GB/s and effective TFLOP/s of linear layers, as such cards commonly have them.

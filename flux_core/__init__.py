@@ -15,7 +15,14 @@ from .loaders import (
 from .lora import load_lora, merge_loras
 from .offload import OffloadPolicy
 from .pipeline import FluxPipeline, Images
-from .quant import PrecisionPlan, arithmetic_of, quantize, set_compute
+from .quant import (
+    PrecisionPlan,
+    arithmetic_of,
+    calibrate,
+    quantize,
+    record_moments,
+    set_compute,
+)
 from .sampling import Conditioning, Control
 from .text import TextEncoders
 from .transformer import FluxTransformer
@@ -34,6 +41,7 @@ __all__ = [
     "PrecisionPlan",
     "TextEncoders",
     "arithmetic_of",
+    "calibrate",
     "compile_blocks",
     "load_clip",
     "load_controlnet",
@@ -44,6 +52,7 @@ __all__ = [
     "load_vae",
     "merge_loras",
     "quantize",
+    "record_moments",
     "save_module",
     "set_compute",
 ]

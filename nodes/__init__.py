@@ -5,9 +5,10 @@ from .control import ControlNetUpscalerFP8, FluxControlNet
 from .dataset import FluxDataset
 from .loaders import FluxLoaderFP8, FluxTransformerLoader
 from .lora import FluxLoraLoader, FluxMergeLoras
+from .measure import FluxCalibrate, FluxMeasurePrecision
 from .pictures import FluxCompare, FluxGrid
 from .policy import FluxMemoryReport, OffloadPolicy
-from .precision import FluxMeasurePrecision, FluxPrecisionPlan, FluxSaveQuantized
+from .precision import FluxPrecisionPlan, FluxSaveQuantized
 from .sampler import FluxSampler
 from .text import FluxTextEncode
 from .train import FluxResumeTraining, FluxTrainLora, FluxTrainSettings
@@ -26,6 +27,7 @@ NODE_CLASS_MAPPINGS = {
     "FluxMemoryReport": FluxMemoryReport,
     "FluxTransformerLoader": FluxTransformerLoader,
     "FluxMeasurePrecision": FluxMeasurePrecision,
+    "FluxCalibrate": FluxCalibrate,
     "FluxPrecisionPlan": FluxPrecisionPlan,
     "FluxSaveQuantized": FluxSaveQuantized,
     "FluxCompare": FluxCompare,
@@ -47,6 +49,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "FluxMemoryReport": "FLUX Memory Report",
     "FluxTransformerLoader": "FLUX Transformer Loader",
     "FluxMeasurePrecision": "FLUX Measure Precision",
+    "FluxCalibrate": "FLUX Calibrate",
     "FluxPrecisionPlan": "FLUX Precision Plan",
     "FluxSaveQuantized": "FLUX Save Quantized",
     "FluxCompare": "FLUX Compare",

@@ -1,4 +1,4 @@
-"""The nodes that measure what a precision loses, keep the choice, and save quantized weights."""
+"""Precision plans from files, and quantized weights to files."""
 
 from __future__ import annotations
 
@@ -6,15 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..flux_core import OffloadPolicy, PrecisionPlan, save_module
-from ..flux_core.pictures import bars
-from ..flux_core.quant import FORMATS
-from ..flux_core.quant.measure import choose_plan, measure
-from ..flux_core.sampling import make_course, sample
+from ..flux_core import PrecisionPlan, save_module
 from . import host
 from .loaders import PREVIEW_KEY
-from .patcher import run
-from .sampler import start_latents
 from .wires import (
     CATEGORY,
     FLUX_CONTROL,
@@ -23,102 +17,8 @@ from .wires import (
     PRECISION_PLAN,
     FluxModel,
     FluxTextEncoders,
-    conditioning_of,
     controls_of,
 )
-
-
-class FluxMeasurePrecision:
-    """Which layers to keep in 16 bits."""
-
-    DESCRIPTION = (
-        "Draws one to three prompts with a model in bf16, measures what each layer loses in every "
-        "format, and chooses which layers keep 16 bits within a budget. The plan goes into a "
-        "loader and into files that are saved with it. The card must hold the transformer in bf16."
-    )
-    CATEGORY = CATEGORY
-    FUNCTION = "measure"
-    SEARCH_ALIASES = ["mixed precision", "calibrate", "sensitivity"]
-    RETURN_TYPES = (PRECISION_PLAN, "IMAGE", "STRING")
-    RETURN_NAMES = ("plan", "errors", "report")
-    OUTPUT_TOOLTIPS = (
-        "For a loader's plan input.",
-        "The error of each layer, the largest first.",
-        "The plan as JSON.",
-    )
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        prompt = ("CONDITIONING", {"tooltip": "Another prompt to draw."})
-        return {
-            "required": {
-                "model": (FLUX_MODEL, {"tooltip": "A transformer loaded in bf16."}),
-                "positive": ("CONDITIONING", {"tooltip": "A prompt to draw."}),
-                "latent": ("LATENT", {"tooltip": "The size to draw at."}),
-                "precision": (
-                    list(FORMATS),
-                    {"default": "int8", "tooltip": "The format of all the other layers."},
-                ),
-                "bits_per_weight": (
-                    "FLOAT",
-                    {
-                        "default": 8.5,
-                        "min": 8.0,
-                        "max": 16.0,
-                        "step": 0.1,
-                        "tooltip": "The budget: 8 keeps no layer in 16 bits, 16 keeps all.",
-                    },
-                ),
-                "steps": (
-                    "INT",
-                    {"default": 4, "min": 1, "max": 100, "tooltip": "Steps drawn of each prompt."},
-                ),
-                "seed": ("INT", {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF,
-                                 "tooltip": "Of the noise."}),
-                "save_as": (
-                    "STRING",
-                    {
-                        "default": "",
-                        "tooltip": "A name under models/precision_plans to keep the plan under; "
-                        "empty keeps it on the wire alone.",
-                    },
-                ),
-            },
-            "optional": {"positive_2": prompt, "positive_3": prompt},
-        }  # fmt: skip
-
-    def measure(
-        self, model: FluxModel, positive, latent: dict, precision: str, bits_per_weight: float,
-        steps: int, seed: int, save_as: str, positive_2=None, positive_3=None,
-    ):  # fmt: skip
-        path = host.inside(host.plans_folder(), save_as + ".json") if save_as else None
-        prompts = [conditioning_of(p) for p in (positive, positive_2, positive_3) if p is not None]
-        start = start_latents(latent["samples"])
-        course = make_course(model.transformer.config, start.shape, seed=seed, steps=steps)
-        policy = model.policy
-        if policy.of(model.transformer) != "none":  # streamed layers have no names to listen to
-            policy = OffloadPolicy("component")
-        with host.progress(steps * len(prompts), "measuring") as bar:
-
-            def draw() -> None:
-                for i, prompt in enumerate(prompts):
-                    sample(
-                        model.transformer, prompt, start, course,
-                        callback=lambda step, total, _, i=i: bar.update(i * steps + step + 1),
-                        device=host.device(),
-                    )  # fmt: skip
-
-            measured = run(
-                "transformer", policy, [model.transformer],
-                lambda _: measure(model.transformer, draw),
-            )  # fmt: skip
-        plan = choose_plan(measured, precision, bits_per_weight)
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(plan.to_json(), encoding="utf-8")
-        title = f"relative output error by layer; {len(plan.layers)} layers keep 16 bits"
-        picture = bars({name: layer.errors for name, layer in measured.items()}, title)
-        return plan, picture[None], plan.to_json()
 
 
 class FluxPrecisionPlan:

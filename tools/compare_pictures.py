@@ -1,31 +1,49 @@
 """What each precision does to pictures: PSNR and SSIM against bf16, same seeds, pocket model.
 
-python -m tools.compare_pictures --count 50
+    python -m tools.compare_pictures --count 50
+
+Weights rounded to the nearest code, and calibrated: on sentences of scenes that are not among those
+that are drawn.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import statistics
 
-from flux_core import FluxPipeline, quantize, set_compute
+from torch import Tensor
+
+from flux_core import FluxPipeline, quantize, record_moments, set_compute
 from flux_core.pictures import psnr, ssim
 from flux_core.pipeline import POCKET_SAMPLING
-from flux_core.quant import FORMATS
+from flux_core.quant import COMPUTES, FORMATS
+from tools.pocket.captions import describe
+from tools.pocket.scenes import random_scene
 from tools.pocket.score import SIDE, prompts
 
 MOST = 99.0  # dB; pictures that are equal count as this
+#: Sentences that are drawn to calibrate, and steps of each.
+SEEN, SEEN_STEPS = 8, 10
 
 
-def pictures(precision: str, compute: str, count: int, settings: dict) -> list:
-    """The pictures of ``count`` sentences at a precision of the transformer, the rest in bf16."""
-    pipeline = FluxPipeline.from_pocket(precision="bf16")
-    if precision in FORMATS:
-        set_compute(quantize(pipeline.transformer, precision), compute)
+def drawn(pipeline: FluxPipeline, sentences: list[str], first: int, steps: int) -> list[Tensor]:
+    """A picture of each sentence, seeds from ``first`` on."""
+    settings = POCKET_SAMPLING | {"steps": steps}
     return [
-        pipeline(text, seed=seed, width=SIDE, height=SIDE, **POCKET_SAMPLING | settings).images[0]
-        for seed, (text, _) in enumerate(prompts(count, 1))
+        pipeline(text, seed=first + i, width=SIDE, height=SIDE, **settings).images[0]
+        for i, text in enumerate(sentences)
     ]
+
+
+def moments() -> dict[str, Tensor]:
+    """What the layers read while scenes of the training are drawn."""
+    rng = random.Random("calibration")
+    sentences = [describe(random_scene(rng, 1, held_out=False), rng).text for _ in range(SEEN)]
+    pipeline = FluxPipeline.from_pocket(precision="bf16")
+    return record_moments(
+        pipeline.transformer, lambda: drawn(pipeline, sentences, 1000, SEEN_STEPS)
+    )
 
 
 def spread(values: list[float], digits: int) -> str:
@@ -38,18 +56,24 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--only", nargs="*", default=list(FORMATS), choices=list(FORMATS))
+    parser.add_argument("--compute", nargs="*", default=["dequantize", "native"], choices=COMPUTES)
     args = parser.parse_args()
-    settings = {"steps": args.steps}
-    exact = pictures("bf16", "auto", args.count, settings)
-    print("| precision | arithmetic | PSNR, dB | SSIM |\n| --- | --- | --- | --- |")
+    sentences = [text for text, _ in prompts(args.count, 1)]
+    exact = drawn(FluxPipeline.from_pocket(precision="bf16"), sentences, 0, args.steps)
+    ways = {"nearest": {}, "calibrated": moments()}
+    print("| precision | rounding | arithmetic | PSNR, dB | SSIM |\n" + "| --- " * 5 + "|")
     for precision in args.only:
-        for compute in ("dequantize", "native"):
-            drawn = pictures(precision, compute, args.count, settings)
-            near = [min(MOST, psnr(a, b)) for a, b in zip(drawn, exact, strict=True)]
-            alike = [ssim(a, b) for a, b in zip(drawn, exact, strict=True)]
-            print(
-                f"| {precision} | {compute} | {spread(near, 1)} | {spread(alike, 4)} |", flush=True
-            )
+        for rounding, known in ways.items():
+            for compute in args.compute:
+                pipeline = FluxPipeline.from_pocket(precision="bf16")
+                set_compute(quantize(pipeline.transformer, precision, known), compute)
+                found = drawn(pipeline, sentences, 0, args.steps)
+                near = [min(MOST, psnr(a, b)) for a, b in zip(found, exact, strict=True)]
+                alike = [ssim(a, b) for a, b in zip(found, exact, strict=True)]
+                print(
+                    f"| {precision} | {rounding} | {compute} | {spread(near, 1)} | "
+                    f"{spread(alike, 4)} |", flush=True,
+                )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -185,7 +185,7 @@ def match_lora(lora: Lora, module: nn.Module, part: str | None = None) -> Matche
 
 def refuse_unmatched(lora: Lora, found: list[Matched]) -> None:
     """Raise ``ValueError`` where no layer of any part has anything of a LoRA."""
-    if any(m.deltas for m in found):
+    if any(m.matched for m in found):
         return
     keys = [key for keys in lora.keys.values() for key in keys] + list(lora.strange)
     reasons = [f"; {name} {why}" for m in found for name, why in m.refused.items()][:1]

@@ -24,8 +24,23 @@ class Format(ABC):
     kernels: tuple[Kernel, ...] = ()
 
     @abstractmethod
+    def encode(self, scaled: Tensor) -> Tensor:
+        """The codes nearest to weights in the basis of ``rotate``, divided by their scales."""
+
+    def scales(self, weight: Tensor) -> Tensor | None:
+        """Scales (out, 1) float32 of a float32 weight in the basis of ``rotate``."""
+        return None
+
+    def prepare(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What ``encode`` is given for a weight (out, in), and the scales."""
+        turned = self.rotate(weight.float())
+        scale = self.scales(turned)
+        return (turned if scale is None else turned / scale), scale
+
     def quantize(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         """Codes (out, in) and scales (out, 1) float32 or None; finite for every finite weight."""
+        scaled, scale = self.prepare(weight)
+        return self.encode(scaled), scale
 
     def block(self, in_features: int) -> int:
         """The block in which weights of a width are rotated; 1 where they are not."""

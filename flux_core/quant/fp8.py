@@ -20,35 +20,34 @@ def saturate(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.clamp(-limit, limit).to(dtype)
 
 
-class PlainFloat8(Format):
+class Float8(Format):
+    """Codes are float8 numbers."""
+
+    kernels = (Float8Rows(), Float8Tensor())
+
+    def encode(self, scaled: Tensor) -> Tensor:
+        return saturate(scaled, self.storage)
+
+
+class PlainFloat8(Float8):
     """The number nearest to the weight, as DiffSynth-Studio and raw float8 files have it."""
 
     scaled = False
-    kernels = (Float8Rows(), Float8Tensor())
 
     def __init__(self, name: str, storage: torch.dtype) -> None:
         self.name, self.storage = name, storage
 
-    def quantize(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
-        return saturate(weight, self.storage), None
 
-
-class ScaledFloat8(Format):
+class ScaledFloat8(Float8):
     """e4m3fn with the float32 scale a row that loses least."""
 
     name, storage, scaled = "fp8_scaled", torch.float8_e4m3fn, True
-    kernels = (Float8Rows(), Float8Tensor())
     #: Relative precision repeats with every power of two, so one of them is searched; all are at
     #: least 1, so that nothing is clipped.
     factors = tuple(2 ** (i / 8) for i in range(8))
 
-    def quantize(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
-        wide = weight.float()
-        limit = torch.finfo(self.storage).max
-        scale = best_scale(
-            wide, limit, self.factors, lambda x: saturate(x, self.storage).to(x.dtype)
-        )
-        return saturate(wide / scale, self.storage), scale
+    def scales(self, weight: Tensor) -> Tensor:
+        return best_scale(weight, torch.finfo(self.storage).max, self.factors, self.encode)
 
     def marker(self, in_features: int) -> dict[str, object] | None:
         # The host multiplies float8 with one scale a tensor; with one a row it has to dequantize.

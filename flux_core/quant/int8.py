@@ -28,14 +28,11 @@ class Int8(Format):
     def __init__(self, largest: int = BLOCK) -> None:
         self.largest = largest
 
-    def quantize(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
-        rotated = self.rotate(weight.float())
-        scale = best_scale(rotated, LIMIT, self.factors, self.rounded)
-        return self.rounded(rotated / scale).to(torch.int8), scale
+    def encode(self, scaled: Tensor) -> Tensor:
+        return scaled.round().clamp_(-LIMIT, LIMIT).to(torch.int8)
 
-    @staticmethod
-    def rounded(x: Tensor) -> Tensor:
-        return x.round().clamp_(-LIMIT, LIMIT)
+    def scales(self, weight: Tensor) -> Tensor:
+        return best_scale(weight, LIMIT, self.factors, self.encode)
 
     def block(self, in_features: int) -> int:
         return block_of(in_features, self.largest)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .arithmetic import Kernel, trouble
+from .compensate import compensated
 from .contract import Format
 
 log = logging.getLogger(__name__)
@@ -62,15 +63,21 @@ class QuantizedLinear(nn.Module):
         self.ways: dict[tuple[str, torch.dtype], Way] = {}
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, format: Format) -> QuantizedLinear:
-        """Quantize a Linear's weight, which must be finite."""
+    def from_linear(
+        cls, linear: nn.Linear, format: Format, moments: Tensor | None = None
+    ) -> QuantizedLinear:
+        """Quantize a Linear's weight, which must be finite; for ``moments`` of its inputs, where
+        they are known, as ``compensate`` has them."""
         weight = linear.weight.detach()
         with torch.device("meta"):
             made = cls(
                 (weight.shape[0], weight.shape[1]), linear.bias is not None, format, weight.dtype
             )
         if weight.device.type != "meta":
-            made.codes, made.scale = format.quantize(weight)
+            if moments is None:
+                made.codes, made.scale = format.quantize(weight)
+            else:
+                made.codes, made.scale = compensated(format, weight, moments)
         made.bias = linear.bias
         return made
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .formats import FORMATS
+from .listen import listening
 from .plan import PrecisionPlan
 from .walk import linears, quantized_names
 
@@ -35,23 +36,14 @@ def record_inputs(module: nn.Module, run: Callable[[], object]) -> dict[str, Ten
     """Inputs (tokens, in) of every layer that may be quantized, sampled while ``run`` runs."""
     kept: dict[str, list[Tensor]] = {}
 
-    def keeper(name: str):
-        def keep(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-            found = kept.setdefault(name, [])
-            if sum(map(len, found)) < TOKENS:
-                tokens = args[0].detach().reshape(-1, args[0].shape[-1])
-                found.append(tokens[:: max(1, len(tokens) // TOKENS_A_CALL)].clone())
+    def keep(name: str, x: Tensor) -> None:
+        found = kept.setdefault(name, [])
+        if sum(map(len, found)) < TOKENS:
+            tokens = x.reshape(-1, x.shape[-1])
+            found.append(tokens[:: max(1, len(tokens) // TOKENS_A_CALL)].clone())
 
-        return keep
-
-    handles = [
-        layer.register_forward_pre_hook(keeper(name)) for name, _, _, layer in linears(module)
-    ]
-    try:
+    with listening(module, keep):
         run()
-    finally:
-        for handle in handles:
-            handle.remove()
     return {name: torch.cat(found)[:TOKENS] for name, found in kept.items()}
 
 
@@ -63,8 +55,8 @@ def layer_errors(
     for name, _, _, layer in linears(module):
         if name not in inputs:
             continue
-        weight = layer.weight.detach().float()
-        x = inputs[name].to(weight.device).float()
+        x = inputs[name].float()
+        weight = layer.weight.detach().to(x.device).float()  # it may be streamed, and not be there
         exact = F.linear(x, weight)
         size = exact.norm().clamp_min(1e-30)
         errors = {}
@@ -102,11 +94,16 @@ def measure(module: nn.Module, run: Callable[[], object]) -> dict[str, LayerErro
 
     The module must hold 16 bits or more: raises ``ValueError`` where it is quantized already.
     """
+    refuse_quantized(module)
+    with torch.no_grad():
+        return layer_errors(module, record_inputs(module, run))
+
+
+def refuse_quantized(module: nn.Module) -> None:
+    """Raise ``ValueError`` where a module holds less than 16 bits."""
     held = quantized_names(module)
     if held:
         raise ValueError(
             f"module is quantized to {', '.join(sorted(held))}; what that loses is measured on the "
             "weights in bf16: load it so"
         )
-    with torch.no_grad():
-        return layer_errors(module, record_inputs(module, run))

@@ -28,14 +28,14 @@ def largest_scale(weight: Tensor, limit: float) -> Tensor:
 
 
 def best_scale(
-    weight: Tensor, limit: float, factors: Sequence[float], rounded: Callable[[Tensor], Tensor]
+    weight: Tensor, limit: float, factors: Sequence[float], encode: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """The scale (out, 1) of least square error among the largest value's times ``factors``.
 
     Args:
         weight: (out, in) float32.
         limit: the format's largest code.
-        rounded: a scaled weight to the nearest codes, as float32.
+        encode: a scaled weight to the nearest codes.
     """
     largest = largest_scale(weight, limit)
     stride = max(1, weight.shape[1] // SAMPLE)
@@ -43,7 +43,7 @@ def best_scale(
     best, least = largest, torch.full_like(largest, torch.inf)
     for factor in factors:
         scale = (largest * factor).bfloat16().float().clamp_min(TINY)
-        error = (rounded(sample / scale) * scale - sample).square_().sum(dim=1, keepdim=True)
+        error = (encode(sample / scale).float() * scale - sample).square_().sum(dim=1, keepdim=True)
         better = error < least
         best, least = torch.where(better, scale, best), torch.where(better, error, least)
     return best

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from .compensate import trouble_with
 from .formats import FORMATS, full_dtype
 from .linear import COMPUTES, QuantizedLinear
 from .plan import Precision, as_plan
@@ -46,7 +47,9 @@ def quantized_names(module: nn.Module) -> set[str]:
 
 
 @torch.inference_mode(False)  # the weights may later serve a training
-def quantize(module: nn.Module, precision: Precision) -> nn.Module:
+def quantize(
+    module: nn.Module, precision: Precision, moments: Mapping[str, Tensor] = {}
+) -> nn.Module:
     """Change how a transformer, ControlNet or T5 stores its linear layers, in place.
 
     ``bf16``, ``fp16`` and ``fp32`` cast the whole module. A precision of one byte replaces its
@@ -54,9 +57,12 @@ def quantize(module: nn.Module, precision: Precision) -> nn.Module:
     their dtype. A ``PrecisionPlan`` gives single layers another precision; those of two bytes stay
     as they are. Quantizing again to the same precision changes nothing.
 
+    Codes are the nearest, or for layers whose inputs' ``moments`` are known (``record_moments``)
+    those that lose least for such inputs.
+
     Returns the module. Raises ``ValueError`` for an unknown precision, a plan's layer that does not
-    exist, a weight that is not finite (the layer is named, nothing is changed), and a module that
-    is quantized otherwise.
+    exist, a weight that is not finite or moments that do not serve its layer (which is named,
+    nothing is changed), and a module that is quantized otherwise.
     """
     plan = as_plan(precision)
     held = quantized_names(module)
@@ -77,8 +83,11 @@ def quantize(module: nn.Module, precision: Precision) -> nn.Module:
     for full, _, _, linear in found:
         if linear.weight.device.type != "meta" and not bool(linear.weight.isfinite().all()):
             raise ValueError(f"{full}.weight holds NaN or infinity: nothing was quantized")
+        if full in moments and (reason := trouble_with(moments[full], linear.in_features)):
+            raise ValueError(f"{full}: {reason}: nothing was quantized")
     for full, parent, name, linear in found:
-        made = QuantizedLinear.from_linear(linear, FORMATS[plan.of(full)])
+        format = FORMATS[plan.of(full)]
+        made = QuantizedLinear.from_linear(linear, format, moments.get(full))
         made.train(linear.training)
         setattr(parent, name, made)
     return module

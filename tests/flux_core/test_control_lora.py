@@ -14,6 +14,7 @@ from flux_core import Conditioning, FluxPipeline, FluxTransformer, load_lora, qu
 from flux_core.concat import extra_channels, extra_latents
 from flux_core.latents import pack, standardise
 from flux_core.lora import lora_applied, match_lora, merge_loras
+from flux_core.lora.match import refuse_unmatched
 from flux_core.offload.placement import placement_of
 from flux_core.sampling import make_course, sample
 from tests import tiny
@@ -126,6 +127,20 @@ def test_norms_by_diffusers_names_and_what_does_not_fit(tmp_path):
     assert name == "double_blocks.0.img_attn.norm.query_norm"
     assert float(found.norms[name].mean()) == 2.0
     assert "made for a norm of (3,), this one is (128,)" in str(found)
+
+
+def test_a_norm_that_fits_is_enough_to_be_applied(tmp_path):
+    model = tiny.randomise(FluxTransformer(tiny.DEV))
+    name = "single_blocks.1.norm.key_norm"
+    file = {f"{name}.scale": torch.full((tiny.HEAD,), 3.0)}
+    file |= {
+        "elsewhere.lora_A.weight": torch.ones(2, 2),
+        "elsewhere.lora_B.weight": torch.ones(2, 2),
+    }
+    lora = load_lora(tiny.save(file, tmp_path / "a.safetensors"))
+    refuse_unmatched(lora, [match_lora(lora, model)])
+    merged = merge_loras(model, [(lora, 1.0)])
+    assert torch.equal(merged.get_submodule(name).scale, torch.full((tiny.HEAD,), 3.0))
 
 
 class TestWiderModels:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
-from fluxfit.flux_core import PrecisionPlan, load_transformer
-from fluxfit.flux_core.quant import QuantizedLinear
+from fluxfit.flux_core import OffloadPolicy, PrecisionPlan, load_transformer
+from fluxfit.flux_core.quant import QuantizedLinear, quantized_linears, quantized_names
 from fluxfit.nodes import NODE_CLASS_MAPPINGS, headless
 
 from tests.nodes.calls import defaults, node
 
 POCKET = "fluxfit_pocket.safetensors"
+UPSCALER = "fluxfit_pocket_upscaler.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -183,3 +185,80 @@ def test_the_command_quantizes_a_file(tmp_path, capsys, monkeypatch):
     assert command_line.main() == 0
     again = load_transformer(tmp_path / "p.safetensors", precision="as_stored")
     assert isinstance(again.double_blocks[0].img_mod.lin, torch.nn.Linear)
+    texts = host.POCKET / "text_encoders"
+    tuned = tmp_path / "t.safetensors"
+    wanted = ["fluxfit", "quantize", str(source), "--precision", "int8", "--out", str(tuned),
+              "--calibrate", "a red circle", "--calibrate", "a blue square on yellow",
+              "--clip-l", str(texts / "fluxfit_pocket_clip_l.safetensors"),
+              "--side", "64", "--steps", "2"]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", wanted)
+    assert command_line.main() == 1
+    assert "needs --clip-l and --t5" in capsys.readouterr().err and not tuned.exists()
+    wanted += ["--t5", str(texts / "fluxfit_pocket_t5.safetensors")]
+    assert command_line.main() == 0
+    found = [load_transformer(p, precision="as_stored") for p in (tuned, out)]
+    pairs = list(zip(*map(quantized_linears, found), strict=True))
+    assert pairs and not any(torch.equal(a.codes, b.codes) for a, b in pairs)
+    assert all(torch.equal(a.scale, b.scale) for a, b in pairs)
+
+
+def calibrated(loaded, positive, **given):
+    values = defaults("FluxCalibrate", steps=2, **given)
+    return node("FluxCalibrate").calibrate(
+        model=loaded[0], positive=positive, latent=empty(), **values
+    )
+
+
+def codes_of(model):
+    return [m.codes for m in model.transformer.modules() if isinstance(m, QuantizedLinear)]
+
+
+class TestCalibrating:
+    def test_it_draws_nearer_and_leaves_the_model_as_it_was(self, loaded, positive, tmp_path):
+        state = {k: v.clone() for k, v in loaded[0].transformer.state_dict().items()}
+        made, none = calibrated(loaded, positive)
+        assert none == ()
+        now = loaded[0].transformer.state_dict()
+        assert state.keys() == now.keys() and all(torch.equal(state[k], now[k]) for k in state)
+        ours = {t.untyped_storage().data_ptr() for t in now.values()}
+        theirs = made.transformer.state_dict().values()
+        assert not any(t.untyped_storage().data_ptr() in ours for t in theirs)
+        nearest = node("FluxTransformerLoader").load(POCKET, "fp8_scaled", "auto")[0]
+        values = defaults("FluxSampler", steps=4)
+        drawn = [
+            node("FluxSampler").sample(model=m, positive=positive, latent=empty(), **values)[0]
+            for m in (loaded[0], made, nearest)
+        ]
+        exact, near, far = (latent["samples"] for latent in drawn)
+        assert (near - exact).norm() < 0.7 * (far - exact).norm()
+        node("FluxSaveQuantized").save("tuned", False, model=made)
+        saved = tmp_path / "output" / "diffusion_models" / "tuned.safetensors"
+        assert load_transformer(saved, precision="as_stored").state_dict().keys() == {
+            *made.transformer.state_dict()
+        }
+
+    def test_streamed_it_comes_out_the_same(self, loaded, positive):
+        expected = codes_of(calibrated(loaded, positive, precision="int8")[0])
+        streamed = (replace(loaded[0], policy=OffloadPolicy("stream")), *loaded[1:])
+        found = codes_of(calibrated(streamed, positive, precision="int8")[0])
+        assert expected and all(map(torch.equal, found, expected))
+
+    def test_a_plan_and_a_controlnet_are_followed(self, loaded, positive):
+        plan = PrecisionPlan("int8", {"single_blocks.0.linear1": "bf16"})
+        (control,) = node("FluxControlNet").make(
+            image=torch.rand(1, 64, 64, 3), vae=loaded[2],
+            **defaults("FluxControlNet", controlnet=UPSCALER, precision="bf16"),
+        )  # fmt: skip
+        made, controls = calibrated(loaded, positive, plan=plan, control=control)
+        assert quantized_names(made.transformer) == {"int8"}
+        assert isinstance(
+            made.transformer.get_submodule("single_blocks.0.linear1"), torch.nn.Linear
+        )
+        (tuned,) = controls
+        assert quantized_names(tuned.net) == {"fp8_scaled"}
+        assert not quantized_names(control[0].net) and tuned.strength == control[0].strength
+
+    def test_a_quantized_model_is_refused(self, positive):
+        model = node("FluxTransformerLoader").load(POCKET, "int8", "auto")
+        with pytest.raises(ValueError, match="is quantized to int8.*load it so"):
+            calibrated(model, positive)
