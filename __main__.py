@@ -265,10 +265,10 @@ def calibrated(args: argparse.Namespace, transformer, precision):
     moments = while_drawing(
         "drawing to calibrate", FluxModel(transformer, policy), prompts,
         {"samples": torch.zeros(1, 16, args.side // 8, args.side // 8)}, args.steps, 0,
-        lambda draw: record_moments(transformer, draw, device),
+        lambda draw: record_moments(transformer, draw),
     )  # fmt: skip
     placement_of(transformer, device).evict()
-    return quantize_module(transformer, precision, moments)
+    return quantize_module(transformer, precision, moments, device)
 
 
 #: Gigabytes, link in GB/s and effective TFLOP/s of linear layers, as such cards commonly have them.

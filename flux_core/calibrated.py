@@ -16,11 +16,16 @@ from .quant.walk import linears
 M = TypeVar("M", bound=nn.Module)
 
 
-def calibrated_copy(module: M, precision: Precision, moments: Mapping[str, Tensor]) -> M:
+def calibrated_copy(
+    module: M,
+    precision: Precision,
+    moments: Mapping[str, Tensor],
+    worker: torch.device | str = "cpu",
+) -> M:
     """A model quantized for what its layers read; the module itself stays as it is.
 
     Args:
-        moments: as ``record_moments`` has them.
+        moments, worker: as ``quantize`` takes them.
 
     Raises ``ValueError`` as ``quantize`` does.
     """
@@ -35,11 +40,11 @@ def calibrated_copy(module: M, precision: Precision, moments: Mapping[str, Tenso
             for _, _, _, t in named_tensors(module, set())
             if id(t) not in replaced
         }
-    return cast(M, quantize(twin(module, copies), plan, moments))
+    return cast(M, quantize(twin(module, copies), plan, moments, worker))
 
 
 def moments_of_all(
-    modules: Sequence[nn.Module], run: Callable[[], object], device: torch.device | str = "cpu"
+    modules: Sequence[nn.Module], run: Callable[[], object]
 ) -> list[dict[str, Tensor]]:
     """``record_moments`` of several modules that compute together, in one run."""
     if not modules:
@@ -48,6 +53,6 @@ def moments_of_all(
     others: list[dict[str, Tensor]] = []
 
     def rest() -> None:
-        others[:] = moments_of_all(modules[1:], run, device)
+        others[:] = moments_of_all(modules[1:], run)
 
-    return [record_moments(modules[0], rest, device), *others]
+    return [record_moments(modules[0], rest), *others]

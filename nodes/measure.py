@@ -183,12 +183,12 @@ class FluxCalibrate:
 
         moments = while_drawing(
             "calibrating", model, (positive, positive_2, positive_3), latent, steps, seed,
-            lambda draw: moments_of_all(modules, draw, device), controls,
+            lambda draw: moments_of_all(modules, draw), controls,
         )  # fmt: skip
         made = {}
         for module, known in zip(modules, moments, strict=True):
             placement_of(module, device).evict()  # what is made of it begins on the host
             of = precision if plan is None or module is not model.transformer else plan
-            made[module] = calibrated_copy(module, of, known)
+            made[module] = calibrated_copy(module, of, known, device)
         tuned = tuple(replace(c, net=made.get(c.net, c.net)) for c in controls)
         return replace(model, transformer=made[model.transformer]), tuned

@@ -1,4 +1,4 @@
-"""Peak memory and time of a step under every offload policy, beside diffusers' offloading.
+"""Peak memory and time of a step under every offload policy, beside other libraries' offloading.
 
     python -m tools.bench_offload                                # a card, FLUX.1-dev's full size
     python -m tools.bench_offload --hidden 1024 --double 2 --single 4 --side 512      # a CPU
@@ -16,12 +16,10 @@ import gc
 import itertools
 import statistics
 import time
-from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from unittest import mock
 
 import torch
-from torch import nn
 
 from flux_core import AutoEncoder, Conditioning, FluxTransformer, OffloadPolicy, quantize
 from flux_core.cards import T5_XXL
@@ -37,6 +35,7 @@ from flux_core.sampling import make_course, sample
 from flux_core.text import T5_LENGTH, T5Encoder
 from flux_core.workload import decode, sampling_work, t5_work, vae_work
 from tools.bench_precision import new_transformer
+from tools.rivals import diffsynth_ways, diffusers_ways
 
 GB = 1e9
 
@@ -158,62 +157,24 @@ def row(name: str, seconds: float, base: float, peak: float, predicted: float | 
 
 
 def theirs(args: argparse.Namespace, meter: Meter) -> None:
-    """diffusers' transformer of the same size in bfloat16 on a card: resident, and offloaded in its
-    ways. (A CPU that stands for a card shows nothing of them.)"""
-    from diffusers import FluxTransformer2DModel
-
-    device = meter.device
-
-    def new() -> nn.Module:
-        with torch.device("meta"):
-            model = FluxTransformer2DModel(
-                in_channels=64, num_layers=args.double, num_single_layers=args.single,
-                attention_head_dim=128, num_attention_heads=args.hidden // 128,
-                joint_attention_dim=4096, pooled_projection_dim=768, guidance_embeds=True,
-            )  # fmt: skip
-        model = model.to(torch.bfloat16).to_empty(device="cpu").requires_grad_(False)
-        for p in model.parameters():
-            p.normal_(0, 0.02)
-        return model.eval()
-
-    side = args.side // 16
-    inputs = {
-        "hidden_states": torch.randn(1, side * side, 64, dtype=torch.bfloat16),
-        "encoder_hidden_states": torch.randn(1, args.text, 4096, dtype=torch.bfloat16),
-        "pooled_projections": torch.randn(1, 768, dtype=torch.bfloat16),
-        "timestep": torch.tensor([0.6]), "guidance": torch.tensor([3.5]),
-        "img_ids": torch.zeros(side * side, 3), "txt_ids": torch.zeros(args.text, 3),
-    }  # fmt: skip
-    there = {name: value.to(device) for name, value in inputs.items()}
-
-    def steps(model: nn.Module) -> float:
-        times = []
-        for _ in range(args.steps + 1):
-            started = time.perf_counter()
-            model(**there)
-            torch.cuda.synchronize(device)
-            times.append(time.perf_counter() - started)
-        return statistics.median(times[1:])
-
-    group = {"onload_device": device, "offload_device": torch.device("cpu"), "use_stream": True}
-    ways: dict[str, Callable[[nn.Module], object]] = {
-        "all resident": lambda m: m.to(device),
-        "leaf group offload, stream": lambda m: m.enable_group_offload(
-            offload_type="leaf_level", **group
-        ),
-        "block group offload, stream": lambda m: m.enable_group_offload(
-            offload_type="block_level", num_blocks_per_group=1, **group
-        ),
-    }
+    """Other libraries' transformers of the same size, offloaded in their ways."""
     base = 0.0
-    for name, prepare in ways.items():
-        model = new()
+    for name, opened in (
+        diffusers_ways(args, meter.device) | diffsynth_ways(args, meter.device)
+    ).items():
         with meter.over():
-            prepare(model)
-            seconds = steps(model)
+            step = opened()
+            times = []
+            for _ in range(1 + args.steps):
+                started = time.perf_counter()
+                step()
+                torch.cuda.synchronize(meter.device)
+                times.append(time.perf_counter() - started)
+        # moves between pictures are in the mean alone
+        seconds = statistics.mean(times[1:])
         base = base or seconds
-        row(f"diffusers bf16, {name}", seconds, base, meter.peak, None)
-        del model
+        row(name, seconds, base, meter.peak, None)
+        del step
 
 
 def picture(args: argparse.Namespace, meter: Meter) -> None:
@@ -283,7 +244,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=1024)
     parser.add_argument("--text", type=int, default=512)
     parser.add_argument("--lora", type=int, default=0, help="rank: what a LoRA costs as well")
-    parser.add_argument("--no-diffusers", action="store_true")
+    parser.add_argument("--no-others", action="store_true")
     parser.add_argument("--picture", action="store_true")
     args = parser.parse_args()
     device = torch.device(args.device)
@@ -301,7 +262,7 @@ def main() -> None:
             picture(args, meter)
             return
         ours(args, meter)
-        if device.type == "cuda" and not args.no_diffusers:
+        if device.type == "cuda" and not args.no_others:
             theirs(args, meter)
 
 

@@ -30,8 +30,8 @@ if [[ $what == *precision* ]]; then
 fi
 if [[ $what == *offload* ]]; then
     offload=("$python" -m tools.bench_offload --budgets 6 3)
-    part offload_fp8 150 "${offload[@]}" --precision fp8_scaled --no-diffusers
-    part offload_compiled 150 "${offload[@]}" --precision fp8_scaled --compile --no-diffusers
+    part offload_fp8 150 "${offload[@]}" --precision fp8_scaled --no-others
+    part offload_compiled 150 "${offload[@]}" --precision fp8_scaled --compile --no-others
     part picture 150 "${offload[@]}" --precision fp8_scaled --picture --steps 4
     part offload_bf16 140 "${offload[@]}" --precision bf16 --steps 4
 fi

@@ -18,12 +18,10 @@ from .plan import Precision
 from .walk import quantize
 
 
-def record_moments(
-    module: nn.Module, run: Callable[[], object], device: torch.device | str = "cpu"
-) -> dict[str, Tensor]:
+def record_moments(module: nn.Module, run: Callable[[], object]) -> dict[str, Tensor]:
     """Second moments of what every layer reads while ``run`` runs, for ``quantize``.
 
-    Returns (N, C, C) float32 by layer on ``device``; 1.5 GB for FLUX.1. The module may be streamed.
+    Returns (N, C, C) float32 by layer on the CPU, 1.5 GB for FLUX.1. The module may be streamed.
     Raises ``ValueError`` where it is quantized already: what is to be made good is its 16 bits'.
     """
     refuse_quantized(module)
@@ -33,7 +31,7 @@ def record_moments(
     def heard(name: str, x: Tensor) -> None:
         if not x.numel():
             return
-        found = moments_of(x).to(device)
+        found = moments_of(x).cpu()
         sums[name] = found if name not in sums else sums[name].add_(found)
         counts[name] = counts.get(name, 0) + x.shape[:-1].numel()
 
@@ -46,7 +44,7 @@ def calibrate(
     module: nn.Module,
     precision: Precision,
     run: Callable[[], object],
-    device: torch.device | str = "cpu",
+    worker: torch.device | str = "cpu",
 ) -> nn.Module:
     """Quantize a module in place, its codes chosen for the inputs that ``run`` gives its layers.
 
@@ -54,8 +52,8 @@ def calibrate(
 
     Args:
         run: lets the module, which holds 16 bits, compute; a few prompts of a few steps are enough.
-        device: where codes are searched.
+        worker: where codes are searched.
 
     Returns the module. Raises ``ValueError`` as ``quantize`` and ``record_moments`` do.
     """
-    return quantize(module, precision, record_moments(module, run, device))
+    return quantize(module, precision, record_moments(module, run), worker)

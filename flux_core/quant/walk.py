@@ -48,7 +48,10 @@ def quantized_names(module: nn.Module) -> set[str]:
 
 @torch.inference_mode(False)  # the weights may later serve a training
 def quantize(
-    module: nn.Module, precision: Precision, moments: Mapping[str, Tensor] = {}
+    module: nn.Module,
+    precision: Precision,
+    moments: Mapping[str, Tensor] = {},
+    worker: torch.device | str = "cpu",
 ) -> nn.Module:
     """Change how a transformer, ControlNet or T5 stores its linear layers, in place.
 
@@ -58,7 +61,7 @@ def quantize(
     as they are. Quantizing again to the same precision changes nothing.
 
     Codes are the nearest, or for layers whose inputs' ``moments`` are known (``record_moments``)
-    those that lose least for such inputs.
+    those that lose least for such inputs, searched on the device ``worker``.
 
     Returns the module. Raises ``ValueError`` for an unknown precision, a plan's layer that does not
     exist, a weight that is not finite or moments that do not serve its layer (which is named,
@@ -87,7 +90,8 @@ def quantize(
             raise ValueError(f"{full}: {reason}: nothing was quantized")
     for full, parent, name, linear in found:
         format = FORMATS[plan.of(full)]
-        made = QuantizedLinear.from_linear(linear, format, moments.get(full))
+        known = moments[full].to(worker) if full in moments else None
+        made = QuantizedLinear.from_linear(linear, format, known)
         made.train(linear.training)
         setattr(parent, name, made)
     return module
