@@ -116,12 +116,18 @@ def captioned(config: DataConfig, faults: Faults) -> Iterator[tuple[Path, str, P
         name = next((str(row[key]) for key in FILE_COLUMNS if row.get(key)), "")
         if not name:
             raise ConfigError(f"{where}: has none of {', '.join(FILE_COLUMNS)}")
-        path = (folder / name).resolve()
-        if not path.is_relative_to(folder.resolve()):
-            raise ConfigError(f"{where}: {name!r} leaves the folder")
+        path = inside(folder, name, where)
         caption = next((str(row[key]) for key in TEXT_COLUMNS if row.get(key)), "").strip()
         mask = row.get("mask")
-        yield path, caption, folder / str(mask) if mask else mask_beside(path)
+        yield path, caption, inside(folder, str(mask), where) if mask else mask_beside(path)
+
+
+def inside(folder: Path, name: str, where: str) -> Path:
+    """A file that a table names; raises ``ConfigError`` where it is not in the table's folder."""
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise ConfigError(f"{where}: {name!r} leaves the folder")
+    return path
 
 
 def read_table(path: Path) -> Iterator[tuple[int, dict]]:

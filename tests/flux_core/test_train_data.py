@@ -113,6 +113,7 @@ class TestReading:
         ("table", "message"),
         [
             ("file_name,text\n../../secret.png,x\n", "leaves the folder"),
+            ("file_name,text,mask\n0.png,x,../../secret.png\n", "leaves the folder"),
             ("name,text\n0.png,x\n", "has none of file_name"),
             ("file_name,text\nnothing.png,x\n", "nothing.png: cannot be opened"),
         ],
