@@ -166,8 +166,9 @@ def widget_values(node_class: type, item: dict, label: str) -> dict[str, Any]:
 
 
 def adds_control(name: str, options: dict) -> bool:
-    """Whether the page puts a widget after this one that says how it changes between runs."""
-    return bool(options.get("control_after_generate"))
+    """Whether the page puts a widget after this one that says how it changes between runs: after
+    seeds unless the node says otherwise."""
+    return bool(options.get("control_after_generate", name in ("seed", "noise_seed")))
 
 
 def step_over(link: Link | None, items: dict[str, dict], origins: dict[int, Link]) -> Link | None:

@@ -18,6 +18,7 @@ from . import host
 from .loaders import plan_input
 from .patcher import run
 from .sampler import start_latents
+from .widgets import STEADY, number, whole, words
 from .wires import (
     CATEGORY,
     FLUX_CONTROL,
@@ -41,12 +42,8 @@ def drawing_inputs(precision: str, help: str, **more: Any) -> dict[str, dict[str
             "latent": ("LATENT", {"tooltip": "The size to draw at."}),
             "precision": (list(FORMATS), {"default": precision, "tooltip": help}),
             **more,
-            "steps": (
-                "INT",
-                {"default": 4, "min": 1, "max": 100, "tooltip": "Steps drawn of each prompt."},
-            ),
-            "seed": ("INT", {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF,
-                             "tooltip": "Of the noise."}),
+            "steps": whole(4, 1, 100, "Steps drawn of each prompt."),
+            "seed": whole(0, 0, 0xFFFFFFFFFFFFFFFF, "Of the noise.", **STEADY),
         },
         "optional": {"positive_2": prompt, "positive_3": prompt},
     }  # fmt: skip
@@ -105,24 +102,14 @@ class FluxMeasurePrecision:
         inputs = drawing_inputs(
             "int8",
             "The format of all the other layers.",
-            bits_per_weight=(
-                "FLOAT",
-                {
-                    "default": 8.5,
-                    "min": 8.0,
-                    "max": 16.0,
-                    "step": 0.1,
-                    "tooltip": "The budget: 8 keeps no layer in 16 bits, 16 keeps all.",
-                },
+            bits_per_weight=number(
+                8.5, 8.0, 16.0, 0.1, "The budget: 8 keeps no layer in 16 bits, 16 keeps all."
             ),
         )
-        inputs["required"]["save_as"] = (
-            "STRING",
-            {
-                "default": "",
-                "tooltip": "A name under models/precision_plans to keep the plan under; "
-                "empty keeps it on the wire alone.",
-            },
+        inputs["required"]["save_as"] = words(
+            "",
+            "A name under models/precision_plans to keep the plan under; empty keeps it on the "
+            "wire alone.",
         )
         return inputs
 

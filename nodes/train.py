@@ -28,7 +28,7 @@ from . import host
 from .dataset import Dataset
 from .patcher import HostResidency
 from .vae import HostVAE
-from .widgets import ADVANCED, number, one_of, whole, words
+from .widgets import ADVANCED, STEADY, number, one_of, whole, words
 from .wires import (
     FLUX_DATASET,
     FLUX_MODEL,
@@ -74,7 +74,7 @@ class FluxTrainSettings:
                 "timesteps": one_of(
                     TIMESTEPS, "How noise levels are drawn.", default="sigmoid"
                 ),
-                "seed": whole(0, 0, 2**53, "The same seed trains the same LoRA."),
+                "seed": whole(0, 0, 2**53, "The same seed trains the same LoRA.", **STEADY),
             },
             "optional": {
                 "alpha": number(0.0, 0.0, 4096.0, 0.5, "Strength; 0 is the rank.", **ADVANCED),

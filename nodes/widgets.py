@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+#: A seed that stays as it is from run to run.
+STEADY = {"control_after_generate": False}
 #: Shown only where a person asks for more.
 ADVANCED = {"advanced": True}
 

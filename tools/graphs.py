@@ -222,12 +222,12 @@ def train_lora() -> Description:
         "dataset": Node("FluxDataset", 380, 0, {"folder": "crescent", "resolution": 256}),
         "pictures": Node("PreviewImage", 800, 0, {}, {"images": ("dataset", 1)}),
         "settings": Node(
-            "FluxTrainSettings", 380, 330,
+            "FluxTrainSettings", 380, 440,
             {"steps": 600, "batch": 4, "learning_rate": 2e-3, "timesteps": "shift",
              "weight_decay": 0.0, "schedule": "cosine", "warmup": 20},
         ),
         "train": Node(
-            "FluxTrainLora", 800, 330,
+            "FluxTrainLora", 800, 440,
             {"name": "crescent", "sample_prompts": CONCEPT, "sample_every": 200,
              "sample_steps": POCKET_SAMPLING["steps"], "sample_cfg": POCKET_SAMPLING["cfg"],
              "sample_shift": POCKET_SAMPLING["shift"]},
@@ -235,8 +235,8 @@ def train_lora() -> Description:
         ),
         "loss": Node("PreviewImage", 1220, 0, {}, {"images": ("train", 1)}),
         "prompt": text(CONCEPT, 1220, 330),
-        "negative": text("", 1220, 620, title="negative prompt"),
-        "size": Node("EmptySD3LatentImage", 1220, 920, {"width": 256, "height": 256}),
+        "negative": text("", 1220, 750, title="negative prompt"),
+        "size": Node("EmptySD3LatentImage", 1220, 1170, {"width": 256, "height": 256}),
     }  # fmt: skip
     for i, (name, model) in enumerate((("before", "loader"), ("after", "train"))):
         graph[name] = Node(
@@ -253,7 +253,7 @@ def train_lora() -> Description:
             {"image_1": ("decode before", 0), "image_2": ("decode after", 0)},
         ),
         "save": Node(
-            "SaveImage", 2400, 300, {"filename_prefix": "FluxFit/train_lora"},
+            "SaveImage", 2400, 480, {"filename_prefix": "FluxFit/train_lora"},
             {"images": ("grid", 0)},
         ),
     }  # fmt: skip

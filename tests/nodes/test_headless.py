@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from pathlib import Path
 
@@ -74,9 +75,23 @@ class TestWorkflowFiles:
             assert len(item["widgets_values"]) == count
 
     @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
+    def test_no_node_lies_on_another(self, path):
+        title = 30  # pixels above a node's place
+        boxes = [(n["id"], *n["pos"], *n["size"]) for n in json.loads(path.read_text())["nodes"]]
+        for (a, x, y, w, h), (b, u, v, o, p) in itertools.combinations(boxes, 2):
+            apart = x + w <= u or u + o <= x or y + h <= v - title or v + p <= y - title
+            assert apart, f"nodes {a} and {b}"
+
+    @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
     def test_every_workflow_has_a_thumbnail(self, path):
         with Image.open(path.with_suffix(".jpg")) as picture:
             assert picture.size == (512, 512)
+
+    def test_seeds_have_another_widget_behind_them_as_in_the_page(self):
+        assert headless.adds_control("seed", {}) and headless.adds_control("noise_seed", {})
+        assert not headless.adds_control("seed", {"control_after_generate": False})
+        assert not headless.adds_control("steps", {})
+        assert headless.adds_control("steps", {"control_after_generate": True})
 
     @pytest.mark.parametrize("name", ["flux1_dev_fp8_offload", "flux1_dev_upscaler_fp8"])
     def test_real_weights_are_named_with_an_address(self, name):
