@@ -1,22 +1,12 @@
-"""What a training run is: read from TOML, YAML or JSON, every field checked before anything loads.
+"""What a training run is, every field checked before anything loads.
 
-    [model]  [lora]  [[data]]  [objective]  [optimizer]  [samples]  [validation]  [offload]
-
-An unknown field is refused with the nearest one that there is.
+[model]  [lora]  [[data]]  [objective]  [optimizer]  [samples]  [validation]  [offload]
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import json
-import sys
-import types
-import typing
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ..lora.save import FORMATS
 from ..offload import OffloadPolicy
@@ -293,110 +283,3 @@ class TrainConfig:
     @property
     def folder(self) -> Path:
         return Path(self.output) / self.name
-
-
-def make(kind: type, value: Any, where: str) -> Any:
-    """A value of a file as a field of some type; raises ``ConfigError`` naming the field."""
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if is_dataclass(kind):
-        return from_mapping(kind, value, where)
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            if is_dataclass(inner[0]) or isinstance(value, Mapping):
-                raise ConfigError(f"{where} is {value!r}, expected a list ([[{where}]] in TOML)")
-            value = [value]
-        if inner[-1] is not Ellipsis and len(value) != len(inner):
-            raise ConfigError(f"{where} has {len(value)} entries, expected {len(inner)}")
-        return tuple(make(inner[0], entry, where) for entry in value)
-    if origin is types.UnionType:
-        return None if value is None else make(inner[0], value, where)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind is float and isinstance(value, str):  # YAML reads 1e-4 as a word
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        names = {str: "a word", int: "a whole number", float: "a number", bool: "true or false"}
-        raise ConfigError(f"{where} is {value!r}, expected {names[kind]}")
-    return value
-
-
-def from_mapping(kind: type, value: Any, where: str = "") -> Any:
-    """A dataclass from a mapping of a file, checked field by field."""
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{where or 'the file'} is {value!r}, expected fields and values")
-    hints = typing.get_type_hints(kind)
-    known = [f.name for f in fields(kind)]
-    made = {}
-    for name, entry in value.items():
-        full = f"{where}.{name}" if where else str(name)
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, 1, 0.0)
-            raise ConfigError(
-                f"{full} is no setting; the nearest is {near[0]!r} (there are {', '.join(known)})"
-            )
-        made[name] = make(hints[name], entry, full)
-    return kind(**made)
-
-
-def read_config(path: str | Path) -> TrainConfig:
-    """Read a run's settings; paths in it are taken from the folder of the file.
-
-    Raises ``ConfigError`` naming the file and the field.
-    """
-    path = Path(path)
-    try:
-        raw = parse(path)
-        return anchored(from_mapping(TrainConfig, raw), path.parent)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-
-
-def parse(path: Path) -> Any:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError("no such file") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"is no text ({error})") from error
-    try:
-        if path.suffix == ".toml":
-            if sys.version_info >= (3, 11):
-                import tomllib
-            else:
-                import tomli as tomllib  # pyright: ignore[reportMissingImports]
-            return tomllib.loads(text)
-        if path.suffix in (".yaml", ".yml"):
-            import yaml
-
-            return yaml.safe_load(text)
-        if path.suffix == ".json":
-            return json.loads(text)
-    except ImportError:
-        raise
-    except Exception as error:  # each of the three has errors of its own
-        raise ConfigError(f"cannot be read: {error}") from error
-    raise ConfigError(f"ends with {path.suffix!r}, expected .toml, .yaml or .json")
-
-
-def anchored(config: TrainConfig, home: Path) -> TrainConfig:
-    """A config whose relative input paths begin at a folder."""
-
-    def at(path: str) -> str:
-        return str(home / Path(path).expanduser()) if path else ""
-
-    model = dataclasses.replace(
-        config.model,
-        **{name: at(getattr(config.model, name))
-           for name in ("transformer", "clip_l", "t5", "vae", "tokenizers")},
-    )  # fmt: skip
-    data = tuple(dataclasses.replace(d, folder=at(d.folder)) for d in config.data)
-    validation = dataclasses.replace(config.validation, folder=at(config.validation.folder))
-    return dataclasses.replace(config, model=model, data=data, validation=validation)
-
-
-def to_mapping(config: TrainConfig) -> dict[str, Any]:
-    """A config as ``from_mapping`` reads it."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))

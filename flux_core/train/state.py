@@ -24,7 +24,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .config import ConfigError, TrainConfig, from_mapping, to_mapping
+from .config import ConfigError, TrainConfig
+from .settings import from_mapping, to_mapping
 
 #: Settings that a run may go on with after they changed.
 CHANGEABLE = ("output", "cache", "steps", "save_every", "keep", "samples", "validation", "offload")

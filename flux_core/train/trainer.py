@@ -23,11 +23,12 @@ from ..offload.memory import free_bytes
 from ..offload.plan import shrunk
 from ..offload.residency import RETRY, plan_budget
 from ..pictures import to_pil
-from .config import ConfigError, TrainConfig, to_mapping
+from .config import ConfigError, TrainConfig
 from .data import Data, Parts, prepare
 from .draw import draw_samples
 from .history import History, News
 from .learner import Learner
+from .settings import to_mapping
 from .state import (
     checkpoints_of,
     read_checkpoint,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from flux_core.train.config import ConfigError, TrainConfig, from_mapping, read_config, to_mapping
+from flux_core.train.config import ConfigError, TrainConfig
+from flux_core.train.settings import from_mapping, read_config, to_mapping
 from flux_core.train.trainer import shareable
 from tests import lessons
 
