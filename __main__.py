@@ -250,8 +250,7 @@ def calibrated(args: argparse.Namespace, transformer, precision):
     """The transformer quantized for what it reads while it draws some prompts."""
     import torch
     from fluxfit.flux_core import OffloadPolicy, load_text_encoders, record_moments
-    from fluxfit.flux_core import quantize as quantize_module
-    from fluxfit.flux_core.offload.placement import placement_of
+    from fluxfit.flux_core.calibrated import calibrated_copy
     from fluxfit.flux_core.pipeline import check_size
     from fluxfit.nodes import host
     from fluxfit.nodes.measure import while_drawing
@@ -259,7 +258,7 @@ def calibrated(args: argparse.Namespace, transformer, precision):
     from fluxfit.nodes.wires import FluxModel, FluxTextEncoders
 
     check_size(args.side, args.side)
-    policy, device = OffloadPolicy(), host.device()
+    policy = OffloadPolicy()
     encoders = FluxTextEncoders(load_text_encoders(args.clip_l, args.t5), policy)
     prompts = [FluxTextEncode().encode(encoders, text, 3.5)[0] for text in args.calibrate]
     moments = while_drawing(
@@ -267,8 +266,7 @@ def calibrated(args: argparse.Namespace, transformer, precision):
         {"samples": torch.zeros(1, 16, args.side // 8, args.side // 8)}, args.steps, 0,
         lambda draw: record_moments(transformer, draw),
     )  # fmt: skip
-    placement_of(transformer, device).evict()
-    return quantize_module(transformer, precision, moments, device)
+    return calibrated_copy(transformer, precision, moments, host.device())
 
 
 #: Gigabytes, link in GB/s and effective TFLOP/s of linear layers, as such cards commonly have them.

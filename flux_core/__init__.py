@@ -1,5 +1,6 @@
 """FLUX.1 in PyTorch, with a precision and a place for each part; knows nothing of ComfyUI."""
 
+from .calibrated import calibrate
 from .checkpoint.errors import CheckpointError
 from .checkpoint.save import save_module
 from .compiled import compile_blocks
@@ -18,7 +19,6 @@ from .pipeline import FluxPipeline, Images
 from .quant import (
     PrecisionPlan,
     arithmetic_of,
-    calibrate,
     quantize,
     record_moments,
     set_compute,

@@ -1,4 +1,4 @@
-"""A quantized copy of a model that goes on beside it."""
+"""Models quantized for what their layers read: in place, or as a copy beside the model."""
 
 from __future__ import annotations
 
@@ -9,11 +9,36 @@ import torch
 from torch import Tensor, nn
 
 from .offload.pack import named_tensors, twin
+from .offload.placement import recall
 from .quant import FORMATS, Precision, quantize, record_moments
-from .quant.plan import as_plan
+from .quant.plan import PrecisionPlan, as_plan
 from .quant.walk import linears
 
 M = TypeVar("M", bound=nn.Module)
+
+
+def calibrate(
+    module: M,
+    precision: Precision,
+    run: Callable[[], object],
+    worker: torch.device | str = "cpu",
+) -> M:
+    """Quantize a module in place, its codes chosen for the inputs that ``run`` gives its layers.
+
+    Costs nothing afterwards: the formats are the same, and files that are saved open anywhere.
+
+    Args:
+        run: lets the module, which holds 16 bits, compute; a few prompts of a few steps are enough.
+        worker: where codes are searched.
+
+    Returns the module. Raises ``ValueError`` as ``quantize`` and ``record_moments`` do.
+    """
+    moments = record_moments(module, run)
+    recall(module)
+    with torch.inference_mode(False):
+        for tensor in staying(module, as_plan(precision)):
+            tensor.data = tensor.data.clone()
+    return cast(M, quantize(module, precision, moments, worker))
 
 
 def calibrated_copy(
@@ -29,18 +54,20 @@ def calibrated_copy(
 
     Raises ``ValueError`` as ``quantize`` does.
     """
+    recall(module)
     plan = as_plan(precision)
+    with torch.inference_mode(False):
+        copies = {id(t): t.detach().clone() for t in staying(module, plan)}
+    return cast(M, quantize(twin(module, copies), plan, moments, worker))
+
+
+def staying(module: nn.Module, plan: PrecisionPlan) -> list[Tensor]:
+    """The tensors that a plan leaves as they are. They may be views of a whole block's pinned
+    memory, which they would keep alive."""
     replaced = {
         id(layer.weight) for name, _, _, layer in linears(module) if plan.of(name) in FORMATS
     }
-    with torch.inference_mode(False):
-        # a view of the module's memory would keep all of that alive
-        copies = {
-            id(t): t.detach().clone()
-            for _, _, _, t in named_tensors(module, set())
-            if id(t) not in replaced
-        }
-    return cast(M, quantize(twin(module, copies), plan, moments, worker))
+    return [t for _, _, _, t in named_tensors(module, set()) if id(t) not in replaced]
 
 
 def moments_of_all(

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 from ..flux_core import Control, PrecisionPlan
 from ..flux_core.calibrated import calibrated_copy, moments_of_all
-from ..flux_core.offload.placement import placement_of
 from ..flux_core.pictures import bars
 from ..flux_core.quant import FORMATS, quantized_names
 from ..flux_core.quant.measure import choose_plan, measure
@@ -166,16 +165,13 @@ class FluxCalibrate:
         controls = controls_of(control)
         nets = [c.net for c in controls if not quantized_names(c.net)]
         modules = [model.transformer, *dict.fromkeys(nets)]
-        device = host.device()
-
         moments = while_drawing(
             "calibrating", model, (positive, positive_2, positive_3), latent, steps, seed,
             lambda draw: moments_of_all(modules, draw), controls,
         )  # fmt: skip
         made = {}
         for module, known in zip(modules, moments, strict=True):
-            placement_of(module, device).evict()  # what is made of it begins on the host
             of = precision if plan is None or module is not model.transformer else plan
-            made[module] = calibrated_copy(module, of, known, device)
+            made[module] = calibrated_copy(module, of, known, host.device())
         tuned = tuple(replace(c, net=made.get(c.net, c.net)) for c in controls)
         return replace(model, transformer=made[model.transformer]), tuned

@@ -197,6 +197,13 @@ def placement_of(module: nn.Module, device: torch.device) -> Placement:
     return found
 
 
+def recall(module: nn.Module) -> None:
+    """Take a module's weights off whatever device they were left on, and keep hold of none."""
+    found = _placements.pop(module, None)
+    if found is not None:
+        found.evict()
+
+
 def placements_on(device: torch.device) -> list[Placement]:
     """The placements of all modules that have been on a device."""
     return [found for found in _placements.values() if found.device == device]

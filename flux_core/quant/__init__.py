@@ -1,6 +1,6 @@
 """Storage precision of linear layers: one file a family of formats, one quantized Linear."""
 
-from .calibrate import calibrate, record_moments
+from .calibrate import record_moments
 from .contract import Format
 from .formats import FORMATS, PRECISIONS, full_dtype
 from .linear import COMPUTES, QuantizedLinear
@@ -16,7 +16,6 @@ __all__ = [
     "PrecisionPlan",
     "QuantizedLinear",
     "arithmetic_of",
-    "calibrate",
     "full_dtype",
     "quantize",
     "quantized_linears",

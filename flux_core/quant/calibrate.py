@@ -1,4 +1,4 @@
-"""Quantizing with knowledge of what a model reads: a few real prompts say it.
+"""What a model's layers read, as quantizing wants to know it: a few real prompts say it.
 
 moments = record_moments(transformer, draw)      # the model holds 16 bits
 quantize(transformer, "fp8_scaled", moments)
@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from .compensate import moments_of
 from .listen import listening
 from .measure import refuse_quantized
-from .plan import Precision
-from .walk import quantize
 
 
 def record_moments(module: nn.Module, run: Callable[[], object]) -> dict[str, Tensor]:
@@ -38,22 +36,3 @@ def record_moments(module: nn.Module, run: Callable[[], object]) -> dict[str, Te
     with torch.no_grad(), listening(module, heard):
         run()
     return {name: found / counts[name] for name, found in sums.items()}
-
-
-def calibrate(
-    module: nn.Module,
-    precision: Precision,
-    run: Callable[[], object],
-    worker: torch.device | str = "cpu",
-) -> nn.Module:
-    """Quantize a module in place, its codes chosen for the inputs that ``run`` gives its layers.
-
-    Costs nothing afterwards: the formats are the same, and files that are saved open anywhere.
-
-    Args:
-        run: lets the module, which holds 16 bits, compute; a few prompts of a few steps are enough.
-        worker: where codes are searched.
-
-    Returns the module. Raises ``ValueError`` as ``quantize`` and ``record_moments`` do.
-    """
-    return quantize(module, precision, record_moments(module, run), worker)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 from flux_core import (
     FluxTransformer,
+    OffloadPolicy,
     calibrate,
     load_t5,
     load_transformer,
@@ -19,6 +21,7 @@ from flux_core import (
     record_moments,
     save_module,
 )
+from flux_core.offload import Residency
 from flux_core.offload.placement import placement_of
 from flux_core.pipeline import pocket_file
 from flux_core.quant import FORMATS, quantized_linears
@@ -124,6 +127,20 @@ class TestListening:
         with pytest.raises(RuntimeError, match="stop"), listening(model, lambda *_: None):
             raise RuntimeError("stop")
         assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+
+
+def test_what_a_policy_left_on_the_device_goes_back_first(monkeypatch):
+    monkeypatch.setattr("flux_core.offload.home.needs_copy", lambda *_: True)  # a CPU as a card
+    model = tiny.randomise(FluxTransformer(tiny.DEV)).requires_grad_(False)
+    kwargs, residency = tiny.inputs(), Residency(OffloadPolicy("none"), CPU)
+    owned = {name: p for name, p in model.named_parameters() if name.endswith("bias")}
+    run = partial(residency.run, "transformer", [model], lambda _: model(**kwargs))
+    run()
+    assert placement_of(model, CPU).held and model.img_in.bias is not owned["img_in.bias"]
+    with torch.inference_mode():  # as a host runs its nodes
+        calibrate(model, "int8", run)
+    now = dict(model.named_parameters())
+    assert list(quantized_linears(model)) and all(now[n] is p for n, p in owned.items())
 
 
 class TestModels:

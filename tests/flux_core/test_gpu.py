@@ -16,6 +16,7 @@ from flux_core import (
 from flux_core.offload.placement import placement_of
 from flux_core.quant import FORMATS, quantized_linears
 from flux_core.quant.arithmetic import trouble
+from flux_core.quant.compensate import compensated, loss, moments_of
 from tests import tiny
 
 pytestmark = [
@@ -115,3 +116,18 @@ def test_auto_is_native_where_the_card_has_matrix_units():
     if torch.cuda.get_device_capability() >= (7, 5):
         ways = [way for layer in quantized_linears(model) for way in layer.ways.values()]
         assert ways and all(way.kernel is not None for way in ways)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_calibrated_codes_lose_as_little_when_the_card_finds_them(name):
+    torch.manual_seed(0)
+    format, weight = FORMATS[name], 0.1 * torch.randn(64, 512)
+    x = torch.randn(512, 8) @ torch.randn(8, 512) + 0.1 * torch.randn(512, 512)
+    moments = moments_of(x) / len(x)
+    turned = format.rotate(format.rotate(moments).transpose(1, 2))
+    scaled, _ = format.prepare(weight)
+    lost = [
+        float(loss(scaled, compensated(format, weight, moments.to(where))[0], turned).sum())
+        for where in ("cpu", "cuda")
+    ]
+    assert lost[1] < 1.05 * lost[0]
