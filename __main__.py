@@ -215,6 +215,7 @@ def quantize(args: argparse.Namespace) -> None:
     from fluxfit.flux_core.checkpoint.detect import describe, find_parts
     from fluxfit.flux_core.checkpoint.inspect import describe_file
     from fluxfit.flux_core.checkpoint.reader import open_source
+    from fluxfit.flux_core.quant.plan import as_plan
     from fluxfit.nodes import host
 
     loaders = {"transformer": load_transformer, "controlnet": load_controlnet, "t5": load_t5}
@@ -232,6 +233,8 @@ def quantize(args: argparse.Namespace) -> None:
     kind = args.part or kinds[0]
     if args.calibrate and (kind != "transformer" or args.clip_l is None or args.t5 is None):
         raise ValueError("--calibrate is for a transformer, and needs --clip-l and --t5 to draw")
+    if args.calibrate:
+        precision = as_plan(precision)  # a wrong name is told before anything is drawn
     with host.progress(200, "quantizing") as bar:
         module = loaders[kind](
             args.file, precision="bf16" if args.calibrate else precision,

@@ -33,12 +33,13 @@ def calibrate(
 
     Returns the module. Raises ``ValueError`` as ``quantize`` and ``record_moments`` do.
     """
+    plan = as_plan(precision)
     moments = record_moments(module, run)
     recall(module)
     with torch.inference_mode(False):
-        for tensor in staying(module, as_plan(precision)):
+        for tensor in staying(module, plan):
             tensor.data = tensor.data.clone()
-    return cast(M, quantize(module, precision, moments, worker))
+    return cast(M, quantize(module, plan, moments, worker))
 
 
 def calibrated_copy(

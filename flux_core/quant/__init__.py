@@ -1,9 +1,9 @@
 """Storage precision of linear layers: one file a family of formats, one quantized Linear."""
 
-from .calibrate import record_moments
 from .contract import Format
 from .formats import FORMATS, PRECISIONS, full_dtype
 from .linear import COMPUTES, QuantizedLinear
+from .moments import record_moments
 from .plan import Precision, PrecisionPlan
 from .walk import arithmetic_of, quantize, quantized_linears, quantized_names, set_compute
 

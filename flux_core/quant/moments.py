@@ -1,7 +1,9 @@
-"""What a model's layers read, as quantizing wants to know it: a few real prompts say it.
+"""What a model's layers read, as rounding wants to know it (``compensate``).
 
-moments = record_moments(transformer, draw)      # the model holds 16 bits
-quantize(transformer, "fp8_scaled", moments)
+A few real prompts say it, while the model still holds 16 bits:
+
+    moments = record_moments(transformer, draw)
+    quantize(transformer, "fp8_scaled", moments)
 """
 
 from __future__ import annotations
