@@ -114,9 +114,11 @@ def run(args: argparse.Namespace) -> None:
 
 
 def generate(args: argparse.Namespace) -> None:
-    from fluxfit.flux_core import FluxPipeline, OffloadPolicy
-    from fluxfit.flux_core.pipeline import POCKET_SAMPLING
-    from fluxfit.nodes import host, standins
+    from fluxfit.nodes import host
+    from fluxfit.nodes import stock_nodes as standins
+
+    from flux_core import FluxPipeline, OffloadPolicy
+    from flux_core.pipeline import POCKET_SAMPLING
 
     pipeline = FluxPipeline.from_pocket(
         precision=args.precision, policy=OffloadPolicy(args.offload)
@@ -133,7 +135,7 @@ def generate(args: argparse.Namespace) -> None:
 
 
 def inspect(args: argparse.Namespace) -> None:
-    from fluxfit.flux_core.checkpoint.inspect import describe_file
+    from flux_core.checkpoint.inspect import describe_file
 
     print(describe_file(args.file))
 
@@ -145,16 +147,17 @@ DIFFSYNTH_PRECISIONS = {"float8_e4m3fn": "fp8_e4m3fn", "float8_e5m2": "fp8_e5m2"
 def train(args: argparse.Namespace) -> None:
     from dataclasses import replace
 
-    from fluxfit.flux_core.pictures import to_pil
-    from fluxfit.flux_core.train import Parts, Trainer, read_config
-    from fluxfit.flux_core.train.history import times_histogram
     from fluxfit.nodes import host
+
+    from flux_core.report.pictures import to_pil
+    from flux_core.train import Trainer, TrainingModels, read_config
+    from flux_core.train.history import times_histogram
 
     config = read_config(args.config)
     if args.quantize:
         precision = DIFFSYNTH_PRECISIONS.get(args.quantize, args.quantize)
         config = replace(config, model=replace(config.model, precision=precision))
-    parts = Parts.open(config.model, config.offload.policy.ram_budget)
+    parts = TrainingModels.open(config.model, config.offload.policy.ram_budget)
     with host.stages() as told, host.deferred_interrupt() as check:
 
         def tell(news) -> None:
@@ -175,10 +178,10 @@ def train(args: argparse.Namespace) -> None:
 
 
 def merge(args: argparse.Namespace) -> None:
-    from fluxfit.flux_core import load_transformer, save_module
-    from fluxfit.flux_core.checkpoint.inspect import describe_file
-    from fluxfit.flux_core.checkpoint.reader import open_source
-    from fluxfit.flux_core.lora import load_lora, match_lora, merge_loras
+    from flux_core import load_transformer, save_module
+    from flux_core.checkpoint.inspect import describe_file
+    from flux_core.checkpoint.reader import open_source
+    from flux_core.lora import load_lora, match_lora, merge_loras
 
     refuse_existing(args)
     stack = []
@@ -205,18 +208,19 @@ def refuse_existing(args: argparse.Namespace) -> None:
 
 
 def quantize(args: argparse.Namespace) -> None:
-    from fluxfit.flux_core import (
+    from fluxfit.nodes import host
+
+    from flux_core import (
         PrecisionPlan,
         load_controlnet,
         load_t5,
         load_transformer,
         save_module,
     )
-    from fluxfit.flux_core.checkpoint.detect import describe, find_parts
-    from fluxfit.flux_core.checkpoint.inspect import describe_file
-    from fluxfit.flux_core.checkpoint.reader import open_source
-    from fluxfit.flux_core.quant.plan import as_plan
-    from fluxfit.nodes import host
+    from flux_core.checkpoint.detect import describe, find_parts
+    from flux_core.checkpoint.inspect import describe_file
+    from flux_core.checkpoint.reader import open_source
+    from flux_core.quant.precision import as_plan
 
     loaders = {"transformer": load_transformer, "controlnet": load_controlnet, "t5": load_t5}
     refuse_existing(args)
@@ -252,24 +256,25 @@ def quantize(args: argparse.Namespace) -> None:
 def calibrated(args: argparse.Namespace, transformer, precision):
     """The transformer quantized for what it reads while it draws some prompts."""
     import torch
-    from fluxfit.flux_core import OffloadPolicy, load_text_encoders, record_moments
-    from fluxfit.flux_core.calibrated import calibrated_copy
-    from fluxfit.flux_core.pipeline import check_size
     from fluxfit.nodes import host
-    from fluxfit.nodes.measure import while_drawing
+    from fluxfit.nodes.calibration import while_drawing
     from fluxfit.nodes.text import FluxTextEncode
     from fluxfit.nodes.wires import FluxModel, FluxTextEncoders
+
+    from flux_core import OffloadPolicy, load_text_encoders, record_second_moments
+    from flux_core.calibration.calibrate import calibrated_copy
+    from flux_core.pipeline import check_size
 
     check_size(args.side, args.side)
     policy = OffloadPolicy()
     encoders = FluxTextEncoders(load_text_encoders(args.clip_l, args.t5), policy)
     prompts = [FluxTextEncode().encode(encoders, text, 3.5)[0] for text in args.calibrate]
-    moments = while_drawing(
+    second_moments = while_drawing(
         "drawing to calibrate", FluxModel(transformer, policy), prompts,
         {"samples": torch.zeros(1, 16, args.side // 8, args.side // 8)}, args.steps, 0,
-        lambda draw: record_moments(transformer, draw),
+        lambda draw: record_second_moments(transformer, draw),
     )  # fmt: skip
-    return calibrated_copy(transformer, precision, moments, host.device())
+    return calibrated_copy(transformer, precision, second_moments, host.device())
 
 
 #: Gigabytes, link in GB/s and effective TFLOP/s of linear layers, as such cards commonly have them.
@@ -285,10 +290,10 @@ KEPT_FREE = 0.6  # gigabytes of a card that the driver and the desktop take
 
 
 def plan(args: argparse.Namespace) -> None:
-    from fluxfit.flux_core.cards import plan_picture
-    from fluxfit.flux_core.offload.machine import Machine
-    from fluxfit.flux_core.pipeline import check_size
-    from fluxfit.flux_core.quant import PRECISIONS
+    from flux_core.offload.estimate import plan_picture
+    from flux_core.offload.machine import Machine
+    from flux_core.pipeline import check_size
+    from flux_core.quant import PRECISIONS
 
     check_size(args.width, args.height)
     if args.precision not in PRECISIONS:

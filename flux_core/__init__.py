@@ -1,32 +1,35 @@
 """FLUX.1 in PyTorch, with a precision and a place for each part; knows nothing of ComfyUI."""
 
-from .calibrated import calibrate
+if __name__ != "flux_core":  # a second copy would have a second set of pinned memory
+    raise ImportError(f"import flux_core by that name, not as {__name__}")
+
+from .calibration.calibrate import calibrate
+from .calibration.second_moments import record_second_moments
 from .checkpoint.errors import CheckpointError
-from .checkpoint.save import save_module
-from .compiled import compile_blocks
-from .controlnet import FluxControlNet
-from .loaders import (
-    load_clip,
+from .checkpoint.load import (
+    load_clip_l,
     load_controlnet,
     load_t5,
     load_text_encoders,
     load_transformer,
     load_vae,
 )
+from .checkpoint.save import save_module
 from .lora import load_lora, merge_loras
+from .models.compile import compile_blocks
+from .models.controlnet import FluxControlNet
+from .models.text_encoders import TextEncoders
+from .models.transformer import FluxTransformer
+from .models.vae import AutoEncoder
 from .offload import OffloadPolicy
 from .pipeline import FluxPipeline, Images
 from .quant import (
     PrecisionPlan,
-    arithmetic_of,
+    kernels_used,
     quantize,
-    record_moments,
     set_compute,
 )
-from .sampling import Conditioning, Control
-from .text import TextEncoders
-from .transformer import FluxTransformer
-from .vae import AutoEncoder
+from .sampling.denoiser import Conditioning, Control
 
 __all__ = [
     "AutoEncoder",
@@ -40,10 +43,10 @@ __all__ = [
     "OffloadPolicy",
     "PrecisionPlan",
     "TextEncoders",
-    "arithmetic_of",
     "calibrate",
     "compile_blocks",
-    "load_clip",
+    "kernels_used",
+    "load_clip_l",
     "load_controlnet",
     "load_lora",
     "load_t5",
@@ -52,7 +55,7 @@ __all__ = [
     "load_vae",
     "merge_loras",
     "quantize",
-    "record_moments",
+    "record_second_moments",
     "save_module",
     "set_compute",
 ]

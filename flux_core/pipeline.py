@@ -12,18 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .latents import CONSTANTS
-from .loaders import load_text_encoders, load_transformer, load_vae
+from .checkpoint.load import load_text_encoders, load_transformer, load_vae
 from .lora import LoraStack, lora_applied, match_lora
 from .lora.match import refuse_unmatched
-from .offload import MemoryReport, OffloadPolicy, Residency, Work
+from .models.text_encoders import TextEncoders, TextEncoding
+from .models.transformer import FluxTransformer
+from .models.vae import AutoEncoder
+from .offload import MemoryReport, OffloadPolicy, OffloadRunner, Work
 from .offload.plan import Plan
+from .offload.workload import decode, encode, sampling_work, t5_work, vae_work
 from .quant import full_dtype
-from .sampling import Conditioning, Control, StepCallback, make_course, sample
-from .text import TextEncoders, TextEncoding
-from .transformer import FluxTransformer
-from .vae import AutoEncoder
-from .workload import decode, encode, sampling_work, t5_work, vae_work
+from .sampling.denoiser import Conditioning, Control, StepCallback, make_noise_schedule, sample
+from .sampling.latents import CONSTANTS
 
 T = TypeVar("T")
 
@@ -160,22 +160,22 @@ class FluxPipeline:
         if mask is not None and image is None:
             raise ValueError("a mask says what to keep of an image, but there is no image")
         shape = (batch_size, CONSTANTS.z_channels, height // 8, width // 8)
-        course = make_course(
+        noise_schedule = make_noise_schedule(
             self.transformer.config, shape, seed=seed, shift=shift, scheduler=scheduler,
             steps=steps, denoise=denoise,
         )  # fmt: skip
-        residency = Residency(self.policy, self.device)
+        runner = OffloadRunner(self.policy, self.device)
         image_tokens = height * width // 256
 
         for lora, _ in loras:
-            parts = (self.transformer, self.text_encoders.clip, self.text_encoders.t5)
+            parts = (self.transformer, self.text_encoders.clip_l, self.text_encoders.t5)
             refuse_unmatched(lora, [match_lora(lora, part) for part in parts])
-        positive, negative = self._encode(residency, prompt, negative_prompt, cfg, guidance, loras)
+        positive, negative = self._encode(runner, prompt, negative_prompt, cfg, guidance, loras)
         latents = torch.zeros(shape)
         if image is not None:
-            latents = self._latents(residency, image).expand(shape).clone()
+            latents = self._latents(runner, image).expand(shape).clone()
         if condition is not None:
-            read = {"picture": self._latents(residency, condition)}
+            read = {"picture": self._latents(runner, condition)}
             if condition_mask is not None:
                 read["mask"] = condition_mask[:, None].float()
             positive = replace(positive, **read)
@@ -183,7 +183,7 @@ class FluxPipeline:
         small_mask = None if mask is None else F.interpolate(mask[:, None].float(), shape[-2:])
         nets = [c.net for c in controls]
         drawn = run_with_loras(
-            residency,
+            runner,
             loras,
             "transformer",
             [self.transformer, *nets],
@@ -191,7 +191,7 @@ class FluxPipeline:
                 self.transformer,
                 positive,
                 latents,
-                course,
+                noise_schedule,
                 negative=negative,
                 cfg=cfg,
                 sampler=sampler,
@@ -203,22 +203,23 @@ class FluxPipeline:
             ),
             sampling_work(
                 self.transformer, nets, image=image_tokens, text=positive.context.shape[1],
-                batch=batch_size, vectors=(len(course.sigmas) - 1) * (1 if negative is None else 2),
+                batch=batch_size,
+                vectors=(len(noise_schedule.sigmas) - 1) * (1 if negative is None else 2),
             ),
             [None, *(c.policy for c in controls)],
         )  # fmt: skip
-        pictures = residency.run(
+        pictures = runner.run(
             "VAE decoder", [self.vae],
             lambda plan: to_images(decode(self.vae, drawn, plan, self.device)),
             vae_work(self.vae, height // 8, width // 8, batch_size),
         )  # fmt: skip
-        return Images(pictures, residency.report)
+        return Images(pictures, runner.report)
 
-    def _latents(self, residency: Residency, image: Tensor) -> Tensor:
+    def _latents(self, runner: OffloadRunner, image: Tensor) -> Tensor:
         """Raw latents of pictures (B, H, W, 3)."""
         pixels = to_pixels(image)
         height, width = image.shape[1] // 8, image.shape[2] // 8
-        return residency.run(
+        return runner.run(
             "VAE encoder", [self.vae],
             lambda plan: encode(self.vae, pixels, plan, self.device),
             vae_work(self.vae, height, width, len(image), decoding=False),
@@ -226,7 +227,7 @@ class FluxPipeline:
 
     def _encode(
         self,
-        residency: Residency,
+        runner: OffloadRunner,
         prompt: str | Sequence[str],
         negative_prompt: str,
         cfg: float,
@@ -234,17 +235,17 @@ class FluxPipeline:
         loras: LoraStack,
     ) -> tuple[Conditioning, Conditioning | None]:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        found = encode_prompts(residency, self.text_encoders, prompts, loras=loras)
+        found = encode_prompts(runner, self.text_encoders, prompts, loras=loras)
         context = torch.cat([f.context for f in found])
         positive = Conditioning(context, torch.cat([f.pooled for f in found]), guidance)
         if cfg == 1.0:
             return positive, None
-        (other,) = encode_prompts(residency, self.text_encoders, [negative_prompt], loras=loras)
+        (other,) = encode_prompts(runner, self.text_encoders, [negative_prompt], loras=loras)
         return positive, Conditioning(other.context, other.pooled, guidance)
 
 
 def run_with_loras(
-    residency: Residency,
+    runner: OffloadRunner,
     loras: LoraStack,
     name: str,
     modules: Sequence[nn.Module],
@@ -252,16 +253,16 @@ def run_with_loras(
     work: Work,
     policies: Sequence[OffloadPolicy | None] = (),
 ) -> T:
-    """``Residency.run`` with LoRAs beside the layers of the modules that they fit."""
+    """``OffloadRunner.run`` with LoRAs beside the layers of the modules that they fit."""
     with ExitStack() as stack:
         for module in modules:
             if getattr(module, "part", "") != "controlnet":
                 stack.enter_context(lora_applied(module, loras))
-        return residency.run(name, modules, function, work, policies)
+        return runner.run(name, modules, function, work, policies)
 
 
 def encode_prompts(
-    residency: Residency,
+    runner: OffloadRunner,
     encoders: TextEncoders,
     prompts: Sequence[str],
     clip_prompt: str | None = None,
@@ -275,14 +276,14 @@ def encode_prompts(
     given = clip_prompt, t5_length, tuple(loras)
 
     def known(prompt: str) -> TextEncoding | None:
-        return encoders.recall(prompt, *given)
+        return encoders.cached(prompt, *given)
 
     missing = [prompt for prompt in dict.fromkeys(prompts) if known(prompt) is None]
     found = {prompt: known(prompt) for prompt in prompts}
     if missing:
         found |= run_with_loras(
-            residency, loras, "text encoders", [encoders.clip, encoders.t5],
-            lambda _: {p: encoders.remember(p, *given) for p in missing},
+            runner, loras, "text encoders", [encoders.clip_l, encoders.t5],
+            lambda _: {p: encoders.encode_cached(p, *given) for p in missing},
             t5_work(encoders.t5, t5_length or encoders.tokenizers.t5_length),
         )  # fmt: skip
     return [encoding for prompt in prompts if (encoding := found[prompt]) is not None]

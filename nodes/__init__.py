@@ -1,11 +1,16 @@
 """The nodes by name."""
 
+# ruff: noqa: E402  (the core must be importable before any node asks for it)
+from .core_import import import_core
+
+import_core()
+
 from . import host
+from .calibration import FluxCalibrate, FluxMeasurePrecision
 from .control import ControlNetUpscalerFP8, FluxControlNet
 from .dataset import FluxDataset
 from .loaders import FluxLoaderFP8, FluxTransformerLoader
 from .lora import FluxLoraLoader, FluxMergeLoras
-from .measure import FluxCalibrate, FluxMeasurePrecision
 from .pictures import FluxCompare, FluxGrid
 from .policy import FluxMemoryReport, OffloadPolicy
 from .precision import FluxPrecisionPlan, FluxSaveQuantized

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..flux_core.pictures import grid
-from ..flux_core.train.config import ON_EMPTY, ON_FAULT, DataConfig
-from ..flux_core.train.dataset import Faults, Item, listed, open_picture, read_items
+from flux_core.report.pictures import grid
+from flux_core.train.config import ON_EMPTY, ON_FAULT, DataConfig
+from flux_core.train.dataset import Faults, Item, listed, open_picture, read_items
+
 from . import host
 from .widgets import ADVANCED, one_of, whole, words
 from .wires import FLUX_DATASET, TRAINING

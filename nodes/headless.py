@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from . import NODE_CLASS_MAPPINGS
-from .standins import STOCK
+from .stock_nodes import STOCK
 
 NODES: dict[str, type] = {**STOCK, **NODE_CLASS_MAPPINGS}
 WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN")

@@ -22,8 +22,8 @@ from types import ModuleType
 import torch
 from PIL import Image
 
-from ..flux_core.offload import MemoryReport
-from ..flux_core.train.dataset import PICTURES
+from flux_core.offload import MemoryReport
+from flux_core.train.dataset import PICTURES
 
 log = logging.getLogger("fluxfit")
 

@@ -7,22 +7,23 @@ from pathlib import Path
 
 import torch
 
-from ..flux_core import (
+from flux_core import (
     OffloadPolicy,
     PrecisionPlan,
     TextEncoders,
     compile_blocks,
-    load_clip,
+    load_clip_l,
     load_t5,
     load_transformer,
     load_vae,
 )
-from ..flux_core.checkpoint.build import AS_STORED
-from ..flux_core.checkpoint.reader import open_source
-from ..flux_core.loaders import find_tokenizers
-from ..flux_core.quant import COMPUTES, PRECISIONS, full_dtype
-from ..flux_core.quant.formats import FULL_PRECISIONS
-from ..flux_core.text import Tokenizers
+from flux_core.checkpoint.build import AS_STORED
+from flux_core.checkpoint.load import find_tokenizers
+from flux_core.checkpoint.reader import open_source
+from flux_core.models.text_encoders import Tokenizers
+from flux_core.quant import COMPUTES, PRECISIONS, full_dtype
+from flux_core.quant.registry import FULL_PRECISIONS
+
 from . import host
 from .vae import HostVAE
 from .wires import (
@@ -183,7 +184,7 @@ class FluxLoaderFP8:
             for part, name in (("clip_l", clip_l), ("t5", t5), ("vae", vae))
         }
         with host.progress(400, "loading FLUX.1") as bar:
-            clip = load_clip(
+            clip = load_clip_l(
                 paths["clip_l"], precision=clip_l_precision, progress=share(bar, 0, 20)
             )
             t5_model = load_t5(

@@ -7,9 +7,10 @@ import weakref
 from dataclasses import replace
 from pathlib import Path
 
-from ..flux_core import save_module
-from ..flux_core.lora import Lora, load_lora, match_lora, merge_loras
-from ..flux_core.lora.match import refuse_unmatched
+from flux_core import save_module
+from flux_core.lora import Lora, load_lora, match_lora, merge_loras
+from flux_core.lora.match import refuse_unmatched
+
 from . import host
 from .wires import CATEGORY, FLUX_MODEL, FLUX_TEXT_ENCODERS, FluxModel, FluxTextEncoders
 
@@ -88,7 +89,7 @@ class FluxLoraLoader:
         parts = [match_lora(opened, model.transformer)]
         if text_encoders is not None:
             encoders = text_encoders.encoders
-            parts += [match_lora(opened, part) for part in (encoders.clip, encoders.t5)]
+            parts += [match_lora(opened, part) for part in (encoders.clip_l, encoders.t5)]
         refuse_unmatched(opened, parts)
         made = replace(model, loras=(*model.loras, (opened, strength)))
         if text_encoders is not None:

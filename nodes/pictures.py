@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..flux_core.pictures import against, comparison, grid
+from flux_core.report.pictures import against, comparison, grid
+
 from .wires import CATEGORY
 
 CELLS = 8

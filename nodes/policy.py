@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..flux_core import OffloadPolicy as Policy
-from ..flux_core.cards import plan_picture
-from ..flux_core.offload.machine import measure
-from ..flux_core.offload.memory import free_bytes
-from ..flux_core.offload.plan import UNKNOWN
-from ..flux_core.offload.policy import MODES, PARTS
-from ..flux_core.offload.timeline import timeline
+from flux_core import OffloadPolicy as Policy
+from flux_core.offload.estimate import plan_picture
+from flux_core.offload.machine import measure_machine
+from flux_core.offload.memory import free_bytes
+from flux_core.offload.plan import UNKNOWN
+from flux_core.offload.policy import MODES, PARTS
+from flux_core.report.timeline import timeline
+
 from . import host
 from .wires import CATEGORY, OFFLOAD_POLICY
 
@@ -122,7 +123,7 @@ def predicted(policy: Policy) -> str:
     if free is None:
         found = plan_picture(UNKNOWN, vram=EXAMPLE, policy=policy)
         return f"FLUX.1-dev, fp8_scaled, 1024x1024, on a card of {EXAMPLE / 1e9:g} GB: {found}"
-    found = plan_picture(measure(device), vram=free, policy=policy)
+    found = plan_picture(measure_machine(device), vram=free, policy=policy)
     return f"FLUX.1-dev, fp8_scaled, 1024x1024, on this card: {found}"
 
 

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..flux_core import PrecisionPlan, save_module
+from flux_core import PrecisionPlan, save_module
+
 from . import host
 from .loaders import PREVIEW_KEY
 from .wires import (

@@ -6,14 +6,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..flux_core.latents import CONSTANTS, destandardise
-from ..flux_core.pipeline import run_with_loras
-from ..flux_core.samplers import SAMPLERS
-from ..flux_core.sampling import make_course, sample
-from ..flux_core.schedule import SCHEDULERS, SHIFTS
-from ..flux_core.workload import sampling_work
+from flux_core.offload.workload import sampling_work
+from flux_core.pipeline import run_with_loras
+from flux_core.sampling.denoiser import make_noise_schedule, sample
+from flux_core.sampling.latents import CONSTANTS, destandardise
+from flux_core.sampling.samplers import SAMPLERS
+from flux_core.sampling.sigmas import SCHEDULERS, SHIFTS
+
 from . import host
-from .patcher import HostResidency
+from .memory_manager import HostOffloadRunner
 from .preview import preview
 from .wires import CATEGORY, FLUX_CONTROL, FLUX_MODEL, FluxModel, conditioning_of, controls_of
 
@@ -128,25 +129,25 @@ class FluxSampler:
         sigmas: Tensor | None = None,
     ):
         start = start_latents(latent["samples"])
-        course = make_course(
+        noise_schedule = make_noise_schedule(
             model.transformer.config, start.shape, seed=seed, shift=shift, scheduler=scheduler,
             steps=steps, denoise=denoise, batch_index=latent.get("batch_index"),
         )  # fmt: skip
         if sigmas is not None:
-            course = course._replace(sigmas=sigmas)
-        count = len(course.sigmas) - 1
+            noise_schedule = noise_schedule._replace(sigmas=sigmas)
+        count = len(noise_schedule.sigmas) - 1
         controls = controls_of(control)
         nets = [c.net for c in controls]
         prompt = conditioning_of(positive)
         other = None if negative is None else conditioning_of(negative, "negative")
-        residency = HostResidency(model.policy, host.device())
+        runner = HostOffloadRunner(model.policy, host.device())
         with host.progress(count, "drawing") as bar:
 
             def report(step: int, total: int, denoised: Tensor) -> None:
                 bar.update(step, preview(denoised, model.preview))
 
             drawn = run_with_loras(
-                residency,
+                runner,
                 model.loras,
                 "transformer",
                 [model.transformer, *nets],
@@ -154,7 +155,7 @@ class FluxSampler:
                     model.transformer,
                     prompt,
                     start,
-                    course,
+                    noise_schedule,
                     negative=other,
                     cfg=cfg,
                     sampler=sampler,
@@ -172,9 +173,9 @@ class FluxSampler:
                 [None, *(c.policy for c in controls)],
             )  # fmt: skip
             bar.update(count)
-        host.account(residency.report)
+        host.account(runner.report)
         kept = {k: v for k, v in latent.items() if k != "downscale_ratio_spacial"}
-        return (kept | {"samples": drawn}, str(residency.report))
+        return (kept | {"samples": drawn}, str(runner.report))
 
 
 def start_latents(samples: Tensor) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from ..flux_core.pipeline import encode_prompts
+from flux_core.pipeline import encode_prompts
+
 from . import host
-from .patcher import HostResidency
+from .memory_manager import HostOffloadRunner
 from .wires import CATEGORY, FLUX_TEXT_ENCODERS, FluxTextEncoders
 
 
@@ -76,11 +77,11 @@ class FluxTextEncode:
         t5_length: int = 0,
     ):
         encoders = text_encoders.encoders
-        residency = HostResidency(text_encoders.policy, host.device())
+        runner = HostOffloadRunner(text_encoders.policy, host.device())
         (found,) = encode_prompts(
-            residency, encoders, [prompt], (clip_prompt.strip() and clip_prompt) or None,
+            runner, encoders, [prompt], (clip_prompt.strip() and clip_prompt) or None,
             t5_length or None, text_encoders.loras,
         )  # fmt: skip
-        host.account(residency.report)
+        host.account(runner.report)
         extra = {"pooled_output": found.pooled.float(), "guidance": float(guidance)}
         return ([[found.context.float(), extra]],)

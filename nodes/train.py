@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from ..flux_core.lora import load_lora
-from ..flux_core.pictures import to_pil
-from ..flux_core.schedule import SHIFTS
-from ..flux_core.train import ConfigError, News, Parts, TrainConfig, Trainer
-from ..flux_core.train.config import (
+from flux_core.lora import load_lora
+from flux_core.report.pictures import to_pil
+from flux_core.sampling.sigmas import SHIFTS
+from flux_core.train import ConfigError, TrainConfig, Trainer, TrainingEvent, TrainingModels
+from flux_core.train.config import (
     OPTIMIZERS,
     SCHEDULES,
     TIMESTEPS,
@@ -22,11 +22,12 @@ from ..flux_core.train.config import (
     SamplesConfig,
     ValidationConfig,
 )
-from ..flux_core.train.history import times_histogram
-from ..flux_core.train.state import checkpoints_of, read_run
+from flux_core.train.history import times_histogram
+from flux_core.train.state import checkpoints_of, read_run
+
 from . import host
 from .dataset import Dataset
-from .patcher import HostResidency
+from .memory_manager import HostOffloadRunner
 from .vae import HostVAE
 from .widgets import ADVANCED, STEADY, number, one_of, whole, words
 from .wires import (
@@ -287,18 +288,18 @@ def trained_with(
         raise ConfigError(
             "there are LoRAs on this model: training begins at the base; wire it from the loader"
         )
-    parts = Parts(model.transformer, text_encoders.encoders, vae.first_stage_model)
-    residency = HostResidency(model.policy, host.device())
+    parts = TrainingModels(model.transformer, text_encoders.encoders, vae.first_stage_model)
+    runner = HostOffloadRunner(model.policy, host.device())
     with host.stages() as told:
 
-        def tell(news: News) -> None:
+        def tell(news: TrainingEvent) -> None:
             shown = to_pil(torch.cat(news.pictures, dim=1)) if news.pictures else None
             told(str(news), news.done, news.all, shown)
 
         trained = Trainer(
-            config, parts, host.device(), residency=residency, told=tell
+            config, parts, host.device(), runner=runner, told=tell
         ).run(resume)  # fmt: skip
-    host.account(residency.report)
+    host.account(runner.report)
     path = publish(trained.files[0])
     loss = trained.history.curve()
     samples = torch.stack(trained.samples) if trained.samples else torch.zeros(1, 64, 64, 3)

@@ -6,14 +6,15 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ..flux_core import AutoEncoder, OffloadPolicy
-from ..flux_core.offload import Work
-from ..flux_core.offload.plan import Plan
-from ..flux_core.pipeline import to_images, to_pixels
-from ..flux_core.tiling import tiled
-from ..flux_core.workload import decode, encode, vae_work
+from flux_core import AutoEncoder, OffloadPolicy
+from flux_core.models.tiling import tiled
+from flux_core.offload import Work
+from flux_core.offload.plan import Plan
+from flux_core.offload.workload import decode, encode, vae_work
+from flux_core.pipeline import to_images, to_pixels
+
 from . import host
-from .patcher import run
+from .memory_manager import run
 
 
 class HostVAE:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..flux_core import Conditioning, Control, FluxTransformer, OffloadPolicy, TextEncoders
-from ..flux_core.lora import LoraStack
+from flux_core import Conditioning, Control, FluxTransformer, OffloadPolicy, TextEncoders
+from flux_core.lora import LoraStack
+
 from . import host
 
 FLUX_MODEL = "FLUX_MODEL"

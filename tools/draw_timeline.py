@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from flux_core import FluxPipeline, OffloadPolicy
-from flux_core.offload.timeline import timeline
+from flux_core.report.timeline import timeline
 
 FILE = Path(__file__).resolve().parents[1] / "assets" / "timeline.png"
 

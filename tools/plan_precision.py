@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from flux_core import FluxPipeline, load_text_encoders, load_transformer, load_vae, quantize
-from flux_core.pictures import bars, psnr, to_pil
+from flux_core.calibration.sensitivity import choose_plan, measure_sensitivity
 from flux_core.quant import FORMATS
-from flux_core.quant.measure import choose_plan, measure
+from flux_core.report.pictures import bars, psnr, to_pil
 
 
 def open_pipeline(args: argparse.Namespace) -> FluxPipeline:
@@ -49,7 +49,7 @@ def main() -> None:
     def draw() -> None:
         drawn[:] = [pipeline(p, seed=i, **settings).images[0] for i, p in enumerate(args.prompts)]
 
-    measured = measure(pipeline.transformer, draw)
+    measured = measure_sensitivity(pipeline.transformer, draw)
     exact = list(drawn)
     plan = choose_plan(measured, args.precision, args.bits)
     args.out.parent.mkdir(parents=True, exist_ok=True)

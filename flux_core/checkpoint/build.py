@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..config import Shapes
+from ..models.config import Shapes
 from ..quant import (
     FORMATS,
     Precision,
@@ -23,8 +23,8 @@ from ..quant import (
     quantize,
     set_compute,
 )
-from ..quant.plan import as_plan
-from ..quant.walk import linears
+from ..quant.apply import linears
+from ..quant.precision import as_plan
 from .detect import Part, find_part
 from .errors import CheckpointError
 from .keymaps import KEYMAPS, Recipe, Recipes, native_shapes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..config import Shapes
+from ..models.config import Shapes
 from .errors import CheckpointError
 from .reader import Source
 

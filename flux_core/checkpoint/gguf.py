@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .errors import CheckpointError
-from .reader import Entry, Source
+from .reader import Source, TensorInfo
 
 ARCHITECTURES = ("flux", "t5", "t5encoder")
 #: llama.cpp's names of T5's tensors, in native names.
@@ -74,7 +74,7 @@ class GGUFFile(Source):
                 f"expected one of {', '.join(ARCHITECTURES)}"
             )
         self._entries = {
-            name: Entry(
+            name: TensorInfo(
                 torch.float32,
                 tuple(int(side) for side in reversed(t.shape)),
                 int(t.data_offset),
@@ -94,7 +94,7 @@ class GGUFFile(Source):
                 )
 
     @property
-    def entries(self) -> dict[str, Entry]:
+    def entries(self) -> dict[str, TensorInfo]:
         return self._entries
 
     def kind(self, name: str) -> str:

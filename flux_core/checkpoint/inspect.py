@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from ..config import ControlNetConfig, TransformerConfig, VAEConfig
+from ..models.config import ControlNetConfig, TransformerConfig, VAEConfig
 from .detect import Part, describe, find_parts
 from .keymaps import KEYMAPS, native_shapes
 from .reader import Source, open_source, total_bytes

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..config import Shapes, count_blocks
+from ..models.config import Shapes, count_blocks
 
 
 @dataclass(frozen=True)

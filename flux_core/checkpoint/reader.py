@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..config import Shapes
+from ..models.config import Shapes
 from .errors import CheckpointError
 
 DTYPES = {
@@ -42,7 +42,7 @@ PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorInfo:
     """Where one tensor lies: its dtype, shape, and bytes from ``start`` on in the file."""
 
     dtype: torch.dtype
@@ -58,7 +58,7 @@ class Source(ABC):
 
     @property
     @abstractmethod
-    def entries(self) -> dict[str, Entry]:
+    def entries(self) -> dict[str, TensorInfo]:
         """Every tensor's place by name."""
 
     @abstractmethod
@@ -102,7 +102,7 @@ class SafetensorsFile(Source):
         self._map: mmap.mmap | None = None
 
     @property
-    def entries(self) -> dict[str, Entry]:
+    def entries(self) -> dict[str, TensorInfo]:
         return self._entries
 
     @property
@@ -148,7 +148,7 @@ class Shards(Source):
                 )
 
     @property
-    def entries(self) -> dict[str, Entry]:
+    def entries(self) -> dict[str, TensorInfo]:
         return {name: self._files[file].entries[name] for name, file in self._where.items()}
 
     def read(self, name: str) -> Tensor:
@@ -170,7 +170,7 @@ class Prefixed(Source):
         }
 
     @property
-    def entries(self) -> dict[str, Entry]:
+    def entries(self) -> dict[str, TensorInfo]:
         return self._entries
 
     @property
@@ -190,7 +190,7 @@ class Prefixed(Source):
         return self.source.map(self.prefix + name)
 
 
-def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
+def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """Entries and metadata of a safetensors file, every offset checked against the file's size."""
     if not path.exists():
         raise CheckpointError(f"{path}: no such file")
@@ -228,7 +228,7 @@ def refuse_other_formats(path: Path, head: bytes) -> None:
         raise CheckpointError(f"{path}: is a GGUF file under the name of a safetensors file")
 
 
-def entry_of(path: Path, name: str, item: dict, data: int, total: int) -> Entry:
+def entry_of(path: Path, name: str, item: dict, data: int, total: int) -> TensorInfo:
     start, end = item["data_offsets"]
     if item["dtype"] not in DTYPES:
         raise CheckpointError(
@@ -245,7 +245,7 @@ def entry_of(path: Path, name: str, item: dict, data: int, total: int) -> Entry:
         raise CheckpointError(
             f"{path}: is truncated: {name!r} ends at byte {data + end}, the file at {total}"
         )
-    return Entry(dtype, shape, data + start, expected)
+    return TensorInfo(dtype, shape, data + start, expected)
 
 
 def open_source(path: str | Path) -> Source:
@@ -301,5 +301,5 @@ def is_plain_file(folder: Path, name: str) -> bool:
     return Path(name).name == name and (folder / name).is_file()
 
 
-def total_bytes(entries: Iterable[Entry]) -> int:
+def total_bytes(entries: Iterable[TensorInfo]) -> int:
     return sum(entry.size for entry in entries)

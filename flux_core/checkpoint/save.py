@@ -23,9 +23,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..controlnet import FluxControlNet
+from ..models.controlnet import FluxControlNet
 from ..quant import PrecisionPlan, QuantizedLinear, quantized_linears
-from ..quant.walk import linears
+from ..quant.apply import linears
 from .build import Progress, slots_of
 from .keymaps import CONTROLNET_OWN, diffusers_body
 from .reader import DTYPES

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..config import Shapes
+from ..models.config import Shapes
 from ..quant import FORMATS, Format
 from ..quant.hadamard import rotate
 from ..quant.int8 import Int8

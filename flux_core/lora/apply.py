@@ -10,9 +10,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ..models.transformer import RMSNorm
 from ..quant import QuantizedLinear
-from ..transformer import RMSNorm
-from .branch import Beside, Branch, Layer, NormBranch, give, take
+from .branch import Branch, Layer, LinearBranch, NormBranch, attach, detach
 from .deltas import Delta
 from .file import Lora
 from .match import linears_of, match_lora
@@ -35,11 +35,11 @@ class Branches:
                 deltas.setdefault(name, []).extend((number, delta) for delta in found)
             for name, value in matched.norms.items():
                 norms.setdefault(name, []).append((number, value))
-        self.branches: dict[str, Beside] = {}
+        self.branches: dict[str, Branch] = {}
         with torch.inference_mode(False), torch.no_grad():
             for name, found in deltas.items():
                 layer = layers[name]
-                self.branches[name] = Branch(layer, found, dtype_of(layer, module))
+                self.branches[name] = LinearBranch(layer, found, dtype_of(layer, module))
             for name, values in norms.items():
                 norm = cast(RMSNorm, module.get_submodule(name))
                 self.branches[name] = NormBranch(norm, values)
@@ -89,8 +89,8 @@ def lora_applied(module: nn.Module, stack: LoraStack) -> Iterator[int]:
     layers = {name: module.get_submodule(name) for name in known.branches}
     try:
         for name, branch in known.branches.items():
-            give(layers[name], branch)
+            attach(layers[name], branch)
         yield len(known.branches)
     finally:
         for layer in layers.values():
-            take(layer)
+            detach(layer)

@@ -21,14 +21,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..models.transformer import RMSNorm
 from ..quant import QuantizedLinear
-from ..transformer import RMSNorm
 from .deltas import Delta
 
 Layer = nn.Linear | QuantizedLinear
 
 
-class Beside(nn.Module):
+class Branch(nn.Module):
     """What LoRAs put beside a layer; all tensors are buffers of its own.
 
     Whoever places the layer's weights treats it apart: it comes and goes with a run.
@@ -39,7 +39,7 @@ class Beside(nn.Module):
         raise NotImplementedError
 
 
-class Branch(Beside):
+class LinearBranch(Branch):
     """What several LoRAs add to one layer."""
 
     down: Tensor | None
@@ -167,7 +167,7 @@ class Branch(Beside):
         return out if self.bias is None else out + self.bias
 
 
-class NormBranch(Beside):
+class NormBranch(Branch):
     """The scale of a norm as LoRAs want it: overwritten, so that of several the last one counts."""
 
     scale: Tensor
@@ -219,7 +219,7 @@ def plain_forward(layer: Layer, x: Tensor) -> Tensor:
 class BranchedLinear(nn.Linear):
     """A Linear with a branch beside it; layers become one by their class alone."""
 
-    branch: Branch
+    branch: LinearBranch
 
     @property
     def width(self) -> int:
@@ -233,7 +233,7 @@ class BranchedLinear(nn.Linear):
 class BranchedQuantizedLinear(QuantizedLinear):
     """A quantized Linear with a branch beside it."""
 
-    branch: Branch
+    branch: LinearBranch
 
     @property
     def width(self) -> int:
@@ -259,13 +259,13 @@ BRANCHED = {
 PLAIN = {branched: plain for plain, branched in BRANCHED.items()}
 
 
-def give(layer: nn.Module, branch: nn.Module) -> None:
-    """Put a branch beside a layer: any module with ``Branch``'s ``add``."""
+def attach(layer: nn.Module, branch: nn.Module) -> None:
+    """Put a branch beside a layer: any module with ``LinearBranch``'s ``add``."""
     layer.branch = branch
     layer.__class__ = BRANCHED[type(layer)]  # type: ignore[index, assignment]
 
 
-def take(layer: nn.Module) -> None:
+def detach(layer: nn.Module) -> None:
     """Take it away again: the layer is as it was."""
     if type(layer) in PLAIN:
         layer.__class__ = PLAIN[type(layer)]  # type: ignore[index, assignment]

@@ -13,8 +13,8 @@ from typing import cast
 from torch import Tensor, nn
 
 from ..checkpoint.keymaps import diffusers_body
+from ..models.transformer import FluxBody, RMSNorm
 from ..quant import QuantizedLinear
-from ..transformer import FluxBody, RMSNorm
 from .branch import Layer
 from .deltas import Delta, make_delta
 from .file import Lora
@@ -29,7 +29,7 @@ XLABS_DOUBLE = {
 
 
 @dataclass(frozen=True)
-class Place:
+class LoraTarget:
     """Rows of a layer: the first, and how many; ``swap``: a file has their halves swapped."""
 
     layer: str
@@ -78,11 +78,11 @@ def linears_of(module: nn.Module) -> dict[str, Layer]:
     }
 
 
-def diffusers_places(module: FluxBody) -> dict[str, Place]:
+def diffusers_targets(module: FluxBody) -> dict[str, LoraTarget]:
     """The layers that diffusers has, by its names."""
     layers = linears_of(module)
     hidden = int(module.img_in.out_features)
-    found: dict[str, Place] = {}
+    found: dict[str, LoraTarget] = {}
     table = diffusers_body(len(module.double_blocks), len(module.single_blocks))
     for ours, recipe in table.items():
         name, _, kind = ours.rpartition(".")
@@ -93,28 +93,28 @@ def diffusers_places(module: FluxBody) -> dict[str, Place]:
         if len(recipe.names) == 1:
             counts = [count]
         for i, theirs in enumerate(recipe.names):
-            place = Place(name, i * hidden, counts[i], width, recipe.way == "swap")
+            place = LoraTarget(name, i * hidden, counts[i], width, recipe.way == "swap")
             found[theirs.removesuffix(".weight")] = place
     return found
 
 
-def places_of(module: nn.Module) -> dict[str, Place]:
+def targets_of(module: nn.Module) -> dict[str, LoraTarget]:
     """Every name that a layer or a member of a fused one goes by."""
     layers = linears_of(module)
 
-    def whole(name: str) -> Place:
-        return Place(name, 0, layers[name].out_features, layers[name].in_features)
+    def whole(name: str) -> LoraTarget:
+        return LoraTarget(name, 0, layers[name].out_features, layers[name].in_features)
 
     found = {name: whole(name) for name in layers}
     if isinstance(module, FluxBody):
         hidden = module.img_in.out_features
-        found |= diffusers_places(module)
+        found |= diffusers_targets(module)
         for i in range(len(module.double_blocks)):
             for theirs, ours in XLABS_DOUBLE.items():
                 found[f"double_blocks.{i}.processor.{theirs}"] = whole(f"double_blocks.{i}.{ours}")
         for i in range(len(module.single_blocks)):
             name = f"single_blocks.{i}.linear1"
-            found[f"single_blocks.{i}.processor.qkv_lora"] = Place(
+            found[f"single_blocks.{i}.processor.qkv_lora"] = LoraTarget(
                 name, 0, 3 * hidden, whole(name).width
             )
             found[f"single_blocks.{i}.processor.proj_lora"] = whole(f"single_blocks.{i}.linear2")
@@ -152,7 +152,7 @@ def match_lora(lora: Lora, module: nn.Module, part: str | None = None) -> Matche
         part: ``transformer``, ``clip`` or ``t5``; by default told by the module.
     """
     part = part or str(getattr(module, "part", "transformer"))
-    places = places_of(module)
+    places = targets_of(module)
     flat = {name.replace(".", "_"): place for name, place in places.items()}
     norms = norms_of(module)
     norms |= {name.replace(".", "_"): ours for name, ours in norms.items()}

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..models.transformer import FluxTransformer, RMSNorm
 from ..quant import QuantizedLinear, quantized_linears
-from ..transformer import FluxTransformer, RMSNorm
 from .apply import LoraStack
 from .branch import held_weight, stretch
 from .match import WIDER, linears_of, match_lora, refuse_unmatched

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..transformer import FluxBody
-from .match import diffusers_places
+from ..models.transformer import FluxBody
+from .match import diffusers_targets
 
 #: Down (rank, in) and up (out, rank) by a layer's native name.
 Factors = Mapping[str, tuple[Tensor, Tensor]]
@@ -32,7 +32,7 @@ def lora_tensors(
     if format not in FORMATS:
         raise ValueError(f"LoRA format is {format!r}, expected one of {', '.join(FORMATS)}")
     made: dict[str, Tensor] = {}
-    places = diffusers_places(module).items()
+    places = diffusers_targets(module).items()
     for name, (down, up) in factors.items():
         if format == "kohya":
             key = "lora_unet_" + name.replace(".", "_")

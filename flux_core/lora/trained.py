@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .branch import Layer, give, take
+from .branch import Layer, attach, detach
 from .file import Lora
 from .match import linears_of
 
@@ -99,11 +99,11 @@ class TrainedLora(nn.Module):
         try:
             module.requires_grad_(False)
             for name, branch in zip(self.names, self.beside, strict=True):
-                give(layers[name], branch)
+                attach(layers[name], branch)
             yield
         finally:
             for name in self.names:
-                take(layers[name])
+                detach(layers[name])
             for parameter, was in required:
                 parameter.requires_grad_(was)
 

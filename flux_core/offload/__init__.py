@@ -2,6 +2,6 @@
 
 from .policy import OffloadPolicy
 from .report import MemoryReport
-from .residency import Residency, Work
+from .runner import OffloadRunner, Work
 
-__all__ = ["MemoryReport", "OffloadPolicy", "Residency", "Work"]
+__all__ = ["MemoryReport", "OffloadPolicy", "OffloadRunner", "Work"]

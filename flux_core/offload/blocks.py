@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from ..transformer import FluxBody, ModulationLayer
+from ..models.transformer import FluxBody, ModulationLayer
 
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:

@@ -29,7 +29,7 @@ LINK_BYTES = 64 * 2**20
 SIDE = {"cuda": 4096, "cpu": 768}
 
 
-def measure(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Machine:
+def measure_machine(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Machine:
     """This device: the fastest of three copies and of three products, measured once."""
     key = (str(device), dtype)
     if key not in _measured:

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 RESERVE = 600_000_000
 
 
-def apart(device: torch.device) -> bool:
+def has_own_memory(device: torch.device) -> bool:
     """Whether a device has memory of its own, so that weights must be copied to it."""
     return device.type != "cpu"
 
@@ -71,10 +71,10 @@ class Pins:
             return None
         with torch.inference_mode(False):
             flat = torch.empty(size, dtype=torch.uint8)
-        trouble = self.register(flat)
-        if trouble:
+        kernel_error = self.register(flat)
+        if kernel_error:
             self.refused = True
-            log.warning("host memory cannot be pinned, copies will be slower: %s", trouble)
+            log.warning("host memory cannot be pinned, copies will be slower: %s", kernel_error)
             return None
         self.total += size
         weakref.finalize(flat.untyped_storage(), self.release, flat.data_ptr(), size).atexit = False

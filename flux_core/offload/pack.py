@@ -21,7 +21,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorSlice:
     """Where one tensor lies in the buffer."""
 
     name: str
@@ -82,10 +82,10 @@ class Layout:
     """Where a module's tensors lie in one flat buffer of ``size`` bytes."""
 
     def __init__(self, found: Iterable[tuple[str, Tensor]]) -> None:
-        self.places: list[Place] = []
+        self.places: list[TensorSlice] = []
         end = 0
         for name, tensor in found:
-            self.places.append(Place(name, tensor.dtype, tensor.shape, end, tensor.nbytes))
+            self.places.append(TensorSlice(name, tensor.dtype, tensor.shape, end, tensor.nbytes))
             end += aligned(tensor.nbytes)
         self.size = end
 
@@ -99,5 +99,5 @@ def aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def view_of(buffer: Tensor, place: Place) -> Tensor:
+def view_of(buffer: Tensor, place: TensorSlice) -> Tensor:
     return buffer[place.start : place.start + place.size].view(place.dtype).view(place.shape)

@@ -1,7 +1,7 @@
 """One module's weights: which of them are on the device, and the ring for the rest.
 
-``settle`` brings it about, ``running`` lets the module compute, ``shrink`` and ``evict`` give room.
-What is on the device stays there from run to run until somebody takes it away.
+``set_resident`` brings it about, ``running`` lets the module compute, ``shrink`` and ``evict`` give
+room. What is on the device stays there from run to run until somebody takes it away.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..lora.branch import Beside
-from ..transformer import ModulationLayer
+from ..lora.branch import Branch
+from ..models.transformer import ModulationLayer
 from .blocks import blocks_of, modulation_parts, modulations_of, parts_of
-from .home import Home, Pair
+from .gradient_checkpointing import gradient_checkpointed
+from .host_weights import HostWeights, Pair
 from .pack import copied_to
-from .recompute import recomputed
 from .ring import Ring
 
 _placements: weakref.WeakKeyDictionary[nn.Module, Placement] = weakref.WeakKeyDictionary()
@@ -44,11 +44,11 @@ class Placement:
         self.device = device
         blocks = blocks_of(module)
         inside = set[int]().union(*map(parts_of, blocks))
-        self.rest = Home(module, inside)
-        self.blocks = [Home(block, modulation_parts(block)) for block in blocks]
-        self.modulations = [Home(layer, set()) for layer in modulations_of(module)]
+        self.rest = HostWeights(module, inside)
+        self.blocks = [HostWeights(block, modulation_parts(block)) for block in blocks]
+        self.modulations = [HostWeights(layer, set()) for layer in modulations_of(module)]
         #: LoRAs' branches of each block, and of the rest; they are there for a run alone
-        self.branches: dict[Home, Home] = {}
+        self.branches: dict[HostWeights, HostWeights] = {}
 
     @property
     def module(self) -> nn.Module:
@@ -57,30 +57,30 @@ class Placement:
         return module
 
     @property
-    def homes(self) -> list[Home]:
+    def host_weights(self) -> list[HostWeights]:
         return [self.rest, *self.blocks, *self.modulations]
 
     @property
     def size(self) -> int:
         """Bytes of all weights."""
-        return sum(home.size for home in self.homes)
+        return sum(home.size for home in self.host_weights)
 
     @property
     def held(self) -> int:
         """Bytes of weights on the device."""
-        homes = (*self.homes, *self.branches.values())
-        return sum(home.size for home in homes if home.lent is not None)
+        host_weights = (*self.host_weights, *self.branches.values())
+        return sum(home.size for home in host_weights if home.onloaded is not None)
 
     @property
     def pinned(self) -> int:
-        return sum(home.size for home in self.homes if home.flat is not None)
+        return sum(home.size for home in self.host_weights if home.flat is not None)
 
     @property
     def resident(self) -> frozenset[int]:
         """Numbers of the blocks that are on the device."""
-        return frozenset(i for i, home in enumerate(self.blocks) if home.lent is not None)
+        return frozenset(i for i, home in enumerate(self.blocks) if home.onloaded is not None)
 
-    def settle(self, resident: Collection[int], modulations: bool = False) -> None:
+    def set_resident(self, resident: Collection[int], modulations: bool = False) -> None:
         """Have these blocks on the device, with the rest; other blocks leave it.
 
         An error on the way (a device that is full, say) leaves a part of them there, and the module
@@ -88,16 +88,16 @@ class Placement:
         """
         for number, home in enumerate(self.blocks):
             if number not in resident:
-                home.give_back()
+                home.offload()
         if not modulations:
             for home in self.modulations:
-                home.give_back()
-        self.rest.lend(self.device)
+                home.offload()
+        self.rest.onload(self.device)
         for number in sorted(resident):
-            self.blocks[number].lend(self.device)
+            self.blocks[number].onload(self.device)
         if modulations:
             for home in self.modulations:
-                home.lend(self.device)
+                home.onload(self.device)
 
     def shrink(self, size: int) -> int:
         """Take blocks off the device until ``size`` bytes are free; returns what was freed."""
@@ -105,7 +105,7 @@ class Placement:
         for home in (*self.modulations, *reversed(self.blocks), self.rest):
             if freed >= size:
                 break
-            freed += home.give_back()
+            freed += home.offload()
         return freed
 
     def evict(self) -> int:
@@ -118,11 +118,11 @@ class Placement:
             self.blocks[number].pin(budget)
             self.branches_of(self.blocks[number]).pin(budget)
 
-    def branches_of(self, home: Home) -> Home:
+    def branches_of(self, home: HostWeights) -> HostWeights:
         """The branches beside a block, or beside the rest."""
         known = self.branches.get(home)
         if known is None or not known.unchanged:
-            known = self.branches[home] = Home(home.module, home.left_out, branches=True)
+            known = self.branches[home] = HostWeights(home.module, home.left_out, branches=True)
         return known
 
     @contextmanager
@@ -142,7 +142,7 @@ class Placement:
         layers = [
             home.module
             for home in self.modulations
-            if home.lent is None or any(isinstance(m, Beside) for m in home.module.modules())
+            if home.onloaded is None or any(isinstance(m, Branch) for m in home.module.modules())
         ]
         changed: list[nn.Module] = []
         beside = {home: self.branches_of(home) for home in (self.rest, *self.blocks)}
@@ -150,7 +150,7 @@ class Placement:
         try:
             for number, home in enumerate((self.rest, *self.blocks)):
                 if not number or number - 1 in resident:
-                    beside[home].lend(self.device)
+                    beside[home].onload(self.device)
             if moving:
                 blocks = [self.blocks[i] for i in moving]
                 pairs = [Pair(b, beside[b]) if beside[b].size else b for b in blocks]
@@ -162,13 +162,15 @@ class Placement:
                     if training is not None:
                         first = partial(ring.using, turn)
                         second = partial(ring.using, 2 * len(moving) - 1 - turn)
-                        block.forward = recomputed(block, first, second, training.on_host)
+                        block.forward = gradient_checkpointed(
+                            block, first, second, training.on_host
+                        )
                     changed.append(block)
             if training is not None:
                 for number in resident:
                     block = self.blocks[number].module
                     here = partial(nullcontext, block)
-                    block.forward = recomputed(block, here, here, training.on_host)
+                    block.forward = gradient_checkpointed(block, here, here, training.on_host)
                     changed.append(block)
             for layer in layers:
                 assert isinstance(layer, ModulationLayer)
@@ -179,7 +181,7 @@ class Placement:
             for owner in changed:
                 owner.__dict__.pop("forward", None)
             for home in beside.values():
-                home.give_back()
+                home.offload()
             if ring is not None:
                 ring.close()
 
@@ -187,17 +189,21 @@ class Placement:
 def placement_of(module: nn.Module, device: torch.device) -> Placement:
     """The placement of a module on a device; a new one where the module was changed."""
     found = _placements.get(module)
-    if found is not None and found.device == device and all(h.unchanged for h in found.homes):
+    if (
+        found is not None
+        and found.device == device
+        and all(h.unchanged for h in found.host_weights)
+    ):
         return found
     if found is not None:
-        for home in found.homes:
+        for home in found.host_weights:
             if home.unchanged:  # else it is the one who changed it who knows what belongs there
-                home.give_back()
+                home.offload()
     found = _placements[module] = Placement(module, device)
     return found
 
 
-def recall(module: nn.Module) -> None:
+def offload_module(module: nn.Module) -> None:
     """Take a module's weights off whatever device they were left on, and keep hold of none."""
     found = _placements.pop(module, None)
     if found is not None:

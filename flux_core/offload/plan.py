@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from ..lora.trained import TrainedBranch
-from ..transformer import DoubleStreamBlock, SingleStreamBlock
+from ..models.transformer import DoubleStreamBlock, SingleStreamBlock
 from .blocks import blocks_of, modulation_parts, modulations_of, parts_of
 from .machine import Machine
 from .pack import aligned, named_tensors
@@ -153,7 +153,7 @@ class Plan:
         return self.budget is None or self.peak <= self.budget
 
     @property
-    def loss(self) -> float:
+    def slowdown(self) -> float:
         """How much longer a step takes than with all resident, as a share."""
         return self.seconds / self.floor - 1 if self.floor else 0.0
 
@@ -175,7 +175,7 @@ class Plan:
         said = f"{resident} of {blocks} blocks resident, {moved}; peak {self.peak / GB:.1f} GB"
         if self.seconds:
             seconds = self.passes * self.seconds
-            said += f"; {seconds:.2f} s a step, {max(0.0, self.loss):.0%} lost by streaming"
+            said += f"; {seconds:.2f} s a step, {max(0.0, self.slowdown):.0%} lost by streaming"
         return said
 
 

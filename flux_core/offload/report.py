@@ -22,7 +22,7 @@ class PartReport:
     all blocks. ``started`` counts from the program's start.
 
     ``restarts`` counts blocks that were asked for out of turn, ``replans`` runs out of memory.
-    ``arithmetic`` counts quantized layers by how they multiplied, fallbacks with their reason.
+    ``kernels`` counts quantized layers by how they multiplied, fallbacks with their reason.
     ``ran`` is what the ring's lanes did, by module. ``mode`` is the policy that it ran under.
     """
 
@@ -44,14 +44,14 @@ class PartReport:
     tile: int | None = None
     blocks: int = 0
     ran: list[Ran] = field(default_factory=list)
-    arithmetic: Counter[str] = field(default_factory=Counter)
+    kernels: Counter[str] = field(default_factory=Counter)
 
     @property
     def bandwidth(self) -> float:
         """Bytes a second of the copy lane while it copied."""
         return self.streamed / self.copying if self.copying else 0.0
 
-    def take(self, ran: list[Ran]) -> None:
+    def record(self, ran: list[Ran]) -> None:
         """Take in what a ring's lanes did."""
         self.ran = ran
         self.stalled += sum(r.waited for r in ran if r.lane == COMPUTE)
@@ -66,7 +66,7 @@ class PartReport:
             setattr(self, name, max(getattr(self, name), getattr(other, name)))
         self.mode, self.tile, self.ran = other.mode, other.tile, other.ran
         self.started = self.started or other.started
-        self.arithmetic |= other.arithmetic
+        self.kernels |= other.kernels
 
 
 @dataclass
@@ -124,5 +124,5 @@ def notes(part: PartReport) -> list[str]:
         said.append(f"ran out of memory {part.replans} times and was planned again")
     if part.restarts:
         said.append(f"{part.restarts} blocks were asked for out of turn")
-    said += [f"{count} layers {how}" for how, count in sorted(part.arithmetic.items())]
+    said += [f"{count} layers {how}" for how, count in sorted(part.kernels.items())]
     return said

@@ -21,7 +21,7 @@ from torch import nn
 
 from ..quant import quantized_linears
 from .clock import Trace
-from .home import Home, Pair
+from .host_weights import HostWeights, Pair
 from .memory import device_buffer
 from .schedule import COMPUTE, COPY
 
@@ -59,7 +59,7 @@ class Ring:
 
     def __init__(
         self,
-        homes: Sequence[Home | Pair],
+        host_weights: Sequence[HostWeights | Pair],
         device: torch.device,
         slots: int = 2,
         poison: bool = False,
@@ -69,8 +69,8 @@ class Ring:
             raise ValueError(
                 f"a ring has {slots} slots, expected at least 2: one copies, one works"
             )
-        self.homes, self.device, self.poison = homes, device, poison
-        self.kinds = [home.kind for home in homes]
+        self.host_weights, self.device, self.poison = host_weights, device, poison
+        self.kinds = [home.kind for home in host_weights]
         self.copies = self.bytes = self.restarts = 0
         self.next = 0
         self.trace = Trace(device)
@@ -78,10 +78,10 @@ class Ring:
         self.stages: list[Stage] = []
         self.worker: ThreadPoolExecutor | None = None
         self.slots: list[Slot] = []
-        size = max(home.size for home in homes)
-        self.slots = [Slot(size, device) for _ in range(min(slots, len(homes)))]
+        size = max(home.size for home in host_weights)
+        self.slots = [Slot(size, device) for _ in range(min(slots, len(host_weights)))]
         if threaded is None:
-            threaded = device.type == "cuda" and not all(home.pinned for home in homes)
+            threaded = device.type == "cuda" and not all(home.pinned for home in host_weights)
         if device.type == "cuda":
             self.lane = torch.cuda.Stream(device)
             # the buffers' memory may still be in use by what was computed before
@@ -101,9 +101,9 @@ class Ring:
         """Start copying the next block in turn into a free slot."""
         number = self.next
         slot.block = number
-        self.next = (number + 1) % len(self.homes)
+        self.next = (number + 1) % len(self.host_weights)
         self.copies += 1
-        self.bytes += self.homes[number].size
+        self.bytes += self.host_weights[number].size
         if self.worker is None:
             self.fill(slot, number)
         else:
@@ -111,7 +111,7 @@ class Ring:
 
     def fill(self, slot: Slot, number: int) -> None:
         """Copy a block into a slot, in the order of the copy lane."""
-        home = self.homes[number]
+        home = self.host_weights[number]
         with torch.inference_mode():  # a thread begins without it, and slots may belong to it
             if self.lane is None:
                 started = self.trace.clock.mark()
@@ -150,7 +150,7 @@ class Ring:
             torch.cuda.current_stream(self.device).wait_event(slot.copied)
         kind = self.kinds[index]
         if kind not in slot.twins:
-            slot.twins[kind] = self.homes[index].twin_on(slot.buffer)
+            slot.twins[kind] = self.host_weights[index].twin_on(slot.buffer)
         return slot, slot.twins[kind]
 
     def leave(self, slot: Slot) -> None:
@@ -173,12 +173,12 @@ class Ring:
                 slot.used.record(torch.cuda.current_stream(self.device))
             self.fetch(slot)
 
-    def settle(self) -> None:
+    def wait(self) -> None:
         """Wait until all copies so far are under way."""
         for slot in self.slots:
             if slot.filling is not None:
                 slot.filling.result()
-        self.tell_ways()
+        self.share_kernel_choices()
 
     def close(self) -> None:
         """Order whatever uses the buffers' memory next behind the copies that are under way."""
@@ -187,14 +187,14 @@ class Ring:
         if self.lane is not None:
             torch.cuda.current_stream(self.device).wait_stream(self.lane)
 
-    def tell_ways(self) -> None:
+    def share_kernel_choices(self) -> None:
         """Let the blocks know how their twins multiplied, for the report."""
-        for home, kind in zip(self.homes, self.kinds, strict=True):
+        for home, kind in zip(self.host_weights, self.kinds, strict=True):
             twins = [slot.twins[kind] for slot in self.slots if kind in slot.twins]
             for made in twins[:1]:
                 pairs = zip(quantized_linears(home.module), quantized_linears(made), strict=True)
                 for layer, worked in pairs:
-                    layer.ways.update(worked.ways)
+                    layer.kernel_choices.update(worked.kernel_choices)
 
     @contextmanager
     def using(self, index: int) -> Iterator[nn.Module]:

@@ -13,7 +13,7 @@ COPY, COMPUTE = "copy", "compute"
 
 
 @dataclass(frozen=True)
-class Entry:
+class LaneTask:
     """One copy into a slot, or one block's computation (``slot`` None: it is resident)."""
 
     lane: str
@@ -26,37 +26,37 @@ class Entry:
 class Span:
     """When an entry ran, in seconds."""
 
-    entry: Entry
+    entry: LaneTask
     start: float
     end: float
 
 
-def make_schedule(count: int, streamed: Collection[int], slots: int, steps: int) -> list[Entry]:
+def make_schedule(count: int, streamed: Collection[int], slots: int, steps: int) -> list[LaneTask]:
     """Copies and computations of ``steps`` steps over ``count`` blocks, some of them streamed.
 
     A copy is listed under the step that reads it. The copies past the last step are left out.
     """
     order = sorted(streamed)
     slots = min(slots, len(order))
-    entries = [Entry(COPY, order[k], 0, k) for k in range(slots)]
+    entries = [LaneTask(COPY, order[k], 0, k) for k in range(slots)]
     holding = {order[k]: k for k in range(slots)}
     following = slots
     for step in range(steps):
         for block in range(count):
             slot = holding.pop(block) if block in streamed else None
-            entries.append(Entry(COMPUTE, block, step, slot))
+            entries.append(LaneTask(COMPUTE, block, step, slot))
             if slot is None:
                 continue
             turn, place = divmod(following, len(order))
             if turn < steps:
-                entries.append(Entry(COPY, order[place], turn, slot))
+                entries.append(LaneTask(COPY, order[place], turn, slot))
                 holding[order[place]] = slot
             following += 1
     return entries
 
 
 def simulate(
-    entries: Sequence[Entry], copying: Sequence[float], computing: Sequence[float]
+    entries: Sequence[LaneTask], copying: Sequence[float], computing: Sequence[float]
 ) -> list[Span]:
     """Run a schedule against the clock.
 

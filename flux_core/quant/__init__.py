@@ -1,11 +1,10 @@
 """Storage precision of linear layers: one file a family of formats, one quantized Linear."""
 
-from .contract import Format
-from .formats import FORMATS, PRECISIONS, full_dtype
+from .apply import kernels_used, quantize, quantized_linears, quantized_names, set_compute
+from .format import Format
 from .linear import COMPUTES, QuantizedLinear
-from .moments import record_moments
-from .plan import Precision, PrecisionPlan
-from .walk import arithmetic_of, quantize, quantized_linears, quantized_names, set_compute
+from .precision import Precision, PrecisionPlan
+from .registry import FORMATS, PRECISIONS, full_dtype
 
 __all__ = [
     "COMPUTES",
@@ -15,11 +14,10 @@ __all__ = [
     "Precision",
     "PrecisionPlan",
     "QuantizedLinear",
-    "arithmetic_of",
     "full_dtype",
+    "kernels_used",
     "quantize",
     "quantized_linears",
     "quantized_names",
-    "record_moments",
     "set_compute",
 ]

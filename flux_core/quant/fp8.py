@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .arithmetic import Float8Rows, Float8Tensor
-from .contract import Format
+from .format import Format
+from .kernels import Float8Rows, Float8Tensor
 from .scales import best_scale
 
 
@@ -20,7 +20,7 @@ def saturate(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.clamp(-limit, limit).to(dtype)
 
 
-class Float8(Format):
+class Float8Format(Format):
     """Codes are float8 numbers."""
 
     kernels = (Float8Rows(), Float8Tensor())
@@ -29,7 +29,7 @@ class Float8(Format):
         return saturate(scaled, self.storage)
 
 
-class PlainFloat8(Float8):
+class PlainFloat8(Float8Format):
     """The number nearest to the weight, as DiffSynth-Studio and raw float8 files have it."""
 
     scaled = False
@@ -38,7 +38,7 @@ class PlainFloat8(Float8):
         self.name, self.storage = name, storage
 
 
-class ScaledFloat8(Float8):
+class ScaledFloat8(Float8Format):
     """e4m3fn with the float32 scale a row that loses least."""
 
     name, storage, scaled = "fp8_scaled", torch.float8_e4m3fn, True

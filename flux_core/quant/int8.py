@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .arithmetic import Int8Kitchen, Int8Tokens
-from .contract import Format
+from .format import Format
 from .hadamard import BLOCK, block_of
+from .kernels import Int8Kitchen, Int8Tokens
 from .scales import best_scale
 
 LIMIT = 127

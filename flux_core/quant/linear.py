@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .arithmetic import Kernel, trouble
-from .compensate import compensated
-from .contract import Format
+from .format import Format
+from .gptq import gptq_codes
+from .kernels import Kernel, kernel_error
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ COMPUTES = ("auto", "dequantize", "native")
 PRODUCT_BYTES = 128 * 2**20
 
 
-class Way(NamedTuple):
+class KernelChoice(NamedTuple):
     """How a layer multiplies on one device: a kernel, or None with the reason why none."""
 
     kernel: Kernel | None
@@ -60,24 +60,24 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("scale", scale)
         self.bias = nn.Parameter(torch.empty(shape[0], dtype=dtype)) if bias else None
         self.compute = "auto"
-        self.ways: dict[tuple[str, torch.dtype], Way] = {}
+        self.kernel_choices: dict[tuple[str, torch.dtype], KernelChoice] = {}
 
     @classmethod
     def from_linear(
-        cls, linear: nn.Linear, format: Format, moments: Tensor | None = None
+        cls, linear: nn.Linear, format: Format, second_moments: Tensor | None = None
     ) -> QuantizedLinear:
-        """Quantize a Linear's weight, which must be finite; for ``moments`` of its inputs, where
-        they are known, as ``compensate`` has them."""
+        """Quantize a Linear's weight, which must be finite: to the nearest codes, or by GPTQ where
+        the ``second_moments`` (N, C, C) of its inputs are known."""
         weight = linear.weight.detach()
         with torch.device("meta"):
             made = cls(
                 (weight.shape[0], weight.shape[1]), linear.bias is not None, format, weight.dtype
             )
         if weight.device.type != "meta":
-            if moments is None:
+            if second_moments is None:
                 made.codes, made.scale = format.quantize(weight)
             else:
-                made.codes, made.scale = compensated(format, weight, moments)
+                made.codes, made.scale = gptq_codes(format, weight, second_moments)
         made.bias = linear.bias
         return made
 
@@ -99,29 +99,29 @@ class QuantizedLinear(nn.Module):
     def set_compute(self, compute: str) -> None:
         """Choose the arithmetic; what was found for another is forgotten."""
         self.compute = compute
-        self.ways = {}
+        self.kernel_choices = {}
 
-    def way(self, device: torch.device, dtype: torch.dtype) -> Way:
+    def way(self, device: torch.device, dtype: torch.dtype) -> KernelChoice:
         """How this layer multiplies on a device; found once."""
         key = (device.type, dtype)
-        if key not in self.ways:
-            self.ways[key] = self.find_way(device, dtype)
-        return self.ways[key]
+        if key not in self.kernel_choices:
+            self.kernel_choices[key] = self.choose_kernel(device, dtype)
+        return self.kernel_choices[key]
 
-    def find_way(self, device: torch.device, dtype: torch.dtype) -> Way:
+    def choose_kernel(self, device: torch.device, dtype: torch.dtype) -> KernelChoice:
         if self.compute == "dequantize":
-            return Way(None, "as asked")
+            return KernelChoice(None, "as asked")
         if self.compute == "auto" and device.type == "cpu":
-            return Way(None, "a CPU wins nothing by 8 bits")
+            return KernelChoice(None, "a CPU wins nothing by 8 bits")
         reasons = []
         for kernel in self.format.kernels:
-            reason = kernel.refuses(self.out_features, self.in_features) or trouble(
+            reason = kernel.refuses(self.out_features, self.in_features) or kernel_error(
                 kernel, device, self.format.storage, dtype
             )
             if not reason:
-                return Way(kernel)
+                return KernelChoice(kernel)
             reasons.append(f"{kernel.name}: {reason}")
-        way = Way(None, "; ".join(reasons))
+        way = KernelChoice(None, "; ".join(reasons))
         tell_once(f"{self.format.name} on {device.type}: {way}")
         return way
 

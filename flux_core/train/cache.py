@@ -17,12 +17,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..offload import Residency
+from ..models.text_encoders import REMEMBERED, TextEncoders, TextEncoding
+from ..models.vae import AutoEncoder
+from ..offload import OffloadRunner
 from ..offload.pack import named_tensors
+from ..offload.workload import encode, vae_work
 from ..pipeline import encode_prompts, to_pixels
-from ..text import REMEMBERED, TextEncoders, TextEncoding
-from ..vae import AutoEncoder
-from ..workload import encode, vae_work
 from .dataset import Faults, Item, open_mask, open_picture
 
 #: Bytes of each tensor that a fingerprint reads, from its beginning and from its end.
@@ -109,7 +109,7 @@ class Cache:
         return key_of("text", caption, self.length, self.encoders)
 
     def fill_latents(
-        self, items: Sequence[Item], vae: AutoEncoder, residency: Residency, faults: Faults,
+        self, items: Sequence[Item], vae: AutoEncoder, runner: OffloadRunner, faults: Faults,
         way: str, told: Told,
     ) -> list[Item]:  # fmt: skip
         """Encode what is not there yet; returns the items that could be."""
@@ -125,8 +125,8 @@ class Cache:
                 lost.add(id(item))
                 continue
             work = vae_work(vae, item.size.height // 8, item.size.width // 8, 1, decoding=False)
-            latents = residency.run(
-                "VAE encoder", [vae], lambda plan, p=pixels: encode(vae, p, plan, residency.device),
+            latents = runner.run(
+                "VAE encoder", [vae], lambda plan, p=pixels: encode(vae, p, plan, runner.device),
                 work,
             )  # fmt: skip
             self.store.put(self.latent_key(item), {"latents": latents} | mask)
@@ -136,7 +136,7 @@ class Cache:
         return [item for item in items if id(item) not in lost]
 
     def fill_texts(
-        self, captions: Sequence[str], encoders: TextEncoders, residency: Residency, told: Told
+        self, captions: Sequence[str], encoders: TextEncoders, runner: OffloadRunner, told: Told
     ) -> None:
         """Encode what is not there yet, some captions at a time."""
         captions = list(dict.fromkeys(captions))
@@ -144,7 +144,7 @@ class Cache:
         for start in range(0, len(missing), REMEMBERED):
             told("encoding captions", start, len(missing))
             some = missing[start : start + REMEMBERED]
-            found = encode_prompts(residency, encoders, some)
+            found = encode_prompts(runner, encoders, some)
             for text, encoding in zip(some, found, strict=True):
                 tensors = {"context": encoding.context, "pooled": encoding.pooled}
                 self.store.put(self.text_key(text), tensors)

@@ -12,7 +12,7 @@ from ..lora.save import FORMATS
 from ..offload import OffloadPolicy
 from ..offload.policy import MODES
 from ..quant import PRECISIONS
-from ..schedule import SHIFTS
+from ..sampling.sigmas import SHIFTS
 
 TIMESTEPS = ("uniform", "sigmoid", "logit_normal", "shift", "resolution_shift")
 WEIGHTINGS = ("none", "sigma_sqrt", "cosmap", "bell")

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 
-from ..loaders import load_text_encoders, load_transformer, load_vae
-from ..offload import Residency
+from ..checkpoint.load import load_text_encoders, load_transformer, load_vae
+from ..models.text_encoders import TextEncoders
+from ..models.transformer import FluxTransformer
+from ..models.vae import AutoEncoder
+from ..offload import OffloadRunner
 from ..pipeline import pocket_file
 from ..quant import full_dtype
-from ..text import TextEncoders
-from ..transformer import FluxTransformer
-from ..vae import AutoEncoder
 from .buckets import Batches, mixed
 from .cache import Cache, Store, Told
 from .config import ConfigError, ModelConfig, TrainConfig
@@ -29,7 +29,7 @@ STEP, VALIDATION = 1, 2
 
 
 @dataclass(frozen=True)
-class Parts:
+class TrainingModels:
     """The models that a run needs; the transformer is left as it was."""
 
     transformer: FluxTransformer
@@ -37,7 +37,7 @@ class Parts:
     vae: AutoEncoder
 
     @classmethod
-    def open(cls, config: ModelConfig, ram_budget: int | None = None) -> Parts:
+    def open(cls, config: ModelConfig, ram_budget: int | None = None) -> TrainingModels:
         """The models of some files, or the pocket model where none are named."""
         if not config.transformer:
             files = {
@@ -104,8 +104,8 @@ def held_out(items: list[Item], share: float, seed: int) -> tuple[list[Item], li
 @torch.no_grad()
 def prepare(
     config: TrainConfig,
-    parts: Parts,
-    residency: Residency,
+    parts: TrainingModels,
+    runner: OffloadRunner,
     told: Told,
     *,
     workers: int = 1,
@@ -127,10 +127,10 @@ def prepare(
 
     def fill(some: list[Item]) -> list[Item]:
         way = config.data[0].broken
-        return cache.fill_latents(some, parts.vae, residency, faults, way, told)
+        return cache.fill_latents(some, parts.vae, runner, faults, way, told)
 
     def fill_all() -> tuple[list[Item], list[Item]]:
-        cache.fill_texts(texts, parts.encoders, residency, told)
+        cache.fill_texts(texts, parts.encoders, runner, told)
         return fill(items), fill(checked)
 
     if first:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..pictures import to_pil, to_tensor
+from ..report.pictures import to_pil, to_tensor
 from .config import ObjectiveConfig
 from .objective import draw_times
 
@@ -23,7 +23,7 @@ BINS = 50
 
 
 @dataclass(frozen=True)
-class News:
+class TrainingEvent:
     """What a run tells while it goes on: ``done`` of ``all``, the last loss, new samples
     (H, W, 3)."""
 

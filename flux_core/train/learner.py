@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..latents import host_noise, standardise
 from ..lora.trained import TrainedLora
+from ..models.text_encoders import TextEncoding
+from ..models.transformer import FluxTransformer
 from ..offload import Work
-from ..text import TextEncoding
-from ..transformer import FluxTransformer
-from ..workload import sampling_work, training_work
+from ..offload.workload import sampling_work, training_work
+from ..sampling.latents import host_noise, standardise
 from .buckets import mixed
 from .cache import fingerprint
 from .config import ConfigError, TrainConfig

@@ -12,10 +12,10 @@ import math
 import torch
 from torch import Tensor
 
-from ..latents import image_ids, pack, text_ids, unpack
-from ..schedule import SigmaTable, table_for
-from ..text import TextEncoding
-from ..transformer import FluxTransformer
+from ..models.text_encoders import TextEncoding
+from ..models.transformer import FluxTransformer
+from ..sampling.latents import image_ids, pack, text_ids, unpack
+from ..sampling.sigmas import SigmaTable, table_for
 from .config import ObjectiveConfig
 
 #: Half the width of a bell around t = 1/2.

@@ -18,16 +18,16 @@ import torch
 from torch import Tensor
 
 from ..lora.save import save_lora
-from ..offload import MemoryReport, Residency, Work
+from ..offload import MemoryReport, OffloadRunner, Work
 from ..offload.memory import free_bytes
 from ..offload.plan import shrunk
-from ..offload.residency import RETRY, plan_budget
-from ..pictures import to_pil
+from ..offload.runner import RETRY, plan_budget
+from ..report.pictures import to_pil
 from .config import ConfigError, TrainConfig
-from .data import Data, Parts, prepare
-from .draw import draw_samples
-from .history import History, News
+from .data import Data, TrainingModels, prepare
+from .history import History, TrainingEvent
 from .learner import Learner
+from .samples import draw_samples
 from .settings import to_mapping
 from .state import (
     checkpoints_of,
@@ -63,15 +63,15 @@ class Trainer:
     def __init__(
         self,
         config: TrainConfig,
-        parts: Parts,
+        parts: TrainingModels,
         device: torch.device | str = "cpu",
         *,
-        residency: Residency | None = None,
-        told: Callable[[News], None] | None = None,
+        runner: OffloadRunner | None = None,
+        told: Callable[[TrainingEvent], None] | None = None,
     ) -> None:
         self.config, self.parts = config, parts
         self.workers = Workers(device)
-        self.residency = residency or Residency(config.offload.policy, self.workers.device)
+        self.runner = runner or OffloadRunner(config.offload.policy, self.workers.device)
         self.told = told or (lambda news: None)
         self.history = History()
         self.samples: tuple[Tensor, ...] = ()
@@ -93,8 +93,8 @@ class Trainer:
             try:
                 self.open_run(resume)
                 data = prepare(
-                    self.config, self.parts, self.residency,
-                    lambda what, done, all: self.told(News(what, done, all)),
+                    self.config, self.parts, self.runner,
+                    lambda what, done, all: self.told(TrainingEvent(what, done, all)),
                     workers=self.workers.count, first=self.workers.main, wait=self.workers.wait,
                 )  # fmt: skip
                 with self.learner.lora.on(self.parts.transformer):
@@ -104,7 +104,7 @@ class Trainer:
                     self.save()
                 raise
             files = self.export(self.config.folder) if self.workers.main else []
-        return Trained(tuple(files), self.history, self.samples, self.residency.report)
+        return Trained(tuple(files), self.history, self.samples, self.runner.report)
 
     def open_run(self, resume: bool) -> None:
         """Begin a run's folder, or take up its last checkpoint."""
@@ -154,15 +154,17 @@ class Trainer:
 
     def stretch(self, data: Data, work: Work, last: int) -> None:
         """Steps up to one of them, planned again once with less where memory runs out."""
-        policy = self.residency.policy
+        policy = self.runner.policy
         try:
             for again in (False, True):
                 try:
-                    with self.residency.hold("training", self.parts.transformer, work=work):
+                    with self.runner.hold("training", self.parts.transformer, work=work):
                         while self.step < last:
                             stepped = self.learner.one_step(data)
                             self.history.add(*stepped)
-                            news = News("training", self.step, self.config.steps, stepped.loss)
+                            news = TrainingEvent(
+                                "training", self.step, self.config.steps, stepped.loss
+                            )
                             self.told(news)
                     return
                 except torch.OutOfMemoryError as error:
@@ -172,24 +174,26 @@ class Trainer:
                 self.learner.forget()
                 self.plan_less(work, said)
         finally:
-            self.residency.policy = policy
+            self.runner.policy = policy
 
     def plan_less(self, work: Work, said: str) -> None:
         """Under the next plan more is streamed."""
         device = self.workers.device
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        plan = self.residency.plan([self.parts.transformer], work)
-        smaller = int(RETRY * plan_budget(self.residency.policy, free_bytes(device), plan))
+        plan = self.runner.plan([self.parts.transformer], work)
+        smaller = int(RETRY * plan_budget(self.runner.policy, free_bytes(device), plan))
         log.warning("training ran out of memory (%s); within %.2f GB now", said, smaller / 1e9)
-        self.residency.policy = shrunk(self.residency.policy, smaller)
+        self.runner.policy = shrunk(self.runner.policy, smaller)
 
     def validate(self, data: Data) -> float:
         def check(_) -> float:
-            return self.learner.check(data, lambda n, all: self.told(News("validating", n, all)))
+            return self.learner.check(
+                data, lambda n, all: self.told(TrainingEvent("validating", n, all))
+            )
 
         with self.learner.averaged():
-            return self.residency.run(
+            return self.runner.run(
                 "validation", [self.parts.transformer], check, self.learner.checking_work(data)
             )
 
@@ -201,15 +205,15 @@ class Trainer:
         with self.learner.averaged():
             found = draw_samples(
                 config, [data.cache.text(prompt) for prompt in config.prompts],
-                data.cache.text(""), self.parts.transformer, self.parts.vae, self.residency,
-                lambda done, all: self.told(News("drawing samples", done, all)),
+                data.cache.text(""), self.parts.transformer, self.parts.vae, self.runner,
+                lambda done, all: self.told(TrainingEvent("drawing samples", done, all)),
             )  # fmt: skip
         folder = self.config.folder / "samples"
         folder.mkdir(parents=True, exist_ok=True)
         for i, picture in enumerate(found):
             to_pil(picture).save(folder / f"step-{self.step:06}-{i}.png")
         self.samples = tuple(found)
-        self.told(News("samples", self.step, self.config.steps, pictures=self.samples))
+        self.told(TrainingEvent("samples", self.step, self.config.steps, pictures=self.samples))
 
     def save(self) -> None:
         """Write a checkpoint of the last whole step."""

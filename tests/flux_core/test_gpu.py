@@ -9,15 +9,15 @@ from flux_core import (
     FluxPipeline,
     FluxTransformer,
     OffloadPolicy,
-    arithmetic_of,
+    kernels_used,
     quantize,
     set_compute,
 )
 from flux_core.offload.placement import placement_of
 from flux_core.quant import FORMATS, quantized_linears
-from flux_core.quant.arithmetic import trouble
-from flux_core.quant.compensate import compensated, loss, moments_of
-from tests import tiny
+from flux_core.quant.gptq import gptq_codes, loss, second_moments_of
+from flux_core.quant.kernels import kernel_error
+from tests import tiny_models as tiny
 
 pytestmark = [
     pytest.mark.gpu,
@@ -48,7 +48,7 @@ def test_streaming_reads_no_slot_too_early_or_too_late():
         for pinned in (False, True):
             if pinned:
                 placement.pin(range(len(placement.blocks)), 10**12)
-            placement.settle(())
+            placement.set_resident(())
             with placement.running((), poison=True) as ring:
                 for _ in range(100):
                     assert torch.equal(model(**kwargs), expected)
@@ -75,7 +75,7 @@ def test_native_kernels_equal_their_references(precision):
     codes, scale = codes.cuda(), None if scale is None else scale.cuda()
     reasons = []
     for kernel in format.kernels:
-        reason = trouble(kernel, device, format.storage, torch.bfloat16)
+        reason = kernel_error(kernel, device, format.storage, torch.bfloat16)
         if reason:
             reasons.append(f"{kernel.name}: {reason}")
             continue
@@ -99,7 +99,7 @@ def test_native_compiled_equals_dequantized_within_its_bound(precision):
         for compute in ("dequantize", "native"):
             set_compute(model, compute)
             errors[compute] = tiny.relative(model(**kwargs), exact)
-        print(arithmetic_of(model))
+        print(kernels_used(model))
         assert errors["native"] < 1.5 * errors["dequantize"] + 0.005  # activations in bfloat16
         eager = model(**kwargs)
         compiled = torch.compile(model)
@@ -114,8 +114,10 @@ def test_auto_is_native_where_the_card_has_matrix_units():
     with torch.no_grad():
         model(**{name: value.cuda() for name, value in tiny.inputs().items()})
     if torch.cuda.get_device_capability() >= (7, 5):
-        ways = [way for layer in quantized_linears(model) for way in layer.ways.values()]
-        assert ways and all(way.kernel is not None for way in ways)
+        kernel_choices = [
+            way for layer in quantized_linears(model) for way in layer.kernel_choices.values()
+        ]
+        assert kernel_choices and all(way.kernel is not None for way in kernel_choices)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -123,11 +125,11 @@ def test_calibrated_codes_lose_as_little_when_the_card_finds_them(name):
     torch.manual_seed(0)
     format, weight = FORMATS[name], 0.1 * torch.randn(64, 512)
     x = torch.randn(512, 8) @ torch.randn(8, 512) + 0.1 * torch.randn(512, 512)
-    moments = moments_of(x) / len(x)
-    turned = format.rotate(format.rotate(moments).transpose(1, 2))
+    second_moments = second_moments_of(x) / len(x)
+    turned = format.rotate(format.rotate(second_moments).transpose(1, 2))
     scaled, _ = format.prepare(weight)
     lost = [
-        float(loss(scaled, compensated(format, weight, moments.to(where))[0], turned).sum())
+        float(loss(scaled, gptq_codes(format, weight, second_moments.to(where))[0], turned).sum())
         for where in ("cpu", "cuda")
     ]
     assert lost[1] < 1.05 * lost[0]

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from flux_core import Control, FluxPipeline, OffloadPolicy, load_controlnet
-from flux_core.latents import host_noise, image_ids, pack, unpack
-from flux_core.offload.residency import Residency
+from flux_core.offload.runner import OffloadRunner
 from flux_core.pipeline import pocket_file, to_pixels
+from flux_core.sampling.latents import host_noise, image_ids, pack, unpack
 
 SMALL = {"width": 64, "height": 48, "steps": 3}
 PROMPT = "a red circle on a blue background"
@@ -56,18 +56,18 @@ def test_component_policy_brings_parts_one_at_a_time_and_back():
     """The ``meta`` device stands for a card: a part is there inside the block and only there."""
     module = torch.nn.Linear(2, 2)
     own = dict(module.named_parameters())
-    residency = Residency(OffloadPolicy("component"), "meta")
-    with residency.hold("part", module):
+    runner = OffloadRunner(OffloadPolicy("component"), "meta")
+    with runner.hold("part", module):
         assert {p.device.type for p in module.parameters()} == {"meta"}
     assert all(p is own[name] for name, p in module.named_parameters())
-    assert residency.report.parts["part"].size == 2 * 256  # each tensor at a multiple of 256
+    assert runner.report.parts["part"].size == 2 * 256  # each tensor at a multiple of 256
 
 
 def test_component_policy_gives_memory_back_after_an_error():
-    residency = Residency(OffloadPolicy("component"), "meta")
+    runner = OffloadRunner(OffloadPolicy("component"), "meta")
     module = torch.nn.Linear(2, 2)
     own = dict(module.named_parameters())
-    with pytest.raises(RuntimeError, match="out of memory"), residency.hold("part", module):
+    with pytest.raises(RuntimeError, match="out of memory"), runner.hold("part", module):
         raise RuntimeError("out of memory")
     assert all(p is own[name] for name, p in module.named_parameters())
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fluxfit.flux_core import FluxPipeline
 
-from tests import tiny
-from tests.flux_core.test_control_lora import control_file
+from flux_core import FluxPipeline
+from tests import tiny_models as tiny
+from tests.flux_core.lora.test_control_lora import control_file
 from tests.host.prompts import (
     api,
     as_the_stock_sampler,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fluxfit.flux_core import OffloadPolicy
 from fluxfit.nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS, headless, host
 from fluxfit.nodes.control import enlarge
 from fluxfit.nodes.loaders import SAME_FILE
 from fluxfit.nodes.preview import preview
 from fluxfit.nodes.sampler import start_latents
 from fluxfit.nodes.wires import conditioning_of
+
+from flux_core import OffloadPolicy
 
 SETTINGS = {
     "seed": 5, "steps": 3, "cfg": 1.0, "sampler": "euler", "scheduler": "simple",
@@ -104,7 +105,7 @@ class TestSampler:
         assert not torch.equal(one, sample(loaded, positive, empty())[0]["samples"])
 
     def test_sigmas_from_a_wire_replace_the_schedule(self, loaded, positive):
-        from fluxfit.flux_core.schedule import make_sigmas, table_for
+        from flux_core.sampling.sigmas import make_sigmas, table_for
 
         sigmas = make_sigmas(table_for(True, "resolution", 16), "simple", 3)
         a = sample(loaded, positive, empty())[0]["samples"]
@@ -207,8 +208,9 @@ class TestFolders:
         )
 
     def test_one_file_can_serve_all_parts(self, tmp_path, monkeypatch):
-        from fluxfit.flux_core.checkpoint.reader import SafetensorsFile
         from safetensors.torch import save_file
+
+        from flux_core.checkpoint.reader import SafetensorsFile
 
         parts = {
             "model.diffusion_model.": ("diffusion_models", ""),

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fluxfit.flux_core import OffloadPolicy, PrecisionPlan, load_transformer
-from fluxfit.flux_core.quant import QuantizedLinear, quantized_linears, quantized_names
 from fluxfit.nodes import NODE_CLASS_MAPPINGS, headless
 
-from tests.nodes.calls import defaults, node
+from flux_core import OffloadPolicy, PrecisionPlan, load_transformer
+from flux_core.quant import QuantizedLinear, quantized_linears, quantized_names
+from tests.nodes.node_calls import defaults, node
 
 POCKET = "fluxfit_pocket.safetensors"
 UPSCALER = "fluxfit_pocket_upscaler.safetensors"

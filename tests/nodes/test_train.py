@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from fluxfit.flux_core.train import ConfigError
 from fluxfit.nodes import host
 from fluxfit.nodes.dataset import FluxDataset
 from fluxfit.nodes.train import run_names
 
-from tests import lessons
-from tests.nodes.calls import defaults, node
+from flux_core.train import ConfigError
+from tests import training_runs as lessons
+from tests.nodes.node_calls import defaults, node
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {

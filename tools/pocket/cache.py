@@ -15,13 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flux_core import AutoEncoder, TextEncoders, load_text_encoders, load_vae
-from flux_core.latents import standardise
 from flux_core.pipeline import pocket_file, to_pixels
-
-from .captions import describe
-from .common import arguments
-from .degrade import degrade
-from .scenes import Scene, draw, random_scene
+from flux_core.sampling.latents import standardise
+from tools.pocket.captions import describe
+from tools.pocket.common import arguments
+from tools.pocket.degrade import degrade
+from tools.pocket.scenes import Scene, draw, random_scene
 
 CAPTIONS = 2  # a picture
 

@@ -9,7 +9,16 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from .scenes import COLOURS, PLACES, SHAPES, SIZES, USUAL_PLACE, USUAL_SIZE, Scene, Thing
+from tools.pocket.scenes import (
+    COLOURS,
+    PLACES,
+    SHAPES,
+    SIZES,
+    USUAL_PLACE,
+    USUAL_SIZE,
+    Scene,
+    Thing,
+)
 
 UNSAID = "unsaid"
 MOST_THINGS = 3

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from .scenes import COLOURS, SHAPES, Thing, paint
+from tools.pocket.scenes import COLOURS, SHAPES, Thing, paint
 
 GRID = 64
 LEAST_AREA = 0.004  # of the picture; less is a speck

@@ -18,12 +18,11 @@ from PIL import Image, ImageDraw
 
 from flux_core import FluxPipeline, load_lora
 from flux_core.lora import LoraStack
-from flux_core.pictures import grid, to_pil
-
-from .captions import article
-from .checker import LEAST_OVERLAP, look
-from .scenes import COLOURS, SUPERSAMPLE, jittered
-from .score import drawn
+from flux_core.report.pictures import grid, to_pil
+from tools.pocket.captions import article
+from tools.pocket.checker import LEAST_OVERLAP, look
+from tools.pocket.scenes import COLOURS, SUPERSAMPLE, jittered
+from tools.pocket.score import drawn
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "assets" / "datasets" / "crescent"

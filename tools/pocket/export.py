@@ -14,11 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flux_core import AutoEncoder
-from flux_core.latents import standardise
 from flux_core.pipeline import pocket_file
-
-from . import cache, train_text, train_vae
-from .common import ASSETS, arguments, averaged
+from flux_core.sampling.latents import standardise
+from tools.pocket import cache, train_text, train_vae
+from tools.pocket.common import ASSETS, arguments, averaged
 
 
 def write(state: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:

@@ -145,7 +145,7 @@ def random_thing(rng: random.Random, background: str, alone: bool) -> Thing:
     return Thing(shape, colour, size, place, radius, x, y)
 
 
-def apart(a: Thing, b: Thing) -> bool:
+def has_own_memory(a: Thing, b: Thing) -> bool:
     return math.hypot(a.x - b.x, a.y - b.y) > 1.15 * (a.radius + b.radius)
 
 
@@ -155,7 +155,7 @@ def random_scene(rng: random.Random, count: int | None = None, held_out: bool = 
         wanted = count or rng.choices((1, 2, 3), (0.7, 0.2, 0.1))[0]
         background = rng.choice(list(COLOURS))
         things = [random_thing(rng, background, wanted == 1) for _ in range(wanted)]
-        clear = all(apart(a, b) for i, a in enumerate(things) for b in things[:i])
+        clear = all(has_own_memory(a, b) for i, a in enumerate(things) for b in things[:i])
         scene = Scene(background, tuple(things))
         if clear and scene.held_out == held_out:
             return scene

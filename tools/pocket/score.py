@@ -16,14 +16,13 @@ import torch
 from PIL import Image
 
 from flux_core import Control, FluxPipeline, load_controlnet
-from flux_core.pictures import psnr
 from flux_core.pipeline import POCKET_SAMPLING, pocket_file, to_pixels
-
-from .cache import enlarged
-from .captions import UNSAID, describe
-from .checker import look
-from .degrade import degrade
-from .scenes import Scene, draw, random_scene
+from flux_core.report.pictures import psnr
+from tools.pocket.cache import enlarged
+from tools.pocket.captions import UNSAID, describe
+from tools.pocket.checker import look
+from tools.pocket.degrade import degrade
+from tools.pocket.scenes import Scene, draw, random_scene
 
 SIDE = 256
 

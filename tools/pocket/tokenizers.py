@@ -12,8 +12,8 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from .captions import describe
-from .scenes import random_scene
+from tools.pocket.captions import describe
+from tools.pocket.scenes import random_scene
 
 T5_LENGTH = 40
 CLIP_LENGTH = 77

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flux_core.config import ControlNetConfig
-from flux_core.controlnet import FluxControlNet
-from flux_core.latents import pack
-
-from . import cache, train_transformer
-from .common import WORKERS, Run, arguments, averaged
+from flux_core.models.config import ControlNetConfig
+from flux_core.models.controlnet import FluxControlNet
+from flux_core.sampling.latents import pack
+from tools.pocket import cache, train_transformer
+from tools.pocket.common import WORKERS, Run, arguments, averaged
 
 BASE = train_transformer.CONFIG
 CONFIG = ControlNetConfig(

@@ -22,10 +22,10 @@ from transformers import (
     T5Tokenizer,
 )
 
-from . import tokenizers
-from .captions import ATTRIBUTES, describe
-from .common import WORKERS, Run, arguments
-from .scenes import random_scene
+from tools.pocket import tokenizers
+from tools.pocket.captions import ATTRIBUTES, describe
+from tools.pocket.common import WORKERS, Run, arguments
+from tools.pocket.scenes import random_scene
 
 T5_WIDTH, CLIP_WIDTH = 128, 192
 

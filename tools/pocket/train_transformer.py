@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flux_core import load_transformer
-from flux_core.config import TransformerConfig
-from flux_core.latents import image_ids, pack, text_ids
+from flux_core.models.config import TransformerConfig
+from flux_core.models.transformer import FluxTransformer
 from flux_core.pipeline import pocket_file
-from flux_core.transformer import FluxTransformer
-
-from . import cache
-from .common import WORKERS, Run, arguments, averaged
-from .train_text import CLIP_WIDTH, T5_WIDTH
+from flux_core.sampling.latents import image_ids, pack, text_ids
+from tools.pocket import cache
+from tools.pocket.common import WORKERS, Run, arguments, averaged
+from tools.pocket.train_text import CLIP_WIDTH, T5_WIDTH
 
 CONFIG = TransformerConfig(
     vec_in_dim=CLIP_WIDTH, context_in_dim=T5_WIDTH, hidden_size=256, depth=2, depth_single_blocks=4

@@ -18,11 +18,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from flux_core.config import VAEConfig
-from flux_core.vae import AutoEncoder
-
-from .common import WORKERS, Run, arguments
-from .scenes import Scene, draw, random_scene
+from flux_core.models.config import VAEConfig
+from flux_core.models.vae import AutoEncoder
+from tools.pocket.common import WORKERS, Run, arguments
+from tools.pocket.scenes import Scene, draw, random_scene
 
 CONFIG = VAEConfig(ch=32, ch_mult=(1, 2, 4, 4), num_res_blocks=1)
 

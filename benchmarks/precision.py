@@ -1,0 +1,189 @@
+"""Time every format and arithmetic against bf16, on FLUX.1's own layers and on a whole step.
+
+    python -m benchmarks.precision layers [--tokens 4608] [--compile]
+    python -m benchmarks.precision step [--double 19 --single 38] [--compile]
+
+Everything is timed in turn in one process, so that a busy machine slows all alike; figures are
+ratios of medians to bf16 (above 1: faster than bf16), with iterations a second for whole steps.
+``step`` at full size needs 24 GB for bf16; ``--only`` leaves formats out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from flux_core import FluxTransformer, kernels_used, quantize, set_compute
+from flux_core.models.config import TransformerConfig
+from flux_core.quant import FORMATS, QuantizedLinear
+from flux_core.quant.hadamard import rotate
+from flux_core.sampling.latents import image_ids, text_ids
+
+#: in and out features of the blocks' layers, FLUX.1 at its own size.
+LAYERS = {
+    "attn.qkv": (3072, 9216),
+    "attn.proj": (3072, 3072),
+    "mlp.0": (3072, 12288),
+    "mlp.2": (12288, 3072),
+    "linear1": (3072, 21504),
+    "linear2": (15360, 3072),
+}
+Calls = dict[str, Callable[[], Tensor]]
+
+
+def wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def medians(calls: Calls, runs: int, device: str) -> dict[str, float]:
+    """Median seconds of each call, all called in turn, after two calls to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for run in range(runs + 2):
+        for name in list(calls)[:: 1 if run % 2 else -1]:
+            wait(device)
+            start = time.perf_counter()
+            calls[name]()
+            wait(device)
+            if run > 1:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def variants(only: list[str]) -> list[tuple[str, str]]:
+    return [(f, c) for f in FORMATS for c in ("dequantize", "native") if not only or f in only]
+
+
+def maybe_compiled(module: nn.Module, wanted: bool) -> nn.Module:
+    return torch.compile(module) if wanted else module  # type: ignore[return-value]
+
+
+def bench_layers(args: argparse.Namespace) -> None:
+    print(f"| layer | {' | '.join(f'{f}, {c}' for f, c in variants(args.only))} | rotation |")
+    print("| --- " * (len(variants(args.only)) + 2) + "|")
+    sums: dict[str, float] = {}
+    for name, (wide, out) in LAYERS.items():
+        linear = nn.Linear(wide, out, dtype=torch.bfloat16).requires_grad_(False)
+        linear.weight.normal_(0, 0.02)
+        linear.to(args.device)
+        x = torch.randn(args.tokens, wide, dtype=torch.bfloat16, device=args.device)
+        modules: dict[str, nn.Module] = {"bf16": linear}
+        for precision, compute in variants(args.only):
+            layer = QuantizedLinear.from_linear(linear, FORMATS[precision])
+            layer.set_compute(compute)
+            layer(x[:32])  # finds its arithmetic
+            modules[f"{precision}, {compute}"] = layer
+        ready = {key: maybe_compiled(m, args.compile) for key, m in modules.items()}
+        calls: Calls = {key: (lambda m=m, x=x: m(x)) for key, m in ready.items()}  # type: ignore
+        calls["rotation"] = lambda x=x: rotate(x, 256)
+        found = medians(calls, args.runs, args.device)
+        for key, seconds in found.items():
+            sums[key] = sums.get(key, 0.0) + seconds
+        print_row(name, found)
+    print_row("all", sums)
+
+
+def print_row(name: str, found: dict[str, float]) -> None:
+    base = found["bf16"]
+    cells = [f"{base / s:.2f}" for key, s in found.items() if key not in ("bf16", "rotation")]
+    print(f"| {name} | {' | '.join(cells)} | {found['rotation'] / base:.1%} |", flush=True)
+
+
+def step_inputs(device: str, side: int, text: int) -> dict[str, Tensor]:
+    """A step at side x side pixels with bf16 activations."""
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=torch.bfloat16, device=device)
+
+    return {
+        "img": random(1, side * side // 256, 64), "txt": random(1, text, 4096), "y": random(1, 768),
+        "timesteps": torch.tensor([0.6], device=device),
+        "guidance": torch.tensor([3.5], device=device),
+        "img_ids": image_ids(side // 8, side // 8).to(device), "txt_ids": text_ids(text).to(device),
+    }  # fmt: skip
+
+
+def new_transformer(args: argparse.Namespace, precision: str, compute: str) -> nn.Module:
+    """Random weights at a precision, made block by block so that no 16-bit model is needed."""
+    config = TransformerConfig(
+        hidden_size=args.hidden, depth=args.double, depth_single_blocks=args.single,
+        guidance_embed=True,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = FluxTransformer(config).requires_grad_(False)
+    for part in [m for m in model.modules() if next(m.children(), None) is None]:
+        part.to(torch.bfloat16).to_empty(device=args.device)
+        for name, p in part.named_parameters():
+            if name == "weight":
+                p.normal_(0, 0.02)
+            else:
+                p.fill_(1.0 if name == "scale" else 0.0)
+    for block in [*model.double_blocks, *model.single_blocks]:
+        quantize(block, precision)
+    return set_compute(model, compute).eval()
+
+
+def bench_step(args: argparse.Namespace) -> None:
+    inputs = step_inputs(args.device, args.side, args.text)
+    base = 0.0
+    print("| format | arithmetic | it/s | times bf16 | weights, GB | peak, GB |")
+    print("| --- " * 6 + "|")
+    for precision, compute in [("bf16", "auto"), *variants(args.only)]:
+        if args.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        model = new_transformer(args, precision, compute)
+        model(**inputs)  # finds its arithmetic
+        kernel_choices = kernels_used(model)
+        ready = maybe_compiled(model, args.compile)
+        seconds = medians({"step": lambda m=ready: m(**inputs)}, args.runs, args.device)["step"]
+        if args.compile:
+            refuse_recompiling(ready, inputs)
+        base = base or seconds
+        size = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+        peak = torch.cuda.max_memory_allocated() / 1e9 if args.device == "cuda" else float("nan")
+        print(f"| {precision} | {compute} | {1 / seconds:.2f} | {base / seconds:.2f} | "
+              f"{size / 1e9:.2f} | {peak:.2f} |", flush=True)  # fmt: skip
+        for way, count in kernel_choices.items():
+            print(f"    {count} layers {way}")
+        del model, ready
+        torch._dynamo.reset()
+        if args.device == "cuda":
+            torch.cuda.empty_cache()
+
+
+def refuse_recompiling(ready: nn.Module, inputs: dict[str, Tensor]) -> None:
+    """Raise where another step, prompt or guidance compiles anything again."""
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for share in (0.3, 0.9):
+            ready(**inputs | {"timesteps": inputs["timesteps"] * share})
+            ready(**inputs | {"txt": inputs["txt"] * share, "y": inputs["y"] * share})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("layers", "step"))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--only", nargs="*", default=[], choices=list(FORMATS))
+    parser.add_argument("--tokens", type=int, default=4608, help="of layers")
+    parser.add_argument("--hidden", type=int, default=3072, help="of a step, with the next four")
+    parser.add_argument("--double", type=int, default=19)
+    parser.add_argument("--single", type=int, default=38)
+    parser.add_argument("--side", type=int, default=1024)
+    parser.add_argument("--text", type=int, default=512)
+    args = parser.parse_args()
+    device = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
+    how = "compiled" if args.compile else "eager"
+    print(f"{device}, torch {torch.__version__}, {how}, medians of {args.runs}")
+    with torch.inference_mode():
+        (bench_layers if args.what == "layers" else bench_step)(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What layers read and what they lose: observing, second moments, sensitivity, calibrating."""

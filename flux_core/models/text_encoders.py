@@ -1,0 +1,236 @@
+"""CLIP-L and T5: a prompt to ``context`` (one vector a token) and ``pooled`` (one a prompt).
+
+The models are ``transformers``' own; this module reads their sizes from shapes, builds them on meta
+and calls them as FLUX.1 does: both padded to a fixed length, T5 without an attention mask, CLIP's
+vector taken at its end token. Axis letters: B prompts, N tokens, D and P widths.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    PreTrainedTokenizerBase,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,  # pyright: ignore[reportAttributeAccessIssue]  (T5Tokenizer in 5.x)
+)
+
+from ..quant import quantized_linears
+from .config import Shapes, count_blocks
+
+log = logging.getLogger(__name__)
+
+#: Width of one attention head in every CLIP text model and in T5 1.1.
+HEAD_SIZE = 64
+#: The longest T5 context that FLUX.1 was trained with (dev; schnell takes 256).
+T5_LENGTH = 512
+#: Prompts whose encodings are kept; one of 512 tokens takes 4 MB.
+REMEMBERED = 64
+
+
+@dataclass(frozen=True)
+class TextEncoding:
+    """What the transformer reads: context (B, N, D) and pooled (B, P)."""
+
+    context: Tensor
+    pooled: Tensor
+
+
+def clip_l_config(shapes: Shapes) -> CLIPTextConfig:
+    """Sizes of a CLIP text model from the shapes of its ``text_model.`` keys."""
+    vocab, width = shapes["text_model.embeddings.token_embedding.weight"]
+    return CLIPTextConfig(
+        vocab_size=vocab,
+        hidden_size=width,
+        intermediate_size=shapes["text_model.encoder.layers.0.mlp.fc1.weight"][0],
+        num_hidden_layers=count_blocks(shapes, "text_model.encoder.layers."),
+        num_attention_heads=max(1, width // HEAD_SIZE),
+        max_position_embeddings=shapes["text_model.embeddings.position_embedding.weight"][0],
+        hidden_act="quick_gelu",
+        projection_dim=width,
+        bos_token_id=vocab - 2,
+        eos_token_id=vocab - 1,
+        pad_token_id=vocab - 1,
+    )
+
+
+def t5_config(shapes: Shapes) -> T5Config:
+    """Sizes of a T5 1.1 encoder from its shapes."""
+    vocab, width = shapes["shared.weight"]
+    attention = "encoder.block.0.layer.0.SelfAttention"
+    buckets, heads = shapes[f"{attention}.relative_attention_bias.weight"]
+    return T5Config(
+        vocab_size=vocab,
+        d_model=width,
+        d_kv=shapes[f"{attention}.q.weight"][0] // heads,
+        d_ff=shapes["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"][0],
+        num_layers=count_blocks(shapes, "encoder.block."),
+        num_heads=heads,
+        relative_attention_num_buckets=buckets,
+        feed_forward_proj="gated-gelu",
+        is_encoder_decoder=False,
+        use_cache=False,
+    )
+
+
+class ClipEncoder(nn.Module):
+    """CLIP's text model under the key that every file has: ``text_model``."""
+
+    part = "clip_l"
+
+    def __init__(self, config: CLIPTextConfig) -> None:
+        super().__init__()
+        model = CLIPTextModel(config)
+        self.text_model = getattr(model, "text_model", model)  # transformers 5 has no inner model
+        self.length = config.max_position_embeddings
+        self.vocabulary = config.vocab_size
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Token numbers (B, N) to the vector at the first end token, (B, P)."""
+        return self.text_model(input_ids=ids).pooler_output
+
+
+class T5Encoder(nn.Module):
+    """T5's encoder with its embedding, ``shared``."""
+
+    part = "t5"
+
+    def __init__(self, config: T5Config) -> None:
+        super().__init__()
+        model = T5EncoderModel(config)
+        self.shared, self.encoder = model.shared, model.encoder
+        self.encoder.embed_tokens = self.shared  # one tensor, in files as well
+        self.vocabulary = config.vocab_size
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Token numbers (B, N) to context (B, N, D), padding attended to as FLUX.1 was trained."""
+        return self.encoder(input_ids=ids).last_hidden_state
+
+
+@dataclass(frozen=True)
+class Tokenizers:
+    """The two tokenizers; ``t5_length`` is the context length that they are made for."""
+
+    clip_l: PreTrainedTokenizerBase
+    t5: PreTrainedTokenizerBase
+
+    @property
+    def t5_length(self) -> int:
+        return min(T5_LENGTH, int(self.t5.model_max_length))
+
+    @classmethod
+    def load(cls, clip_l: str | Path, t5: str | Path) -> Tokenizers:
+        """Open two folders of the Hugging Face layout; raises ``ValueError`` naming the folder."""
+        for folder, wanted in ((clip_l, "vocab.json"), (t5, "spiece.model")):
+            files = (Path(folder) / "tokenizer.json", Path(folder) / wanted)
+            if not any(file.is_file() for file in files):
+                raise ValueError(f"{folder}: expected tokenizer.json or {wanted}, found neither")
+        return cls(
+            CLIPTokenizer.from_pretrained(str(clip_l), local_files_only=True),
+            T5TokenizerFast.from_pretrained(str(t5), local_files_only=True),
+        )
+
+
+class TextEncoders(nn.Module):
+    """Both encoders with their tokenizers; ``encode`` is what a prompt goes through."""
+
+    def __init__(self, clip_l: ClipEncoder, t5: T5Encoder, tokenizers: Tokenizers) -> None:
+        super().__init__()
+        for name, encoder, tokenizer in (
+            ("CLIP-L", clip_l, tokenizers.clip_l),
+            ("T5", t5, tokenizers.t5),
+        ):
+            if len(tokenizer) > encoder.vocabulary:
+                raise ValueError(
+                    f"the {name} tokenizer has {len(tokenizer)} tokens, its encoder "
+                    f"{encoder.vocabulary}: they do not belong together"
+                )
+        self.clip_l, self.t5, self.tokenizers = clip_l, t5, tokenizers
+        self.known: OrderedDict[object, TextEncoding] = OrderedDict()
+
+    @torch.no_grad()
+    def encode(
+        self,
+        prompts: Sequence[str],
+        *,
+        clip_prompts: Sequence[str] | None = None,
+        t5_length: int | None = None,
+    ) -> TextEncoding:
+        """Encode prompts; an empty one is as good as any.
+
+        Args:
+            prompts: what T5 reads, and CLIP too unless ``clip_prompts`` is given.
+            t5_length: tokens of context, by default 512 or what the tokenizer is made for. Longer
+                prompts are cut with a warning.
+        """
+        length = t5_length or self.tokenizers.t5_length
+        t5_ids = token_ids(self.tokenizers.t5, prompts, length, "T5")
+        clip_ids = token_ids(
+            self.tokenizers.clip_l, clip_prompts or prompts, self.clip_l.length, "CLIP-L"
+        )
+        context = self.t5(t5_ids.to(next(self.t5.parameters()).device))
+        pooled = self.clip_l(clip_ids.to(next(self.clip_l.parameters()).device))
+        return TextEncoding(context, pooled)
+
+    def cached(
+        self,
+        prompt: str,
+        clip_prompt: str | None = None,
+        t5_length: int | None = None,
+        loras: Hashable = (),
+    ) -> TextEncoding | None:
+        """What a prompt was encoded to before, on the CPU; None where it was not.
+
+        ``loras`` stands for whatever else there was with the encoders, such as LoRAs.
+        """
+        key = self._key(prompt, clip_prompt, t5_length, loras)
+        if key in self.known:
+            self.known.move_to_end(key)
+        return self.known.get(key)
+
+    def encode_cached(
+        self,
+        prompt: str,
+        clip_prompt: str | None = None,
+        t5_length: int | None = None,
+        loras: Hashable = (),
+    ) -> TextEncoding:
+        """``encode`` of one prompt, kept for ``cached`` on the CPU, the last ones of them."""
+        clips = None if clip_prompt is None else [clip_prompt]
+        found = self.encode([prompt], clip_prompts=clips, t5_length=t5_length)
+        kept = TextEncoding(found.context.cpu(), found.pooled.cpu())
+        self.known[self._key(prompt, clip_prompt, t5_length, loras)] = kept
+        if len(self.known) > REMEMBERED:
+            self.known.popitem(last=False)
+        return kept
+
+    def _key(
+        self, prompt: str, clip_prompt: str | None, t5_length: int | None, loras: Hashable
+    ) -> object:
+        """A text, and how the encoders multiply; their weights are those of this object."""
+        computes = frozenset(layer.compute for layer in quantized_linears(self))
+        length = t5_length or self.tokenizers.t5_length
+        return prompt, prompt if clip_prompt is None else clip_prompt, length, computes, loras
+
+
+def token_ids(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], length: int, name: str
+) -> Tensor:
+    """Token numbers (B, length), padded or cut; what is cut is logged."""
+    prompts = list(prompts)
+    longest = max(len(ids) for ids in tokenizer(prompts, truncation=False, verbose=False).input_ids)
+    if longest > length:
+        log.warning("%s reads the first %d of %d tokens of this prompt", name, length, longest)
+    return tokenizer(
+        prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+    ).input_ids

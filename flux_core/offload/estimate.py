@@ -1,0 +1,180 @@
+"""What a card will do with FLUX.1-dev, before it is bought: memory and seconds of a whole picture.
+
+The parts are built on meta, at their real sizes, and planned by what plans a real run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPTextConfig, T5Config
+
+from ..models.config import TransformerConfig, VAEConfig
+from ..models.text_encoders import T5_LENGTH, ClipEncoder, T5Encoder
+from ..models.transformer import FluxTransformer
+from ..models.vae import AutoEncoder
+from ..quant import quantize, set_compute
+from . import OffloadPolicy, Work
+from .activations import on_meta
+from .machine import Machine
+from .plan import GB, Plan, cost_of, make_plan
+from .workload import sampling_work, t5_work, vae_work
+
+#: Published sizes of T5 1.1 XXL's encoder and of CLIP-L's text model.
+T5_XXL = T5Config(
+    vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64,
+    feed_forward_proj="gated-gelu", is_encoder_decoder=False, use_cache=False,
+)  # fmt: skip
+CLIP_L = CLIPTextConfig(
+    vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
+    num_attention_heads=12, projection_dim=768,
+)  # fmt: skip
+#: Bytes a second that a disk gives where weights do not fit into the host's memory.
+DISK = 3e9
+#: Share of the host's memory that weights may take; the rest is the system's and the host's own.
+RAM_SHARE = 0.75
+
+
+class Flux1DevModels(NamedTuple):
+    transformer: FluxTransformer
+    clip_l: ClipEncoder
+    t5: T5Encoder
+    vae: AutoEncoder
+
+
+@cache
+def flux1_dev(precision: str) -> Flux1DevModels:
+    """FLUX.1-dev without numbers, transformer and T5 at a precision."""
+    with torch.device("meta"):
+        transformer = FluxTransformer(TransformerConfig()).bfloat16()
+        t5 = T5Encoder(T5_XXL).bfloat16()
+        parts = Flux1DevModels(
+            transformer, ClipEncoder(CLIP_L).bfloat16(), t5, AutoEncoder(VAEConfig()).bfloat16()
+        )
+        quantize(transformer, precision)
+        quantize(t5, precision)
+    return parts
+
+
+def flops(function: Callable[[], object]) -> float:
+    """Floating-point operations of a function of tensors on meta."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        function()
+    return float(counter.get_total_flops())
+
+
+@cache
+def vae_flops(vae: AutoEncoder, height: int, width: int) -> float:
+    small = on_meta(vae)
+    z = torch.empty(1, vae.config.z_channels, height, width, device="meta")
+    return flops(lambda: small.decode(z))  # type: ignore[operator]
+
+
+@cache
+def t5_flops(t5: T5Encoder) -> float:
+    small = set_compute(on_meta(t5), "dequantize")
+    ids = torch.empty(1, T5_LENGTH, dtype=torch.long, device="meta")
+    return flops(lambda: small(ids))
+
+
+@dataclass(frozen=True)
+class PicturePlan:
+    """Plans of the three phases, and seconds: ``before`` and ``after`` the steps, each ``step``."""
+
+    text: Plan
+    drawing: Plan
+    vae: Plan
+    before: float
+    step: float
+    after: float
+    from_disk: float
+
+    @property
+    def peak(self) -> int:
+        """Bytes of the device at most."""
+        return max(self.text.peak, self.drawing.peak, self.vae.peak)
+
+    @property
+    def fits(self) -> bool:
+        return self.text.fits and self.drawing.fits and self.vae.fits
+
+    @property
+    def least(self) -> int:
+        return max(self.text.least, self.drawing.least, self.vae.peak if self.vae.tile else 0)
+
+    def seconds(self, steps: int) -> float:
+        """Seconds of a picture whose prompt is new and whose parts wait on the host."""
+        return self.before + steps * self.step + self.after
+
+    def __str__(self) -> str:
+        if not self.fits:
+            return f"does not fit: it needs {self.least / GB:.1f} GB at least"
+        tiles = f", VAE in tiles of {8 * self.vae.tile} pixels" if self.vae.tile else ""
+        disk = f", {self.from_disk / GB:.1f} GB from disk a step" if self.from_disk else ""
+        blocks = self.drawing.modules[0]
+        stay = f"{len(blocks.resident)} of {blocks.blocks} blocks stay"
+        streamed = f"{blocks.streamed / GB:.1f} GB streamed a step" if blocks.streamed else ""
+        return (
+            ", ".join(filter(None, (f"peak {self.peak / GB:.1f} GB", stay, streamed)))
+            + f"{tiles}{disk}: {self.step:.2f} s a step"
+            + f" ({max(0.0, self.drawing.slowdown):.0%} lost)"
+        )
+
+
+def plan_picture(
+    machine: Machine,
+    *,
+    vram: float,
+    ram: float | None = None,
+    width: int = 1024,
+    height: int = 1024,
+    steps: int = 28,
+    precision: str = "fp8_scaled",
+    policy: OffloadPolicy | None = None,
+) -> PicturePlan:
+    """What a card will do with FLUX.1-dev.
+
+    Args:
+        vram: bytes of the card that may be used.
+        ram: bytes of the host's memory; streamed weights beyond three quarters of it come from
+            the disk at every step.
+        policy: ``auto`` unless given; its ``vram_budget`` counts where it is smaller.
+    """
+    parts, policy = flux1_dev(precision), policy or OffloadPolicy()
+    image = width * height // 256
+    budget = int(vram if policy.vram_budget is None else min(vram, policy.vram_budget))
+    bounded = policy.vram_budget is not None or policy.mode != "stream"
+
+    def planned(modules: list[nn.Module], work: Work, tokens: int) -> Plan:
+        costs = [cost_of(m, machine, image=tokens) for m in modules]
+        plan = make_plan(
+            costs, [policy.of(m) for m in modules], policy, budget=budget if bounded else None,
+            activations=work.activations, machine=machine,
+        )  # fmt: skip
+        return work.fitted(plan)
+
+    drawing = sampling_work(
+        parts.transformer, [], image=image, text=T5_LENGTH, batch=1, vectors=steps
+    )
+    text = planned([parts.clip_l, parts.t5], t5_work(parts.t5, T5_LENGTH), 0)
+    body = planned([parts.transformer], drawing, image)
+    vae = planned([parts.vae], vae_work(parts.vae, height // 8, width // 8, 1), 0)
+    streamed = body.modules[0].streamed
+    from_disk = 0.0 if ram is None else max(0.0, streamed - RAM_SHARE * ram)
+    moved = cost_of(parts.clip_l).all_blocks + cost_of(parts.t5).all_blocks
+    modulations = cost_of(parts.transformer).modulations
+    brought = body.modules[0].held + (0 if body.modules[0].modulations else modulations)
+    return PicturePlan(
+        text, body, vae,
+        before=(moved + brought) / machine.link + t5_flops(parts.t5) / machine.flops,
+        step=max(body.seconds, from_disk / DISK),
+        after=vae.weights / machine.link + vae_flops(parts.vae, height // 8, width // 8)
+        / machine.flops,
+        from_disk=from_disk,
+    )  # fmt: skip

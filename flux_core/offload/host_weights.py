@@ -1,0 +1,167 @@
+"""Where the tensors of a block wait on the host, and how they come to the device.
+
+pinned:    one flat buffer that the card copies from by itself
+scattered: wherever they are, also in a mapped file; copied one by one
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Hashable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ..lora.branch import Branch
+from ..lora.trained import TrainedBranch
+from ..quant import quantized_linears
+from .memory import PINS, device_buffer, needs_copy
+from .pack import Layout, in_place_of, named_tensors, twin
+
+
+class HostWeights:
+    """Some of a module's tensors: all but those of modules in ``left_out`` (ids), and without those
+    of LoRAs' branches, or with ``branches`` those alone. What is being trained never moves.
+
+    ``onloaded`` are their copies on a device, in one buffer, standing in the module in their place.
+    Nothing is copied back: weights do not change in a run.
+    """
+
+    def __init__(self, module: nn.Module, left_out: set[int], branches: bool = False) -> None:
+        self._module = weakref.ref(module)
+        self.left_out, self.branches = left_out, branches
+        self.onloaded: Tensor | None = None
+        self.copies: list[Tensor] = []
+        self.flat: Tensor | None = None
+        self.scan()
+
+    def scan(self) -> None:
+        """Take note of what the module holds now."""
+        #: owner's table, attribute, which of ``tensors``; two owners may share one
+        self.owners: list[tuple[dict[str, Tensor], str, int]] = []
+        self.tensors: list[Tensor] = []
+        numbers: dict[int, int] = {}
+        names: list[str] = []
+        for name, table, attribute, tensor in self.entries():
+            if id(tensor) not in numbers:
+                numbers[id(tensor)] = len(self.tensors)
+                self.tensors.append(tensor)
+                names.append(name)
+            self.owners.append((table, attribute, numbers[id(tensor)]))
+        self.layout = Layout(zip(names, self.tensors, strict=True))
+
+    @property
+    def module(self) -> nn.Module:
+        module = self._module()
+        assert module is not None, "a home is kept by its module"
+        return module
+
+    @property
+    def pinned(self) -> bool:
+        """Whether a card can copy it by itself."""
+        return self.flat is not None or not self.size
+
+    @property
+    def size(self) -> int:
+        return self.layout.size
+
+    def entries(self) -> Iterator[tuple[str, dict, str, Tensor]]:
+        """Name, owner's table, attribute and tensor of everything that the module holds now."""
+        for name, owner, attribute, tensor in named_tensors(self.module, self.left_out):
+            if isinstance(owner, TrainedBranch) or isinstance(owner, Branch) != self.branches:
+                continue
+            held = attribute in owner._parameters
+            yield name, owner._parameters if held else owner._buffers, attribute, tensor
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the module still holds the tensors of the last look, or their copies."""
+        now = [(id(table), attribute, id(t)) for _, table, attribute, t in self.entries()]
+        held = self.tensors if self.onloaded is None else self.copies
+        then = [(id(table), attribute, id(held[n])) for table, attribute, n in self.owners]
+        where = None if self.onloaded is None else self.onloaded.device
+        return now == then and (where is None or all(t.device == where for t in held))
+
+    def pin(self, budget: int) -> None:
+        """Move the tensors into one pinned buffer, where the budget has room for it."""
+        if self.flat is not None or not self.size:
+            return
+        if any(t.device.type != "cpu" for t in self.tensors):
+            return
+        flat = PINS.buffer(self.size, budget)
+        if flat is None:
+            return
+        for view, tensor in zip(self.layout.views(flat), self.tensors, strict=True):
+            view.copy_(tensor)
+            tensor.data = view  # the object stays, whoever holds it
+        self.flat = flat
+
+    def copy_into(self, buffer: Tensor) -> None:
+        """Copy the tensors to where a buffer has them; from pinned memory without waiting."""
+        if self.flat is not None:
+            buffer[: self.size].copy_(self.flat, non_blocking=True)
+            return
+        for view, tensor in zip(self.layout.views(buffer), self.tensors, strict=True):
+            view.copy_(tensor.detach())
+
+    def onload(self, device: torch.device) -> None:
+        """Put copies on the device in the place of the module's tensors."""
+        if self.onloaded is not None or not any(needs_copy(t, device) for t in self.tensors):
+            return
+        buffer = device_buffer(self.size, device)
+        self.copy_into(buffer)
+        views = self.layout.views(buffer)
+        self.copies = [in_place_of(t, view) for t, view in zip(self.tensors, views, strict=True)]
+        for table, attribute, number in self.owners:
+            table[attribute] = self.copies[number]
+        self.onloaded = buffer
+
+    def offload(self) -> int:
+        """Let the module have its own tensors again; returns the bytes that this frees."""
+        if self.onloaded is None:
+            return 0
+        for table, attribute, number in self.owners:
+            table[attribute] = self.tensors[number]
+        self.onloaded, self.copies = None, []
+        return self.size
+
+    @property
+    def kind(self) -> Hashable:
+        """Blocks of one kind can use one twin: same class, same layout, same arithmetic. One that
+        is being trained shares its parameters with its twin, and has one of its own."""
+        arithmetic = tuple(
+            (layer.format.name, layer.format.block(layer.in_features), layer.compute)
+            for layer in quantized_linears(self.module)
+        )
+        trained = any(isinstance(m, TrainedBranch) for m in self.module.modules())
+        own = id(self.module) if trained else None
+        return type(self.module), tuple(self.layout.places), arithmetic, own
+
+    def views_on(self, buffer: Tensor) -> dict[int, Tensor]:
+        """For each tensor, by its id, the same in a buffer of this layout."""
+        return {
+            id(t): view for t, view in zip(self.tensors, self.layout.views(buffer), strict=True)
+        }
+
+    def twin_on(self, buffer: Tensor) -> nn.Module:
+        """The block reading a buffer of the same layout."""
+        return twin(self.module, self.views_on(buffer))
+
+
+class Pair:
+    """A block's tensors, and behind them those of the LoRAs that are beside it for a run."""
+
+    def __init__(self, own: HostWeights, branches: HostWeights) -> None:
+        self.own, self.branches = own, branches
+        self.module = own.module
+        self.size = own.size + branches.size
+        self.pinned = own.pinned and branches.pinned
+        self.kind = (own.kind, tuple(branches.layout.places))
+
+    def copy_into(self, buffer: Tensor) -> None:
+        self.own.copy_into(buffer[: self.own.size])
+        self.branches.copy_into(buffer[self.own.size :])
+
+    def twin_on(self, buffer: Tensor) -> nn.Module:
+        views = self.own.views_on(buffer[: self.own.size])
+        return twin(self.module, views | self.branches.views_on(buffer[self.own.size :]))

@@ -1,0 +1,254 @@
+"""Parts brought to the device under a policy, one run after another, with account kept of it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from ..quant import kernels_used
+from .machine import Machine, measure_machine
+from .memory import free_bytes, has_own_memory
+from .placement import Placement, Training, placement_of, placements_on
+from .plan import UNKNOWN, Cost, Plan, cost_of, make_plan, shrunk
+from .policy import OffloadPolicy
+from .report import MemoryReport, PartReport
+from .ring import Ring
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+#: What is tried after memory ran out: this share of what was planned with.
+RETRY = 0.7
+#: A training step goes over the blocks forwards and back. It computes each forwards, forwards
+#: again, and its gradients, which for frozen weights are as much once more.
+PASSES, COMPUTED = 2, 3
+BEGAN = time.monotonic()
+
+
+def module_bytes(module: nn.Module) -> int:
+    """Bytes of a module's parameters and buffers."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a part will compute, for its plan: bytes beside the weights, and tokens.
+
+    ``fit`` gives a tile, and the bytes that it takes, for the bytes that there are. ``training``:
+    gradients are computed too.
+    """
+
+    activations: int = 0
+    image: int = 4096
+    text: int = 512
+    batch: int = 1
+    fit: Callable[[int], tuple[int, int]] | None = None
+    training: Training | None = None
+
+    def fitted(self, plan: Plan) -> Plan:
+        """The plan, in tiles where it would be over its budget without."""
+        if plan.fits or plan.room is None or self.fit is None:
+            return plan
+        tile, size = self.fit(plan.room)
+        return replace(plan, tile=tile, activations=size)
+
+
+class OffloadRunner:
+    """Brings parts to the device under a policy.
+
+    ``with runner.hold("vae", module):`` has the modules there inside the block, in whole or by
+    way of a ring. ``runner.run("vae", [module], work)`` calls a function there, and once more
+    under a smaller plan where memory ran out.
+    """
+
+    def __init__(self, policy: OffloadPolicy | None, device: torch.device | str) -> None:
+        self.policy = policy or OffloadPolicy()
+        self.device = torch.device(device)
+        if self.device.type == "cuda" and self.device.index is None:
+            self.device = torch.device("cuda", torch.cuda.current_device())
+        self.report = MemoryReport(str(self.device))
+
+    @property
+    def known(self) -> list[Placement]:
+        """All modules that may have weights on this device."""
+        return placements_on(self.device)
+
+    def plan(
+        self,
+        modules: Sequence[nn.Module],
+        work: Work,
+        policies: Sequence[OffloadPolicy | None] = (),
+    ) -> Plan:
+        """What a run of these modules together would do."""
+        chosen = [own or self.policy for own in policies] or [self.policy] * len(modules)
+        modes = [policy.of(module) for policy, module in zip(chosen, modules, strict=True)]
+        machine: Machine | None = None
+        bounded = self.policy.vram_budget is not None
+        if (bounded or "auto" in modes) and self.device.type == "cuda":
+            machine = measure_machine(self.device)
+        costs = [
+            cost_of(m, machine or UNKNOWN, image=work.image, text=work.text, batch=work.batch)
+            for m in modules
+        ]
+        if work.training is not None:
+            costs = [replace(cost, seconds=trained_seconds(cost)) for cost in costs]
+        plan = make_plan(
+            costs, modes, self.policy, budget=self.budget(modes), activations=work.activations,
+            machine=machine or (UNKNOWN if bounded else None),
+        )  # fmt: skip
+        return replace(work.fitted(plan), passes=1 if work.training is None else PASSES)
+
+    def budget(self, modes: Sequence[str]) -> int | None:
+        """Bytes of the device for one run; None where nothing bounds it."""
+        if self.policy.vram_budget is not None:
+            return self.policy.vram_budget
+        free = free_bytes(self.device) if "auto" in modes else None
+        return None if free is None else free + sum(placement.held for placement in self.known)
+
+    @contextmanager
+    def hold(
+        self,
+        name: str,
+        *modules: nn.Module,
+        work: Work | None = None,
+        policies: Sequence[OffloadPolicy | None] = (),
+    ) -> Iterator[Plan]:
+        """Modules on the device inside the block of this ``with``, by the plan that it gives.
+
+        Args:
+            policies: of each module where it has one of its own, else None.
+        """
+        work = work or Work()
+        plan = self.plan(modules, work, policies)
+        if not plan.fits:
+            log.warning("%s: %s; trying nevertheless", name, plan)
+        placements = [placement_of(module, self.device) for module in modules]
+        part = PartReport(
+            started=time.monotonic() - BEGAN, predicted=plan.peak, step=plan.passes * plan.seconds,
+            mode=" and ".join(sorted({m.mode for m in plan.modules})),
+            blocks=sum(m.blocks for m in plan.modules), tile=plan.tile,
+        )  # fmt: skip
+        try:
+            with ExitStack() as stack:
+                started = time.monotonic()
+                self.apply_plan(placements, plan)
+                rings = [
+                    stack.enter_context(
+                        placement.running(m.resident, m.slots or 2, training=work.training)
+                    )
+                    for placement, m in zip(placements, plan.modules, strict=True)
+                ]
+                self._wait()
+                part.moving = time.monotonic() - started
+                part.size = plan.weights
+                if has_own_memory(self.device):
+                    part.size = sum(p.held for p in placements) + sum(r.size for r in rings if r)
+                part.pinned = sum(p.pinned for p in placements)
+                started = time.monotonic()
+                yield plan
+                self._wait()
+                part.seconds = time.monotonic() - started
+                self.account(name, part, modules, [ring for ring in rings if ring is not None])
+        except torch.OutOfMemoryError:
+            for placement in placements:
+                placement.evict()
+            raise
+        finally:
+            for placement, m in zip(placements, plan.modules, strict=True):
+                if not m.keep:
+                    placement.evict()
+
+    def account(
+        self, name: str, part: PartReport, modules: Sequence[nn.Module], rings: Sequence[Ring]
+    ) -> None:
+        """Enter what a run took into the report."""
+        for ring in rings:
+            ring.wait()
+        self._wait()  # also for the copies past the last block
+        for ring in rings:
+            part.streamed += ring.bytes
+            part.copies += ring.copies
+            part.restarts += ring.restarts
+            part.record(ring.trace.read())
+        for module in modules:
+            part.kernels |= kernels_used(module)
+        if self.device.type == "cuda":
+            part.peak = torch.cuda.max_memory_allocated(self.device)
+        self.report.add(MemoryReport(str(self.device), {name: part}))
+
+    def run(
+        self,
+        name: str,
+        modules: Sequence[nn.Module],
+        function: Callable[[Plan], T],
+        work: Work | None = None,
+        policies: Sequence[OffloadPolicy | None] = (),
+    ) -> T:
+        """Call a function of the plan while modules are on the device.
+
+        Where memory runs out it is called once more, from its beginning, under ``auto`` with a
+        smaller budget; a second time it raises ``torch.OutOfMemoryError``.
+        """
+        try:
+            with self.hold(name, *modules, work=work, policies=policies) as plan:
+                return function(plan)
+        except torch.OutOfMemoryError as error:
+            said = str(error).split("\n")[0]  # the error itself holds the frames, and their tensors
+        for placement in self.known:
+            placement.evict()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        free = free_bytes(self.device)
+        planned = plan_budget(self.policy, free, self.plan(modules, work or Work(), policies))
+        smaller = int(RETRY * planned)
+        log.warning(
+            "%s ran out of memory (%s); trying once more within %.2f GB", name, said, smaller / 1e9
+        )
+        before, self.policy = self.policy, shrunk(self.policy, smaller)
+        try:
+            with self.hold(name, *modules, work=work) as plan:
+                result = function(plan)
+        finally:
+            self.policy = before
+            for module in modules:  # where memory is this short nothing stays
+                placement_of(module, self.device).evict()
+        self.report.parts[name].replans += 1
+        return result
+
+    def apply_plan(self, placements: Sequence[Placement], plan: Plan) -> None:
+        """Bring about what a plan says, other parts giving room where it needs it."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        if plan.budget is not None:
+            others = [p for p in self.known if p not in placements]
+            over = plan.peak + sum(p.held for p in others) - plan.budget
+            for other in others:
+                if over > 0:
+                    over -= other.shrink(over)
+        for placement, m in zip(placements, plan.modules, strict=True):
+            if self.device.type == "cuda" and self.policy.pin:
+                often = [n for n in range(m.blocks) if not m.keep or n not in m.resident]
+                placement.pin(often, self.policy.host_budget)
+            placement.set_resident(m.resident, m.modulations)
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def trained_seconds(cost: Cost) -> tuple[float, ...]:
+    """Seconds of each block in one of a training step's passes."""
+    return tuple(COMPUTED / PASSES * seconds for seconds in cost.seconds)
+
+
+def plan_budget(policy: OffloadPolicy, free: int | None, plan: Plan) -> int:
+    """What a run that ran out of memory had to do with: the least of all that bounded it."""
+    return min(n for n in (policy.vram_budget, free, plan.peak) if n is not None)

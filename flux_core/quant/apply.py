@@ -1,0 +1,121 @@
+"""Quantizing the layers of a whole module, and asking them how they work."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from .gptq import second_moments_error
+from .linear import COMPUTES, QuantizedLinear
+from .precision import Precision, as_plan
+from .registry import FORMATS, full_dtype
+
+#: Top-level modules whose linear layers are never quantized: they are 0.5 % of the bytes, and
+#: errors made there reach every block.
+KEPT = (
+    "img_in",
+    "txt_in",
+    "time_in",
+    "vector_in",
+    "guidance_in",
+    "final_layer",
+    "pos_embed_input",
+    "controlnet_blocks",
+    "controlnet_single_blocks",
+)
+
+
+def linears(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Linear]]:
+    """Every Linear that may be quantized: its full name, its parent, its name there, itself."""
+    for path, parent in module.named_modules():
+        for name, child in parent.named_children():
+            full = f"{path}.{name}".lstrip(".")
+            if isinstance(child, nn.Linear) and full.split(".")[0] not in KEPT:
+                yield full, parent, name, child
+
+
+def quantized_linears(module: nn.Module) -> Iterator[QuantizedLinear]:
+    return (m for m in module.modules() if isinstance(m, QuantizedLinear))
+
+
+def quantized_names(module: nn.Module) -> set[str]:
+    """Names of the formats that a module already holds."""
+    return {layer.format.name for layer in quantized_linears(module)}
+
+
+@torch.inference_mode(False)  # the weights may later serve a training
+def quantize(
+    module: nn.Module,
+    precision: Precision,
+    second_moments: Mapping[str, Tensor] = {},
+    worker: torch.device | str = "cpu",
+) -> nn.Module:
+    """Change how a transformer, ControlNet or T5 stores its linear layers, in place.
+
+    ``bf16``, ``fp16`` and ``fp32`` cast the whole module. A precision of one byte replaces its
+    linear layers but those of embedders and the last one, and casts nothing else; embeddings keep
+    their dtype. A ``PrecisionPlan`` gives single layers another precision; those of two bytes stay
+    as they are. Quantizing again to the same precision changes nothing.
+
+    Codes are the nearest, or for layers whose inputs' ``second_moments`` are known
+    (``record_second_moments``) those that lose least for such inputs, searched on the device
+    ``worker``.
+
+    Returns the module. Raises ``ValueError`` for an unknown precision, a plan's layer that does not
+    exist, a weight that is not finite or moments that do not serve its layer (which is named,
+    nothing is changed), and a module that is quantized otherwise.
+    """
+    plan = as_plan(precision)
+    held = quantized_names(module)
+    if held == {plan.precision} and not plan.layers:
+        return module
+    if held:
+        raise ValueError(
+            f"module is already quantized to {', '.join(sorted(held))}; "
+            f"load it again to have it in {plan.precision}"
+        )
+    found = list(linears(module))
+    unknown = sorted(set(plan.layers) - {full for full, *_ in found})
+    if unknown:
+        raise ValueError(f"the precision plan names {unknown[0]!r}, which the module does not have")
+    if plan.precision not in FORMATS:
+        module.to(full_dtype(plan.precision))
+    found = [item for item in found if plan.of(item[0]) in FORMATS]
+    for full, _, _, linear in found:
+        if linear.weight.device.type != "meta" and not bool(linear.weight.isfinite().all()):
+            raise ValueError(f"{full}.weight holds NaN or infinity: nothing was quantized")
+        if full in second_moments and (
+            reason := second_moments_error(second_moments[full], linear.in_features)
+        ):
+            raise ValueError(f"{full}: {reason}: nothing was quantized")
+    for full, parent, name, linear in found:
+        format = FORMATS[plan.of(full)]
+        known = second_moments[full].to(worker) if full in second_moments else None
+        made = QuantizedLinear.from_linear(linear, format, known)
+        made.train(linear.training)
+        setattr(parent, name, made)
+    return module
+
+
+def set_compute(module: nn.Module, compute: str) -> nn.Module:
+    """Choose how a module's quantized layers multiply: ``auto``, ``dequantize`` or ``native``.
+
+    Returns the module. Raises ``ValueError`` for another name.
+    """
+    if compute not in COMPUTES:
+        raise ValueError(f"compute is {compute!r}, expected one of {', '.join(COMPUTES)}")
+    for layer in quantized_linears(module):
+        layer.set_compute(compute)
+    return module
+
+
+def kernels_used(module: nn.Module) -> Counter[str]:
+    """How many layers multiplied in which way so far, with the reasons of fallbacks."""
+    return Counter(
+        f"{layer.format.name}, {way}"
+        for layer in quantized_linears(module)
+        for way in layer.kernel_choices.values()
+    )

@@ -1,0 +1,317 @@
+"""One run of a transformer over latents: guidance, control, masks, and the sampler's loop.
+
+    v = transformer(x_t, t);  picture = x_t - t v;   CFG: uncond + cfg (cond - uncond)
+
+Latents are (B, 16, h, w). Outside of ``sample`` they are raw VAE latents; inside they are
+standardised, ``(z - 0.1159) * 0.3611``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..models.config import TransformerConfig
+from ..models.controlnet import FluxControlNet
+from ..models.transformer import ControlResiduals, FluxBody, FluxTransformer
+from ..offload import OffloadPolicy
+from ..offload.modulations import PrecomputedModulations
+from .concat import extra_channels, extra_latents
+from .latents import (
+    CONSTANTS,
+    destandardise,
+    expand,
+    host_noise,
+    image_ids,
+    pack,
+    standardise,
+    text_ids,
+    unpack,
+)
+from .samplers import SAMPLERS, step_noise
+from .sigmas import SigmaTable, make_sigmas, table_for
+
+log = logging.getLogger(__name__)
+
+#: step (from 0), steps in all, the picture as it is believed now: standardised (B, 16, h, w)
+StepCallback = Callable[[int, int, Tensor], None]
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What a prompt becomes: context (1 or B, N, D), pooled (1 or B, P), distilled guidance.
+
+    Models with a wider input (Canny, Depth, Fill) read ``picture`` beside the noise: raw latents
+    (1 or B, 16, h, w). Fill reads ``mask`` too, (1 or B, 1, H, W) with 1 where to paint.
+    """
+
+    context: Tensor
+    pooled: Tensor
+    guidance: float = 3.5
+    picture: Tensor | None = None
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Control:
+    """A ControlNet with its condition.
+
+    ``cond`` is raw VAE latents (1 or B, 16, h, w), or pixels (1 or B, 3, H, W) in [-1, 1] for nets
+    that read pixels. ``start`` and ``end`` are shares of the schedule, from 0 (noise) to 1.
+    ``mask`` (1 or B, 1, H, W), 1 where to paint, for inpainting nets. ``policy`` says where the
+    net's weights live, where it is not with the transformer's.
+    """
+
+    net: FluxControlNet
+    cond: Tensor
+    strength: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    mode: int | None = None
+    mask: Tensor | None = None
+    policy: OffloadPolicy | None = None
+
+
+def scaled(residuals: ControlResiduals, strength: float) -> ControlResiduals:
+    return ControlResiduals(
+        [r * strength for r in residuals.double],
+        [r * strength for r in residuals.single],
+        residuals.cyclic,
+    )
+
+
+class Denoiser:
+    """The model that a sampler calls: x (B, 16, h, w) and a sigma to the picture it hides."""
+
+    def __init__(
+        self,
+        transformer: FluxTransformer,
+        positive: Conditioning,
+        negative: Conditioning | None,
+        cfg: float,
+        controls: Sequence[Control],
+        table: SigmaTable,
+        shape: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        self.transformer, self.cfg, self.table = transformer, cfg, table
+        self.batch, self.height, self.width = shape[0], shape[-2], shape[-1]
+        self.device = device
+        self.img_ids = image_ids(self.height, self.width).to(device)
+        self.positive = self._on_device(positive)
+        self.negative = None if negative is None or cfg == 1.0 else self._on_device(negative)
+        #: what a model with a wider input reads beside the noise, by the prompt's name
+        self.extra = {"positive": self._extra(positive)}
+        if self.negative is not None and negative is not None:
+            self.extra["negative"] = self._extra(negative)
+        self.controls = [(c, self._packed(c)) for c in controls if c.strength]
+        self.bodies: list[FluxBody] = [transformer, *(c.net for c, _ in self.controls)]
+        self.precomputed: list[PrecomputedModulations] = []
+
+    @contextmanager
+    def precompute_modulations(self, sigmas: Tensor) -> Iterator[None]:
+        """Modulations for all these sigmas are computed now; afterwards they are live again."""
+        prompts = {"positive": self.positive, "negative": self.negative}
+        try:
+            for body in self.bodies:
+                vecs = {
+                    (sigma, name): body.embed_vector(*self._vector_inputs(sigma, c))
+                    for sigma in sigmas.tolist()
+                    for name, c in prompts.items()
+                    if c is not None and sigma > 0
+                }
+                self.precomputed.append(PrecomputedModulations(body, vecs))
+            yield
+        finally:
+            self.precomputed = []
+            for body in self.bodies:
+                body.precomputed = None
+
+    def _vector_inputs(self, sigma: float, c: Conditioning) -> tuple[Tensor, Tensor, Tensor]:
+        """Timesteps, pooled text and guidance of a whole batch."""
+        timesteps = torch.full((self.batch,), sigma, device=self.device)
+        guidance = torch.full((self.batch,), c.guidance, device=self.device)
+        return timesteps, c.pooled, guidance
+
+    def _on_device(self, c: Conditioning) -> Conditioning:
+        config = self.transformer.config
+        for name, found, wanted in (
+            ("T5 context", c.context.shape[-1], config.context_in_dim),
+            ("CLIP vector", c.pooled.shape[-1], config.vec_in_dim),
+        ):
+            if found != wanted:
+                raise ValueError(
+                    f"the {name} is {found} wide, this transformer expects {wanted}: "
+                    "the text encoders do not belong to it"
+                )
+        context, pooled = c.context.to(self.device), c.pooled.to(self.device)
+        return replace(c, context=expand(context, self.batch), pooled=expand(pooled, self.batch))
+
+    def _extra(self, c: Conditioning) -> Tensor | None:
+        extra = extra_channels(self.transformer.reads)
+        if extra and c.picture is None:
+            log.warning("this model reads a picture beside the noise, and none was given")
+        found = extra_latents(extra, c.picture, c.mask, self.batch, self.height, self.width)
+        return None if found is None else found.to(self.device)
+
+    def _packed(self, control: Control) -> Tensor:
+        """A control's condition as its net reads it."""
+        cond = control.cond.to(self.device)
+        if control.net.config.hint:
+            size = (self.height * CONSTANTS.compression, self.width * CONSTANTS.compression)
+            return expand(F.interpolate(cond.float(), size, mode="bilinear"), self.batch)
+        if cond.shape[-2:] != (self.height, self.width):
+            raise ValueError(
+                f"the control picture is {cond.shape[-1] * 8}x{cond.shape[-2] * 8} pixels, "
+                f"the picture to draw {self.width * 8}x{self.height * 8}"
+            )
+        cond = standardise(cond.float())
+        if control.net.wants_mask:
+            mask = torch.ones_like(cond[:, :1]) if control.mask is None else control.mask.to(cond)
+            mask = F.interpolate(mask, cond.shape[-2:], mode="area")
+            # the public inpainting nets were trained with 1 where the picture is kept
+            cond = torch.cat([cond, 1 - expand(mask, cond.shape[0])], dim=1)
+        return expand(pack(cond), self.batch)
+
+    def _residuals(self, sigma: float, inputs: dict[str, Tensor]) -> list[ControlResiduals]:
+        found = []
+        for control, cond in self.controls:
+            first = 1.0 if control.start <= 0 else self._sigma_at(control.start)
+            last = 0.0 if control.end >= 1 else self._sigma_at(control.end)
+            if last <= sigma <= first:
+                residuals = control.net(cond=cond, mode=control.mode, **inputs)
+                found.append(scaled(residuals, control.strength))
+        return found
+
+    def _sigma_at(self, share: float) -> float:
+        return float(self.table.sigma(torch.tensor(1.0 - share)))
+
+    def _velocity(self, x: Tensor, sigma: float, c: Conditioning, name: str) -> Tensor:
+        for body, precomputed in zip(self.bodies, self.precomputed, strict=False):
+            body.precomputed = precomputed if precomputed.select((sigma, name)) else None
+        timesteps, pooled, guidance = self._vector_inputs(sigma, c)
+        extra = self.extra[name]
+        inputs: dict[str, Tensor] = {
+            "img": pack(x) if extra is None else pack(torch.cat([x, extra], dim=1)),
+            "img_ids": self.img_ids,
+            "txt": c.context,
+            "txt_ids": text_ids(c.context.shape[1]).to(self.device),
+            "timesteps": timesteps,
+            "y": pooled,
+            "guidance": guidance,
+        }
+        control = self._residuals(sigma, inputs)
+        tokens = self.transformer(**inputs, control=control)
+        return unpack(tokens.float(), self.height, self.width)
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        now = float(sigma)
+        picture = x - sigma * self._velocity(x, now, self.positive, "positive")
+        if self.negative is None:
+            return picture
+        other = x - sigma * self._velocity(x, now, self.negative, "negative")
+        return other + self.cfg * (picture - other)
+
+
+class NoiseSchedule(NamedTuple):
+    """Where a run starts and how it goes.
+
+    ``noise`` is (B, 16, h, w), standard normal; ``sigmas`` are (steps + 1,), falling; ``table`` is
+    the shift behind them, for the span of controls.
+    """
+
+    noise: Tensor
+    sigmas: Tensor
+    table: SigmaTable
+
+
+def make_noise_schedule(
+    config: TransformerConfig,
+    shape: Sequence[int],
+    *,
+    seed: int = 0,
+    batch_index: Sequence[int] | None = None,
+    shift: str = "host",
+    scheduler: str = "simple",
+    steps: int = 20,
+    denoise: float = 1.0,
+) -> NoiseSchedule:
+    """The host's noise and sigmas for latents of a shape (B, 16, h, w).
+
+    Raises ``ValueError`` for names and numbers out of range.
+    """
+    table = table_for(config.guidance_embed, shift, shape[-1] * shape[-2] // 4)
+    sigmas = make_sigmas(table, scheduler, steps, denoise)
+    return NoiseSchedule(host_noise(shape, seed, batch_index), sigmas, table)
+
+
+@torch.no_grad()
+def sample(
+    transformer: FluxTransformer,
+    positive: Conditioning,
+    latents: Tensor,
+    noise_schedule: NoiseSchedule,
+    *,
+    negative: Conditioning | None = None,
+    cfg: float = 1.0,
+    sampler: str = "euler",
+    seed: int = 0,
+    controls: Sequence[Control] = (),
+    mask: Tensor | None = None,
+    callback: StepCallback | None = None,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Draw latents.
+
+    Args:
+        latents: raw latents (B, 16, h, w) to start from; they matter where the first sigma is
+            below 1 or a mask keeps a part.
+        mask: (1 or B, 1, h, w) in [0, 1], 1 where to draw and 0 where to keep ``latents``.
+        callback: called before every step is applied; an exception that it raises ends the run.
+
+    Returns:
+        Raw latents (B, 16, h, w), float32 on the CPU. Raises ``ValueError`` for an unknown sampler,
+        odd sides, or parts that do not belong together. A model that reads a picture draws without
+        one from zeros, as the host does, and a warning says so.
+    """
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler is {sampler!r}, expected one of {', '.join(SAMPLERS)}")
+    if latents.shape[-1] % 2 or latents.shape[-2] % 2:
+        raise ValueError(
+            f"latents are {latents.shape[-1]}x{latents.shape[-2]}, sides must be even: "
+            "width and height of the picture must be multiples of 16"
+        )
+    device = torch.device(device)
+    start = standardise(latents.float()).to(device)
+    noise, sigmas = noise_schedule.noise.to(device), noise_schedule.sigmas.to(device)
+    denoiser = Denoiser(
+        transformer, positive, negative, cfg, controls, noise_schedule.table, latents.shape, device
+    )
+    x = sigmas[0] * noise + (1 - sigmas[0]) * start
+
+    def report(step: int, _: Tensor, denoised: Tensor) -> None:
+        if callback is not None:
+            callback(step, len(sigmas) - 1, denoised)
+
+    model = denoiser if mask is None else kept_outside(denoiser, mask.to(start), start, noise)
+    with denoiser.precompute_modulations(noise_schedule.sigmas):
+        x = SAMPLERS[sampler](model, x, sigmas, step_noise(x, seed), report)
+    return destandardise(x).cpu()
+
+
+def kept_outside(model: Denoiser, mask: Tensor, start: Tensor, noise: Tensor):
+    """A model that draws inside the mask and gives back ``start`` outside of it."""
+    mask = expand(mask, start.shape[0])
+
+    def masked(x: Tensor, sigma: Tensor) -> Tensor:
+        kept = sigma * noise + (1 - sigma) * start
+        return model(x * mask + kept * (1 - mask), sigma) * mask + start * (1 - mask)
+
+    return masked

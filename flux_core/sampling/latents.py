@@ -1,0 +1,90 @@
+"""Latents as tokens: scale, 2x2 packing, positions, and noise.
+
+Axis letters: B batch, C latent channels (16), h and w latents, L = h/2 * w/2 tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ..models.config import VAEConfig
+
+CONSTANTS = VAEConfig()  # the two that every FLUX.1 VAE shares
+
+
+PIXELS_A_LATENT = 8
+LATENTS_A_TOKEN = 2  # to a side: the transformer reads latents packed 2x2
+
+
+def latent_size(height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of latents for a picture of so many pixels."""
+    return height // PIXELS_A_LATENT, width // PIXELS_A_LATENT
+
+
+def image_tokens(height: int, width: int) -> int:
+    """Tokens that the transformer reads for latents of so many rows and columns."""
+    return (height // LATENTS_A_TOKEN) * (width // LATENTS_A_TOKEN)
+
+
+def standardise(latents: Tensor) -> Tensor:
+    """Raw VAE latents to what the transformer sees."""
+    return (latents - CONSTANTS.shift_factor) * CONSTANTS.scale_factor
+
+
+def destandardise(latents: Tensor) -> Tensor:
+    """Inverse of ``standardise``."""
+    return latents / CONSTANTS.scale_factor + CONSTANTS.shift_factor
+
+
+def expand(x: Tensor, batch: int) -> Tensor:
+    """Repeat a single row, or cycle through several, to ``batch`` rows."""
+    if x.shape[0] == batch:
+        return x
+    return x[torch.arange(batch, device=x.device) % x.shape[0]]
+
+
+def pack(latents: Tensor) -> Tensor:
+    """(B, C, h, w) with even sides to tokens (B, L, 4 C), the channel varying slowest."""
+    return rearrange(latents, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
+
+
+def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
+    """Inverse of ``pack`` for latents of the given sides: (B, L, 4 C) to (B, C, h, w)."""
+    return rearrange(
+        tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=height // 2, w=width // 2, p=2, q=2
+    )
+
+
+def image_ids(height: int, width: int, index: int = 0) -> Tensor:
+    """Positions (index, row, column) of the tokens of latents: (L, 3) float32."""
+    ids = torch.zeros(height // 2, width // 2, 3)
+    ids[..., 0] = index
+    ids[..., 1] += torch.arange(height // 2)[:, None]
+    ids[..., 2] += torch.arange(width // 2)[None, :]
+    return ids.flatten(0, 1)
+
+
+def text_ids(length: int) -> Tensor:
+    """Positions (N, 3) of text tokens: all zero."""
+    return torch.zeros(length, 3)
+
+
+def host_noise(shape: Sequence[int], seed: int, batch_index: Sequence[int] | None = None) -> Tensor:
+    """Noise as ComfyUI draws it: float32 on the CPU, so that a seed means the same picture.
+
+    Args:
+        shape: (B, C, h, w).
+        seed: 64 bits, as the host's seed widget has it.
+        batch_index: which picture of a larger batch each row is; one draw an index is made in
+            order, and those that are not wanted are thrown away.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
+    if batch_index is None:
+        return torch.randn(tuple(shape), generator=generator)
+    one = (1, *shape[1:])
+    draws = [torch.randn(one, generator=generator) for _ in range(max(batch_index) + 1)]
+    return torch.cat([draws[i] for i in batch_index])

@@ -1,0 +1,180 @@
+"""The nodes that draw a few prompts to learn from them what a precision loses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from flux_core import Control, PrecisionPlan
+from flux_core.calibration.calibrate import calibrated_copy, second_moments_of_all
+from flux_core.calibration.sensitivity import choose_plan, measure_sensitivity
+from flux_core.offload.workload import sampling_work
+from flux_core.quant import FORMATS, quantized_names
+from flux_core.report.pictures import bars
+from flux_core.sampling.denoiser import make_noise_schedule, sample
+
+from . import host
+from .loaders import plan_input
+from .memory_manager import run
+from .sampler import start_latents
+from .widgets import STEADY, number, whole, words
+from .wires import (
+    CATEGORY,
+    FLUX_CONTROL,
+    FLUX_MODEL,
+    PRECISION_PLAN,
+    FluxModel,
+    conditioning_of,
+    controls_of,
+)
+
+T = TypeVar("T")
+
+
+def drawing_inputs(precision: str, help: str, **more: Any) -> dict[str, dict[str, Any]]:
+    """Inputs of a node that draws prompts, ``more`` of its own behind the format."""
+    prompt = ("CONDITIONING", {"tooltip": "Another prompt to draw."})
+    return {
+        "required": {
+            "model": (FLUX_MODEL, {"tooltip": "A transformer loaded in bf16."}),
+            "positive": ("CONDITIONING", {"tooltip": "A prompt to draw."}),
+            "latent": ("LATENT", {"tooltip": "The size to draw at."}),
+            "precision": (list(FORMATS), {"default": precision, "tooltip": help}),
+            **more,
+            "steps": whole(4, 1, 100, "Steps drawn of each prompt."),
+            "seed": whole(0, 0, 0xFFFFFFFFFFFFFFFF, "Of the noise.", **STEADY),
+        },
+        "optional": {"positive_2": prompt, "positive_3": prompt},
+    }  # fmt: skip
+
+
+def while_drawing(
+    what: str, model: FluxModel, prompts: Sequence, latent: dict, steps: int, seed: int,
+    function: Callable[[Callable[[], None]], T], controls: Sequence[Control] = (),
+) -> T:  # fmt: skip
+    """Call a function with the model on the device; it is given what draws all the prompts."""
+    read = [conditioning_of(prompt) for prompt in prompts if prompt is not None]
+    start = start_latents(latent["samples"])
+    noise_schedule = make_noise_schedule(
+        model.transformer.config, start.shape, seed=seed, steps=steps
+    )
+    nets = [c.net for c in controls]
+    work = sampling_work(
+        model.transformer, nets, image=start.shape[-1] * start.shape[-2] // 4,
+        text=max(prompt.context.shape[1] for prompt in read), batch=len(start), vectors=steps,
+    )  # fmt: skip
+    with host.progress(steps * len(read), what) as bar:
+
+        def draw() -> None:
+            for i, prompt in enumerate(read):
+                sample(
+                    model.transformer, prompt, start, noise_schedule, seed=seed, controls=controls,
+                    callback=lambda step, total, _, i=i: bar.update(i * steps + step + 1),
+                    device=host.device(),
+                )  # fmt: skip
+
+        return run(
+            "transformer", model.policy, [model.transformer, *nets], lambda _: function(draw), work,
+            [None, *(c.policy for c in controls)],
+        )  # fmt: skip
+
+
+class FluxMeasurePrecision:
+    """Which layers to keep in 16 bits."""
+
+    DESCRIPTION = (
+        "Draws one to three prompts with a model in bf16, measures what each layer loses in every "
+        "format, and chooses which layers keep 16 bits within a budget. The plan goes into a "
+        "loader and into files that are saved with it."
+    )
+    CATEGORY = CATEGORY
+    FUNCTION = "measure"
+    SEARCH_ALIASES = ["mixed precision", "sensitivity"]
+    RETURN_TYPES = (PRECISION_PLAN, "IMAGE", "STRING")
+    RETURN_NAMES = ("plan", "errors", "report")
+    OUTPUT_TOOLTIPS = (
+        "For a loader's plan input.",
+        "The error of each layer, the largest first.",
+        "The plan as JSON.",
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        inputs = drawing_inputs(
+            "int8",
+            "The format of all the other layers.",
+            bits_per_weight=number(
+                8.5, 8.0, 16.0, 0.1, "The budget: 8 keeps no layer in 16 bits, 16 keeps all."
+            ),
+        )
+        inputs["required"]["save_as"] = words(
+            "",
+            "A name under models/precision_plans to keep the plan under; empty keeps it on the "
+            "wire alone.",
+        )
+        return inputs
+
+    def measure(
+        self, model: FluxModel, positive, latent: dict, precision: str, bits_per_weight: float,
+        steps: int, seed: int, save_as: str, positive_2=None, positive_3=None,
+    ):  # fmt: skip
+        path = host.inside(host.plans_folder(), save_as + ".json") if save_as else None
+        measured = while_drawing(
+            "measuring", model, (positive, positive_2, positive_3), latent, steps, seed,
+            lambda draw: measure_sensitivity(model.transformer, draw),
+        )  # fmt: skip
+        plan = choose_plan(measured, precision, bits_per_weight)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(plan.to_json(), encoding="utf-8")
+        title = f"relative output error by layer; {len(plan.layers)} layers keep 16 bits"
+        picture = bars({name: layer.errors for name, layer in measured.items()}, title)
+        return plan, picture[None], plan.to_json()
+
+
+class FluxCalibrate:
+    """One byte a weight, rounded for what the layers read."""
+
+    DESCRIPTION = (
+        "Draws one to three prompts with a model in bf16 and quantizes it so that its layers lose "
+        "least for what they read there, instead of rounding each weight to the nearest code. "
+        "Files are of the same formats: save them once, and drawing with them costs nothing more. "
+        "ControlNets in bf16 that are wired in are calibrated with it."
+    )
+    CATEGORY = CATEGORY
+    FUNCTION = "calibrate"
+    SEARCH_ALIASES = ["quantize", "gptq", "fp8", "int8"]
+    RETURN_TYPES = (FLUX_MODEL, FLUX_CONTROL)
+    RETURN_NAMES = ("model", "control")
+    OUTPUT_TOOLTIPS = (
+        "The quantized transformer, for FluxSampler and FluxSaveQuantized.",
+        "The ControlNets, quantized alike.",
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        inputs = drawing_inputs("fp8_scaled", "The format of what comes out.")
+        inputs["optional"] |= {
+            "plan": plan_input(),
+            "control": (FLUX_CONTROL, {"tooltip": "ControlNets to draw with, and to calibrate."}),
+        }
+        return inputs
+
+    def calibrate(
+        self, model: FluxModel, positive, latent: dict, precision: str, steps: int, seed: int,
+        positive_2=None, positive_3=None, plan: PrecisionPlan | None = None, control=None,
+    ):  # fmt: skip
+        controls = controls_of(control)
+        nets = [c.net for c in controls if not quantized_names(c.net)]
+        modules = [model.transformer, *dict.fromkeys(nets)]
+        second_moments = while_drawing(
+            "calibrating", model, (positive, positive_2, positive_3), latent, steps, seed,
+            lambda draw: second_moments_of_all(modules, draw), controls,
+        )  # fmt: skip
+        made = {}
+        for module, known in zip(modules, second_moments, strict=True):
+            of = precision if plan is None or module is not model.transformer else plan
+            made[module] = calibrated_copy(module, of, known, host.device())
+        tuned = tuple(replace(c, net=made.get(c.net, c.net)) for c in controls)
+        return replace(model, transformer=made[model.transformer]), tuned

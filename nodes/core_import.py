@@ -1,0 +1,34 @@
+"""Makes the core importable by its one name, ``flux_core``, wherever this folder lies.
+
+The host opens FluxFit by its path and under a name of its own, so the core beside this folder is on
+nobody's search path. Imported relatively it would bear the host's name for us, and a person's own
+``import flux_core`` would then load it a second time, with a second set of pinned memory.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+NAME = "flux_core"
+FOLDER = Path(__file__).resolve().parents[1] / NAME
+
+
+def import_core(folder: Path = FOLDER) -> None:
+    """Import the core from beside this folder, unless it is imported or installed already."""
+    if NAME in sys.modules:
+        return
+    if not folder.is_dir():  # installed by pip, which lays it on the search path
+        return
+    spec = importlib.util.spec_from_file_location(
+        NAME, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[NAME] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[NAME]
+        raise

@@ -1,0 +1,140 @@
+"""Our parts in ComfyUI's memory manager: its models and ours give each other room.
+
+One patcher a part. It holds a handle in the place of a model, never the part itself, so that a part
+that nobody holds any more is gone at once, and its patcher with it. What it says and does about
+memory is its placement's.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from flux_core.offload import OffloadPolicy, OffloadRunner, Work
+from flux_core.offload.placement import Placement, placement_of
+from flux_core.offload.plan import ModulePlan, Plan
+
+from . import host
+
+T = TypeVar("T")
+_patchers: weakref.WeakKeyDictionary[nn.Module, object] = weakref.WeakKeyDictionary()
+
+
+class Handle(nn.Module):
+    """What stands for a part where the host expects a model."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.name = type(part).__name__
+
+
+@cache
+def patcher_class() -> type:
+    """Our patcher, made of the host's own once it is there."""
+    model_patcher = host.comfy("comfy.model_patcher")
+    assert model_patcher is not None
+
+    class PartPatcher(model_patcher.ModelPatcher):
+        """A part for the host: ``wanted`` is what its next run would have on the device."""
+
+        part: weakref.ref[nn.Module] | None = None
+        wanted: ModulePlan | None = None
+
+        @property
+        def placement(self) -> Placement | None:
+            module = self.part() if self.part is not None else None
+            return None if module is None else placement_of(module, torch.device(self.load_device))
+
+        def model_size(self) -> int:
+            return max(self.wanted.held if self.wanted else 0, self.loaded_size(), 1)
+
+        def loaded_size(self) -> int:
+            return self.placement.held if self.placement else 0
+
+        def current_loaded_device(self) -> torch.device:
+            return self.load_device if self.loaded_size() else self.offload_device
+
+        def partially_load(self, device_to, extra_memory=0, force_patch_weights=False) -> int:
+            """Bring what is wanted as far as ``extra_memory`` goes; negative gives room."""
+            placement, wanted = self.placement, self.wanted
+            if placement is None:
+                return 0
+            if extra_memory < 0:
+                return -placement.shrink(int(-extra_memory))
+            before = placement.held
+            if wanted is not None and wanted.held - before <= extra_memory:
+                placement.set_resident(wanted.resident, wanted.modulations)
+            return placement.held - before
+
+        def partially_unload(self, device_to, memory_to_free=0, force_patch_weights=False) -> int:
+            return self.placement.shrink(int(memory_to_free)) if self.placement else 0
+
+        def detach(self, unpatch_all=True):
+            if unpatch_all and self.placement is not None:
+                self.placement.evict()
+            return self.model
+
+        def patch_model(self, *args, **kwargs):
+            return self.model
+
+        def unpatch_model(self, *args, **kwargs) -> None:
+            pass
+
+    return PartPatcher
+
+
+def patcher_of(module: nn.Module, device: torch.device):
+    """The host's patcher of a part, made once."""
+    found = _patchers.get(module)
+    if found is None or found.load_device != device:  # type: ignore[attr-defined]
+        found = patcher_class()(Handle(module), device, torch.device("cpu"), size=1)
+        found.part = weakref.ref(module)
+        _patchers[module] = found
+    return found
+
+
+class HostOffloadRunner(OffloadRunner):
+    """Brings parts to the device by way of the host's memory manager, where there is one."""
+
+    def __init__(self, policy: OffloadPolicy, device: torch.device) -> None:
+        super().__init__(policy, device)
+        self.manager = host.comfy("comfy.model_management")
+
+    def budget(self, modes) -> int | None:
+        """As outside of the host, and what its models would give room for."""
+        found = super().budget(modes)
+        if found is None or self.manager is None or self.policy.vram_budget is not None:
+            return found
+        ours = set(map(id, _patchers.values()))
+        theirs = [m for m in self.manager.current_loaded_models if id(m.model) not in ours]
+        return found + sum(m.model_loaded_memory() for m in theirs if m.device == self.device)
+
+    def apply_plan(self, placements: list[Placement], plan: Plan) -> None:
+        """Ask the host for room: it takes others' models away, ours among them, then calls us."""
+        if self.manager is not None:
+            patchers = [patcher_of(placement.module, self.device) for placement in placements]
+            for patcher, wanted in zip(patchers, plan.modules, strict=True):
+                patcher.wanted = wanted
+            rings = sum(module.ring for module in plan.modules)
+            self.manager.load_models_gpu(patchers, memory_required=plan.activations + rings)
+        super().apply_plan(placements, plan)
+
+
+def run(
+    name: str,
+    policy: OffloadPolicy,
+    modules: Sequence[nn.Module],
+    function: Callable[[Plan], T],
+    work: Work | None = None,
+    policies: Sequence[OffloadPolicy | None] = (),
+) -> T:
+    """Call a function of the plan with modules on the device under a policy, and keep account."""
+    runner = HostOffloadRunner(policy, host.device())
+    result = runner.run(name, modules, function, work, policies)
+    host.account(runner.report)
+    return result

@@ -1,0 +1,75 @@
+"""ControlNet layouts that diffusers does not know: pixels (XLabs) and a mask beside the latents."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from flux_core import Conditioning, Control, FluxControlNet, FluxTransformer, load_controlnet
+from flux_core.models.transformer import ControlResiduals, residual
+from flux_core.sampling.denoiser import NoiseSchedule, sample
+from flux_core.sampling.sigmas import table_for
+from tests import tiny_models as tiny
+
+PIXELS = replace(tiny.UPSCALER, cond_channels=64, hint=True)
+MASKED = replace(tiny.UPSCALER, cond_channels=68)
+
+
+def saved(config, tmp_path) -> FluxControlNet:
+    net = tiny.randomise(FluxControlNet(config), seed=2)
+    path = tiny.save(net.state_dict(), tmp_path / "net.safetensors")
+    return load_controlnet(path, precision="fp32")
+
+
+def drawn(control: Control) -> torch.Tensor:
+    transformer = tiny.randomise(FluxTransformer(tiny.DEV))
+    g = torch.Generator().manual_seed(0)
+    words = Conditioning(
+        torch.randn(1, 5, tiny.CONTEXT, generator=g), torch.randn(1, tiny.POOLED, generator=g)
+    )
+    noise = torch.randn(1, 16, 4, 6, generator=g)
+    noise_schedule = NoiseSchedule(noise, torch.tensor([1.0, 0.5, 0.0]), table_for(True))
+    return sample(transformer, words, torch.zeros_like(noise), noise_schedule, controls=[control])
+
+
+def test_pixels_are_read_by_the_stem_and_residuals_recur(tmp_path):
+    net = saved(PIXELS, tmp_path)
+    assert net.config.hint and not net.wants_mask
+    kwargs = tiny.inputs(batch=1)
+    residuals = net(**kwargs, cond=torch.rand(1, 3, 32, 48))
+    assert residuals.cyclic and residuals.double[0].shape == (1, 6, tiny.HIDDEN)
+    first = drawn(Control(net, torch.zeros(1, 3, 32, 48)))
+    other = drawn(Control(net, torch.ones(1, 3, 16, 24)))  # any size is brought to the drawing's
+    assert first.isfinite().all() and not torch.equal(first, other)
+
+
+def test_the_mask_is_a_channel_of_its_own(tmp_path):
+    net = saved(MASKED, tmp_path)
+    assert net.wants_mask
+    cond, mask = torch.zeros(1, 16, 4, 6), torch.zeros(1, 1, 32, 48)
+    kept = drawn(Control(net, cond, mask=mask))
+    mask[..., :16, :] = 1
+    assert not torch.equal(kept, drawn(Control(net, cond, mask=mask)))
+    everything = drawn(Control(net, cond, mask=torch.ones(1, 1, 32, 48)))
+    assert torch.equal(everything, drawn(Control(net, cond)))
+
+
+@pytest.mark.parametrize(
+    ("blocks", "cyclic", "order"),
+    [(4, False, [0, 0, 1, 1]), (5, False, [0, 0, 0, 1, 1]), (5, True, [0, 1, 0, 1, 0])],
+)
+def test_two_residuals_serve_many_blocks(blocks, cyclic, order):
+    two = [torch.tensor(0), torch.tensor(1)]
+    assert [int(residual(two, i, blocks, cyclic)) for i in range(blocks)] == order
+
+
+def test_several_nets_of_unlike_depth_add_up():
+    model, kwargs = tiny.randomise(FluxTransformer(tiny.DEV)), tiny.inputs(batch=1)
+    one = ControlResiduals([torch.randn(1, 6, tiny.HIDDEN)], [])
+    two = ControlResiduals([torch.randn(1, 6, tiny.HIDDEN)] * 3, [torch.randn(1, 6, tiny.HIDDEN)])
+    both = ControlResiduals([one.double[0] + r for r in two.double], two.single)
+    with torch.no_grad():
+        found = model(**kwargs, control=[one, two])
+        assert tiny.relative(found, model(**kwargs, control=both)) < 1e-5
