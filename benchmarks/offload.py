@@ -34,8 +34,7 @@ from flux_core.offload.activations import LiveBytes
 from flux_core.offload.estimate import T5_XXL
 from flux_core.offload.placement import placement_of
 from flux_core.offload.workload import decode, sampling_work, t5_work, vae_work
-from flux_core.pipeline import run_with_loras
-from flux_core.sampling.denoiser import make_noise_schedule, sample
+from flux_core.sampling.run import make_noise_schedule, run_with_loras, sample
 
 GB = 1e9
 

@@ -15,7 +15,7 @@ from ..models.text_encoders import TextEncoders
 from ..models.transformer import FluxTransformer
 from ..models.vae import AutoEncoder
 from ..offload import OffloadRunner
-from ..pipeline import pocket_file
+from ..pocket import pocket_file
 from ..quant import full_dtype
 from .buckets import Batches, mixed
 from .cache import Cache, Store, Told

@@ -15,8 +15,8 @@ from flux_core.lora import lora_applied, match_lora, merge_loras
 from flux_core.lora.match import refuse_unmatched
 from flux_core.offload.placement import placement_of
 from flux_core.sampling.concat import extra_channels, extra_latents
-from flux_core.sampling.denoiser import make_noise_schedule, sample
 from flux_core.sampling.latents import pack, standardise
+from flux_core.sampling.run import make_noise_schedule, sample
 from tests import tiny_models as tiny
 
 CPU = torch.device("cpu")

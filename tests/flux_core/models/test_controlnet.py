@@ -9,7 +9,7 @@ import torch
 
 from flux_core import Conditioning, Control, FluxControlNet, FluxTransformer, load_controlnet
 from flux_core.models.transformer import ControlResiduals, residual
-from flux_core.sampling.denoiser import NoiseSchedule, sample
+from flux_core.sampling.run import NoiseSchedule, sample
 from flux_core.sampling.sigmas import table_for
 from tests import tiny_models as tiny
 

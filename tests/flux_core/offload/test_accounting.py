@@ -14,7 +14,7 @@ from flux_core.offload.memory import PINS, Pins
 from flux_core.offload.placement import placement_of
 from flux_core.offload.plan import cost_of
 from flux_core.offload.workload import decode, sampling_work, vae_work
-from flux_core.sampling.denoiser import make_noise_schedule, sample
+from flux_core.sampling.run import make_noise_schedule, sample
 from tests import tiny_models as tiny
 
 CPU = torch.device("cpu")
