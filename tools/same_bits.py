@@ -63,7 +63,7 @@ def of_picture(images: torch.Tensor) -> str:
 def of_tensors(path: Path) -> str:
     """The hash of a file's tensors; its metadata name the folder that it was written to."""
     tensors = sorted(load_file(path).items())
-    return digest(b"".join(name.encode() + t.view(torch.uint8).numpy().tobytes()
+    return digest(b"".join(name.encode() + t.reshape(-1).view(torch.uint8).numpy().tobytes()
                            for name, t in tensors))  # fmt: skip
 
 
