@@ -25,7 +25,7 @@ unit: $(VENV)/.dev
 
 $(VENV)/.run: requirements.txt constraints-cpu.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(CONSTRAINT) torch -r requirements.txt
+	$(BIN)/python -m pip install --quiet $(CONSTRAINT) -r requirements.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run requirements-dev.txt

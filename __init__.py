@@ -1,7 +1,13 @@
-"""FluxFit for ComfyUI: FLUX.1 in the memory you have."""
+"""FluxFit for ComfyUI: FLUX.1 in the memory you have.
 
-# The guard keeps test collectors, which import this file without a package, from failing.
-if __package__:
-    from .nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+The host asks for the two mappings, and gets them then: the command line, which is in this package
+too, answers ``--help`` without importing torch.
+"""
 
-    __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]
+
+def __getattr__(name: str) -> object:
+    if name in ("NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"):
+        from . import nodes
+
+        return getattr(nodes, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

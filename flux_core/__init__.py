@@ -3,6 +3,8 @@
 if __name__ != "flux_core":  # a second copy would have a second set of pinned memory
     raise ImportError(f"import flux_core by that name, not as {__name__}")
 
+__version__ = "0.1.0"
+
 from .calibration.calibrate import calibrate
 from .calibration.second_moments import record_second_moments
 from .checkpoint.errors import CheckpointError

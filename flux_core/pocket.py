@@ -17,7 +17,14 @@ class PocketSampling(TypedDict):
 #: What the pocket model is best drawn with: its distilled guidance was never trained, so it needs
 #: true guidance, and most steps where the shape is decided.
 POCKET_SAMPLING: PocketSampling = {"steps": 30, "cfg": 2.5, "shift": "diffsynth"}
-POCKET = Path(__file__).resolve().parents[1] / "assets" / "pocket"
+#: Beside the core in the folder that was cloned; installed, in the package ``fluxfit``.
+ASSETS = next(
+    folder
+    for home in (Path(__file__).resolve().parents[1],)
+    for folder in (home / "assets", home / "fluxfit" / "assets")
+    if folder.is_dir()
+)
+POCKET = ASSETS / "pocket"
 
 
 def pocket_file(folder: str, suffix: str = "") -> Path:

@@ -23,12 +23,11 @@ import torch
 from PIL import Image
 
 from flux_core.offload import MemoryReport
+from flux_core.pocket import ASSETS, POCKET
 from flux_core.train.dataset import PICTURES
 
 log = logging.getLogger("fluxfit")
 
-ROOT = Path(__file__).resolve().parents[1]
-POCKET = ROOT / "assets" / "pocket"
 FOLDERS = ("diffusion_models", "text_encoders", "vae", "controlnet", "loras", "checkpoints")
 SUFFIXES = (".safetensors", ".sft", ".index.json", ".gguf")
 PLANS = "precision_plans"
@@ -129,7 +128,7 @@ def plan_names() -> list[str]:
 
 def dataset_roots() -> list[Path]:
     """Where folders of pictures lie: the input folder, and those that FluxFit ships."""
-    return [input_folder(), ROOT / "assets" / "datasets"]
+    return [input_folder(), ASSETS / "datasets"]
 
 
 def dataset_names() -> list[str]:

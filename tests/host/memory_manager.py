@@ -32,10 +32,11 @@ spec = importlib.util.spec_from_file_location(
 package = importlib.util.module_from_spec(spec)
 sys.modules[spec.name] = package
 spec.loader.exec_module(package)
-core = sys.modules[f"{spec.name}.flux_core"]
-patcher = sys.modules[f"{spec.name}.nodes.patcher"]
-placement = sys.modules[f"{spec.name}.flux_core.offload.placement"]
-sys.modules[f"{spec.name}.flux_core.offload.home"].needs_copy = lambda tensor, device: True
+core = sys.modules["flux_core"]
+patcher = sys.modules[f"{spec.name}.nodes.memory_manager"]
+placement = sys.modules["flux_core.offload.placement"]
+sys.modules["flux_core.offload.host_weights"].needs_copy = lambda tensor, device: True
+assert not any(name.endswith(".flux_core") for name in sys.modules), "one copy of the core"
 
 CPU = torch.device("cpu")
 CARD = 130_000_000  # bytes
@@ -67,7 +68,7 @@ def load(*patchers, needed=0):
 
 
 def ours(seed):
-    config = core.transformer.TransformerConfig(
+    config = core.models.config.TransformerConfig(
         vec_in_dim=32, context_in_dim=48, hidden_size=512, depth=1, depth_single_blocks=3
     )
     torch.manual_seed(seed)

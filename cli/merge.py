@@ -1,0 +1,45 @@
+"""Add LoRAs to a transformer's weights."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .files import refuse_existing
+
+HELP = "add LoRAs to a transformer's weights"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--lora", action="append", required=True, metavar="FILE[=STRENGTH]")
+    parser.add_argument("--precision", default="bf16", choices=("bf16", "fp16", "fp32"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--overwrite", action="store_true")
+
+
+def run(args: argparse.Namespace) -> None:
+    from flux_core import load_transformer, save_module
+    from flux_core.checkpoint.inspect import describe_file
+    from flux_core.checkpoint.reader import open_source
+    from flux_core.lora import load_lora, match_lora, merge_loras
+
+    refuse_existing(args.out, args.overwrite)
+    stack = []
+    for option in args.lora:
+        path, equals, strength = option.rpartition("=")
+        try:
+            stack.append(
+                (load_lora(path if equals else option), float(strength) if equals else 1.0)
+            )
+        except ValueError as error:
+            if "could not convert" not in str(error):
+                raise
+            raise ValueError(f"--lora {option}: strength is {strength!r}, not a number") from error
+    notes = open_source(args.file).metadata
+    module = merge_loras(load_transformer(args.file, precision=args.precision), stack)
+    for lora, _ in stack:
+        print(match_lora(lora, module))
+    kept = {k: v for k, v in notes.items() if k.startswith("fluxfit.latent")}
+    save_module(module, args.out, metadata=kept)
+    print(describe_file(args.out))

@@ -1,0 +1,60 @@
+"""Say what a card will do with FLUX.1-dev, before it is bought."""
+
+from __future__ import annotations
+
+import argparse
+
+HELP = "what a card will do with FLUX.1-dev"
+
+#: Gigabytes, link in GB/s and effective TFLOP/s of linear layers, as such cards commonly have them.
+CARDS = (
+    (6, 12.5, 25, "PCIe 3 x16"),
+    (8, 12.5, 40, "PCIe 4 x8"),
+    (10, 25, 60, "PCIe 4 x16"),
+    (12, 25, 60, "PCIe 4 x16"),
+    (16, 25, 100, "PCIe 4 x16"),
+    (24, 25, 165, "PCIe 4 x16"),
+)
+KEPT_FREE = 0.6  # gigabytes of a card that the driver and the desktop take
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--vram", type=float, help="gigabytes; without it, a table over common ones"
+    )
+    parser.add_argument("--link", type=float, default=25, help="GB/s; PCIe 3, 4, 5: 12.5, 25, 55")
+    parser.add_argument("--tflops", type=float, default=70, help="of linear layers, effective")
+    parser.add_argument("--ram", type=float, help="gigabytes of host memory")
+    parser.add_argument("--steps", type=int, default=28)
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--height", type=int, default=1024)
+    parser.add_argument("--precision", default="fp8_scaled")
+
+
+def run(args: argparse.Namespace) -> None:
+    from flux_core.offload.estimate import plan_picture
+    from flux_core.offload.machine import Machine
+    from flux_core.quant import PRECISIONS
+    from flux_core.sampling.images import check_size
+
+    check_size(args.width, args.height)
+    if args.precision not in PRECISIONS:
+        raise ValueError(
+            f"precision is {args.precision!r}, expected one of {', '.join(PRECISIONS)}"
+        )
+    for name in ("vram", "link", "tflops", "ram"):
+        value = getattr(args, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"{name} is {value}, expected more than 0")
+    print(f"FLUX.1-dev in {args.precision}, {args.width}x{args.height}, {args.steps} steps")
+    cards = CARDS
+    if args.vram:
+        cards = ((args.vram, args.link, args.tflops, f"{args.link:g} GB/s"),)
+    for vram, link, tflops, name in cards:
+        picture = plan_picture(
+            Machine(link * 1e9, tflops * 1e12), vram=(vram - KEPT_FREE) * 1e9,
+            ram=args.ram and args.ram * 1e9, width=args.width, height=args.height,
+            steps=args.steps, precision=args.precision,
+        )  # fmt: skip
+        line = f"{vram:>4g} GB, {tflops:g} TFLOP/s ({name}): {picture}"
+        print(line + f", {picture.seconds(args.steps):.0f} s a picture" * picture.fits)

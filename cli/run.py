@@ -1,0 +1,36 @@
+"""Run a workflow file without ComfyUI."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from .files import find_workflow
+
+HELP = "run a workflow file (UI or API format)"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("workflow", type=Path)
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NODE.INPUT=VALUE",
+        help="change a value; NODE is its number or class",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    from ..nodes import headless, host
+
+    graph = headless.read_workflow(find_workflow(args.workflow))
+    for assignment in args.set:
+        headless.set_value(graph, assignment)
+    started = time.monotonic()
+    results = headless.run(graph)
+    print(host.total)
+    for path in headless.saved_images(results):
+        print(f"picture: {path}")
+    print(f"took {time.monotonic() - started:.1f} s")

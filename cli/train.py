@@ -1,0 +1,53 @@
+"""Train a LoRA."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+HELP = "train a LoRA"
+
+#: What DiffSynth-Studio's trainer calls them.
+DIFFSYNTH_PRECISIONS = {"float8_e4m3fn": "fp8_e4m3fn", "float8_e5m2": "fp8_e5m2"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, help="a .toml, .yaml or .json file")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument(
+        "--quantize",
+        metavar="PRECISION",
+        help="of the base: one of ours, float8_e4m3fn or float8_e5m2",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    from flux_core.report.pictures import to_pil
+    from flux_core.train import Trainer, TrainingEvent, TrainingModels, read_config
+    from flux_core.train.history import times_histogram
+
+    from ..nodes import host
+
+    config = read_config(args.config)
+    if args.quantize:
+        precision = DIFFSYNTH_PRECISIONS.get(args.quantize, args.quantize)
+        config = replace(config, model=replace(config.model, precision=precision))
+    models = TrainingModels.open(config.model, config.offload.policy.ram_budget)
+    with host.stages() as show, host.deferred_interrupt() as check:
+
+        def on_event(event: TrainingEvent) -> None:
+            if trainer.workers.main:
+                show(str(event), event.done, event.all)
+            check()
+
+        trainer = Trainer(config, models, host.device(), told=on_event)
+        trained = trainer.run(args.resume)
+    if not trained.files:  # another process writes them
+        return
+    side = max(config.data[0].resolutions)
+    picture = to_pil(times_histogram(config.objective, side * side // 256))
+    picture.save(config.folder / "timesteps.png")
+    print(trained.report)
+    for path in trained.files:
+        print(f"LoRA: {path}")
