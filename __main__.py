@@ -151,7 +151,7 @@ def train(args: argparse.Namespace) -> None:
 
     from flux_core.report.pictures import to_pil
     from flux_core.train import Trainer, TrainingModels, read_config
-    from flux_core.train.history import times_histogram
+    from flux_core.train.plots import times_histogram
 
     config = read_config(args.config)
     if args.quantize:
@@ -165,7 +165,7 @@ def train(args: argparse.Namespace) -> None:
                 told(str(news), news.done, news.all)
             check()
 
-        trainer = Trainer(config, parts, host.device(), told=tell)
+        trainer = Trainer(config, parts, host.device(), on_event=tell)
         trained = trainer.run(args.resume)
     if not trained.files:  # another process writes them
         return
