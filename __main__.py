@@ -118,7 +118,7 @@ def generate(args: argparse.Namespace) -> None:
     from fluxfit.nodes import stock_nodes as standins
 
     from flux_core import FluxPipeline, OffloadPolicy
-    from flux_core.pipeline import POCKET_SAMPLING
+    from flux_core.pocket import POCKET_SAMPLING
 
     pipeline = FluxPipeline.from_pocket(
         precision=args.precision, policy=OffloadPolicy(args.offload)
@@ -257,13 +257,13 @@ def calibrated(args: argparse.Namespace, transformer, precision):
     """The transformer quantized for what it reads while it draws some prompts."""
     import torch
     from fluxfit.nodes import host
-    from fluxfit.nodes.calibration import while_drawing
+    from fluxfit.nodes.calibration import observe_drawing as while_drawing
     from fluxfit.nodes.text import FluxTextEncode
     from fluxfit.nodes.wires import FluxModel, FluxTextEncoders
 
     from flux_core import OffloadPolicy, load_text_encoders, record_second_moments
     from flux_core.calibration.calibrate import calibrated_copy
-    from flux_core.pipeline import check_size
+    from flux_core.sampling.images import check_size
 
     check_size(args.side, args.side)
     policy = OffloadPolicy()
@@ -292,8 +292,8 @@ KEPT_FREE = 0.6  # gigabytes of a card that the driver and the desktop take
 def plan(args: argparse.Namespace) -> None:
     from flux_core.offload.estimate import plan_picture
     from flux_core.offload.machine import Machine
-    from flux_core.pipeline import check_size
     from flux_core.quant import PRECISIONS
+    from flux_core.sampling.images import check_size
 
     check_size(args.width, args.height)
     if args.precision not in PRECISIONS:

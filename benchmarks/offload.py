@@ -33,9 +33,9 @@ from flux_core.offload import OffloadRunner
 from flux_core.offload.activations import LiveBytes
 from flux_core.offload.estimate import T5_XXL
 from flux_core.offload.placement import placement_of
-from flux_core.offload.workload import decode, sampling_work, t5_work, vae_work
-from flux_core.pipeline import run_with_loras
-from flux_core.sampling.denoiser import make_noise_schedule, sample
+from flux_core.offload.workload import decode, t5_work, vae_work
+from flux_core.sampling.run import DrawRequest, SamplingSettings
+from flux_core.sampling.run import draw as draw_latents
 
 GB = 1e9
 
@@ -85,10 +85,7 @@ def draw(
     side = args.side // 8
     text = Conditioning(torch.randn(1, args.text, 4096), torch.randn(1, 768))
     start = torch.zeros(1, 16, side, side)
-    noise_schedule = make_noise_schedule(model.config, start.shape, steps=args.steps)
-    work = sampling_work(
-        model, [], image=side * side // 4, text=args.text, batch=1, vectors=args.steps
-    )
+    request = DrawRequest(model, text, start, SamplingSettings(steps=args.steps), loras=loras)
     times: list[float] = []
 
     def told(*_) -> None:
@@ -98,11 +95,7 @@ def draw(
 
     runner = OffloadRunner(policy, device)
     with meter.over():
-        run_with_loras(
-            runner, loras, "transformer", [model],
-            lambda _: sample(model, text, start, noise_schedule, callback=told, device=device),
-            work,
-        )  # fmt: skip
+        draw_latents(runner, [request], callback=told)
         placement_of(model, runner.device).evict()
     steps = [b - a for a, b in itertools.pairwise(times)]
     part = runner.report.parts["transformer"]
@@ -203,8 +196,7 @@ def picture(args: argparse.Namespace, meter: Meter) -> None:
         module.cpu()
     side = args.side // 8
     shape = (1, 16, side, side)
-    noise_schedule = make_noise_schedule(transformer.config, shape, steps=args.steps)
-    tokens = side * side // 4
+    settings = SamplingSettings(steps=args.steps)
     base = 0.0
     for name, policy in policies(args, 12 * GB).items():
         for _ in range(2):  # the first one warms up, pins, compiles
@@ -216,14 +208,8 @@ def picture(args: argparse.Namespace, meter: Meter) -> None:
                     "text encoders", [t5], lambda _, i=ids: t5(i).cpu(), t5_work(t5, T5_LENGTH)
                 )
                 text = Conditioning(context, torch.randn(1, 768))
-                latents = runner.run(
-                    "transformer", [transformer],
-                    lambda _, t=text: sample(
-                        transformer, t, torch.zeros(shape), noise_schedule, device=device
-                    ),
-                    sampling_work(transformer, [], image=tokens, text=T5_LENGTH, batch=1,
-                                  vectors=args.steps),
-                )  # fmt: skip
+                request = DrawRequest(transformer, text, torch.zeros(shape), settings)
+                (latents,) = draw_latents(runner, [request])
                 runner.run(
                     "VAE decoder", [vae], lambda plan, z=latents: decode(vae, z, plan, device),
                     vae_work(vae, side, side, 1),

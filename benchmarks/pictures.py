@@ -15,7 +15,7 @@ import statistics
 from torch import Tensor
 
 from flux_core import FluxPipeline, quantize, record_second_moments, set_compute
-from flux_core.pipeline import POCKET_SAMPLING
+from flux_core.pocket import POCKET_SAMPLING
 from flux_core.quant import COMPUTES, FORMATS
 from flux_core.report.pictures import psnr, ssim
 from tools.pocket.captions import describe

@@ -29,7 +29,7 @@ from .quant import (
     quantize,
     set_compute,
 )
-from .sampling.denoiser import Conditioning, Control
+from .sampling.conditioning import Conditioning, Control
 
 __all__ = [
     "AutoEncoder",

@@ -7,16 +7,16 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from flux_core import Control, PrecisionPlan
-from flux_core.calibration.calibrate import calibrated_copy, second_moments_of_all
+from flux_core.calibration.calibrate import calibrated_copy
+from flux_core.calibration.second_moments import record_second_moments_of_all
 from flux_core.calibration.sensitivity import choose_plan, measure_sensitivity
-from flux_core.offload.workload import sampling_work
 from flux_core.quant import FORMATS, quantized_names
 from flux_core.report.pictures import bars
-from flux_core.sampling.denoiser import make_noise_schedule, sample
+from flux_core.sampling.run import DrawRequest, SamplingSettings, while_drawing
 
 from . import host
 from .loaders import plan_input
-from .memory_manager import run
+from .memory_manager import HostOffloadRunner
 from .sampler import start_latents
 from .widgets import STEADY, number, whole, words
 from .wires import (
@@ -49,35 +49,26 @@ def drawing_inputs(precision: str, help: str, **more: Any) -> dict[str, dict[str
     }  # fmt: skip
 
 
-def while_drawing(
+def observe_drawing(
     what: str, model: FluxModel, prompts: Sequence, latent: dict, steps: int, seed: int,
-    function: Callable[[Callable[[], None]], T], controls: Sequence[Control] = (),
+    function: Callable[[Callable[[], object]], T], controls: Sequence[Control] = (),
 ) -> T:  # fmt: skip
     """Call a function with the model on the device; it is given what draws all the prompts."""
-    read = [conditioning_of(prompt) for prompt in prompts if prompt is not None]
-    start = start_latents(latent["samples"])
-    noise_schedule = make_noise_schedule(
-        model.transformer.config, start.shape, seed=seed, steps=steps
-    )
-    nets = [c.net for c in controls]
-    work = sampling_work(
-        model.transformer, nets, image=start.shape[-1] * start.shape[-2] // 4,
-        text=max(prompt.context.shape[1] for prompt in read), batch=len(start), vectors=steps,
-    )  # fmt: skip
-    with host.progress(steps * len(read), what) as bar:
-
-        def draw() -> None:
-            for i, prompt in enumerate(read):
-                sample(
-                    model.transformer, prompt, start, noise_schedule, seed=seed, controls=controls,
-                    callback=lambda step, total, _, i=i: bar.update(i * steps + step + 1),
-                    device=host.device(),
-                )  # fmt: skip
-
-        return run(
-            "transformer", model.policy, [model.transformer, *nets], lambda _: function(draw), work,
-            [None, *(c.policy for c in controls)],
-        )  # fmt: skip
+    start, settings = start_latents(latent["samples"]), SamplingSettings(seed=seed, steps=steps)
+    requests = [
+        DrawRequest(
+            model.transformer, conditioning_of(prompt), start, settings, controls=controls,
+            loras=model.loras,
+        )
+        for prompt in prompts if prompt is not None
+    ]  # fmt: skip
+    runner = HostOffloadRunner(model.policy, host.device())
+    with host.progress(sum(request.steps for request in requests), what) as bar:
+        result = while_drawing(
+            runner, requests, function, callback=lambda step, total, _: bar.update(step + 1)
+        )
+    host.account(runner.report)
+    return result
 
 
 class FluxMeasurePrecision:
@@ -120,7 +111,7 @@ class FluxMeasurePrecision:
         steps: int, seed: int, save_as: str, positive_2=None, positive_3=None,
     ):  # fmt: skip
         path = host.inside(host.plans_folder(), save_as + ".json") if save_as else None
-        measured = while_drawing(
+        measured = observe_drawing(
             "measuring", model, (positive, positive_2, positive_3), latent, steps, seed,
             lambda draw: measure_sensitivity(model.transformer, draw),
         )  # fmt: skip
@@ -168,9 +159,9 @@ class FluxCalibrate:
         controls = controls_of(control)
         nets = [c.net for c in controls if not quantized_names(c.net)]
         modules = [model.transformer, *dict.fromkeys(nets)]
-        second_moments = while_drawing(
+        second_moments = observe_drawing(
             "calibrating", model, (positive, positive_2, positive_3), latent, steps, seed,
-            lambda draw: second_moments_of_all(modules, draw), controls,
+            lambda draw: record_second_moments_of_all(modules, draw), controls,
         )  # fmt: skip
         made = {}
         for module, known in zip(modules, second_moments, strict=True):

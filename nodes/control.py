@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from flux_core import Control, OffloadPolicy, load_controlnet
 from flux_core.models.controlnet import UNION_MODES
-from flux_core.pipeline import to_pixels
+from flux_core.sampling.images import to_pixels
 
 from . import host
 from .loaders import PRECISION_CHOICES, PRECISION_HELP, compute_input, policy_input

@@ -6,10 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flux_core.offload.workload import sampling_work
-from flux_core.pipeline import run_with_loras
-from flux_core.sampling.denoiser import make_noise_schedule, sample
 from flux_core.sampling.latents import CONSTANTS, destandardise
+from flux_core.sampling.run import DrawRequest, SamplingSettings, draw
 from flux_core.sampling.samplers import SAMPLERS
 from flux_core.sampling.sigmas import SCHEDULERS, SHIFTS
 
@@ -128,51 +126,27 @@ class FluxSampler:
         control=None,
         sigmas: Tensor | None = None,
     ):
-        start = start_latents(latent["samples"])
-        noise_schedule = make_noise_schedule(
-            model.transformer.config, start.shape, seed=seed, shift=shift, scheduler=scheduler,
-            steps=steps, denoise=denoise, batch_index=latent.get("batch_index"),
+        request = DrawRequest(
+            model.transformer,
+            conditioning_of(positive),
+            start := start_latents(latent["samples"]),
+            SamplingSettings(
+                seed=seed, steps=steps, cfg=cfg, sampler=sampler, scheduler=scheduler, shift=shift,
+                denoise=denoise, sigmas=sigmas, batch_index=latent.get("batch_index"),
+            ),
+            negative=None if negative is None else conditioning_of(negative, "negative"),
+            mask=mask_of(latent, start),
+            controls=controls_of(control),
+            loras=model.loras,
         )  # fmt: skip
-        if sigmas is not None:
-            noise_schedule = noise_schedule._replace(sigmas=sigmas)
-        count = len(noise_schedule.sigmas) - 1
-        controls = controls_of(control)
-        nets = [c.net for c in controls]
-        prompt = conditioning_of(positive)
-        other = None if negative is None else conditioning_of(negative, "negative")
         runner = HostOffloadRunner(model.policy, host.device())
-        with host.progress(count, "drawing") as bar:
+        with host.progress(request.steps, "drawing") as bar:
 
             def report(step: int, total: int, denoised: Tensor) -> None:
                 bar.update(step, preview(denoised, model.preview))
 
-            drawn = run_with_loras(
-                runner,
-                model.loras,
-                "transformer",
-                [model.transformer, *nets],
-                lambda _: sample(
-                    model.transformer,
-                    prompt,
-                    start,
-                    noise_schedule,
-                    negative=other,
-                    cfg=cfg,
-                    sampler=sampler,
-                    seed=seed,
-                    controls=controls,
-                    mask=mask_of(latent, start),
-                    callback=report,
-                    device=host.device(),
-                ),
-                sampling_work(
-                    model.transformer, nets, image=start.shape[-1] * start.shape[-2] // 4,
-                    text=prompt.context.shape[1], batch=len(start),
-                    vectors=count * (1 if other is None or cfg == 1.0 else 2),
-                ),
-                [None, *(c.policy for c in controls)],
-            )  # fmt: skip
-            bar.update(count)
+            (drawn,) = draw(runner, [request], callback=report)
+            bar.update(request.steps)
         host.account(runner.report)
         kept = {k: v for k, v in latent.items() if k != "downscale_ratio_spacial"}
         return (kept | {"samples": drawn}, str(runner.report))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flux_core.pipeline import encode_prompts
+from flux_core.sampling.prompts import encode_prompts
 
 from . import host
 from .memory_manager import HostOffloadRunner

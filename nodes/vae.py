@@ -11,7 +11,7 @@ from flux_core.models.tiling import tiled
 from flux_core.offload import Work
 from flux_core.offload.plan import Plan
 from flux_core.offload.workload import decode, encode, vae_work
-from flux_core.pipeline import to_images, to_pixels
+from flux_core.sampling.images import to_images, to_pixels
 
 from . import host
 from .memory_manager import run

@@ -10,7 +10,7 @@ import torch
 
 from flux_core import FluxPipeline
 from flux_core.checkpoint.reader import open_source
-from flux_core.pipeline import POCKET
+from flux_core.pocket import POCKET
 from tools.pocket import captions, score
 from tools.pocket.checker import look
 from tools.pocket.degrade import degrade

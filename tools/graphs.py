@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from flux_core.pipeline import POCKET_SAMPLING
+from flux_core.pocket import POCKET_SAMPLING
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TypeVar, cast
 
 import torch
@@ -38,7 +38,7 @@ def calibrate(
     second_moments = record_second_moments(module, run)
     offload_module(module)
     with torch.inference_mode(False):
-        for tensor in staying(module, plan):
+        for tensor in unquantized_tensors(module, plan):
             tensor.data = tensor.data.clone()
     return cast(M, quantize(module, plan, second_moments, worker))
 
@@ -52,36 +52,21 @@ def calibrated_copy(
     """A model quantized for what its layers read; the module itself stays as it is.
 
     Args:
-        moments, worker: as ``quantize`` takes them.
+        second_moments, worker: as ``quantize`` takes them.
 
     Raises ``ValueError`` as ``quantize`` does.
     """
     offload_module(module)
     plan = as_plan(precision)
     with torch.inference_mode(False):
-        copies = {id(t): t.detach().clone() for t in staying(module, plan)}
+        copies = {id(t): t.detach().clone() for t in unquantized_tensors(module, plan)}
     return cast(M, quantize(twin(module, copies), plan, second_moments, worker))
 
 
-def staying(module: nn.Module, plan: PrecisionPlan) -> list[Tensor]:
+def unquantized_tensors(module: nn.Module, plan: PrecisionPlan) -> list[Tensor]:
     """The tensors that a plan leaves as they are. They may be views of a whole block's pinned
     memory, which they would keep alive."""
     replaced = {
         id(layer.weight) for name, _, _, layer in linears(module) if plan.of(name) in FORMATS
     }
     return [t for _, _, _, t in named_tensors(module, set()) if id(t) not in replaced]
-
-
-def second_moments_of_all(
-    modules: Sequence[nn.Module], run: Callable[[], object]
-) -> list[dict[str, Tensor]]:
-    """``record_second_moments`` of several modules that compute together, in one run."""
-    if not modules:
-        run()
-        return []
-    others: list[dict[str, Tensor]] = []
-
-    def rest() -> None:
-        others[:] = second_moments_of_all(modules[1:], run)
-
-    return [record_second_moments(modules[0], rest), *others]

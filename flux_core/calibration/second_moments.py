@@ -1,20 +1,22 @@
-"""What a model's layers read, as rounding wants to know it (``quant.gptq``).
+"""Second moments of what a model's layers read (the Hessian of GPTQ), for rounding by them.
 
-A few real prompts say it, while the model still holds 16 bits:
+    M = mean of x x^T over inputs x,   in blocks of C columns (``quant.gptq``)
 
-    moments = record_moments(transformer, draw)
-    quantize(transformer, "fp8_scaled", moments)
+A few real prompts give them, while the model still holds 16 bits:
+
+    second_moments = record_second_moments(transformer, draw)
+    quantize(transformer, "fp8_scaled", second_moments)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..quant.gptq import second_moments_of
-from .observer import observing
+from .observer import observe
 from .sensitivity import refuse_quantized
 
 
@@ -28,13 +30,28 @@ def record_second_moments(module: nn.Module, run: Callable[[], object]) -> dict[
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
-    def heard(name: str, x: Tensor) -> None:
+    def add(name: str, x: Tensor) -> None:
         if not x.numel():
             return
-        found = second_moments_of(x).cpu()
-        sums[name] = found if name not in sums else sums[name].add_(found)
+        moments = second_moments_of(x).cpu()
+        sums[name] = moments if name not in sums else sums[name].add_(moments)
         counts[name] = counts.get(name, 0) + x.shape[:-1].numel()
 
-    with torch.no_grad(), observing(module, heard):
+    with torch.no_grad(), observe(module, add):
         run()
-    return {name: found / counts[name] for name, found in sums.items()}
+    return {name: total / counts[name] for name, total in sums.items()}
+
+
+def record_second_moments_of_all(
+    modules: Sequence[nn.Module], run: Callable[[], object]
+) -> list[dict[str, Tensor]]:
+    """``record_second_moments`` of several modules that compute together, in one run."""
+    if not modules:
+        run()
+        return []
+    others: list[dict[str, Tensor]] = []
+
+    def run_others() -> None:
+        others[:] = record_second_moments_of_all(modules[1:], run)
+
+    return [record_second_moments(modules[0], run_others), *others]

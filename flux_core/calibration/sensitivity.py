@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ..quant.apply import linears, quantized_names
 from ..quant.precision import PrecisionPlan
 from ..quant.registry import FORMATS
-from .observer import observing
+from .observer import observe
 
 #: Tokens kept of every call of a layer, and in all.
 TOKENS_A_CALL, TOKENS = 32, 256
@@ -37,21 +37,21 @@ def record_inputs(module: nn.Module, run: Callable[[], object]) -> dict[str, Ten
     kept: dict[str, list[Tensor]] = {}
 
     def keep(name: str, x: Tensor) -> None:
-        found = kept.setdefault(name, [])
-        if sum(map(len, found)) < TOKENS:
+        samples = kept.setdefault(name, [])
+        if sum(map(len, samples)) < TOKENS:
             tokens = x.reshape(-1, x.shape[-1])
-            found.append(tokens[:: max(1, len(tokens) // TOKENS_A_CALL)].clone())
+            samples.append(tokens[:: max(1, len(tokens) // TOKENS_A_CALL)].clone())
 
-    with observing(module, keep):
+    with observe(module, keep):
         run()
-    return {name: torch.cat(found)[:TOKENS] for name, found in kept.items()}
+    return {name: torch.cat(samples)[:TOKENS] for name, samples in kept.items()}
 
 
 def layer_errors(
     module: nn.Module, inputs: Mapping[str, Tensor], formats: Iterable[str] = tuple(FORMATS)
 ) -> dict[str, LayerErrors]:
-    """The relative output error of each layer in each format."""
-    found = {}
+    """The relative output error of each layer in each format, for its ``inputs`` (tokens, in)."""
+    measured = {}
     for name, _, _, layer in linears(module):
         if name not in inputs:
             continue
@@ -64,8 +64,8 @@ def layer_errors(
             format = FORMATS[key]
             back = format.dequantize(*format.quantize(weight), torch.float32)
             errors[key] = float((F.linear(x, back) - exact).norm() / size)
-        found[name] = LayerErrors(weight.numel(), errors)
-    return found
+        measured[name] = LayerErrors(weight.numel(), errors)
+    return measured
 
 
 def choose_plan(measured: Mapping[str, LayerErrors], precision: str, bits: float) -> PrecisionPlan:

@@ -1,82 +1,38 @@
-"""One run of a transformer over latents: guidance, control, masks, and the sampler's loop.
+"""The model as a sampler sees it: guidance, ControlNets, wider inputs, masks.
 
     v = transformer(x_t, t);  picture = x_t - t v;   CFG: uncond + cfg (cond - uncond)
 
-Latents are (B, 16, h, w). Outside of ``sample`` they are raw VAE latents; inside they are
-standardised, ``(z - 0.1159) * 0.3611``.
+Latents are (B, 16, h, w) and standardised here, ``(z - 0.1159) * 0.3611``.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..models.config import TransformerConfig
-from ..models.controlnet import FluxControlNet
 from ..models.transformer import ControlResiduals, FluxBody, FluxTransformer
-from ..offload import OffloadPolicy
 from ..offload.modulations import PrecomputedModulations
 from .concat import extra_channels, extra_latents
+from .conditioning import Conditioning, Control
 from .latents import (
     CONSTANTS,
-    destandardise,
     expand,
-    host_noise,
     image_ids,
     pack,
     standardise,
     text_ids,
     unpack,
 )
-from .samplers import SAMPLERS, step_noise
-from .sigmas import SigmaTable, make_sigmas, table_for
+from .samplers import Model
+from .sigmas import SigmaTable
 
 log = logging.getLogger(__name__)
-
-#: step (from 0), steps in all, the picture as it is believed now: standardised (B, 16, h, w)
-StepCallback = Callable[[int, int, Tensor], None]
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """What a prompt becomes: context (1 or B, N, D), pooled (1 or B, P), distilled guidance.
-
-    Models with a wider input (Canny, Depth, Fill) read ``picture`` beside the noise: raw latents
-    (1 or B, 16, h, w). Fill reads ``mask`` too, (1 or B, 1, H, W) with 1 where to paint.
-    """
-
-    context: Tensor
-    pooled: Tensor
-    guidance: float = 3.5
-    picture: Tensor | None = None
-    mask: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Control:
-    """A ControlNet with its condition.
-
-    ``cond`` is raw VAE latents (1 or B, 16, h, w), or pixels (1 or B, 3, H, W) in [-1, 1] for nets
-    that read pixels. ``start`` and ``end`` are shares of the schedule, from 0 (noise) to 1.
-    ``mask`` (1 or B, 1, H, W), 1 where to paint, for inpainting nets. ``policy`` says where the
-    net's weights live, where it is not with the transformer's.
-    """
-
-    net: FluxControlNet
-    cond: Tensor
-    strength: float = 1.0
-    start: float = 0.0
-    end: float = 1.0
-    mode: int | None = None
-    mask: Tensor | None = None
-    policy: OffloadPolicy | None = None
 
 
 def scaled(residuals: ControlResiduals, strength: float) -> ControlResiduals:
@@ -220,94 +176,13 @@ class Denoiser:
         return other + self.cfg * (picture - other)
 
 
-class NoiseSchedule(NamedTuple):
-    """Where a run starts and how it goes.
-
-    ``noise`` is (B, 16, h, w), standard normal; ``sigmas`` are (steps + 1,), falling; ``table`` is
-    the shift behind them, for the span of controls.
-    """
-
-    noise: Tensor
-    sigmas: Tensor
-    table: SigmaTable
-
-
-def make_noise_schedule(
-    config: TransformerConfig,
-    shape: Sequence[int],
-    *,
-    seed: int = 0,
-    batch_index: Sequence[int] | None = None,
-    shift: str = "host",
-    scheduler: str = "simple",
-    steps: int = 20,
-    denoise: float = 1.0,
-) -> NoiseSchedule:
-    """The host's noise and sigmas for latents of a shape (B, 16, h, w).
-
-    Raises ``ValueError`` for names and numbers out of range.
-    """
-    table = table_for(config.guidance_embed, shift, shape[-1] * shape[-2] // 4)
-    sigmas = make_sigmas(table, scheduler, steps, denoise)
-    return NoiseSchedule(host_noise(shape, seed, batch_index), sigmas, table)
-
-
-@torch.no_grad()
-def sample(
-    transformer: FluxTransformer,
-    positive: Conditioning,
-    latents: Tensor,
-    noise_schedule: NoiseSchedule,
-    *,
-    negative: Conditioning | None = None,
-    cfg: float = 1.0,
-    sampler: str = "euler",
-    seed: int = 0,
-    controls: Sequence[Control] = (),
-    mask: Tensor | None = None,
-    callback: StepCallback | None = None,
-    device: torch.device | str = "cpu",
-) -> Tensor:
-    """Draw latents.
+def keep_outside(model: Model, mask: Tensor, start: Tensor, noise: Tensor) -> Model:
+    """A model that draws inside the mask and gives back ``start`` outside of it.
 
     Args:
-        latents: raw latents (B, 16, h, w) to start from; they matter where the first sigma is
-            below 1 or a mask keeps a part.
-        mask: (1 or B, 1, h, w) in [0, 1], 1 where to draw and 0 where to keep ``latents``.
-        callback: called before every step is applied; an exception that it raises ends the run.
-
-    Returns:
-        Raw latents (B, 16, h, w), float32 on the CPU. Raises ``ValueError`` for an unknown sampler,
-        odd sides, or parts that do not belong together. A model that reads a picture draws without
-        one from zeros, as the host does, and a warning says so.
+        mask: (1 or B, 1, h, w) in [0, 1], 1 where to draw.
+        start, noise: (B, 16, h, w), standardised latents and standard normal noise.
     """
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler is {sampler!r}, expected one of {', '.join(SAMPLERS)}")
-    if latents.shape[-1] % 2 or latents.shape[-2] % 2:
-        raise ValueError(
-            f"latents are {latents.shape[-1]}x{latents.shape[-2]}, sides must be even: "
-            "width and height of the picture must be multiples of 16"
-        )
-    device = torch.device(device)
-    start = standardise(latents.float()).to(device)
-    noise, sigmas = noise_schedule.noise.to(device), noise_schedule.sigmas.to(device)
-    denoiser = Denoiser(
-        transformer, positive, negative, cfg, controls, noise_schedule.table, latents.shape, device
-    )
-    x = sigmas[0] * noise + (1 - sigmas[0]) * start
-
-    def report(step: int, _: Tensor, denoised: Tensor) -> None:
-        if callback is not None:
-            callback(step, len(sigmas) - 1, denoised)
-
-    model = denoiser if mask is None else kept_outside(denoiser, mask.to(start), start, noise)
-    with denoiser.precompute_modulations(noise_schedule.sigmas):
-        x = SAMPLERS[sampler](model, x, sigmas, step_noise(x, seed), report)
-    return destandardise(x).cpu()
-
-
-def kept_outside(model: Denoiser, mask: Tensor, start: Tensor, noise: Tensor):
-    """A model that draws inside the mask and gives back ``start`` outside of it."""
     mask = expand(mask, start.shape[0])
 
     def masked(x: Tensor, sigma: Tensor) -> Tensor:

@@ -22,7 +22,8 @@ from ..models.vae import AutoEncoder
 from ..offload import OffloadRunner
 from ..offload.pack import named_tensors
 from ..offload.workload import encode, vae_work
-from ..pipeline import encode_prompts, to_pixels
+from ..sampling.images import to_pixels
+from ..sampling.prompts import encode_prompts
 from .dataset import DataProblems, Item, open_mask, open_picture
 
 #: Bytes of each tensor that a fingerprint reads, from its beginning and from its end.

@@ -8,7 +8,7 @@ from ..checkpoint.load import load_text_encoders, load_transformer, load_vae
 from ..models.text_encoders import TextEncoders
 from ..models.transformer import FluxTransformer
 from ..models.vae import AutoEncoder
-from ..pipeline import pocket_file
+from ..pocket import pocket_file
 from ..quant import full_dtype
 from .config import ModelConfig
 

@@ -1,4 +1,4 @@
-"""Pictures that a run draws of itself."""
+"""Pictures that a training draws of itself."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from ..models.text_encoders import TextEncoding
 from ..models.transformer import FluxTransformer
 from ..models.vae import AutoEncoder
 from ..offload import OffloadRunner
-from ..offload.workload import decode, sampling_work, vae_work
-from ..pipeline import to_images
-from ..sampling.denoiser import Conditioning, make_noise_schedule, sample
-from ..sampling.latents import CONSTANTS
+from ..offload.workload import decode, vae_work
+from ..sampling.conditioning import Conditioning
+from ..sampling.images import to_images
+from ..sampling.latents import CONSTANTS, latent_size
+from ..sampling.run import DrawRequest, SamplingSettings, draw
 from .config import SamplesConfig
 
 
@@ -26,41 +27,33 @@ def draw_samples(
     transformer: FluxTransformer,
     vae: AutoEncoder,
     runner: OffloadRunner,
-    told: Callable[[int, int], None],
+    on_progress: Callable[[int, int], None],
 ) -> list[Tensor]:
     """One picture (H, W, 3) in [0, 1] for each text, all with the same noise.
 
-    ``told`` is called with steps done and in all.
+    ``empty`` is the encoding of no text, for true guidance; ``on_progress`` is called with steps
+    done and in all. The LoRA that is trained is on the transformer already.
     """
-    height, width = config.height // 8, config.width // 8
-    noise_schedule = make_noise_schedule(
-        transformer.config, (1, CONSTANTS.z_channels, height, width), seed=config.seed,
-        shift=config.shift, steps=config.steps,
-    )  # fmt: skip
-    steps = len(noise_schedule.sigmas) - 1
-    negative = None if config.cfg == 1.0 else Conditioning(
-        empty.context, empty.pooled, config.guidance
-    )  # fmt: skip
-    work = sampling_work(
-        transformer, [], image=height * width // 4, text=empty.context.shape[1], batch=1,
-        vectors=steps * (1 if negative is None else 2),
-    )  # fmt: skip
+    settings = SamplingSettings(
+        seed=config.seed, steps=config.steps, cfg=config.cfg, shift=config.shift
+    )
+    size = latent_size(config.height, config.width)
+    start = torch.zeros(1, CONSTANTS.z_channels, *size)
 
-    def draw_all(_) -> list[Tensor]:
-        return [
-            sample(
-                transformer, Conditioning(text.context, text.pooled, config.guidance),
-                torch.zeros(noise_schedule.noise.shape), noise_schedule, negative=negative,
-                cfg=config.cfg,
-                device=runner.device,
-                callback=lambda step, _all, _, n=n: told(n * steps + step, len(texts) * steps),
-            )
-            for n, text in enumerate(texts)
-        ]  # fmt: skip
+    def conditioning(text: TextEncoding) -> Conditioning:
+        return Conditioning(text.context, text.pooled, config.guidance)
 
-    latents = runner.run("samples", [transformer], draw_all, work)
+    negative = None if config.cfg == 1.0 else conditioning(empty)
+    requests = [
+        DrawRequest(transformer, conditioning(text), start, settings, negative=negative)
+        for text in texts
+    ]
+    latents = draw(
+        runner, requests, name="samples",
+        callback=lambda step, total, _: on_progress(step, total),
+    )  # fmt: skip
     return runner.run(
         "VAE decoder", [vae],
         lambda plan: [to_images(decode(vae, z, plan, runner.device))[0] for z in latents],
-        vae_work(vae, height, width, 1),
+        vae_work(vae, *size, 1),
     )  # fmt: skip

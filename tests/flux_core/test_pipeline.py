@@ -9,7 +9,8 @@ import torch
 
 from flux_core import Control, FluxPipeline, OffloadPolicy, load_controlnet
 from flux_core.offload.runner import OffloadRunner
-from flux_core.pipeline import pocket_file, to_pixels
+from flux_core.pocket import pocket_file
+from flux_core.sampling.images import to_pixels
 from flux_core.sampling.latents import host_noise, image_ids, pack, unpack
 
 SMALL = {"width": 64, "height": 48, "steps": 3}

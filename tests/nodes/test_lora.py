@@ -13,7 +13,7 @@ from fluxfit.nodes import NODE_CLASS_MAPPINGS, headless
 from fluxfit.nodes.wires import FluxModel, FluxTextEncoders
 
 from flux_core import FluxPipeline, OffloadPolicy, load_transformer
-from flux_core.pipeline import pocket_file
+from flux_core.pocket import pocket_file
 from tests import tiny_models as tiny
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flux_core import AutoEncoder, TextEncoders, load_text_encoders, load_vae
-from flux_core.pipeline import pocket_file, to_pixels
+from flux_core.pocket import pocket_file
+from flux_core.sampling.images import to_pixels
 from flux_core.sampling.latents import standardise
 from tools.pocket.captions import describe
 from tools.pocket.common import arguments

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flux_core import AutoEncoder
-from flux_core.pipeline import pocket_file
+from flux_core.pocket import pocket_file
 from flux_core.sampling.latents import standardise
 from tools.pocket import cache, train_text, train_vae
 from tools.pocket.common import ASSETS, arguments, averaged

@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 
 from flux_core import Control, FluxPipeline, load_controlnet
-from flux_core.pipeline import POCKET_SAMPLING, pocket_file, to_pixels
+from flux_core.pocket import POCKET_SAMPLING, pocket_file
 from flux_core.report.pictures import psnr
+from flux_core.sampling.images import to_pixels
 from tools.pocket.cache import enlarged
 from tools.pocket.captions import UNSAID, describe
 from tools.pocket.checker import look

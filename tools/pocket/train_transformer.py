@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from flux_core import load_transformer
 from flux_core.models.config import TransformerConfig
 from flux_core.models.transformer import FluxTransformer
-from flux_core.pipeline import pocket_file
+from flux_core.pocket import pocket_file
 from flux_core.sampling.latents import image_ids, pack, text_ids
 from tools.pocket import cache
 from tools.pocket.common import WORKERS, Run, arguments, averaged

@@ -15,8 +15,8 @@ from flux_core.lora import lora_applied, match_lora, merge_loras
 from flux_core.lora.match import refuse_unmatched
 from flux_core.offload.placement import placement_of
 from flux_core.sampling.concat import extra_channels, extra_latents
-from flux_core.sampling.denoiser import make_noise_schedule, sample
 from flux_core.sampling.latents import pack, standardise
+from flux_core.sampling.run import DrawRequest, SamplingSettings, sample
 from tests import tiny_models as tiny
 
 CPU = torch.device("cpu")
@@ -156,8 +156,9 @@ class TestWiderModels:
             torch.randn(1, 5, tiny.CONTEXT), torch.randn(1, tiny.POOLED), 3.5, picture, mask
         )
         start = torch.zeros(2, 16, 4, 6)
-        noise_schedule = make_noise_schedule(model.config, start.shape, steps=1)
-        sample(model, text, start, noise_schedule)
+        request = DrawRequest(model, text, start, SamplingSettings(steps=1))
+        sample(request)
+        noise_schedule = request.noise_schedule
         (read,) = seen
         assert read.shape == (2, 6, channels)
         assert torch.equal(read[:, :, :64], pack(noise_schedule.sigmas[0] * noise_schedule.noise))
@@ -173,7 +174,7 @@ class TestWiderModels:
         text = Conditioning(torch.zeros(1, 5, tiny.CONTEXT), torch.zeros(1, tiny.POOLED))
         start = torch.zeros(1, 16, 4, 4)
         with caplog.at_level(logging.WARNING):
-            sample(model, text, start, make_noise_schedule(model.config, start.shape, steps=1))
+            sample(DrawRequest(model, text, start, SamplingSettings(steps=1)))
         assert "reads a picture beside the noise, and none was given" in caplog.text
 
     def test_unknown_widths_are_refused(self):

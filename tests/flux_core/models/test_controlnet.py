@@ -9,8 +9,7 @@ import torch
 
 from flux_core import Conditioning, Control, FluxControlNet, FluxTransformer, load_controlnet
 from flux_core.models.transformer import ControlResiduals, residual
-from flux_core.sampling.denoiser import NoiseSchedule, sample
-from flux_core.sampling.sigmas import table_for
+from flux_core.sampling.run import DrawRequest, SamplingSettings, sample
 from tests import tiny_models as tiny
 
 PIXELS = replace(tiny.UPSCALER, cond_channels=64, hint=True)
@@ -29,9 +28,9 @@ def drawn(control: Control) -> torch.Tensor:
     words = Conditioning(
         torch.randn(1, 5, tiny.CONTEXT, generator=g), torch.randn(1, tiny.POOLED, generator=g)
     )
-    noise = torch.randn(1, 16, 4, 6, generator=g)
-    noise_schedule = NoiseSchedule(noise, torch.tensor([1.0, 0.5, 0.0]), table_for(True))
-    return sample(transformer, words, torch.zeros_like(noise), noise_schedule, controls=[control])
+    settings = SamplingSettings(sigmas=torch.tensor([1.0, 0.5, 0.0]))
+    start = torch.zeros(1, 16, 4, 6)
+    return sample(DrawRequest(transformer, words, start, settings, controls=[control]))
 
 
 def test_pixels_are_read_by_the_stem_and_residuals_recur(tmp_path):

@@ -14,7 +14,7 @@ from flux_core.offload.memory import PINS, Pins
 from flux_core.offload.placement import placement_of
 from flux_core.offload.plan import cost_of
 from flux_core.offload.workload import decode, sampling_work, vae_work
-from flux_core.sampling.denoiser import make_noise_schedule, sample
+from flux_core.sampling.run import DrawRequest, SamplingSettings, sample
 from tests import tiny_models as tiny
 
 CPU = torch.device("cpu")
@@ -49,17 +49,16 @@ def drawn(model, runner: OffloadRunner) -> tuple[torch.Tensor, int, int]:
         torch.randn(1, 40, 48, generator=generator), torch.randn(1, 32, generator=generator)
     )
     start = torch.zeros(1, 16, SIDE, SIDE)
-    noise_schedule = make_noise_schedule(model.config, start.shape, steps=2)
-    work = sampling_work(model, [], image=SIDE * SIDE // 4, text=40, batch=1, vectors=2)
+    request = DrawRequest(model, text, start, SamplingSettings(steps=2))
     counted = LiveBytes()
     plans = []
 
     def draw(plan):
         plans.append(plan)
-        return sample(model, text, start, noise_schedule)
+        return sample(request)
 
     with counted:
-        latents = runner.run("transformer", [model], draw, work)
+        latents = runner.run("transformer", [model], draw, request.work)
     return latents, plans[-1].peak, counted.peak
 
 

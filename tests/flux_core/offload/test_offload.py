@@ -24,7 +24,7 @@ from flux_core.offload.memory import device_buffer
 from flux_core.offload.modulations import PrecomputedModulations
 from flux_core.offload.placement import placement_of
 from flux_core.offload.ring import Ring
-from flux_core.pipeline import pocket_file
+from flux_core.pocket import pocket_file
 from flux_core.quant import FORMATS, kernels_used
 from tests import tiny_models as tiny
 

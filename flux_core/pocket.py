@@ -1,0 +1,25 @@
+"""The pocket model: where its files lie, and what it is best drawn with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypedDict
+
+
+class PocketSampling(TypedDict):
+    """Arguments of ``FluxPipeline.__call__``."""
+
+    steps: int
+    cfg: float
+    shift: str
+
+
+#: What the pocket model is best drawn with: its distilled guidance was never trained, so it needs
+#: true guidance, and most steps where the shape is decided.
+POCKET_SAMPLING: PocketSampling = {"steps": 30, "cfg": 2.5, "shift": "diffsynth"}
+POCKET = Path(__file__).resolve().parents[1] / "assets" / "pocket"
+
+
+def pocket_file(folder: str, suffix: str = "") -> Path:
+    """A part of the pocket model; its folders are laid out as the host's model folders."""
+    return POCKET / folder / f"fluxfit_pocket{suffix}.safetensors"

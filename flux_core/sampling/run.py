@@ -1,0 +1,259 @@
+"""The one way to draw: a request says what, ``draw`` brings the parts to the device and draws it.
+
+    request = DrawRequest(transformer, positive, latents, SamplingSettings(seed=1))
+    latents = draw(OffloadRunner(policy, device), [request])[0]
+
+Pipeline, nodes, calibration and training samples all come here, so that a LoRA, a ControlNet or a
+cache works in all of them on the day it works in one. Latents are (B, 16, h, w): raw VAE latents
+outside, standardised inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..lora import LoraStack, lora_applied
+from ..models.transformer import FluxTransformer
+from ..offload import OffloadPolicy, OffloadRunner, Work
+from ..offload.plan import Plan
+from ..offload.workload import sampling_work
+from .conditioning import Conditioning, Control
+from .denoiser import Denoiser, keep_outside
+from .latents import destandardise, host_noise, image_tokens, standardise
+from .samplers import SAMPLERS, step_noise
+from .sigmas import SigmaTable, make_sigmas, table_for
+
+T = TypeVar("T")
+#: Steps done before this one, steps in all, and the picture as it is believed now: standardised
+#: latents (B, 16, h, w). Over several requests the steps are those of all.
+StepCallback = Callable[[int, int, Tensor], None]
+
+
+class NoiseSchedule(NamedTuple):
+    """Where a run starts and how it goes.
+
+    ``noise`` is (B, 16, h, w), standard normal; ``sigmas`` are (steps + 1,), falling; ``table`` is
+    the shift behind them, for the span of controls.
+    """
+
+    noise: Tensor
+    sigmas: Tensor
+    table: SigmaTable
+
+
+@dataclass(frozen=True, eq=False)
+class SamplingSettings:
+    """How a run goes; names and numbers are checked when it is made (``ValueError``).
+
+    ``cfg``: true classifier-free guidance, 1 leaves the negative prompt out. ``sigmas`` (steps +
+    1,) stand in the place of ``steps``, ``scheduler`` and ``denoise``. ``batch_index``: which
+    picture of a larger batch each row is, so that it gets that one's noise.
+    """
+
+    seed: int = 0
+    steps: int = 20
+    cfg: float = 1.0
+    sampler: str = "euler"
+    scheduler: str = "simple"
+    shift: str = "host"
+    denoise: float = 1.0
+    sigmas: Tensor | None = None
+    batch_index: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"sampler is {self.sampler!r}, expected one of {', '.join(SAMPLERS)}")
+        table = table_for(True, self.shift)
+        make_sigmas(table, self.scheduler, self.steps, self.denoise)
+
+    def noise_schedule(self, transformer: FluxTransformer, shape: Sequence[int]) -> NoiseSchedule:
+        """The host's noise and sigmas for latents of a shape (B, 16, h, w)."""
+        tokens = image_tokens(shape[-2], shape[-1])
+        table = table_for(transformer.config.guidance_embed, self.shift, tokens)
+        sigmas = self.sigmas
+        if sigmas is None:
+            sigmas = make_sigmas(table, self.scheduler, self.steps, self.denoise)
+        return NoiseSchedule(host_noise(shape, self.seed, self.batch_index), sigmas, table)
+
+
+@dataclass(frozen=True, eq=False)
+class DrawRequest:
+    """All that decides what is drawn, whoever asks for it.
+
+    Args:
+        latents: raw latents (B, 16, h, w) to start from; they matter where the first sigma is below
+            1 or a mask keeps a part.
+        negative: read where ``settings.cfg`` is not 1.
+        mask: (1 or B, 1, h, w) in [0, 1], 1 where to draw and 0 where to keep ``latents``.
+        loras: with their strengths, beside the transformer's layers for this run.
+
+    Raises ``ValueError`` for latents of odd sides.
+    """
+
+    transformer: FluxTransformer
+    positive: Conditioning
+    latents: Tensor
+    settings: SamplingSettings = SamplingSettings()
+    negative: Conditioning | None = None
+    mask: Tensor | None = None
+    controls: Sequence[Control] = ()
+    loras: LoraStack = ()
+
+    def __post_init__(self) -> None:
+        height, width = self.latents.shape[-2:]
+        if width % 2 or height % 2:
+            raise ValueError(
+                f"latents are {width}x{height}, sides must be even: "
+                "width and height of the picture must be multiples of 16"
+            )
+
+    @cached_property
+    def noise_schedule(self) -> NoiseSchedule:
+        return self.settings.noise_schedule(self.transformer, self.latents.shape)
+
+    @property
+    def steps(self) -> int:
+        return len(self.noise_schedule.sigmas) - 1
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """What must be on the device: the transformer, and the ControlNets behind it."""
+        return [self.transformer, *(control.net for control in self.controls)]
+
+    @property
+    def policies(self) -> list[OffloadPolicy | None]:
+        """Of each of ``modules``, where it has one of its own."""
+        return [None, *(control.policy for control in self.controls)]
+
+    @property
+    def work(self) -> Work:
+        """What the run takes beside the weights."""
+        guided = self.negative is not None and self.settings.cfg != 1.0
+        return sampling_work(
+            self.transformer,
+            [control.net for control in self.controls],
+            image=image_tokens(*self.latents.shape[-2:]),
+            text=self.positive.context.shape[1],
+            batch=len(self.latents),
+            vectors=self.steps * (2 if guided else 1),
+        )
+
+
+def draw(
+    runner: OffloadRunner,
+    requests: Sequence[DrawRequest],
+    *,
+    name: str = "transformer",
+    callback: StepCallback | None = None,
+) -> list[Tensor]:
+    """Draw the latents of some requests, one after another, under a policy.
+
+    Args:
+        requests: of one transformer, with the same controls and LoRAs.
+        name: of the part in the report.
+        callback: called before every step is applied; an exception that it raises ends the run.
+
+    Returns:
+        Raw latents (B, 16, h, w) of each, float32 on the CPU. Raises ``ValueError`` for parts that
+        do not belong together. A model that reads a picture draws without one from zeros, as the
+        host does, and a warning says so.
+    """
+    return while_drawing(runner, requests, lambda draw_all: draw_all(), name, callback)
+
+
+def while_drawing(
+    runner: OffloadRunner,
+    requests: Sequence[DrawRequest],
+    function: Callable[[Callable[[], list[Tensor]]], T],
+    name: str = "transformer",
+    callback: StepCallback | None = None,
+) -> T:
+    """Call a function while all that some requests need is on the device, their LoRAs in place.
+
+    The function is given what draws them all and returns their latents; observing layers wants to
+    know what happens meanwhile. Arguments and errors as ``draw`` has them.
+    """
+    first = requests[0]
+    if any(
+        request.modules != first.modules or request.loras != first.loras for request in requests
+    ):
+        raise ValueError("requests that are drawn together need the same model, controls and LoRAs")
+    total = sum(request.steps for request in requests)
+
+    def draw_all() -> list[Tensor]:
+        done = 0
+        drawn: list[Tensor] = []
+        for request in requests:
+
+            def step(number: int, _: int, denoised: Tensor, before: int = done) -> None:
+                if callback is not None:
+                    callback(before + number, total, denoised)
+
+            drawn.append(sample(request, runner.device, step))
+            done += request.steps
+        return drawn
+
+    return run_with_loras(
+        runner,
+        first.loras,
+        name,
+        first.modules,
+        lambda _: function(draw_all),
+        max((request.work for request in requests), key=lambda work: work.activations),
+        first.policies,
+    )
+
+
+def run_with_loras(
+    runner: OffloadRunner,
+    loras: LoraStack,
+    name: str,
+    modules: Sequence[nn.Module],
+    function: Callable[[Plan], T],
+    work: Work,
+    policies: Sequence[OffloadPolicy | None] = (),
+) -> T:
+    """``OffloadRunner.run`` with LoRAs beside the layers of the modules that they fit."""
+    with ExitStack() as stack:
+        for module in modules:
+            if getattr(module, "part", "") != "controlnet":
+                stack.enter_context(lora_applied(module, loras))
+        return runner.run(name, modules, function, work, policies)
+
+
+@torch.no_grad()
+def sample(
+    request: DrawRequest,
+    device: torch.device | str = "cpu",
+    callback: StepCallback | None = None,
+) -> Tensor:
+    """Draw a request with a transformer that is on the device already; ``draw`` brings it there.
+
+    Returns raw latents (B, 16, h, w), float32 on the CPU.
+    """
+    device, settings, schedule = torch.device(device), request.settings, request.noise_schedule
+    start = standardise(request.latents.float()).to(device)
+    noise, sigmas = schedule.noise.to(device), schedule.sigmas.to(device)
+    denoiser = Denoiser(
+        request.transformer, request.positive, request.negative, settings.cfg, request.controls,
+        schedule.table, request.latents.shape, device,
+    )  # fmt: skip
+    x = sigmas[0] * noise + (1 - sigmas[0]) * start
+
+    def report(step: int, _: Tensor, denoised: Tensor) -> None:
+        if callback is not None:
+            callback(step, request.steps, denoised)
+
+    model = denoiser
+    if request.mask is not None:
+        model = keep_outside(denoiser, request.mask.to(start), start, noise)
+    with denoiser.precompute_modulations(schedule.sigmas):
+        x = SAMPLERS[settings.sampler](model, x, sigmas, step_noise(x, settings.seed), report)
+    return destandardise(x).cpu()

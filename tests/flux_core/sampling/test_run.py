@@ -1,0 +1,174 @@
+"""The one way to draw: what a request says counts for everybody who draws."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flux_core import Conditioning, Control, FluxControlNet, FluxTransformer, OffloadPolicy
+from flux_core.calibration.second_moments import record_second_moments, record_second_moments_of_all
+from flux_core.calibration.sensitivity import measure_sensitivity
+from flux_core.lora import Lora, load_lora
+from flux_core.offload import OffloadRunner
+from flux_core.sampling.run import DrawRequest, SamplingSettings, draw, while_drawing
+from tests import tiny_models
+
+CPU = torch.device("cpu")
+POLICIES = (OffloadPolicy("component"), OffloadPolicy("stream"))
+
+
+@pytest.fixture
+def transformer() -> FluxTransformer:
+    return tiny_models.randomise(FluxTransformer(tiny_models.DEV)).requires_grad_(False)
+
+
+@pytest.fixture
+def lora(transformer, tmp_path) -> Lora:
+    """A LoRA for every layer of the blocks."""
+    generator = torch.Generator().manual_seed(1)
+    file = {}
+    for name, layer in transformer.named_modules():
+        if isinstance(layer, nn.Linear) and "_blocks" in name:
+            down = torch.randn(4, layer.in_features, generator=generator)
+            up = torch.randn(layer.out_features, 4, generator=generator)
+            file |= {f"{name}.lora_A.weight": 0.1 * down, f"{name}.lora_B.weight": 0.1 * up}
+    return load_lora(tiny_models.save(file, tmp_path / "lora.safetensors"))
+
+
+def conditioning(seed: int = 0) -> Conditioning:
+    generator = torch.Generator().manual_seed(seed)
+    return Conditioning(
+        torch.randn(1, 5, tiny_models.CONTEXT, generator=generator),
+        torch.randn(1, tiny_models.POOLED, generator=generator),
+    )
+
+
+def request(transformer: FluxTransformer, seed: int = 0, **options) -> DrawRequest:
+    settings = SamplingSettings(seed=seed, steps=2)
+    return DrawRequest(
+        transformer, conditioning(seed), torch.zeros(1, 16, 4, 6), settings, **options
+    )
+
+
+def drawn(*requests: DrawRequest, policy: OffloadPolicy = POLICIES[0]) -> list[Tensor]:
+    return draw(OffloadRunner(policy, CPU), requests)
+
+
+class TestDrawing:
+    def test_requests_drawn_together_equal_those_drawn_apart(self, transformer):
+        requests = [request(transformer, seed) for seed in range(3)]
+        apart = [drawn(one)[0] for one in requests]
+        assert not torch.equal(apart[0], apart[1])
+        for policy in POLICIES:
+            together = drawn(*requests, policy=policy)
+            assert all(torch.equal(a, b) for a, b in zip(apart, together, strict=True))
+
+    def test_steps_are_counted_over_all_requests(self, transformer):
+        seen: list[tuple[int, int]] = []
+        requests = [request(transformer, seed) for seed in range(2)]
+        runner = OffloadRunner(None, CPU)
+        draw(runner, requests, callback=lambda step, total, _: seen.append((step, total)))
+        assert seen == [(0, 4), (1, 4), (2, 4), (3, 4)]
+        assert list(runner.report.parts) == ["transformer"]
+
+    def test_a_control_and_its_strength_count(self, transformer):
+        net = tiny_models.randomise(FluxControlNet(tiny_models.UPSCALER), seed=2)
+        picture = torch.ones(1, 16, 4, 6)
+        strengths = (0.0, 0.5, 1.0)
+        latents = [
+            drawn(request(transformer, controls=[Control(net, picture, strength)]))[0]
+            for strength in strengths
+        ]
+        assert torch.equal(latents[0], drawn(request(transformer))[0])
+        assert not torch.equal(latents[1], latents[2])
+
+    def test_sigmas_stand_in_the_place_of_steps(self, transformer):
+        plain = request(transformer)
+        settings = dataclasses.replace(
+            plain.settings, steps=9, sigmas=plain.noise_schedule.sigmas.clone()
+        )
+        given = dataclasses.replace(plain, settings=settings)
+        assert given.steps == plain.steps == 2
+        assert torch.equal(drawn(given)[0], drawn(plain)[0])
+
+    def test_unlike_requests_are_not_drawn_together(self, transformer, lora):
+        other = request(transformer, loras=[(lora, 1.0)])
+        with pytest.raises(ValueError, match="the same model, controls and LoRAs"):
+            drawn(request(transformer), other)
+
+    def test_what_is_wrong_is_told_before_anything_runs(self, transformer):
+        for options, message in (
+            ({"sampler": "ddim"}, "sampler is 'ddim', expected one of euler"),
+            ({"scheduler": "karras"}, "scheduler is 'karras'"),
+            ({"shift": "none"}, "shift is 'none'"),
+            ({"steps": 0}, "steps is 0"),
+            ({"denoise": 0.0}, "denoise is 0.0"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                SamplingSettings(**options)
+        with pytest.raises(ValueError, match="sides must be even"):
+            DrawRequest(transformer, conditioning(), torch.zeros(1, 16, 3, 4))
+
+
+class TestWhatALoraChanges:
+    """Whoever draws hears the LoRA: the picture, the second moments, the measured errors."""
+
+    @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.mode)
+    def test_calibrating_and_measuring_hear_it(self, transformer, lora, policy):
+        runner = OffloadRunner(policy, CPU)
+        plain, changed = request(transformer), request(transformer, loras=[(lora, 1.0)])
+
+        def observed(one: DrawRequest) -> tuple[dict[str, Tensor], dict[str, float]]:
+            moments = while_drawing(
+                runner, [one], lambda draw_all: record_second_moments(transformer, draw_all)
+            )
+            layers = while_drawing(
+                runner, [one], lambda draw_all: measure_sensitivity(transformer, draw_all)
+            )
+            return moments, {name: layer.errors["int8"] for name, layer in layers.items()}
+
+        before, errors_before = observed(plain)
+        with_lora, errors_with_lora = observed(changed)
+        after, errors_after = observed(plain)
+        assert set(before) == set(with_lora) == set(errors_with_lora)
+        name = "single_blocks.4.linear2"  # behind all that the LoRA changes
+        assert not torch.equal(before[name], with_lora[name])
+        assert errors_before[name] != errors_with_lora[name]
+        assert errors_after == errors_before
+        assert all(torch.equal(before[layer], after[layer]) for layer in before)
+
+    def test_a_control_net_beside_hears_it_too(self, transformer, lora):
+        net = tiny_models.randomise(FluxControlNet(tiny_models.UPSCALER), seed=2)
+        controls = [Control(net, torch.ones(1, 16, 4, 6))]
+        moments = [
+            while_drawing(
+                OffloadRunner(None, CPU),
+                [request(transformer, controls=controls, loras=loras)],
+                lambda draw_all: record_second_moments_of_all([transformer, net], draw_all),
+            )
+            for loras in ((), [(lora, 1.0)])
+        ]
+        name = "double_blocks.1.img_mlp.2"
+        assert all(len(of_module) == 2 and name in of_module[1] for of_module in moments)
+        assert not torch.equal(moments[0][1][name], moments[1][1][name])
+
+
+def test_nobody_else_makes_a_noise_schedule_or_runs_a_sampler():
+    """Callers build a request; what a run is put together of stands in one file."""
+    from pathlib import Path
+
+    home = Path(inspect.getfile(draw))
+    root = home.parents[2]
+    folders = ("flux_core", "nodes", "cli")
+    elsewhere = [
+        path.relative_to(root).as_posix()
+        for folder in folders
+        for path in sorted((root / folder).rglob("*.py"))
+        if path != home
+        and any(word in path.read_text(encoding="utf-8") for word in ("SAMPLERS[", "Denoiser("))
+    ]
+    assert not elsewhere
