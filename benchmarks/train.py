@@ -28,9 +28,10 @@ from flux_core.models.text_encoders import TextEncoding
 from flux_core.offload import OffloadRunner, Work
 from flux_core.offload.placement import placement_of
 from flux_core.offload.workload import training_work
-from flux_core.train.config import OptimizerConfig
-from flux_core.train.learner import KEPT
-from flux_core.train.objective import losses_of, predict
+from flux_core.train.batch import Batch
+from flux_core.train.config import ObjectiveConfig, OptimizerConfig
+from flux_core.train.learner import TENSORS_A_PARAMETER
+from flux_core.train.objective import batch_loss
 from flux_core.train.optim import make_optimizer
 
 TARGETS = ("attention", "mlp")
@@ -45,7 +46,7 @@ def policies(args: argparse.Namespace) -> dict[str, OffloadPolicy]:
 
 
 def work_of(model: FluxTransformer, lora: TrainedLora, side: int, args: argparse.Namespace) -> Work:
-    kept = KEPT * sum(p.nbytes for p in lora.parameters())
+    kept = TENSORS_A_PARAMETER * sum(p.nbytes for p in lora.parameters())
     return training_work(
         model, image=side * side // 256, text=args.text, batch=args.batch,
         on_host=args.activations_on_host, kept=kept,
@@ -69,13 +70,12 @@ def train(
     with meter.over():
         lora.to(device)
         optimizer = make_optimizer(OptimizerConfig(), list(lora.parameters()))
-        there = TextEncoding(text.context.to(device), text.pooled.to(device))
-        x, n, t = (z.to(device) for z in (clean, noise, torch.full((args.batch,), 0.5)))
+        levels, weights = torch.full((args.batch,), 0.5), torch.ones(args.batch)
+        batch = Batch(clean, text, noise, levels, weights).to(device)
         with lora.on(model), runner.hold("training", model, work=work):
             for _ in range(args.steps + 1):
                 started = time.perf_counter()
-                velocity = predict(model, 0.5 * x + 0.5 * n, t, there, 1.0)
-                losses_of(velocity, x, n, torch.ones_like(t)).mean().backward()
+                batch_loss(model, batch, ObjectiveConfig()).mean().backward()
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 if device.type == "cuda":

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from flux_core.report.pictures import to_pil
     from flux_core.train import Trainer, TrainingEvent, TrainingModels, read_config
-    from flux_core.train.history import times_histogram
+    from flux_core.train.plots import times_histogram
 
     from ..nodes import host
 
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
                 show(str(event), event.done, event.all)
             check()
 
-        trainer = Trainer(config, models, host.device(), told=on_event)
+        trainer = Trainer(config, models, host.device(), on_event=on_event)
         trained = trainer.run(args.resume)
     if not trained.files:  # another process writes them
         return

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flux_core.report.pictures import grid
 from flux_core.train.config import ON_EMPTY, ON_FAULT, DataConfig
-from flux_core.train.dataset import Faults, Item, listed, open_picture, read_items
+from flux_core.train.dataset import DataProblems, Item, open_picture, read_items, summarize
 
 from . import host
 from .widgets import ADVANCED, one_of, whole, words
@@ -90,9 +90,9 @@ class FluxDataset:
             empty_captions=empty_captions,
         )  # fmt: skip
         folders = (*(dataset.folders if dataset else ()), config)
-        faults = Faults()
-        items = read_items(folders, faults)
-        said = about(items, faults)
+        problems = DataProblems()
+        items = read_items(folders, problems)
+        said = about(items, problems)
         return {
             "ui": {"text": (said,)},
             "result": (Dataset(folders), contact_sheet(items)[None], said),
@@ -104,7 +104,7 @@ class FluxDataset:
         return str([(f.name, f.stat().st_mtime_ns) for f in files if f.is_file()])
 
 
-def about(items: list[Item], faults: Faults) -> str:
+def about(items: list[Item], problems: DataProblems) -> str:
     """A dataset in words."""
     sizes: dict[str, int] = {}
     for item in items:
@@ -113,7 +113,7 @@ def about(items: list[Item], faults: Faults) -> str:
     said = f"{len(items)} pictures: " + ", ".join(f"{n} of {s}" for s, n in sizes.items())
     masked = sum(item.mask is not None for item in items)
     said += f"; {masked} with a mask" if masked else ""
-    return said + (f"\nleft out: {listed(faults.found)}" if faults.found else "")
+    return said + (f"\nleft out: {summarize(problems.skipped)}" if problems.skipped else "")
 
 
 def contact_sheet(items: list[Item]) -> Tensor:

@@ -22,7 +22,7 @@ from flux_core.train.config import (
     SamplesConfig,
     ValidationConfig,
 )
-from flux_core.train.history import times_histogram
+from flux_core.train.plots import times_histogram
 from flux_core.train.state import checkpoints_of, read_run
 
 from . import host
@@ -297,7 +297,7 @@ def trained_with(
             told(str(news), news.done, news.all, shown)
 
         trained = Trainer(
-            config, parts, host.device(), runner=runner, told=tell
+            config, parts, host.device(), runner=runner, on_event=tell
         ).run(resume)  # fmt: skip
     host.account(runner.report)
     path = publish(trained.files[0])

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import torch
 
+from .seeds import combined_seed
+
 
 class Size(NamedTuple):
     """Pixels."""
@@ -22,15 +24,15 @@ class Size(NamedTuple):
 def buckets(side: int, step: int, max_aspect: float) -> list[Size]:
     """Sizes in multiples of ``step``, none larger in area than a square of ``side``, from
     the tallest to the widest that ``max_aspect`` allows."""
-    found = set[Size]()
+    sizes = set[Size]()
     for width in range(step, int(side * math.sqrt(max_aspect)) + step, step):
         height = side * side // width // step * step
         if height < step:
             continue
         for size in (Size(width, height), Size(height, width)):
             if max(size) <= max_aspect * min(size) and size.width * size.height <= side * side:
-                found.add(size)
-    return sorted(found, key=lambda size: size.width / size.height)
+                sizes.add(size)
+    return sorted(sizes, key=lambda size: size.width / size.height)
 
 
 def bucket_for(width: int, height: int, sizes: Sequence[Size]) -> Size:
@@ -43,45 +45,44 @@ def bucket_for(width: int, height: int, sizes: Sequence[Size]) -> Size:
     return min(sizes, key=off)
 
 
-class Batches:
-    """Batches of item numbers, each of one kind, for as many epochs as are asked for."""
+class BatchSampler:
+    """Batches of item numbers, each of one kind, for as many epochs as are asked for.
+
+    Args:
+        kinds: of each item; a batch holds items of one kind.
+        repeats: how often each item comes in an epoch.
+    """
 
     def __init__(
-        self, kinds: Sequence[Hashable], repeats: Sequence[int], batch: int, seed: int
+        self, kinds: Sequence[Hashable], repeats: Sequence[int], batch_size: int, seed: int
     ) -> None:
-        self.batch, self.seed = batch, seed
+        self.batch_size, self.seed = batch_size, seed
         self.groups: dict[Hashable, list[int]] = {}
         for number, (kind, count) in enumerate(zip(kinds, repeats, strict=True)):
             self.groups.setdefault(kind, []).extend([number] * count)
         #: Batches an epoch; the last one of a kind may be smaller.
-        self.count = sum(math.ceil(len(group) / batch) for group in self.groups.values())
-        self.known: tuple[int, list[list[int]]] | None = None
+        self.count = sum(math.ceil(len(group) / batch_size) for group in self.groups.values())
+        self.last_epoch: tuple[int, list[list[int]]] | None = None
 
     def epoch(self, number: int) -> list[list[int]]:
         """One epoch's batches."""
-        if self.known is None or self.known[0] != number:
-            generator = torch.Generator().manual_seed(mixed(self.seed, number))
-            made: list[list[int]] = []
-            for group in self.groups.values():
-                order = torch.randperm(len(group), generator=generator).tolist()
-                made += [
-                    [group[i] for i in order[start : start + self.batch]]
-                    for start in range(0, len(group), self.batch)
-                ]
-            order = torch.randperm(len(made), generator=generator).tolist()
-            self.known = number, [made[i] for i in order]
-        return self.known[1]
+        if self.last_epoch is None or self.last_epoch[0] != number:
+            self.last_epoch = number, self._shuffled(number)
+        return self.last_epoch[1]
+
+    def _shuffled(self, epoch: int) -> list[list[int]]:
+        generator = torch.Generator().manual_seed(combined_seed(self.seed, epoch))
+        batches: list[list[int]] = []
+        for group in self.groups.values():
+            order = torch.randperm(len(group), generator=generator).tolist()
+            batches += [
+                [group[i] for i in order[start : start + self.batch_size]]
+                for start in range(0, len(group), self.batch_size)
+            ]
+        order = torch.randperm(len(batches), generator=generator).tolist()
+        return [batches[i] for i in order]
 
     def at(self, position: int) -> list[int]:
         """The batch at a position, counted over all epochs."""
         epoch, index = divmod(position, self.count)
         return self.epoch(epoch)[index]
-
-
-def mixed(*numbers: int) -> int:
-    """A seed of several numbers, such that neighbours have nothing in common."""
-    found = 0x9E3779B97F4A7C15
-    for number in numbers:
-        found = (found ^ number) * 0xBF58476D1CE4E5B9 % 2**64
-        found ^= found >> 31
-    return found % 2**63

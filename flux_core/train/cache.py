@@ -24,12 +24,12 @@ from ..offload.pack import named_tensors
 from ..offload.workload import encode, vae_work
 from ..sampling.images import to_pixels
 from ..sampling.prompts import encode_prompts
-from .dataset import Faults, Item, open_mask, open_picture
+from .dataset import DataProblems, Item, open_mask, open_picture
 
 #: Bytes of each tensor that a fingerprint reads, from its beginning and from its end.
-SAMPLED = 4096
+SAMPLED_BYTES = 4096
 #: Called with what is done, how much of it, and how much there is.
-Told = Callable[[str, int, int], None]
+OnProgress = Callable[[str, int, int], None]
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -37,21 +37,22 @@ def fingerprint(module: nn.Module) -> str:
 
     Whoever trains or quantizes a model anew changes the ends of its tensors too.
     """
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, _, _, tensor in named_tensors(module, set()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         flat = tensor.detach().reshape(-1).view(torch.uint8) if tensor.numel() else None
         if flat is not None:
-            for part in (flat[:SAMPLED], flat[-SAMPLED:]):
-                found.update(part.cpu().numpy().tobytes())
-    return found.hexdigest()
+            for part in (flat[:SAMPLED_BYTES], flat[-SAMPLED_BYTES:]):
+                digest.update(part.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
-def key_of(*parts: object) -> str:
+def cache_key(*parts: object) -> str:
+    """The key of what depends on some values and on nothing else."""
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
 
 
-class Store:
+class TensorStore:
     """Named tensors by key, in a folder or, without one, in memory."""
 
     def __init__(self, folder: Path | None) -> None:
@@ -59,6 +60,7 @@ class Store:
         self.memory: dict[str, dict[str, Tensor]] = {}
 
     def path(self, key: str) -> Path:
+        """The file of a key; there is a folder."""
         assert self.folder is not None
         return self.folder / key[:2] / f"{key}.safetensors"
 
@@ -74,6 +76,7 @@ class Store:
             return None
 
     def has(self, key: str) -> bool:
+        """Whether there is something, broken or not."""
         return key in self.memory if self.folder is None else self.path(key).is_file()
 
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
@@ -94,77 +97,95 @@ class Store:
             partial.unlink(missing_ok=True)
 
 
-class Cache:
+class EncodingCache:
     """What a dataset's items become: latents, masks and text encodings."""
 
-    def __init__(self, store: Store, vae: AutoEncoder, encoders: TextEncoders) -> None:
+    def __init__(self, store: TensorStore, vae: AutoEncoder, encoders: TextEncoders) -> None:
         self.store = store
         with torch.no_grad():
             self.vae, self.encoders = fingerprint(vae), fingerprint(encoders)
         self.length = encoders.tokenizers.t5_length
 
     def latent_key(self, item: Item) -> str:
-        return key_of("latents", item.content, *item.size, item.mask_content, self.vae)
+        """Where an item's latents and mask are."""
+        return cache_key("latents", item.content, *item.size, item.mask_content, self.vae)
 
     def text_key(self, caption: str) -> str:
-        return key_of("text", caption, self.length, self.encoders)
+        """Where a caption's encoding is."""
+        return cache_key("text", caption, self.length, self.encoders)
 
     def fill_latents(
-        self, items: Sequence[Item], vae: AutoEncoder, runner: OffloadRunner, faults: Faults,
-        way: str, told: Told,
-    ) -> list[Item]:  # fmt: skip
-        """Encode what is not there yet; returns the items that could be."""
+        self,
+        items: Sequence[Item],
+        vae: AutoEncoder,
+        runner: OffloadRunner,
+        problems: DataProblems,
+        on_fault: str,
+        on_progress: OnProgress,
+    ) -> list[Item]:
+        """Encode the pictures that are not there yet; returns the items that could be.
+
+        Broken files are added to ``problems``, as skipped or refused. Raises ``ConfigError`` for
+        those refused.
+        """
         missing = [item for item in items if not self.store.has(self.latent_key(item))]
         lost = set[int]()
         for done, item in enumerate(missing):
-            told("encoding pictures", done, len(missing))
+            on_progress("encoding pictures", done, len(missing))
             try:
                 pixels = to_pixels(open_picture(item.picture, item.size))
                 mask = {"mask": open_mask(item.mask, item.size)} if item.mask else {}
             except (OSError, ValueError, SyntaxError) as error:  # PIL raises all three
-                faults.add(item.picture, f"is broken ({error})", way)
+                problems.add(item.picture, f"is broken ({error})", on_fault)
                 lost.add(id(item))
                 continue
             work = vae_work(vae, item.size.height // 8, item.size.width // 8, 1, decoding=False)
             latents = runner.run(
-                "VAE encoder", [vae], lambda plan, p=pixels: encode(vae, p, plan, runner.device),
+                "VAE encoder",
+                [vae],
+                lambda plan, p=pixels: encode(vae, p, plan, runner.device),
                 work,
-            )  # fmt: skip
+            )
             self.store.put(self.latent_key(item), {"latents": latents} | mask)
         if missing:
-            told("encoding pictures", len(missing), len(missing))
-        faults.raise_refused()
+            on_progress("encoding pictures", len(missing), len(missing))
+        problems.raise_refused()
         return [item for item in items if id(item) not in lost]
 
     def fill_texts(
-        self, captions: Sequence[str], encoders: TextEncoders, runner: OffloadRunner, told: Told
+        self,
+        captions: Sequence[str],
+        encoders: TextEncoders,
+        runner: OffloadRunner,
+        on_progress: OnProgress,
     ) -> None:
         """Encode what is not there yet, some captions at a time."""
         captions = list(dict.fromkeys(captions))
         missing = [text for text in captions if not self.store.has(self.text_key(text))]
         for start in range(0, len(missing), REMEMBERED):
-            told("encoding captions", start, len(missing))
+            on_progress("encoding captions", start, len(missing))
             some = missing[start : start + REMEMBERED]
-            found = encode_prompts(runner, encoders, some)
-            for text, encoding in zip(some, found, strict=True):
+            encodings = encode_prompts(runner, encoders, some)
+            for text, encoding in zip(some, encodings, strict=True):
                 tensors = {"context": encoding.context, "pooled": encoding.pooled}
                 self.store.put(self.text_key(text), tensors)
         if missing:
-            told("encoding captions", len(missing), len(missing))
+            on_progress("encoding captions", len(missing), len(missing))
 
     def latents(self, item: Item) -> tuple[Tensor, Tensor | None]:
         """Raw latents (1, 16, h, w) and the mask (1, h, w) of an item."""
-        found = self._get(self.latent_key(item), str(item.picture))
-        return found["latents"], found.get("mask")
+        tensors = self._get(self.latent_key(item), str(item.picture))
+        return tensors["latents"], tensors.get("mask")
 
     def text(self, caption: str) -> TextEncoding:
-        found = self._get(self.text_key(caption), repr(caption))
-        return TextEncoding(found["context"], found["pooled"])
+        """The encoding of a caption: context (1, N, D) and pooled (1, P)."""
+        tensors = self._get(self.text_key(caption), repr(caption))
+        return TextEncoding(tensors["context"], tensors["pooled"])
 
     def _get(self, key: str, what: str) -> dict[str, Tensor]:
-        found = self.store.get(key)
-        if found is None:
+        tensors = self.store.get(key)
+        if tensors is None:
             raise FileNotFoundError(
                 f"the cache has lost {what}: start the run again, which makes it anew"
             )
-        return found
+        return tensors

@@ -20,18 +20,22 @@ OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "prodigy")
 SCHEDULES = ("constant", "linear", "cosine")
 ON_FAULT = ("skip", "refuse")
 ON_EMPTY = ("use", "skip", "refuse")
+#: Fields of ``ModelConfig`` that name a file or a folder.
+MODEL_FILES = ("transformer", "clip_l", "t5", "vae", "tokenizers")
 
 
 class ConfigError(ValueError):
     """A training run's settings are wrong; the message names the field."""
 
 
-def choice(value: str, name: str, choices: tuple[str, ...]) -> None:
+def check_choice(value: str, name: str, choices: tuple[str, ...]) -> None:
+    """Raise ``ConfigError`` for a value that is none of the choices."""
     if value not in choices:
         raise ConfigError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
 
 
-def within(value: float, name: str, low: float, high: float | None = None) -> None:
+def check_range(value: float, name: str, low: float, high: float | None = None) -> None:
+    """Raise ``ConfigError`` for a value outside of [low, high], or below where high is None."""
     if value < low or (high is not None and value > high):
         span = f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
         raise ConfigError(f"{name} is {value:g}, expected {span}")
@@ -50,9 +54,9 @@ class ModelConfig:
     text_precision: str = "fp8_scaled"
 
     def __post_init__(self) -> None:
-        known = (*PRECISIONS, "as_stored")
-        choice(self.precision, "model.precision", known)
-        choice(self.text_precision, "model.text_precision", known)
+        precisions = (*PRECISIONS, "as_stored")
+        check_choice(self.precision, "model.precision", precisions)
+        check_choice(self.text_precision, "model.text_precision", precisions)
         if self.precision == "fp16":
             raise ConfigError(
                 "model.precision is 'fp16', in which gradients overflow: take bf16, fp32 or one "
@@ -75,16 +79,17 @@ class LoraConfig:
     ema: float = 0.0
 
     def __post_init__(self) -> None:
-        within(self.rank, "lora.rank", 1, 4096)
-        within(self.alpha, "lora.alpha", 0)
-        within(self.ema, "lora.ema", 0, 0.99999)
+        check_range(self.rank, "lora.rank", 1, 4096)
+        check_range(self.alpha, "lora.alpha", 0)
+        check_range(self.ema, "lora.ema", 0, 0.99999)
         if not self.targets or not self.formats:
             raise ConfigError("lora.targets and lora.formats want at least one entry each")
         for format in self.formats:
-            choice(format, "lora.formats", FORMATS)
+            check_choice(format, "lora.formats", FORMATS)
 
     @property
     def strength(self) -> float:
+        """Alpha as it is written: the LoRA counts alpha / rank times."""
         return self.alpha or float(self.rank)
 
 
@@ -112,16 +117,16 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.folder:
             raise ConfigError("data.folder is missing: which pictures?")
-        within(self.repeats, "data.repeats", 1)
-        within(self.max_aspect, "data.max_aspect", 1, 8)
+        check_range(self.repeats, "data.repeats", 1)
+        check_range(self.max_aspect, "data.max_aspect", 1, 8)
         if self.step < 16 or self.step % 16:
             raise ConfigError(f"data.step is {self.step}, expected a multiple of 16")
         if not self.resolutions:
             raise ConfigError("data.resolutions is empty, expected sides in pixels such as 512")
         for side in self.resolutions:
-            within(side, "data.resolutions", self.step, 4096)
-        choice(self.broken, "data.broken", ON_FAULT)
-        choice(self.empty_captions, "data.empty_captions", ON_EMPTY)
+            check_range(side, "data.resolutions", self.step, 4096)
+        check_choice(self.broken, "data.broken", ON_FAULT)
+        check_choice(self.empty_captions, "data.empty_captions", ON_EMPTY)
 
 
 @dataclass(frozen=True)
@@ -144,18 +149,18 @@ class ObjectiveConfig:
     mask_floor: float = 0.0
 
     def __post_init__(self) -> None:
-        choice(self.timesteps, "objective.timesteps", TIMESTEPS)
-        choice(self.weighting, "objective.weighting", WEIGHTINGS)
-        within(self.scale, "objective.scale", 1e-3, 100)
-        within(self.shift, "objective.shift", 1e-3, 100)
-        within(self.caption_dropout, "objective.caption_dropout", 0, 1)
-        within(self.mask_floor, "objective.mask_floor", 0, 1)
+        check_choice(self.timesteps, "objective.timesteps", TIMESTEPS)
+        check_choice(self.weighting, "objective.weighting", WEIGHTINGS)
+        check_range(self.scale, "objective.scale", 1e-3, 100)
+        check_range(self.shift, "objective.shift", 1e-3, 100)
+        check_range(self.caption_dropout, "objective.caption_dropout", 0, 1)
+        check_range(self.mask_floor, "objective.mask_floor", 0, 1)
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """``warmup`` and the run's length are counted in steps of the optimizer; one takes
-    ``accumulation`` batches. ``clip`` 0 clips nothing."""
+    ``accumulation`` batches. Gradients are clipped to the norm ``clip``; 0 clips nothing."""
 
     name: str = "adamw"
     learning_rate: float = 1e-4
@@ -167,15 +172,15 @@ class OptimizerConfig:
     clip: float = 1.0
 
     def __post_init__(self) -> None:
-        choice(self.name, "optimizer.name", OPTIMIZERS)
-        choice(self.schedule, "optimizer.schedule", SCHEDULES)
-        within(self.learning_rate, "optimizer.learning_rate", 0, 10)
-        within(self.weight_decay, "optimizer.weight_decay", 0)
-        within(self.warmup, "optimizer.warmup", 0)
-        within(self.accumulation, "optimizer.accumulation", 1)
-        within(self.clip, "optimizer.clip", 0)
+        check_choice(self.name, "optimizer.name", OPTIMIZERS)
+        check_choice(self.schedule, "optimizer.schedule", SCHEDULES)
+        check_range(self.learning_rate, "optimizer.learning_rate", 0, 10)
+        check_range(self.weight_decay, "optimizer.weight_decay", 0)
+        check_range(self.warmup, "optimizer.warmup", 0)
+        check_range(self.accumulation, "optimizer.accumulation", 1)
+        check_range(self.clip, "optimizer.clip", 0)
         for beta in self.betas:
-            within(beta, "optimizer.betas", 0, 0.99999)
+            check_range(beta, "optimizer.betas", 0, 0.99999)
 
 
 @dataclass(frozen=True)
@@ -193,13 +198,13 @@ class SamplesConfig:
     shift: str = "host"
 
     def __post_init__(self) -> None:
-        choice(self.shift, "samples.shift", SHIFTS)
+        check_choice(self.shift, "samples.shift", SHIFTS)
         for name in ("width", "height"):
             side = getattr(self, name)
             if side < 16 or side % 16:
                 raise ConfigError(f"samples.{name} is {side}, expected a multiple of 16")
-        within(self.steps, "samples.steps", 1)
-        within(self.every, "samples.every", 0)
+        check_range(self.steps, "samples.steps", 1)
+        check_range(self.every, "samples.every", 0)
 
 
 @dataclass(frozen=True)
@@ -215,9 +220,9 @@ class ValidationConfig:
     levels: int = 4
 
     def __post_init__(self) -> None:
-        within(self.every, "validation.every", 0)
-        within(self.share, "validation.share", 0, 0.9)
-        within(self.levels, "validation.levels", 1, 1000)
+        check_range(self.every, "validation.every", 0)
+        check_range(self.share, "validation.share", 0, 0.9)
+        check_range(self.levels, "validation.levels", 1, 1000)
 
 
 @dataclass(frozen=True)
@@ -230,17 +235,19 @@ class OffloadConfig:
     activations_on_host: bool = False
 
     def __post_init__(self) -> None:
-        choice(self.mode, "offload.mode", MODES)
-        within(self.vram_budget, "offload.vram_budget", 0)
-        within(self.ram_budget, "offload.ram_budget", 0)
+        check_choice(self.mode, "offload.mode", MODES)
+        check_range(self.vram_budget, "offload.vram_budget", 0)
+        check_range(self.ram_budget, "offload.ram_budget", 0)
 
     @property
     def policy(self) -> OffloadPolicy:
-        def given(gigabytes: float) -> int | None:
+        """The same in bytes."""
+
+        def in_bytes(gigabytes: float) -> int | None:
             return int(gigabytes * 1e9) or None
 
         return OffloadPolicy(
-            self.mode, vram_budget=given(self.vram_budget), ram_budget=given(self.ram_budget)
+            self.mode, vram_budget=in_bytes(self.vram_budget), ram_budget=in_bytes(self.ram_budget)
         )
 
 
@@ -274,12 +281,13 @@ class TrainConfig:
             raise ConfigError(f"name is {self.name!r}, expected a plain name for a folder")
         if not self.data:
             raise ConfigError("there is no [[data]]: which pictures?")
-        within(self.steps, "steps", 1)
-        within(self.batch, "batch", 1)
-        within(self.seed, "seed", 0, 2**63 - 1)
-        within(self.save_every, "save_every", 0)
-        within(self.keep, "keep", 1)
+        check_range(self.steps, "steps", 1)
+        check_range(self.batch, "batch", 1)
+        check_range(self.seed, "seed", 0, 2**63 - 1)
+        check_range(self.save_every, "save_every", 0)
+        check_range(self.keep, "keep", 1)
 
     @property
     def folder(self) -> Path:
+        """Where the run's files go."""
         return Path(self.output) / self.name

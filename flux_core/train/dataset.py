@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,9 @@ MASK_ENDINGS = (".mask.png", "-masklabel.png")
 #: Faults that a message names; the others are counted.
 SHOWN = 8
 
+#: A picture, its caption and its mask.
+Captioned = tuple[Path, str, Path | None]
+
 
 @dataclass(frozen=True)
 class Item:
@@ -46,83 +50,91 @@ class Item:
 
 
 @dataclass
-class Faults:
-    """What cannot be used, and what is done about it."""
+class DataProblems:
+    """What cannot be trained on, each with its reason: what is skipped, and what is refused."""
 
-    found: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
 
-    def add(self, path: Path, reason: str, way: str) -> None:
-        said = f"{path}: {reason}"
-        (self.refused if way == "refuse" else self.found).append(said)
+    def add(self, path: Path, reason: str, on_fault: str) -> None:
+        """Note a file; ``on_fault`` is ``skip`` or ``refuse``."""
+        (self.refused if on_fault == "refuse" else self.skipped).append(f"{path}: {reason}")
 
     def raise_refused(self) -> None:
         """Raise ``ConfigError`` naming what the settings refuse."""
         if self.refused:
             raise ConfigError(
-                f"{len(self.refused)} pictures cannot be trained on: {listed(self.refused)} "
+                f"{len(self.refused)} pictures cannot be trained on: {summarize(self.refused)} "
                 "(data.broken and data.empty_captions = 'skip' leave such out)"
             )
 
 
-def listed(said: Sequence[str]) -> str:
-    more = f"; and {len(said) - SHOWN} more" if len(said) > SHOWN else ""
-    return "; ".join(said[:SHOWN]) + more
+def summarize(messages: Sequence[str]) -> str:
+    """The first of some messages, and how many more there are."""
+    more = f"; and {len(messages) - SHOWN} more" if len(messages) > SHOWN else ""
+    return "; ".join(messages[:SHOWN]) + more
 
 
-def read_items(configs: Sequence[DataConfig], faults: Faults) -> list[Item]:
-    """All items of some folders, in a fixed order; faults are added to ``faults``.
+def read_items(configs: Sequence[DataConfig], problems: DataProblems) -> list[Item]:
+    """All items of some folders, in a fixed order; what is wrong is added to ``problems``.
 
     Raises ``ConfigError`` for a folder or table that is not there, or where nothing is left.
     """
     items: list[Item] = []
     for config in configs:
-        known: dict[int, list[Size]] = {
-            side: buckets(side, config.step, config.max_aspect) for side in config.resolutions
-        }
-        for path, caption, mask in captioned(config, faults):
-            item = read_item(path, caption, mask, config, known, faults)
-            items += item
-    faults.raise_refused()
+        sizes = {side: buckets(side, config.step, config.max_aspect) for side in config.resolutions}
+        for path, caption, mask in captioned(config, problems):
+            items += read_item(path, caption, mask, config, sizes, problems)
+    problems.raise_refused()
     if not items:
         folders = ", ".join(config.folder for config in configs)
-        why = f": {listed(faults.found)}" if faults.found else ""
+        why = f": {summarize(problems.skipped)}" if problems.skipped else ""
         raise ConfigError(f"no picture to train on in {folders}{why}")
     return items
 
 
-def captioned(config: DataConfig, faults: Faults) -> Iterator[tuple[Path, str, Path | None]]:
+def captioned(config: DataConfig, problems: DataProblems) -> Iterator[Captioned]:
     """Pictures of a folder with captions and masks."""
     folder = Path(config.folder)
     if not folder.is_dir():
         raise ConfigError(f"data.folder {folder} is no folder")
     table = config.metadata or next((name for name in TABLES if (folder / name).is_file()), "")
     if not table:
-        for path in sorted(folder.rglob("*")):
-            if path.suffix.lower() not in PICTURES or path.name.endswith(MASK_ENDINGS):
-                continue
-            text = path.with_suffix(".txt")
-            try:
-                caption = text.read_text(encoding="utf-8").strip() if text.is_file() else ""
-            except UnicodeDecodeError:
-                faults.add(text, "is no UTF-8 text", config.broken)
-                continue
-            yield path, caption, mask_beside(path)
-        return
-    if not (folder / table).is_file():
+        yield from captioned_by_files(folder, config.broken, problems)
+    elif (folder / table).is_file():
+        yield from captioned_by_table(folder, folder / table)
+    else:
         raise ConfigError(f"data.metadata {folder / table}: no such file")
-    for number, row in read_table(folder / table):
-        where = f"{folder / table}, entry {number}"
+
+
+def captioned_by_files(folder: Path, on_fault: str, problems: DataProblems) -> Iterator[Captioned]:
+    """Pictures with the text files beside them."""
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() not in PICTURES or path.name.endswith(MASK_ENDINGS):
+            continue
+        text = path.with_suffix(".txt")
+        try:
+            caption = text.read_text(encoding="utf-8").strip() if text.is_file() else ""
+        except UnicodeDecodeError:
+            problems.add(text, "is no UTF-8 text", on_fault)
+            continue
+        yield path, caption, mask_of(path)
+
+
+def captioned_by_table(folder: Path, table: Path) -> Iterator[Captioned]:
+    """Pictures that a table names; raises ``ConfigError`` for an entry without a file."""
+    for number, row in read_table(table):
+        where = f"{table}, entry {number}"
         name = next((str(row[key]) for key in FILE_COLUMNS if row.get(key)), "")
         if not name:
             raise ConfigError(f"{where}: has none of {', '.join(FILE_COLUMNS)}")
-        path = inside(folder, name, where)
+        path = resolve_in(folder, name, where)
         caption = next((str(row[key]) for key in TEXT_COLUMNS if row.get(key)), "").strip()
         mask = row.get("mask")
-        yield path, caption, inside(folder, str(mask), where) if mask else mask_beside(path)
+        yield path, caption, resolve_in(folder, str(mask), where) if mask else mask_of(path)
 
 
-def inside(folder: Path, name: str, where: str) -> Path:
+def resolve_in(folder: Path, name: str, where: str) -> Path:
     """A file that a table names; raises ``ConfigError`` where it is not in the table's folder."""
     path = (folder / name).resolve()
     if not path.is_relative_to(folder.resolve()):
@@ -130,7 +142,7 @@ def inside(folder: Path, name: str, where: str) -> Path:
     return path
 
 
-def read_table(path: Path) -> Iterator[tuple[int, dict]]:
+def read_table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows of a .csv or .jsonl file, from number 1."""
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -147,18 +159,26 @@ def read_table(path: Path) -> Iterator[tuple[int, dict]]:
         raise ConfigError(f"{path}: cannot be read as {path.suffix} ({error})") from error
 
 
-def mask_beside(path: Path) -> Path | None:
+def mask_of(path: Path) -> Path | None:
+    """The mask that lies beside a picture, if any."""
     masks = (path.with_name(path.stem + ending) for ending in MASK_ENDINGS)
     return next((mask for mask in masks if mask.is_file()), None)
 
 
 def read_item(
-    path: Path, caption: str, mask: Path | None, config: DataConfig,
-    known: dict[int, list[Size]], faults: Faults,
-) -> list[Item]:  # fmt: skip
-    """A picture at each resolution; none where something is wrong with it."""
+    path: Path,
+    caption: str,
+    mask: Path | None,
+    config: DataConfig,
+    sizes: dict[int, list[Size]],
+    problems: DataProblems,
+) -> list[Item]:
+    """A picture at each resolution; none where something is wrong with it.
+
+    ``sizes`` are those that pictures are brought to, by resolution.
+    """
     if not caption and not config.trigger and config.empty_captions != "use":
-        faults.add(path, "has no caption", config.empty_captions)
+        problems.add(path, "has no caption", config.empty_captions)
         return []
     if not config.masks:
         mask = None
@@ -168,17 +188,22 @@ def read_item(
             width, height = ImageOps.exif_transpose(opened).size
         mask_content = hashlib.sha256(mask.read_bytes()).hexdigest() if mask else ""
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        faults.add(path, f"cannot be opened ({error})", config.broken)
+        problems.add(path, f"cannot be opened ({error})", config.broken)
         return []
     content = hashlib.sha256(data).hexdigest()
     text = f"{config.trigger}, {caption}" if config.trigger and caption else config.trigger
     return [
         Item(
-            path, content, text or caption, bucket_for(width, height, sizes), config.repeats, mask,
+            path,
+            content,
+            text or caption,
+            bucket_for(width, height, bucket_sizes),
+            config.repeats,
+            mask,
             mask_content,
         )
-        for sizes in known.values()
-    ]  # fmt: skip
+        for bucket_sizes in sizes.values()
+    ]
 
 
 def covered(picture: Image.Image, size: Size) -> Image.Image:

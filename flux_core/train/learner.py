@@ -1,6 +1,6 @@
 """What is trained, and one step of it: batch to loss, gradients to new parameters.
 
-Random numbers of a step come from the run's seed and the step's number alone.
+What a step sees, ``batch`` says: it depends on the run's seed and the step's number alone.
 """
 
 from __future__ import annotations
@@ -14,31 +14,28 @@ import torch
 from torch import Tensor
 
 from ..lora.trained import TrainedLora
-from ..models.text_encoders import TextEncoding
 from ..models.transformer import FluxTransformer
 from ..offload import Work
 from ..offload.workload import sampling_work, training_work
-from ..sampling.latents import host_noise, standardise
-from .buckets import mixed
+from .batch import Batch, training_batch, validation_batches
 from .cache import fingerprint
 from .config import ConfigError, TrainConfig
-from .data import STEP, VALIDATION, Data
-from .dataset import Item
-from .objective import draw_times, losses_of, predict, weights_of
-from .optim import Average, make_optimizer, rate_factor
-from .state import same_device
+from .data import TrainingData
+from .objective import batch_loss
+from .optim import ExponentialAverage, make_optimizer, rate_factor
+from .state import state_to
 from .workers import Workers
 
-#: A parameter, its gradient and Adam's two moments, as bytes a byte of parameter.
-KEPT = 4
+#: Tensors of a trained parameter's size: itself, its gradient, and Adam's two moments.
+TENSORS_A_PARAMETER = 4
 
 
-class Stepped(NamedTuple):
-    """What came of a step: loss, learning rate, norm of the gradients before they were cut."""
+class StepResult(NamedTuple):
+    """Loss, learning rate, and the norm of the gradients before they were clipped."""
 
     loss: float
-    rate: float
-    norm: float
+    learning_rate: float
+    gradient_norm: float
 
 
 class Learner:
@@ -58,19 +55,19 @@ class Learner:
         ).to(self.device)
         self.parameters = list(self.lora.parameters())
         self.optimizer = make_optimizer(config.optimizer, self.parameters)
-        self.average = Average(self.parameters, lora.ema) if lora.ema else None
+        self.ema = ExponentialAverage(self.parameters, lora.ema) if lora.ema else None
         self.base = fingerprint(transformer)
 
-    def work(self, data: Data) -> Work:
+    def work(self, data: TrainingData) -> Work:
         """What the largest batch takes."""
-        share = math.ceil(max(map(len, data.batches.epoch(0))) / self.workers.count)
-        kept = KEPT * sum(p.nbytes for p in self.parameters)
+        share = math.ceil(max(map(len, data.sampler.epoch(0))) / self.workers.count)
+        kept = TENSORS_A_PARAMETER * sum(p.nbytes for p in self.parameters)
         return training_work(
             self.transformer, image=data.pixels // 256, text=data.text_length, batch=share,
             on_host=self.config.offload.activations_on_host, kept=kept,
         )  # fmt: skip
 
-    def one_step(self, data: Data) -> Stepped:
+    def one_step(self, data: TrainingData) -> StepResult:
         """One update of the parameters.
 
         Raises ``FloatingPointError`` where the loss or a gradient is no number any more; nothing is
@@ -78,117 +75,82 @@ class Learner:
         """
         config = self.config.optimizer
         loss = torch.zeros((), device=self.device)
-        for part in range(config.accumulation):
-            loss += self.batch_loss(data, self.step * config.accumulation + part)
-        self.workers.average(self.parameters)
+        for number in range(config.accumulation):
+            loss += self.add_gradients(data, self.step * config.accumulation + number)
+        self.workers.sum_gradients(self.parameters)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, config.clip or math.inf))
-        found = float(self.workers.sum(loss))
-        if not math.isfinite(found) or not math.isfinite(norm):
-            self.forget()
+        mean_loss = float(self.workers.sum(loss))
+        if not math.isfinite(mean_loss) or not math.isfinite(norm):
+            self.drop_gradients()
             raise FloatingPointError(
-                f"the loss is {found} at step {self.step + 1}: lower the learning rate"
+                f"the loss is {mean_loss} at step {self.step + 1}: lower the learning rate"
             )
         rate = config.learning_rate * rate_factor(config, self.step, self.config.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.updating = True
         self.optimizer.step()
-        if self.average is not None:
-            self.average.update()
+        if self.ema is not None:
+            self.ema.update()
         self.step += 1
         self.updating = False
-        self.forget()
-        return Stepped(found, rate, norm)
+        self.drop_gradients()
+        return StepResult(mean_loss, rate, norm)
 
-    def forget(self) -> None:
-        """Drop the gradients of a step."""
+    def drop_gradients(self) -> None:
+        """Forget the gradients of a step."""
         self.optimizer.zero_grad(set_to_none=True)
 
-    def batch_loss(self, data: Data, position: int) -> Tensor:
-        """This process's share of a batch's loss, its gradients added up."""
-        objective = self.config.objective
-        whole = data.batches.at(position)
-        generator = torch.Generator().manual_seed(mixed(self.config.seed, STEP, position))
-        size = data.items[whole[0]].size
-        # numbers of the whole batch, so that a picture's are the same however it is shared out
-        tokens = size.width * size.height // 256
-        times = draw_times(objective, len(whole), tokens, generator)
-        shape = (len(whole), 16, size.height // 8, size.width // 8)
-        noise = torch.randn(shape, generator=generator)
-        dropped = torch.rand(len(whole), generator=generator) < objective.caption_dropout
-        mine = self.workers.share(len(whole))
-        if not len(mine):
+    def add_gradients(self, data: TrainingData, position: int) -> Tensor:
+        """This process's share of the loss of the batch at a position, its gradients added up."""
+        batch, count = training_batch(data, self.config, position, self.workers)
+        if batch is None:
             return torch.zeros((), device=self.device)
-        items = [data.items[whole[i]] for i in mine]
-        captions = ["" if dropped[i] else data.items[whole[i]].caption for i in mine]
-        span = slice(mine.start, mine.stop)
-        losses = self.losses(data, items, captions, times[span], noise[span])
-        loss = losses.sum() / len(whole) / self.config.optimizer.accumulation
+        loss = self.losses(batch).sum() / count / self.config.optimizer.accumulation
         loss.backward()
         return loss.detach()
 
-    def losses(
-        self, data: Data, items: list[Item], captions: list[str], times: Tensor, noise: Tensor
-    ) -> Tensor:
-        """The loss of each item, (B,)."""
-        objective, device = self.config.objective, self.device
-        found = [data.cache.latents(item) for item in items]
-        clean = standardise(torch.cat([latents for latents, _ in found])).to(device)
-        mask = None
-        if any(m is not None for _, m in found):
-            everywhere = torch.ones(1, *clean.shape[-2:])
-            mask = torch.stack([everywhere if m is None else m for _, m in found])
-            mask = mask.clamp_min(objective.mask_floor).to(device)
-        texts = [data.cache.text(caption) for caption in captions]
-        text = TextEncoding(
-            torch.cat([t.context for t in texts]).to(device),
-            torch.cat([t.pooled for t in texts]).to(device),
-        )
-        t, noise = times.to(device), noise.to(device)
-        level = t.view(-1, 1, 1, 1)
-        noisy = (1 - level) * clean + level * noise
-        velocity = predict(self.transformer, noisy, t, text, objective.guidance)
-        return losses_of(velocity, clean, noise, weights_of(objective, times).to(device), mask)
+    def losses(self, batch: Batch) -> Tensor:
+        """The loss of each picture of a batch, (B,), on the device."""
+        return batch_loss(self.transformer, batch.to(self.device), self.config.objective)
 
-    def checking_work(self, data: Data) -> Work:
-        """What ``check`` takes."""
+    def validation_work(self, data: TrainingData) -> Work:
+        """What ``validate`` takes."""
         return sampling_work(
             self.transformer, [], image=data.pixels // 256, text=data.text_length, batch=1,
             vectors=1,
         )  # fmt: skip
 
     @torch.no_grad()
-    def check(self, data: Data, told: Callable[[int, int], None]) -> float:
-        """Mean loss over the pictures held out, at noise and noise levels that never change."""
-        count = self.config.validation.levels
-        levels = (torch.arange(count) + 0.5) / count
+    def validate(self, data: TrainingData, on_progress: Callable[[int, int], None]) -> float:
+        """Mean loss over the pictures held out, at noise and noise levels that never change.
+
+        ``on_progress`` is called with predictions done and in all.
+        """
+        count = len(data.validation) * self.config.validation.levels
         total = torch.zeros((), device=self.device)
-        jobs = [(item, n, level) for n, item in enumerate(data.checked) for level in range(count)]
-        for done, (item, number, level) in enumerate(jobs):
-            told(done, len(jobs))
-            seed = mixed(self.config.seed, VALIDATION, number, level)
-            noise = host_noise((1, 16, item.size.height // 8, item.size.width // 8), seed)
-            times = levels[level : level + 1]
-            total += self.losses(data, [item], [item.caption], times, noise).sum() / len(jobs)
+        for done, batch in enumerate(validation_batches(data, self.config)):
+            on_progress(done, count)
+            total += self.losses(batch).sum() / count
         return float(total)
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """What is drawn, checked and written is the running mean where there is one."""
-        if self.average is None:
+    def ema_weights(self) -> Iterator[None]:
+        """What is drawn, validated and written is the exponential average where there is one."""
+        if self.ema is None:
             yield
             return
-        with self.average.standing_in():
+        with self.ema.swapped_in():
             yield
 
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
-        average = self.average
+        ema = self.ema
         return {
             "step": self.step,
             "parameters": [p.data for p in self.parameters],
             "optimizer": self.optimizer.state_dict(),
-            "average": average and {"means": average.means, "count": average.count},
+            "average": ema and {"means": ema.means, "count": ema.count},
             "base": self.base,
         }
 
@@ -200,11 +162,11 @@ class Learner:
                 "on one"
             )
         with torch.no_grad():
-            for parameter, found in zip(self.parameters, state["parameters"], strict=True):
-                parameter.copy_(found)
-            if self.average is not None:
-                self.average.count = state["average"]["count"]
-                for mean, found in zip(self.average.means, state["average"]["means"], strict=True):
-                    mean.copy_(found)
-        self.optimizer.load_state_dict(same_device(state["optimizer"], self.device))
+            for parameter, saved in zip(self.parameters, state["parameters"], strict=True):
+                parameter.copy_(saved)
+            if self.ema is not None:
+                self.ema.count = state["average"]["count"]
+                for mean, saved in zip(self.ema.means, state["average"]["means"], strict=True):
+                    mean.copy_(saved)
+        self.optimizer.load_state_dict(state_to(state["optimizer"], self.device))
         self.step = state["step"]

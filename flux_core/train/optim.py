@@ -30,18 +30,19 @@ def make_optimizer(
         try:
             import bitsandbytes  # pyright: ignore[reportMissingImports]
         except ImportError as error:
-            raise needed("adamw8bit", "bitsandbytes") from error
+            raise missing_package("adamw8bit", "bitsandbytes") from error
         return bitsandbytes.optim.AdamW8bit(
             parameters, rate, betas=config.betas, eps=EPSILON, weight_decay=decay
         )
     try:
         import prodigyopt  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise needed("prodigy", "prodigyopt") from error
+        raise missing_package("prodigy", "prodigyopt") from error
     return prodigyopt.Prodigy(parameters, rate, betas=config.betas, weight_decay=decay)
 
 
-def needed(name: str, package: str) -> ModuleNotFoundError:
+def missing_package(name: str, package: str) -> ModuleNotFoundError:
+    """The error to raise where an optimizer's package is not installed."""
     return ModuleNotFoundError(
         f"optimizer {name!r} needs the package {package}: pip install {package}, or take 'adamw'"
     )
@@ -57,8 +58,8 @@ def rate_factor(config: OptimizerConfig, step: int, steps: int) -> float:
     return 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
 
 
-class Average:
-    """An exponential mean of parameters; young ones follow faster."""
+class ExponentialAverage:
+    """An exponential moving average (EMA) of parameters; a young one follows faster."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
         self.parameters, self.decay = list(parameters), decay
@@ -67,13 +68,14 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
+        """Take the parameters in, after a step."""
         self.count += 1
         decay = min(self.decay, (1 + self.count) / (10 + self.count))
         for mean, parameter in zip(self.means, self.parameters, strict=True):
             mean.lerp_(parameter, 1 - decay)
 
     @contextmanager
-    def standing_in(self) -> Iterator[None]:
+    def swapped_in(self) -> Iterator[None]:
         """The means in the place of the parameters."""
         own: list[Tensor] = [p.data for p in self.parameters]
         try:

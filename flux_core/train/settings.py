@@ -16,10 +16,10 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from .config import ConfigError, TrainConfig
+from .config import MODEL_FILES, ConfigError, TrainConfig
 
 
-def make(kind: type, value: Any, where: str) -> Any:
+def parse_value(kind: type, value: Any, where: str) -> Any:
     """A value of a file as a field of some type; raises ``ConfigError`` naming the field."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if is_dataclass(kind):
@@ -31,9 +31,9 @@ def make(kind: type, value: Any, where: str) -> Any:
             value = [value]
         if inner[-1] is not Ellipsis and len(value) != len(inner):
             raise ConfigError(f"{where} has {len(value)} entries, expected {len(inner)}")
-        return tuple(make(inner[0], entry, where) for entry in value)
+        return tuple(parse_value(inner[0], entry, where) for entry in value)
     if origin is types.UnionType:
-        return None if value is None else make(inner[0], value, where)
+        return None if value is None else parse_value(inner[0], value, where)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind is float and isinstance(value, str):  # YAML reads 1e-4 as a word
@@ -42,8 +42,8 @@ def make(kind: type, value: Any, where: str) -> Any:
         except ValueError:
             pass
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        names = {str: "a word", int: "a whole number", float: "a number", bool: "true or false"}
-        raise ConfigError(f"{where} is {value!r}, expected {names[kind]}")
+        words = {str: "a word", int: "a whole number", float: "a number", bool: "true or false"}
+        raise ConfigError(f"{where} is {value!r}, expected {words[kind]}")
     return value
 
 
@@ -52,17 +52,17 @@ def from_mapping(kind: type, value: Any, where: str = "") -> Any:
     if not isinstance(value, Mapping):
         raise ConfigError(f"{where or 'the file'} is {value!r}, expected fields and values")
     hints = typing.get_type_hints(kind)
-    known = [f.name for f in fields(kind)]
-    made = {}
+    names = [f.name for f in fields(kind)]
+    values = {}
     for name, entry in value.items():
         full = f"{where}.{name}" if where else str(name)
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, 1, 0.0)
+        if name not in names:
+            near = difflib.get_close_matches(str(name), names, 1, 0.0)
             raise ConfigError(
-                f"{full} is no setting; the nearest is {near[0]!r} (there are {', '.join(known)})"
+                f"{full} is no setting; the nearest is {near[0]!r} (there are {', '.join(names)})"
             )
-        made[name] = make(hints[name], entry, full)
-    return kind(**made)
+        values[name] = parse_value(hints[name], entry, full)
+    return kind(**values)
 
 
 def read_config(path: str | Path) -> TrainConfig:
@@ -72,13 +72,14 @@ def read_config(path: str | Path) -> TrainConfig:
     """
     path = Path(path)
     try:
-        raw = parse(path)
-        return anchored(from_mapping(TrainConfig, raw), path.parent)
+        raw = read_file(path)
+        return resolve_paths(from_mapping(TrainConfig, raw), path.parent)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def parse(path: Path) -> Any:
+def read_file(path: Path) -> Any:
+    """What a file holds, by its ending; raises ``ConfigError`` where it cannot be read."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -105,17 +106,14 @@ def parse(path: Path) -> Any:
     raise ConfigError(f"ends with {path.suffix!r}, expected .toml, .yaml or .json")
 
 
-def anchored(config: TrainConfig, home: Path) -> TrainConfig:
+def resolve_paths(config: TrainConfig, folder: Path) -> TrainConfig:
     """A config whose relative input paths begin at a folder."""
 
     def at(path: str) -> str:
-        return str(home / Path(path).expanduser()) if path else ""
+        return str(folder / Path(path).expanduser()) if path else ""
 
-    model = dataclasses.replace(
-        config.model,
-        **{name: at(getattr(config.model, name))
-           for name in ("transformer", "clip_l", "t5", "vae", "tokenizers")},
-    )  # fmt: skip
+    files = {name: at(getattr(config.model, name)) for name in MODEL_FILES}
+    model = dataclasses.replace(config.model, **files)
     data = tuple(dataclasses.replace(d, folder=at(d.folder)) for d in config.data)
     validation = dataclasses.replace(config.validation, folder=at(config.validation.folder))
     return dataclasses.replace(config, model=model, data=data, validation=validation)

@@ -32,7 +32,7 @@ CHANGEABLE = ("output", "cache", "steps", "save_every", "keep", "samples", "vali
 STATE = "state"
 
 
-def taken_apart(tree: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
+def split_tensors(tree: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
     """A tree of dicts and lists for JSON, its tensors put into ``tensors``; raises ``TypeError``
     for anything else."""
     if isinstance(tree, Tensor):
@@ -41,31 +41,31 @@ def taken_apart(tree: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
     if isinstance(tree, dict):
         return {
             "__dict__": [
-                [key, taken_apart(value, tensors, f"{name}.{key}")] for key, value in tree.items()
+                [key, split_tensors(value, tensors, f"{name}.{key}")] for key, value in tree.items()
             ]
         }
     if isinstance(tree, list | tuple):
-        return [taken_apart(value, tensors, f"{name}.{i}") for i, value in enumerate(tree)]
+        return [split_tensors(value, tensors, f"{name}.{i}") for i, value in enumerate(tree)]
     if tree is None or isinstance(tree, bool | int | float | str):
         return tree
     raise TypeError(f"{name} is a {type(tree).__name__}, which a checkpoint cannot hold")
 
 
-def put_together(made: Any, tensors: dict[str, Tensor]) -> Any:
-    """Inverse of ``taken_apart``; tuples come back as lists."""
-    if isinstance(made, list):
-        return [put_together(value, tensors) for value in made]
-    if isinstance(made, dict) and "__tensor__" in made:
-        return tensors[made["__tensor__"]]
-    if isinstance(made, dict):
-        return {key: put_together(value, tensors) for key, value in made["__dict__"]}
-    return made
+def join_tensors(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    """Inverse of ``split_tensors``; tuples come back as lists."""
+    if isinstance(tree, list):
+        return [join_tensors(value, tensors) for value in tree]
+    if isinstance(tree, dict) and "__tensor__" in tree:
+        return tensors[tree["__tensor__"]]
+    if isinstance(tree, dict):
+        return {key: join_tensors(value, tensors) for key, value in tree["__dict__"]}
+    return tree
 
 
 def checkpoints_of(run: Path) -> list[Path]:
     """A run's whole checkpoints, the oldest first."""
-    found = (run / "checkpoints").glob("step-*")
-    return sorted(p for p in found if (p / f"{STATE}.json").is_file())
+    folders = (run / "checkpoints").glob("step-*")
+    return sorted(p for p in folders if (p / f"{STATE}.json").is_file())
 
 
 def write_checkpoint(
@@ -78,17 +78,18 @@ def write_checkpoint(
 
     Raises ``OSError`` where the disk is full; older checkpoints are untouched then.
     """
-    home = run / "checkpoints"
-    home.mkdir(parents=True, exist_ok=True)
-    folder, partial = home / f"step-{step:06}", home / f".step-{step:06}.partial"
+    checkpoints = run / "checkpoints"
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    folder = checkpoints / f"step-{step:06}"
+    partial = checkpoints / f".step-{step:06}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()
         tensors: dict[str, Tensor] = {}
-        made = taken_apart(tree, tensors)
+        skeleton = split_tensors(tree, tensors)
         save_file(tensors, partial / f"{STATE}.safetensors")
         export(partial)
-        (partial / f"{STATE}.json").write_text(json.dumps(made))
+        (partial / f"{STATE}.json").write_text(json.dumps(skeleton))
         for path in partial.iterdir():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
@@ -104,8 +105,8 @@ def write_checkpoint(
 def read_checkpoint(folder: Path) -> dict[str, Any]:
     """What ``write_checkpoint`` was given; raises ``ConfigError`` where the files are broken."""
     try:
-        made = json.loads((folder / f"{STATE}.json").read_text())
-        return put_together(made, load_file(folder / f"{STATE}.safetensors"))
+        skeleton = json.loads((folder / f"{STATE}.json").read_text())
+        return join_tensors(skeleton, load_file(folder / f"{STATE}.safetensors"))
     except Exception as error:  # missing, cut short, not JSON: whatever it is, it is the reason
         raise ConfigError(
             f"{folder}: is no whole checkpoint ({type(error).__name__}: {error}); delete it to go "
@@ -114,6 +115,7 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
 
 
 def write_config(config: TrainConfig) -> None:
+    """Write the settings of a run into its folder."""
     config.folder.mkdir(parents=True, exist_ok=True)
     partial = config.folder / "config.json.partial"
     partial.write_text(json.dumps(to_mapping(config), indent=2) + "\n")
@@ -139,12 +141,12 @@ def refuse_changes(config: TrainConfig, before: TrainConfig) -> None:
             )
 
 
-def same_device(tree: Any, device: torch.device) -> Any:
+def state_to(tree: Any, device: torch.device) -> Any:
     """A tree of an optimizer's state with its tensors on a device."""
     if isinstance(tree, Tensor):
         return tree.to(device)
     if isinstance(tree, dict):
-        return {key: same_device(value, device) for key, value in tree.items()}
+        return {key: state_to(value, device) for key, value in tree.items()}
     if isinstance(tree, list):
-        return [same_device(value, device) for value in tree]
+        return [state_to(value, device) for value in tree]
     return tree

@@ -2,8 +2,8 @@
 
     read and encode the data -> steps -> checkpoints, samples, validation between them -> the LoRA
 
-Steps run in stretches between such events; for each, the residency has the transformer on the
-device, whole or by way of a ring, as for drawing.
+Steps run in stretches between those; for each, the offload runner has the transformer on
+the device, whole or by way of a ring, as for drawing.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,10 +24,11 @@ from ..offload.memory import free_bytes
 from ..offload.plan import shrunk
 from ..offload.runner import RETRY, plan_budget
 from ..report.pictures import to_pil
-from .config import ConfigError, TrainConfig
-from .data import Data, TrainingModels, prepare
+from .config import MODEL_FILES, ConfigError, TrainConfig
+from .data import TrainingData, prepare
 from .history import History, TrainingEvent
 from .learner import Learner
+from .models import TrainingModels
 from .samples import draw_samples
 from .settings import to_mapping
 from .state import (
@@ -43,7 +45,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingResult:
     """What came of a run: its files, its history, the last samples (H, W, 3), and where memory
     went."""
 
@@ -57,34 +59,35 @@ class Trainer:
     """One run. ``run()`` does all of it; whatever it raises, it has written a checkpoint of the
     last whole step before.
 
-    ``told`` hears of every step and may raise to end the run.
+    ``on_event`` is called after every step, and may raise to end the run.
     """
 
     def __init__(
         self,
         config: TrainConfig,
-        parts: TrainingModels,
+        models: TrainingModels,
         device: torch.device | str = "cpu",
         *,
         runner: OffloadRunner | None = None,
-        told: Callable[[TrainingEvent], None] | None = None,
+        on_event: Callable[[TrainingEvent], None] | None = None,
     ) -> None:
-        self.config, self.parts = config, parts
+        self.config, self.models = config, models
         self.workers = Workers(device)
         self.runner = runner or OffloadRunner(config.offload.policy, self.workers.device)
-        self.told = told or (lambda news: None)
+        self.on_event = on_event or (lambda event: None)
         self.history = History()
         self.samples: tuple[Tensor, ...] = ()
         self.saved = 0
         # ordinary tensors, also where a host runs its nodes in inference mode
         with torch.inference_mode(False), torch.enable_grad():
-            self.learner = Learner(config, parts.transformer, self.workers)
+            self.learner = Learner(config, models.transformer, self.workers)
 
     @property
     def step(self) -> int:
+        """Steps that are done."""
         return self.learner.step
 
-    def run(self, resume: bool = False) -> Trained:
+    def run(self, resume: bool = False) -> TrainingResult:
         """Train to the last step, from the last checkpoint on where ``resume``.
 
         Raises ``ConfigError`` for data that cannot be used or a run that cannot go on.
@@ -93,127 +96,138 @@ class Trainer:
             try:
                 self.open_run(resume)
                 data = prepare(
-                    self.config, self.parts, self.runner,
-                    lambda what, done, all: self.told(TrainingEvent(what, done, all)),
-                    workers=self.workers.count, first=self.workers.main, wait=self.workers.wait,
-                )  # fmt: skip
-                with self.learner.lora.on(self.parts.transformer):
+                    self.config,
+                    self.models,
+                    self.runner,
+                    lambda what, done, count: self.on_event(TrainingEvent(what, done, count)),
+                    workers=self.workers.count,
+                    first=self.workers.main,
+                    wait=self.workers.wait,
+                )
+                with self.learner.lora.on(self.models.transformer):
                     self.train(data)
             except BaseException:
                 if self.step > self.saved and not self.learner.updating:
                     self.save()
                 raise
             files = self.export(self.config.folder) if self.workers.main else []
-        return Trained(tuple(files), self.history, self.samples, self.runner.report)
+        return TrainingResult(tuple(files), self.history, self.samples, self.runner.report)
 
     def open_run(self, resume: bool) -> None:
         """Begin a run's folder, or take up its last checkpoint."""
         folder = self.config.folder
-        found = checkpoints_of(folder)
+        checkpoints = checkpoints_of(folder)
         if resume:
             refuse_changes(self.config, read_run(folder))
-            if found:
-                tree = read_checkpoint(found[-1])
+            if checkpoints:
+                tree = read_checkpoint(checkpoints[-1])
                 self.learner.restore(tree["learner"])
                 self.history = History.of(tree["history"])
                 self.saved = self.step
-        elif found:
+        elif checkpoints:
             raise ConfigError(
-                f"{folder} holds a run of {len(found)} checkpoints already: resume it, or choose "
-                "another name"
+                f"{folder} holds a run of {len(checkpoints)} checkpoints already: resume it, or "
+                "choose another name"
             )
         if self.workers.main:
             write_config(self.config)
 
-    def train(self, data: Data) -> None:
+    def train(self, data: TrainingData) -> None:
         """All steps, with what happens between them."""
         config = self.config
         work = self.learner.work(data)
         if not self.step and config.samples.every:
             self.draw(data)
         while self.step < config.steps:
-            self.stretch(data, work, self.next_event())
+            self.train_until(self.next_stop(), data, work)
             last = self.step == config.steps
-            if self.due(config.validation.every) and data.checked:
+            if self.is_due(config.validation.every) and data.validation:
                 self.history.validation.append([self.step, self.validate(data)])
-            if self.due(config.save_every) or last:
+            if self.is_due(config.save_every) or last:
                 self.save()
-            if self.due(config.samples.every) and not last:
+            if self.is_due(config.samples.every) and not last:
                 self.draw(data)
         self.draw(data)
 
-    def due(self, every: int) -> bool:
+    def is_due(self, every: int) -> bool:
+        """Whether something happens now that happens every so many steps, 0 for never."""
         return bool(every) and self.step % every == 0
 
-    def next_event(self) -> int:
+    def next_stop(self) -> int:
         """The step after which something else happens."""
         config = self.config
-        found = (config.save_every, config.samples.every, config.validation.every)
-        steps = [(self.step // every + 1) * every for every in found if every]
+        intervals = (config.save_every, config.samples.every, config.validation.every)
+        steps = [(self.step // every + 1) * every for every in intervals if every]
         return min([config.steps, *steps])
 
-    def stretch(self, data: Data, work: Work, last: int) -> None:
-        """Steps up to one of them, planned again once with less where memory runs out."""
+    def train_until(self, last: int, data: TrainingData, work: Work) -> None:
+        """Steps up to the ``last``, planned again once with less where memory runs out."""
         policy = self.runner.policy
         try:
-            for again in (False, True):
-                try:
-                    with self.runner.hold("training", self.parts.transformer, work=work):
-                        while self.step < last:
-                            stepped = self.learner.one_step(data)
-                            self.history.add(*stepped)
-                            news = TrainingEvent(
-                                "training", self.step, self.config.steps, stepped.loss
-                            )
-                            self.told(news)
-                    return
-                except torch.OutOfMemoryError as error:
-                    if again or self.learner.updating:
-                        raise
-                    said = str(error).split("\n")[0]
-                self.learner.forget()
-                self.plan_less(work, said)
+            try:
+                self.take_steps(last, data, work)
+                return
+            except torch.OutOfMemoryError as error:
+                if self.learner.updating:
+                    raise
+                reason = str(error).split("\n")[0]
+            # outside of the handler, whose traceback keeps a step's activations alive
+            self.learner.drop_gradients()
+            self.plan_less(work, reason)
+            self.take_steps(last, data, work)
         finally:
             self.runner.policy = policy
 
-    def plan_less(self, work: Work, said: str) -> None:
-        """Under the next plan more is streamed."""
+    def take_steps(self, last: int, data: TrainingData, work: Work) -> None:
+        """Steps up to the ``last``, with the transformer where the policy has it."""
+        steps = self.config.steps
+        with self.runner.hold("training", self.models.transformer, work=work):
+            while self.step < last:
+                result = self.learner.one_step(data)
+                self.history.add(*result)
+                self.on_event(TrainingEvent("training", self.step, steps, result.loss))
+
+    def plan_less(self, work: Work, reason: str) -> None:
+        """Have more streamed under the next plan."""
         device = self.workers.device
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        plan = self.runner.plan([self.parts.transformer], work)
+        plan = self.runner.plan([self.models.transformer], work)
         smaller = int(RETRY * plan_budget(self.runner.policy, free_bytes(device), plan))
-        log.warning("training ran out of memory (%s); within %.2f GB now", said, smaller / 1e9)
+        log.warning("training ran out of memory (%s); within %.2f GB now", reason, smaller / 1e9)
         self.runner.policy = shrunk(self.runner.policy, smaller)
 
-    def validate(self, data: Data) -> float:
-        def check(_) -> float:
-            return self.learner.check(
-                data, lambda n, all: self.told(TrainingEvent("validating", n, all))
-            )
+    def validate(self, data: TrainingData) -> float:
+        """The mean loss over the pictures held out."""
 
-        with self.learner.averaged():
+        def on_progress(done: int, count: int) -> None:
+            self.on_event(TrainingEvent("validating", done, count))
+
+        with self.learner.ema_weights():
             return self.runner.run(
-                "validation", [self.parts.transformer], check, self.learner.checking_work(data)
+                "validation",
+                [self.models.transformer],
+                lambda plan: self.learner.validate(data, on_progress),
+                self.learner.validation_work(data),
             )
 
-    def draw(self, data: Data) -> None:
+    def draw(self, data: TrainingData) -> None:
         """Draw the samples and write them beside the run."""
         config = self.config.samples
         if not config.prompts or not self.workers.main:
             return
-        with self.learner.averaged():
-            found = draw_samples(
+        with self.learner.ema_weights():
+            pictures = draw_samples(
                 config, [data.cache.text(prompt) for prompt in config.prompts],
-                data.cache.text(""), self.parts.transformer, self.parts.vae, self.runner,
-                lambda done, all: self.told(TrainingEvent("drawing samples", done, all)),
+                data.cache.text(""), self.models.transformer, self.models.vae, self.runner,
+                lambda done, all: self.on_event(TrainingEvent("drawing samples", done, all)),
             )  # fmt: skip
         folder = self.config.folder / "samples"
         folder.mkdir(parents=True, exist_ok=True)
-        for i, picture in enumerate(found):
+        for i, picture in enumerate(pictures):
             to_pil(picture).save(folder / f"step-{self.step:06}-{i}.png")
-        self.samples = tuple(found)
-        self.told(TrainingEvent("samples", self.step, self.config.steps, pictures=self.samples))
+        self.samples = tuple(pictures)
+        self.on_event(TrainingEvent("samples", self.step, self.config.steps, pictures=self.samples))
 
     def save(self) -> None:
         """Write a checkpoint of the last whole step."""
@@ -233,24 +247,28 @@ class Trainer:
             "fluxfit.config": json.dumps(shareable(config)),
         }
         written = []
-        with self.learner.averaged():
+        with self.learner.ema_weights():
             for number, format in enumerate(config.lora.formats):
                 name = config.name if not number else f"{config.name}_{format}"
                 path = folder / f"{name}.safetensors"
                 written.append(
                     save_lora(
-                        self.parts.transformer, self.learner.lora.factors(), path,
-                        alpha=config.lora.strength, format=format, metadata=metadata,
+                        self.models.transformer,
+                        self.learner.lora.factors(),
+                        path,
+                        alpha=config.lora.strength,
+                        format=format,
+                        metadata=metadata,
                     )
-                )  # fmt: skip
+                )
         return written
 
 
-def shareable(config: TrainConfig) -> dict:
+def shareable(config: TrainConfig) -> dict[str, Any]:
     """Settings for a file that is given away: names of files without their folders."""
-    made = to_mapping(config)
-    for name in ("transformer", "clip_l", "t5", "vae", "tokenizers"):
-        made["model"][name] = Path(made["model"][name]).name
-    for entry in (*made["data"], made["validation"]):
+    settings = to_mapping(config)
+    for name in MODEL_FILES:
+        settings["model"][name] = Path(settings["model"][name]).name
+    for entry in (*settings["data"], settings["validation"]):
         entry["folder"] = Path(entry["folder"]).name
-    return {name: value for name, value in made.items() if name not in ("output", "cache")}
+    return {name: value for name, value in settings.items() if name not in ("output", "cache")}

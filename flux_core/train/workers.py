@@ -1,7 +1,7 @@
 """Several processes that train one LoRA, each on its share of every batch.
 
 Started by ``accelerate launch`` or ``torchrun``; alone, everything here does nothing. Gradients are
-small, a LoRA's, and are averaged in one message a step.
+small, a LoRA's, and are summed in one message a step.
 """
 
 from __future__ import annotations
@@ -39,13 +39,14 @@ class Workers:
 
     @property
     def main(self) -> bool:
+        """Whether this is the process that writes."""
         return self.rank == 0
 
     def share(self, batch: int) -> range:
         """Places in a batch of so many that are this process's, as even as can be."""
         return range(batch * self.rank // self.count, batch * (self.rank + 1) // self.count)
 
-    def average(self, parameters: Sequence[nn.Parameter]) -> None:
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Gradients become their sum over all processes: each has its share of the mean."""
         if self.accelerator is None:
             return
@@ -57,8 +58,10 @@ class Workers:
             parameter.grad = grad.view_as(parameter)
 
     def sum(self, value: Tensor) -> Tensor:
+        """The sum of a number () over all processes."""
         return value if self.accelerator is None else self.accelerator.reduce(value, "sum")
 
     def wait(self) -> None:
+        """Until all processes are here."""
         if self.accelerator is not None:
             self.accelerator.wait_for_everyone()

@@ -13,7 +13,7 @@ from fluxfit.nodes.dataset import FluxDataset
 from fluxfit.nodes.train import run_names
 
 from flux_core.train import ConfigError
-from tests import training_runs as lessons
+from tests import training_runs
 from tests.nodes.node_calls import defaults, node
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +29,7 @@ FILES = {
 def home(tmp_path, monkeypatch):
     """An empty folder with pictures in its input folder."""
     monkeypatch.chdir(tmp_path)
-    lessons.draw_pictures(tmp_path / "input" / "mine" / "flat")
+    training_runs.write_pictures(tmp_path / "input" / "mine" / "flat")
     return tmp_path
 
 

@@ -1,4 +1,4 @@
-"""Settings: every field checked, unknown ones refused with the nearest name."""
+"""Settings files: every field checked, unknown ones refused with the nearest name."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import pytest
 
 from flux_core.train.config import ConfigError, TrainConfig
 from flux_core.train.settings import from_mapping, read_config, to_mapping
-from flux_core.train.trainer import shareable
-from tests import training_runs as lessons
 
 TOML = """
 name = "fox"
@@ -104,17 +102,3 @@ def test_files_that_are_none(tmp_path, name, text, message):
         read_config(tmp_path / name)
     with pytest.raises(ConfigError, match="no such file"):
         read_config(tmp_path / "nothing.toml")
-
-
-def test_what_is_given_away_has_no_paths(tmp_path):
-    made = json.dumps(shareable(lessons.config(tmp_path)))
-    assert str(tmp_path) not in made and "pictures" in made
-
-
-def test_a_target_that_means_nothing(tmp_path):
-    from flux_core.train.config import LoraConfig
-
-    for target, message in (("atention", "means no layer"), ("(", "is no pattern")):
-        config = lessons.config(tmp_path, lora=LoraConfig(targets=(target,)))
-        with pytest.raises(ValueError, match=message):
-            lessons.trainer(config)

@@ -1,0 +1,48 @@
+"""The models that a training run takes: opened from files, or the pocket model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ..checkpoint.load import load_text_encoders, load_transformer, load_vae
+from ..models.text_encoders import TextEncoders
+from ..models.transformer import FluxTransformer
+from ..models.vae import AutoEncoder
+from ..pocket import pocket_file
+from ..quant import full_dtype
+from .config import ModelConfig
+
+
+@dataclass(frozen=True)
+class TrainingModels:
+    """The models that a run needs; the transformer is left as it was."""
+
+    transformer: FluxTransformer
+    encoders: TextEncoders
+    vae: AutoEncoder
+
+    @classmethod
+    def open(cls, config: ModelConfig, ram_budget: int | None = None) -> TrainingModels:
+        """The models of some files, or the pocket model where none are named.
+
+        ``ram_budget`` is in bytes. Raises ``ValueError`` for files of other models.
+        """
+        if not config.transformer:
+            files = {
+                "transformer": pocket_file("diffusion_models"),
+                "clip_l": pocket_file("text_encoders", "_clip_l"),
+                "t5": pocket_file("text_encoders", "_t5"),
+                "vae": pocket_file("vae", "_vae"),
+            }
+            config = replace(config, **{name: str(path) for name, path in files.items()})
+        transformer = load_transformer(
+            config.transformer, precision=config.precision, ram_budget=ram_budget
+        )
+        encoders = load_text_encoders(
+            config.clip_l,
+            config.t5,
+            precision=config.text_precision,
+            tokenizers=config.tokenizers or None,
+        )
+        vae = load_vae(config.vae, dtype=full_dtype(config.text_precision))
+        return cls(transformer, encoders, vae)
