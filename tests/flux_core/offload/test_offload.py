@@ -183,7 +183,7 @@ def test_two_hundred_faults_leave_everything_as_it_was(mode, monkeypatch):
     rng = random.Random(mode)
     raised = recovered = 0
     for turn in range(50):
-        pipeline.text_encoders.known.clear()
+        pipeline.text_encoders.encodings.clear()
         error = torch.OutOfMemoryError("no room") if turn % 2 else BrokenError()
         fault = Fault(rng.randrange(150), error)
         handle = torch.nn.modules.module.register_module_forward_pre_hook(fault)
@@ -333,7 +333,7 @@ def test_a_prompt_that_is_known_loads_no_encoder():
 
 
 def test_the_oldest_prompts_are_forgotten(monkeypatch):
-    monkeypatch.setattr("flux_core.models.text_encoders.REMEMBERED", 2)
+    monkeypatch.setattr("flux_core.models.text_encoders.CACHED_PROMPTS", 2)
     encoders = FluxPipeline.from_pocket().text_encoders
     for prompt in ("a", "b", "c"):
         encoders.remember(prompt)
