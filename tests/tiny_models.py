@@ -140,7 +140,7 @@ def save_shards(tensors: dict[str, Tensor], folder: Path, count: int = 3) -> Pat
     return folder
 
 
-def relative(found: Tensor, expected: Tensor) -> float:
-    """|found - expected| / |expected|."""
-    found, expected = found.detach().double(), expected.detach().double()
-    return float((found - expected).norm() / expected.norm())
+def relative(actual: Tensor, expected: Tensor) -> float:
+    """|actual - expected| / |expected|."""
+    actual, expected = actual.detach().double(), expected.detach().double()
+    return float((actual - expected).norm() / expected.norm())
