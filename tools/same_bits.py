@@ -3,7 +3,7 @@
     python -m tools.same_bits > before.txt      # then change something
     python -m tools.same_bits | diff before.txt -
 
-Every line is a setting and the SHA-256 of its picture's or its LoRA file's bytes. A change that is
+Every line is a setting and the SHA-256 of its picture's or its LoRA's bytes. A change that is
 to leave behaviour as it is leaves every line as it is, on one machine with one torch.
 """
 
@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from flux_core import FluxPipeline, OffloadPolicy, load_lora
 from flux_core.train import Trainer, TrainingModels, read_config
@@ -59,6 +60,13 @@ def of_picture(images: torch.Tensor) -> str:
     return digest(images.contiguous().numpy().tobytes())
 
 
+def of_tensors(path: Path) -> str:
+    """The hash of a file's tensors; its metadata name the folder that it was written to."""
+    tensors = sorted(load_file(path).items())
+    return digest(b"".join(name.encode() + t.reshape(-1).view(torch.uint8).numpy().tobytes()
+                           for name, t in tensors))  # fmt: skip
+
+
 def train(folder: Path, precision: str, mode: str) -> Path:
     """Train a LoRA for four steps; returns its folder."""
     text = SETTINGS.format(
@@ -92,12 +100,10 @@ def main() -> None:
     for precision, mode in (("bf16", "none"), ("fp8_scaled", "stream"), ("int8", "component")):
         with tempfile.TemporaryDirectory() as folder:
             run = train(Path(folder), precision, mode)
-            for path in sorted(run.rglob("*.safetensors")):
-                if "checkpoint" not in path.as_posix():
-                    print(f"lora {precision} {mode} {path.name} {digest(path.read_bytes())}")
-            for path in sorted(run.rglob("*.png")):
-                if "sample" in path.as_posix():
-                    print(f"sample {precision} {mode} {path.name} {digest(path.read_bytes())}")
+            for path in sorted(run.glob("*.safetensors")):
+                print(f"lora {precision} {mode} {path.name} {of_tensors(path)}")
+            for path in sorted((run / "samples").glob("*.png")):
+                print(f"sample {precision} {mode} {path.name} {digest(path.read_bytes())}")
             lora = load_lora(run / "bits.safetensors")
         for mode in MODES:
             drawn = FluxPipeline.from_pocket(precision=precision, policy=OffloadPolicy(mode))(

@@ -44,8 +44,11 @@ def native_files(family: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.
         down, up = pair(shape, 4 + i)
         key = f"lora_unet_{name.replace('.', '_')}"
         if family == "kohya":
-            file |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up,
-                     f"{key}.alpha": torch.tensor(2.0)}  # fmt: skip
+            file |= {
+                f"{key}.lora_down.weight": down,
+                f"{key}.lora_up.weight": up,
+                f"{key}.alpha": torch.tensor(2.0),
+            }
             added[name] = up @ down * 2.0 / len(down)
         elif family == "comfyui":
             key = f"diffusion_model.{name}"
@@ -53,14 +56,23 @@ def native_files(family: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.
             added[name] = up @ down
         elif family == "loha":
             down2, up2 = pair(shape, 4 + i, seed=9)
-            file |= {f"{key}.hada_w1_a": up, f"{key}.hada_w1_b": down, f"{key}.hada_w2_a": up2,
-                     f"{key}.hada_w2_b": down2, f"{key}.alpha": torch.tensor(3.0)}  # fmt: skip
+            file |= {
+                f"{key}.hada_w1_a": up,
+                f"{key}.hada_w1_b": down,
+                f"{key}.hada_w2_a": up2,
+                f"{key}.hada_w2_b": down2,
+                f"{key}.alpha": torch.tensor(3.0),
+            }
             added[name] = (up @ down) * (up2 @ down2) * 3.0 / len(down)
         elif family == "lokr":
             w1 = random(8, 4)
             low = pair((shape[0] // 8, shape[1] // 4), 3)
-            file |= {f"{key}.lokr_w1": w1, f"{key}.lokr_w2_a": low[1], f"{key}.lokr_w2_b": low[0],
-                     f"{key}.alpha": torch.tensor(6.0)}  # fmt: skip
+            file |= {
+                f"{key}.lokr_w1": w1,
+                f"{key}.lokr_w2_a": low[1],
+                f"{key}.lokr_w2_b": low[0],
+                f"{key}.alpha": torch.tensor(6.0),
+            }
             added[name] = torch.kron(w1, low[1] @ low[0]) * 2.0
         elif family == "lokr whole":
             w1, w2 = random(8, 4), random(shape[0] // 8, shape[1] // 4)

@@ -21,14 +21,21 @@ def test_a_lora_of_diffusers_does_what_it_does_there(dora, tmp_path):
     """Against diffusers' own transformer with the adapter loaded by peft."""
     theirs = tiny_models.diffusers_transformer().requires_grad_(False)
     file = diffusers_lora("transformer.")
-    ranks = {k.removeprefix("transformer.").removesuffix(".lora_A.weight"): len(v)
-             for k, v in file.items() if "lora_A" in k}  # fmt: skip
+    ranks = {
+        k.removeprefix("transformer.").removesuffix(".lora_A.weight"): len(v)
+        for k, v in file.items()
+        if "lora_A" in k
+    }
     from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 
     config = LoraConfig(
-        r=4, lora_alpha=4, target_modules=list(ranks), rank_pattern=dict(ranks),
-        alpha_pattern=dict(ranks), use_dora=dora,
-    )  # fmt: skip
+        r=4,
+        lora_alpha=4,
+        target_modules=list(ranks),
+        rank_pattern=dict(ranks),
+        alpha_pattern=dict(ranks),
+        use_dora=dora,
+    )
     kwargs = tiny_models.inputs()
     path = tiny_models.save(theirs.state_dict(), tmp_path / "model.safetensors")
     ours = load_transformer(path, precision="fp32")

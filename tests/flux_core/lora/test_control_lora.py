@@ -114,10 +114,11 @@ def test_norms_by_diffusers_names_and_what_does_not_fit(tmp_path):
     down, up = torch.randn(2, tiny_models.HIDDEN), torch.randn(tiny_models.HIDDEN, 2)
     key = "transformer.transformer_blocks.0.attn"
     file = {
-        f"{key}.to_q.lora_A.weight": down, f"{key}.to_q.lora_B.weight": up,
+        f"{key}.to_q.lora_A.weight": down,
+        f"{key}.to_q.lora_B.weight": up,
         f"{key}.norm_q.weight": torch.full((tiny_models.HEAD,), 2.0),
         f"{key}.norm_k.weight": torch.ones(3),
-    }  # fmt: skip
+    }
     match = match_lora(load_lora(tiny_models.save(file, tmp_path / "a.safetensors")), model)
     (name,) = match.norms
     assert name == "double_blocks.0.img_attn.norm.query_norm"

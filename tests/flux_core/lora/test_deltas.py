@@ -46,8 +46,11 @@ def test_columns_of_a_dora_are_stretched(tmp_path):
     down, up = pair(shape, 4)
     magnitude = 0.5 + torch.rand(1, shape[1])
     key = f"lora_unet_{name.replace('.', '_')}"
-    file = {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up,
-            f"{key}.dora_scale": magnitude}  # fmt: skip
+    file = {
+        f"{key}.lora_down.weight": down,
+        f"{key}.lora_up.weight": up,
+        f"{key}.dora_scale": magnitude,
+    }
     model, lora = new_model(), write(file, tmp_path)
     own = model.get_submodule(name).weight
     wanted = own + up @ down

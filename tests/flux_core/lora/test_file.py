@@ -17,11 +17,14 @@ from tests.flux_core.lora.lora_files import diffusers_lora, new_model, write
         lambda k: "base_model.model." + k.replace(".weight", ".default.weight"),
         lambda k: "transformer." + k.replace("lora_A", "lora_down").replace("lora_B", "lora_up"),
         lambda k: "transformer." + k.replace("lora_A", "lora.down").replace("lora_B", "lora.up"),
-        lambda k: "lora_transformer_" + k.split(".lora_")[0].replace(".", "_")
-        + (".lora_down.weight" if "lora_A" in k else ".lora_up.weight"),
+        lambda k: (
+            "lora_transformer_"
+            + k.split(".lora_")[0].replace(".", "_")
+            + (".lora_down.weight" if "lora_A" in k else ".lora_up.weight")
+        ),
         lambda k: "transformer." + k,
     ],
-)  # fmt: skip
+)
 def test_other_spellings_of_diffusers_names_are_the_same(rename, tmp_path):
     plain = diffusers_lora("")
     renamed = {rename(key): value for key, value in plain.items()}

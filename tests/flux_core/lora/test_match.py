@@ -67,8 +67,13 @@ def test_text_encoders_are_matched_by_every_prefix(tmp_path):
 def test_what_does_not_fit_is_said(tmp_path):
     model = new_model()
     down, up = pair((64, 64), 2)
-    lora = write({"unet.down_blocks.0.attn.to_q.lora_A.weight": down,
-                  "unet.down_blocks.0.attn.to_q.lora_B.weight": up}, tmp_path)  # fmt: skip
+    lora = write(
+        {
+            "unet.down_blocks.0.attn.to_q.lora_A.weight": down,
+            "unet.down_blocks.0.attn.to_q.lora_B.weight": up,
+        },
+        tmp_path,
+    )
     match = match_lora(lora, model)
     assert not match.matched and len(match.unmatched) == 2
     with pytest.raises(ValueError, match=r"nothing of it fits .* found unet\.down_b.*expected"):
