@@ -77,8 +77,8 @@ def test_captions_say_what_they_report():
         for i, thing in enumerate(scene.things):
             assert thing.colour in lower
             assert any(w in lower for w in captions.SHAPE_WORDS[thing.shape])
-            assert caption.said[f"colour{i}"] == thing.colour
-        if caption.said["background"] != captions.UNSAID:
+            assert caption.answers[f"colour{i}"] == thing.colour
+        if caption.answers["background"] != captions.UNSAID:
             assert scene.background in lower
 
 

@@ -57,7 +57,9 @@ def diffusers_transformer(guidance: bool = True) -> nn.Module:
     )
 
 
-def diffusers_controlnet(single: int = 0, modes: int | None = None, guidance: bool = True):
+def diffusers_controlnet(
+    single: int = 0, modes: int | None = None, guidance: bool = True
+) -> nn.Module:
     from diffusers import FluxControlNetModel
 
     return randomise(
@@ -95,10 +97,10 @@ def diffusers_vae() -> nn.Module:
 
 def inputs(batch: int = 2, height: int = 4, width: int = 6, text: int = 5) -> dict[str, Tensor]:
     """Arguments of a transformer's forward, float32."""
-    from flux_core.sampling.latents import image_ids, text_ids
+    from flux_core.sampling.latents import image_ids, image_tokens, text_ids
 
     g = torch.Generator().manual_seed(7)
-    tokens = height * width // 4
+    tokens = image_tokens(height, width)
     return {
         "img": torch.randn(batch, tokens, 64, generator=g),
         "img_ids": image_ids(height, width),
@@ -140,7 +142,7 @@ def save_shards(tensors: dict[str, Tensor], folder: Path, count: int = 3) -> Pat
     return folder
 
 
-def relative(found: Tensor, expected: Tensor) -> float:
-    """|found - expected| / |expected|."""
-    found, expected = found.detach().double(), expected.detach().double()
-    return float((found - expected).norm() / expected.norm())
+def relative(actual: Tensor, expected: Tensor) -> float:
+    """|actual - expected| / |expected|."""
+    actual, expected = actual.detach().double(), expected.detach().double()
+    return float((actual - expected).norm() / expected.norm())

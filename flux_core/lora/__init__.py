@@ -2,13 +2,13 @@
 
 from .apply import LoraStack, lora_applied
 from .file import Lora, load_lora
-from .match import Matched, match_lora
+from .match import LoraMatch, match_lora
 from .merge import merge_loras
 
 __all__ = [
     "Lora",
+    "LoraMatch",
     "LoraStack",
-    "Matched",
     "load_lora",
     "lora_applied",
     "match_lora",

@@ -31,21 +31,22 @@ class Branches:
         norms: dict[str, list[tuple[int, Tensor]]] = {}
         for number, lora in enumerate(loras):
             matched = match_lora(lora, module)
-            for name, found in matched.deltas.items():
-                deltas.setdefault(name, []).extend((number, delta) for delta in found)
+            for name, of_layer in matched.deltas.items():
+                deltas.setdefault(name, []).extend((number, delta) for delta in of_layer)
             for name, value in matched.norms.items():
                 norms.setdefault(name, []).append((number, value))
         self.branches: dict[str, Branch] = {}
         with torch.inference_mode(False), torch.no_grad():
-            for name, found in deltas.items():
+            for name, of_layer in deltas.items():
                 layer = layers[name]
-                self.branches[name] = LinearBranch(layer, found, dtype_of(layer, module))
+                self.branches[name] = LinearBranch(layer, of_layer, dtype_of(layer, module))
             for name, values in norms.items():
                 norm = cast(RMSNorm, module.get_submodule(name))
                 self.branches[name] = NormBranch(norm, values)
         self.strengths: tuple[float, ...] = ()
 
     def set_strengths(self, strengths: Sequence[float]) -> None:
+        """Give the LoRAs strengths, in their order; only numbers change."""
         if tuple(strengths) == self.strengths:
             return
         with torch.inference_mode(False), torch.no_grad():
@@ -54,7 +55,8 @@ class Branches:
         self.strengths = tuple(strengths)
 
 
-_made: weakref.WeakKeyDictionary[nn.Module, Branches] = weakref.WeakKeyDictionary()
+#: The branches of each model's last set of LoRAs.
+_branches: weakref.WeakKeyDictionary[nn.Module, Branches] = weakref.WeakKeyDictionary()
 
 
 def dtype_of(layer: Layer, module: nn.Module) -> torch.dtype:
@@ -71,26 +73,23 @@ def dtype_of(layer: Layer, module: nn.Module) -> torch.dtype:
 def lora_applied(module: nn.Module, stack: LoraStack) -> Iterator[int]:
     """LoRAs are beside a model's layers inside the block of this ``with``; gives how many layers.
 
-    The model's own tensors are not touched, and it is as it was afterwards. Those of a LoRA are put
-    together once a set of LoRAs; another strength changes numbers alone.
+    The model's own tensors are not touched, and it is as it was afterwards. Branches are made once
+    a set of LoRAs; another strength changes numbers alone.
     """
     stack = [(lora, strength) for lora, strength in stack if strength]
     if not stack:
         yield 0
         return
     loras = [lora for lora, _ in stack]
-    known = _made.get(module)
-    same = known is not None and len(known.loras) == len(loras) and all(
-        a is b for a, b in zip(known.loras, loras, strict=True)
-    )  # fmt: skip
-    if known is None or not same:
-        known = _made[module] = Branches(module, loras)
-    known.set_strengths([strength for _, strength in stack])
-    layers = {name: module.get_submodule(name) for name in known.branches}
+    branches = _branches.get(module)
+    if branches is None or list(map(id, branches.loras)) != list(map(id, loras)):
+        branches = _branches[module] = Branches(module, loras)
+    branches.set_strengths([strength for _, strength in stack])
+    layers = {name: module.get_submodule(name) for name in branches.branches}
     try:
-        for name, branch in known.branches.items():
+        for name, branch in branches.branches.items():
             attach(layers[name], branch)
-        yield len(known.branches)
+        yield len(branches.branches)
     finally:
         for layer in layers.values():
             detach(layer)

@@ -4,7 +4,7 @@
 
 ``down`` and ``up`` hold the ranks of all LoRAs side by side, so that ten cost two products, and
 ``scale`` has each rank's strength: another strength changes numbers and no shape. With DoRA rows
-(or columns) of the weight are stretched,
+(or columns) of the weight have a gain,
 
     W' = g (W + D),  g = magnitude / |W + D|:   y' = y + s ((g - 1) W x + g D x)
 
@@ -48,7 +48,7 @@ class LinearBranch(Branch):
     bias: Tensor | None
     gain: Tensor | None
     factors: Tensor
-    stretched: Tensor
+    column_strengths: Tensor
 
     def __init__(self, layer: Layer, deltas: Sequence[tuple[int, Delta]], dtype: torch.dtype):
         """``deltas`` are numbered by the LoRA that each is of."""
@@ -63,14 +63,14 @@ class LinearBranch(Branch):
         self.numbers: list[int] = []
         self.biases: list[tuple[int, Tensor]] = []
         self.gains: list[tuple[int, Tensor]] = []
-        self.stretches: list[tuple[int, Tensor]] = []
+        self.column_gains: list[tuple[int, Tensor]] = []
         self.krons: list[tuple[int, int, int]] = []  # number, first row, rows
         self.dense: list[int] = []
         for number, delta in deltas:
             start, count = delta.rows
             row_gain = column_gain = None
             if delta.magnitude is not None:
-                g = stretch(layer, delta)
+                g = dora_gain(layer, delta)
                 row_gain, column_gain = (g, None) if g.shape[0] > 1 else (None, g)
             if delta.up is not None and delta.down is not None:
                 up, down = delta.up, delta.down
@@ -98,8 +98,8 @@ class LinearBranch(Branch):
             if column_gain is not None:
                 only = torch.zeros(self.out_features)
                 only[start : start + count] = 1
-                self.stretches.append((number, column_gain.view(-1) - 1))
-                self.register_buffer(f"rows{len(self.stretches) - 1}", only.to(dtype))
+                self.column_gains.append((number, column_gain.view(-1) - 1))
+                self.register_buffer(f"rows{len(self.column_gains) - 1}", only.to(dtype))
         self.register_buffer("down", torch.cat(downs).to(dtype) if downs else None)
         self.register_buffer("up", torch.cat(ups, dim=1).to(dtype) if ups else None)
         self.register_buffer("scale", torch.zeros(len(self.numbers)))
@@ -107,15 +107,16 @@ class LinearBranch(Branch):
         self.register_buffer("factors", torch.zeros(several))
         self.register_buffer("bias", self.zeros(dtype) if self.biases else None)
         self.register_buffer("gain", self.zeros(torch.float32) if self.gains else None)
-        for i, (_, column) in enumerate(self.stretches):
+        for i, (_, column) in enumerate(self.column_gains):
             self.register_buffer(f"columns{i}", column.to(dtype))
-        self.register_buffer("stretched", torch.zeros(len(self.stretches)))
+        self.register_buffer("column_strengths", torch.zeros(len(self.column_gains)))
 
     def zeros(self, dtype: torch.dtype) -> Tensor:
+        """A zero an output, (out,)."""
         return torch.zeros(self.out_features, dtype=dtype)
 
     def padded(self, x: Tensor, start: int) -> Tensor:
-        """Rows of a member in the rows of the whole layer."""
+        """Rows (rows, ...) of a member of a fused layer, in those of the whole layer (out, ...)."""
         if len(x) == self.out_features:
             return x
         whole = x.new_zeros(self.out_features, *x.shape[1:])
@@ -123,21 +124,24 @@ class LinearBranch(Branch):
         return whole
 
     def widened(self, x: Tensor) -> Tensor:
-        """Columns of a LoRA in those of the widest."""
+        """Columns (..., in) of a LoRA in those of the widest, (..., width)."""
         return F.pad(x, (0, self.width - x.shape[-1]))
 
     def set_strengths(self, strengths: Sequence[float]) -> None:
+        """Give each LoRA a strength, by its number."""
         self.scale.copy_(torch.tensor([strengths[n] for n in self.numbers]))
         numbers = [*self.dense, *(number for number, *_ in self.krons)]
         self.factors.copy_(torch.tensor([strengths[n] for n in numbers]))
-        self.stretched.copy_(torch.tensor([strengths[n] for n, _ in self.stretches]))
-        for held, parts in ((self.bias, self.biases), (self.gain, self.gains)):
-            if held is not None:
-                held.copy_(torch.stack([strengths[n] * part for n, part in parts]).sum(0))
+        self.column_strengths.copy_(torch.tensor([strengths[n] for n, _ in self.column_gains]))
+        for total, parts in ((self.bias, self.biases), (self.gain, self.gains)):
+            if total is not None:
+                total.copy_(torch.stack([strengths[n] * part for n, part in parts]).sum(0))
 
     def add(self, layer: Layer, x: Tensor, y: Tensor) -> Tensor:
-        """y (..., out), which the layer made of x (..., in), with everything added. x may be wider
-        than the layer."""
+        """Add everything to y (..., out), which the layer made of x (..., in).
+
+        x may be wider than the layer.
+        """
         if self.width > x.shape[-1]:
             x = F.pad(x, (0, self.width - x.shape[-1]))
         out = y
@@ -148,22 +152,24 @@ class LinearBranch(Branch):
             inner = F.linear(x, self.down)
             out = out + F.linear((inner.float() * self.scale).to(x.dtype), self.up)
         for i in range(len(self.dense)):
-            made = F.linear(x, self.get_buffer(f"dense{i}"))
-            out = out + made * self.factors[i].to(x.dtype)
+            product = F.linear(x, self.get_buffer(f"dense{i}"))
+            out = out + product * self.factors[i].to(x.dtype)
         for i, (_, start, count) in enumerate(self.krons):
-            made = kron_product(
+            product = kron_product(
                 x[..., : self.in_features],
                 self.get_buffer(f"kron{i}_0"),
                 self.get_buffer(f"kron{i}_1"),
             )
-            made = made * self.factors[len(self.dense) + i].to(x.dtype)
-            out = out + F.pad(made, (start, self.out_features - start - count))
-        for i in range(len(self.stretches)):
+            product = product * self.factors[len(self.dense) + i].to(x.dtype)
+            out = out + F.pad(product, (start, self.out_features - start - count))
+        for i in range(len(self.column_gains)):
             # W (x * (g - 1)): the layer itself, without its bias
             own = x[..., : self.in_features]
-            made = plain_forward(layer, own * self.get_buffer(f"columns{i}"))
-            made = made if layer.bias is None else made - layer.bias
-            out = out + made * (self.get_buffer(f"rows{i}") * self.stretched[i]).to(x.dtype)
+            product = plain_forward(layer, own * self.get_buffer(f"columns{i}"))
+            product = product if layer.bias is None else product - layer.bias
+            out = out + product * (self.get_buffer(f"rows{i}") * self.column_strengths[i]).to(
+                x.dtype
+            )
         return out if self.bias is None else out + self.bias
 
 
@@ -179,29 +185,30 @@ class NormBranch(Branch):
         self.register_buffer("scale", self.own.clone())
 
     def set_strengths(self, strengths: Sequence[float]) -> None:
-        made = self.own
+        """Move the scale (head,) to each LoRA's in turn, by its strength."""
+        scale = self.own
         for number, value in self.values:
-            made = torch.lerp(made, value, strengths[number])
-        self.scale.copy_(made)
+            scale = torch.lerp(scale, value, strengths[number])
+        self.scale.copy_(scale)
 
 
 def kron_product(x: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
-    """x (..., b d) times (w1 x w2)^T for w1 (a, b) and w2 (c, d), without building it."""
+    """x (..., b * d) times (w1 x w2)^T for w1 (a, b) and w2 (c, d), without building it."""
     parts = F.linear(x.unflatten(-1, (w1.shape[1], w2.shape[1])), w2)  # (..., b, c)
     return (w1 @ parts).flatten(-2)
 
 
-def held_weight(layer: Layer) -> Tensor:
+def float_weight(layer: Layer) -> Tensor:
     """A layer's weight as it multiplies, (out, in) float32."""
     if isinstance(layer, QuantizedLinear):
         return layer.format.dequantize(layer.codes, layer.scale, torch.float32)
     return layer.weight.detach().float()
 
 
-def stretch(layer: Layer, delta: Delta) -> Tensor:
-    """DoRA's g of a delta: magnitude over the norm of rows or columns after the addition."""
+def dora_gain(layer: Layer, delta: Delta) -> Tensor:
+    """DoRA's g of a delta, (rows, 1) or (1, in): magnitude over the norm after the addition."""
     start, count = delta.rows
-    weight = held_weight(layer)[start : start + count].cpu()
+    weight = float_weight(layer)[start : start + count].cpu()
     added = delta.weight()
     weight = weight if added is None else weight + added
     assert delta.magnitude is not None
@@ -210,7 +217,7 @@ def stretch(layer: Layer, delta: Delta) -> Tensor:
 
 
 def plain_forward(layer: Layer, x: Tensor) -> Tensor:
-    """What a layer gives without its branch."""
+    """What a layer gives without its branch: x (..., in) to (..., out)."""
     if isinstance(layer, QuantizedLinear):
         return QuantizedLinear.forward(layer, x)
     return nn.Linear.forward(layer, x)
@@ -226,6 +233,7 @@ class BranchedLinear(nn.Linear):
         return self.branch.width
 
     def forward(self, input: Tensor) -> Tensor:
+        """(..., width) to (..., out)."""
         own = nn.Linear.forward(self, input[..., : self.in_features])
         return self.branch.add(self, input, own)
 
@@ -240,6 +248,7 @@ class BranchedQuantizedLinear(QuantizedLinear):
         return self.branch.width
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., width) to (..., out)."""
         own = QuantizedLinear.forward(self, x[..., : self.in_features])
         return self.branch.add(self, x, own)
 
@@ -250,12 +259,15 @@ class BranchedRMSNorm(RMSNorm):
     branch: NormBranch
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., head) to the same, normalised over its last axis."""
         return F.rms_norm(x.float(), x.shape[-1:], self.branch.scale, eps=1e-6).to(x.dtype)
 
 
 BRANCHED = {
-    nn.Linear: BranchedLinear, QuantizedLinear: BranchedQuantizedLinear, RMSNorm: BranchedRMSNorm
-}  # fmt: skip
+    nn.Linear: BranchedLinear,
+    QuantizedLinear: BranchedQuantizedLinear,
+    RMSNorm: BranchedRMSNorm,
+}
 PLAIN = {branched: plain for plain, branched in BRANCHED.items()}
 
 

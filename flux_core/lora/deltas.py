@@ -10,7 +10,7 @@ Weights are (out, in). ``rows`` says which rows of a fused layer are meant.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -66,48 +66,68 @@ def make_delta(
 
     Raises ``ValueError`` saying which shape was found and which is expected.
     """
-    floats = {name: flat(t) for name, t in kinds.items()}
-    down = up = diff = None
-    kron: tuple[Tensor, Tensor] | None = None
+    floats = {name: as_matrix(t) for name, t in kinds.items()}
     expected = (rows[1], width)
+    delta, shape = weight_forms(floats, rows, expected)
+    may_widen = wider and delta.kron is None and shape is not None and shape[0] == rows[1]
+    if shape != expected and not (may_widen and shape is not None and shape[1] > width):
+        raise ValueError(f"is made for a layer of {shape}, this one is {expected} (out, in)")
+    bias, magnitude = bias_of(floats, rows[1]), magnitude_of(floats, expected)
+    delta = replace(delta, bias=bias, magnitude=magnitude)
+    return swap_halves(delta) if swap else delta
+
+
+def weight_forms(
+    floats: Mapping[str, Tensor], rows: tuple[int, int], expected: tuple[int, int]
+) -> tuple[Delta, tuple[int, ...] | None]:
+    """What is added to the weight (out, in), and the shape that it is for.
+
+    The shape is None where the factors do not fit each other. Raises ``ValueError`` for tensors
+    that FLUX.1 has no layer for, or of which one is missing.
+    """
     if "up" in floats or "down" in floats:
-        down, up = both(floats, "down", "up")
+        down, up = required(floats, "down", "up")
         up = up * (alpha_of(floats, len(down)) / len(down))
-        found = (up.shape[0], down.shape[1]) if up.shape[1] == down.shape[0] else None
-    elif "hada_w1_a" in floats:
+        fits = up.shape[1] == down.shape[0]
+        return Delta(rows, down, up), (up.shape[0], down.shape[1]) if fits else None
+    if "hada_w1_a" in floats:
         if "hada_t1" in floats:
             raise ValueError("is a LoHa of a convolution, which FLUX.1 has none of")
         down, up = loha(floats)
-        found = (up.shape[0], down.shape[1])
-    elif any(name.startswith("lokr_") for name in floats):
+        return Delta(rows, down, up), (up.shape[0], down.shape[1])
+    if any(name.startswith("lokr_") for name in floats):
         kron = lokr(floats)
-        found = tuple(a * b for a, b in zip(kron[0].shape, kron[1].shape, strict=True))
-    elif "diff" in floats:
-        diff = floats["diff"]
-        found = tuple(diff.shape)
-    elif "bias" in floats:
-        found = expected
-    else:
-        raise ValueError(f"holds {', '.join(kinds)} alone")
-    widened = wider and kron is None and found is not None and found[1] > width
-    if found != expected and not (widened and found is not None and found[0] == rows[1]):
-        raise ValueError(f"is made for a layer of {found}, this one is {expected} (out, in)")
+        shape = tuple(a * b for a, b in zip(kron[0].shape, kron[1].shape, strict=True))
+        return Delta(rows, kron=kron), shape
+    if "diff" in floats:
+        return Delta(rows, diff=floats["diff"]), tuple(floats["diff"].shape)
+    if "bias" in floats:
+        return Delta(rows), expected
+    raise ValueError(f"holds {', '.join(floats)} alone")
+
+
+def bias_of(floats: Mapping[str, Tensor], count: int) -> Tensor | None:
+    """What is added to the bias, (rows,)."""
     bias = floats.get("bias")
-    if bias is not None and bias.numel() != rows[1]:
-        raise ValueError(f"has a bias of {bias.numel()}, expected {rows[1]}")
+    if bias is not None and bias.numel() != count:
+        raise ValueError(f"has a bias of {bias.numel()}, expected {count}")
+    return None if bias is None else bias.view(-1)
+
+
+def magnitude_of(floats: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor | None:
+    """DoRA's magnitude for a weight of that shape: (rows, 1), or (1, in) where it is by columns."""
     magnitude = floats.get("magnitude")
-    if magnitude is not None:
-        columns = magnitude.ndim > 1 and magnitude.shape[0] == 1
-        count = width if columns else rows[1]
-        if magnitude.numel() != count:
-            raise ValueError(f"has {magnitude.numel()} magnitudes, expected {count}")
-        magnitude = magnitude.reshape((1, -1) if columns else (-1, 1))
-    delta = Delta(rows, down, up, kron, diff, None if bias is None else bias.view(-1), magnitude)
-    return swapped(delta) if swap else delta
+    if magnitude is None:
+        return None
+    columns = magnitude.ndim > 1 and magnitude.shape[0] == 1
+    count = shape[1] if columns else shape[0]
+    if magnitude.numel() != count:
+        raise ValueError(f"has {magnitude.numel()} magnitudes, expected {count}")
+    return magnitude.reshape((1, -1) if columns else (-1, 1))
 
 
-def flat(tensor: Tensor) -> Tensor:
-    """Float32; a 1x1 convolution's weight as a matrix."""
+def as_matrix(tensor: Tensor) -> Tensor:
+    """A tensor in float32; a 1x1 convolution (out, in, 1, 1) as its matrix (out, in)."""
     tensor = tensor.float()
     if tensor.ndim == 4:
         if tensor.shape[2:] != (1, 1):
@@ -116,7 +136,8 @@ def flat(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def both(floats: Mapping[str, Tensor], *names: str) -> list[Tensor]:
+def required(floats: Mapping[str, Tensor], *names: str) -> list[Tensor]:
+    """The tensors of those names, of any shape; raises ``ValueError`` naming those that lack."""
     missing = [name for name in names if name not in floats]
     if missing:
         raise ValueError(f"lacks {', '.join(missing)}")
@@ -129,15 +150,15 @@ def alpha_of(floats: Mapping[str, Tensor], rank: int) -> float:
 
 
 def loha(floats: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """(w1a w1b) * (w2a w2b) as down and up of rank r1 r2: rows of one by rows of the other."""
-    w1a, w1b, w2a, w2b = both(floats, "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+    """(w1a w1b) * (w2a w2b) as down (r1 * r2, in) and up (out, r1 * r2)."""
+    w1a, w1b, w2a, w2b = required(floats, "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
     up = torch.einsum("or,os->ors", w1a, w2a).flatten(1)
     down = torch.einsum("ri,si->rsi", w1b, w2b).flatten(0, 1)
     return down, up * (alpha_of(floats, len(w1b)) / len(w1b))
 
 
 def lokr(floats: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The two factors of a Kronecker product, the scale in the first."""
+    """The factors (a, b) and (c, d) of a Kronecker product, the scale in the first."""
     if "lokr_t2" in floats:
         raise ValueError("is a LoKr of a convolution, which FLUX.1 has none of")
     ranks, factors = [], []
@@ -145,7 +166,7 @@ def lokr(floats: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         if f"lokr_w{n}" in floats:
             factors.append(floats[f"lokr_w{n}"])
         else:
-            a, b = both(floats, f"lokr_w{n}_a", f"lokr_w{n}_b")
+            a, b = required(floats, f"lokr_w{n}_a", f"lokr_w{n}_b")
             ranks.append(len(b))
             factors.append(a @ b)
     # whole factors have no rank, and are not scaled
@@ -153,7 +174,7 @@ def lokr(floats: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     return factors[0] * scale, factors[1]
 
 
-def swapped(delta: Delta) -> Delta:
+def swap_halves(delta: Delta) -> Delta:
     """The rows' halves in each other's place."""
 
     def turn(x: Tensor | None) -> Tensor | None:

@@ -22,7 +22,7 @@ from ..checkpoint.errors import CheckpointError
 from ..checkpoint.reader import open_source
 
 #: What a key ends with, and what it is called here. Adapters of PEFT have a name before the end.
-ENDINGS = [
+SUFFIXES = [
     (r"\.(?:lora_A|lora_down|lora\.down|lora_linear_layer\.down|down)(?:\.\w+)?\.weight", "down"),
     (r"\.(?:lora_B|lora_up|lora\.up|lora_linear_layer\.up|up)(?:\.\w+)?\.weight", "up"),
     (r"\.(?:lora_A)(?:\.\w+)?\.bias", "down_bias"),
@@ -35,11 +35,11 @@ ENDINGS = [
     (r"\.(?:scale|set_weight)", "value"),
     (r"\.reshape_weight", "shape"),  # of a wider layer, which its tensors tell as well
 ]
-PATTERNS = [(re.compile(rf"(.+?){ending}"), what) for ending, what in ENDINGS]
+PATTERNS = [(re.compile(rf"(.+?){suffix}"), what) for suffix, what in SUFFIXES]
 #: A norm's whole weight, in diffusers' names or newer native ones.
 PATTERNS.append((re.compile(r"(.+(?:_norm|norm_(?:added_)?[qk]))\.weight"), "value"))
 #: What names begin with, and which part is meant; the longest that fits counts.
-BEGINNINGS = {
+PREFIXES = {
     "base_model.model.": "",
     "model.diffusion_model.": "transformer",
     "diffusion_model.": "transformer",
@@ -64,23 +64,23 @@ BEGINNINGS = {
 class Lora:
     """A file's tensors by part, layer's name and kind; ``keys`` has the key of each layer's.
 
-    ``strange`` are keys that are not known to belong to any layer.
+    ``unknown`` are keys that are not known to belong to any layer.
     """
 
     path: str
     layers: Mapping[tuple[str, str], Mapping[str, Tensor]]
     keys: Mapping[tuple[str, str], tuple[str, ...]]
-    strange: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 def split_key(key: str) -> tuple[str, str, str] | None:
     """Part, layer's name and kind of one key; None where it is no known kind of tensor."""
     for pattern, what in PATTERNS:
-        found = pattern.fullmatch(key)
-        if found is not None:
-            part, name = split_part(found[1])
-            return part, name, what or found[2]
+        fit = pattern.fullmatch(key)
+        if fit is not None:
+            part, name = split_part(fit[1])
+            return part, name, what or fit[2]
     return None
 
 
@@ -88,12 +88,12 @@ def split_part(name: str) -> tuple[str, str]:
     """The part that a layer's name begins with, the transformer where it names none."""
     part = ""
     while True:
-        fitting = [begin for begin in BEGINNINGS if name.startswith(begin)]
+        fitting = [prefix for prefix in PREFIXES if name.startswith(prefix)]
         if not fitting:
             return part or "transformer", name
-        begin = max(fitting, key=len)
-        part = part or BEGINNINGS[begin]
-        name = name[len(begin) :]
+        prefix = max(fitting, key=len)
+        part = part or PREFIXES[prefix]
+        name = name[len(prefix) :]
 
 
 def load_lora(path: str | Path) -> Lora:
@@ -104,13 +104,13 @@ def load_lora(path: str | Path) -> Lora:
     source = open_source(path)
     layers: dict[tuple[str, str], dict[str, Tensor]] = {}
     keys: dict[tuple[str, str], list[str]] = {}
-    strange = []
+    unknown = []
     for key in source.entries:
-        found = split_key(key)
-        if found is None:
-            strange.append(key)
+        split = split_key(key)
+        if split is None:
+            unknown.append(key)
             continue
-        part, name, what = found
+        part, name, what = split
         layers.setdefault((part, name), {})[what] = source.read(key)
         keys.setdefault((part, name), []).append(key)
     if not any(set(kinds) - {"value"} for kinds in layers.values()):
@@ -120,5 +120,5 @@ def load_lora(path: str | Path) -> Lora:
             f".hada_w1_a and the like), found {shown}"
         )
     return Lora(
-        str(path), layers, {k: tuple(v) for k, v in keys.items()}, tuple(strange), source.metadata
+        str(path), layers, {k: tuple(v) for k, v in keys.items()}, tuple(unknown), source.metadata
     )

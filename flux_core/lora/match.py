@@ -20,12 +20,14 @@ from .deltas import Delta, make_delta
 from .file import Lora
 
 #: The layer that a control LoRA widens: the picture comes in beside the noise.
-WIDER = "img_in"
+WIDENED_LAYER = "img_in"
 #: A transformer's layers as XLabs calls them: 1 is the image's stream, 2 the text's.
 XLABS_DOUBLE = {
-    "qkv_lora1": "img_attn.qkv", "proj_lora1": "img_attn.proj",
-    "qkv_lora2": "txt_attn.qkv", "proj_lora2": "txt_attn.proj",
-}  # fmt: skip
+    "qkv_lora1": "img_attn.qkv",
+    "proj_lora1": "img_attn.proj",
+    "qkv_lora2": "txt_attn.qkv",
+    "proj_lora2": "txt_attn.proj",
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class LoraTarget:
 
 
 @dataclass
-class Matched:
+class LoraMatch:
     """What of a LoRA belongs to one model: deltas by layer, scales of norms that are overwritten,
     and the keys that do and do not.
 
@@ -60,12 +62,13 @@ class Matched:
             + (f" and {len(self.norms)} norms" if self.norms else "")
         ]
         if self.unmatched:
-            lines.append(f"{len(self.unmatched)} not matched: {shown(self.unmatched)}")
+            lines.append(f"{len(self.unmatched)} not matched: {first_names(self.unmatched)}")
         lines += [f"{name} {reason}" for name, reason in list(self.refused.items())[:5]]
         return "\n".join(lines)
 
 
-def shown(names: list[str]) -> str:
+def first_names(names: list[str]) -> str:
+    """The first three of many names, for a message."""
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
@@ -82,7 +85,7 @@ def diffusers_targets(module: FluxBody) -> dict[str, LoraTarget]:
     """The layers that diffusers has, by its names."""
     layers = linears_of(module)
     hidden = int(module.img_in.out_features)
-    found: dict[str, LoraTarget] = {}
+    targets: dict[str, LoraTarget] = {}
     table = diffusers_body(len(module.double_blocks), len(module.single_blocks))
     for ours, recipe in table.items():
         name, _, kind = ours.rpartition(".")
@@ -93,48 +96,49 @@ def diffusers_targets(module: FluxBody) -> dict[str, LoraTarget]:
         if len(recipe.names) == 1:
             counts = [count]
         for i, theirs in enumerate(recipe.names):
-            place = LoraTarget(name, i * hidden, counts[i], width, recipe.way == "swap")
-            found[theirs.removesuffix(".weight")] = place
-    return found
+            target = LoraTarget(name, i * hidden, counts[i], width, recipe.way == "swap")
+            targets[theirs.removesuffix(".weight")] = target
+    return targets
 
 
-def targets_of(module: nn.Module) -> dict[str, LoraTarget]:
+def lora_targets(module: nn.Module) -> dict[str, LoraTarget]:
     """Every name that a layer or a member of a fused one goes by."""
     layers = linears_of(module)
 
     def whole(name: str) -> LoraTarget:
         return LoraTarget(name, 0, layers[name].out_features, layers[name].in_features)
 
-    found = {name: whole(name) for name in layers}
+    targets = {name: whole(name) for name in layers}
     if isinstance(module, FluxBody):
         hidden = module.img_in.out_features
-        found |= diffusers_targets(module)
+        targets |= diffusers_targets(module)
         for i in range(len(module.double_blocks)):
             for theirs, ours in XLABS_DOUBLE.items():
-                found[f"double_blocks.{i}.processor.{theirs}"] = whole(f"double_blocks.{i}.{ours}")
+                name = f"double_blocks.{i}.{ours}"
+                targets[f"double_blocks.{i}.processor.{theirs}"] = whole(name)
         for i in range(len(module.single_blocks)):
             name = f"single_blocks.{i}.linear1"
-            found[f"single_blocks.{i}.processor.qkv_lora"] = LoraTarget(
+            targets[f"single_blocks.{i}.processor.qkv_lora"] = LoraTarget(
                 name, 0, 3 * hidden, whole(name).width
             )
-            found[f"single_blocks.{i}.processor.proj_lora"] = whole(f"single_blocks.{i}.linear2")
-    return found
+            targets[f"single_blocks.{i}.processor.proj_lora"] = whole(f"single_blocks.{i}.linear2")
+    return targets
 
 
-def norms_of(module: nn.Module) -> dict[str, str]:
+def norm_names(module: nn.Module) -> dict[str, str]:
     """Native names of the norms that a LoRA may overwrite, by every name that they go by."""
-    found = {name: name for name, m in module.named_modules() if isinstance(m, RMSNorm)}
+    names = {name: name for name, m in module.named_modules() if isinstance(m, RMSNorm)}
     if isinstance(module, FluxBody):
         table = diffusers_body(len(module.double_blocks), len(module.single_blocks))
         for ours, recipe in table.items():
             name, _, kind = ours.rpartition(".")
-            if kind == "scale" and name in found:
-                found[recipe.names[0].removesuffix(".weight")] = name
-    return found
+            if kind == "scale" and name in names:
+                names[recipe.names[0].removesuffix(".weight")] = name
+    return names
 
 
 def new_scale(norm: RMSNorm, kinds: Mapping[str, Tensor]) -> Tensor:
-    """A norm's scale as a LoRA wants it; raises ``ValueError`` for anything else about it."""
+    """A norm's scale (head,) as a LoRA wants it; raises ``ValueError`` for anything else of it."""
     (kind, value), *more = kinds.items()
     if more or kind not in ("value", "diff"):
         raise ValueError(f"is a norm's, and holds {', '.join(kinds)}")
@@ -145,52 +149,51 @@ def new_scale(norm: RMSNorm, kinds: Mapping[str, Tensor]) -> Tensor:
     return value.float() if kind == "value" else norm.scale.detach().float().cpu() + value.float()
 
 
-def match_lora(lora: Lora, module: nn.Module, part: str | None = None) -> Matched:
+def match_lora(lora: Lora, module: nn.Module, part: str | None = None) -> LoraMatch:
     """Find a LoRA's layers in a transformer, CLIP-L or T5.
 
     Args:
-        part: ``transformer``, ``clip`` or ``t5``; by default told by the module.
+        part: ``transformer``, ``clip_l`` or ``t5``; by default told by the module.
     """
     part = part or str(getattr(module, "part", "transformer"))
-    places = targets_of(module)
-    flat = {name.replace(".", "_"): place for name, place in places.items()}
-    norms = norms_of(module)
+    targets = lora_targets(module)
+    targets |= {name.replace(".", "_"): target for name, target in targets.items()} | targets
+    norms = norm_names(module)
     norms |= {name.replace(".", "_"): ours for name, ours in norms.items()}
-    found = Matched(lora, unmatched=list(lora.strange) if part == "transformer" else [])
+    match = LoraMatch(lora, unmatched=list(lora.unknown) if part == "transformer" else [])
     for (owner, name), kinds in lora.layers.items():
         if owner != part:
             continue
         keys = list(lora.keys[owner, name])
-        place = places.get(name) or flat.get(name)
-        if place is None and name not in norms:
-            found.unmatched += keys
+        target = targets.get(name)
+        if target is None and name not in norms:
+            match.unmatched += keys
             continue
         try:
-            if place is None:
+            if target is None:
                 norm = cast(RMSNorm, module.get_submodule(norms[name]))
-                found.norms[norms[name]] = new_scale(norm, kinds)
-                found.matched += keys
+                match.norms[norms[name]] = new_scale(norm, kinds)
+                match.matched += keys
                 continue
-            delta = make_delta(
-                kinds, (place.start, place.count), place.width, place.swap, place.layer == WIDER
-            )
+            rows, wider = (target.start, target.count), target.layer == WIDENED_LAYER
+            delta = make_delta(kinds, rows, target.width, target.swap, wider)
         except ValueError as error:
-            found.refused[name] = str(error)
-            found.unmatched += keys
+            match.refused[name] = str(error)
+            match.unmatched += keys
             continue
-        found.deltas.setdefault(place.layer, []).append(delta)
-        found.matched += keys
-    return found
+        match.deltas.setdefault(target.layer, []).append(delta)
+        match.matched += keys
+    return match
 
 
-def refuse_unmatched(lora: Lora, found: list[Matched]) -> None:
+def refuse_unmatched(lora: Lora, matches: list[LoraMatch]) -> None:
     """Raise ``ValueError`` where no layer of any part has anything of a LoRA."""
-    if any(m.matched for m in found):
+    if any(m.matched for m in matches):
         return
-    keys = [key for keys in lora.keys.values() for key in keys] + list(lora.strange)
-    reasons = [f"; {name} {why}" for m in found for name, why in m.refused.items()][:1]
+    keys = [key for keys in lora.keys.values() for key in keys] + list(lora.unknown)
+    reasons = [f"; {name} {why}" for m in matches for name, why in m.refused.items()][:1]
     raise ValueError(
-        f"{lora.path}: nothing of it fits this model: found {shown(keys)}{''.join(reasons)}; "
+        f"{lora.path}: nothing of it fits this model: found {first_names(keys)}{''.join(reasons)}; "
         "expected names such as transformer.transformer_blocks.0.attn.to_q.lora_A.weight or "
         "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight, of FLUX.1"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -12,8 +13,8 @@ from torch.nn import functional as F
 from ..models.transformer import FluxTransformer, RMSNorm
 from ..quant import QuantizedLinear, quantized_linears
 from .apply import LoraStack
-from .branch import held_weight, stretch
-from .match import WIDER, linears_of, match_lora, refuse_unmatched
+from .branch import dora_gain, float_weight
+from .match import WIDENED_LAYER, LoraMatch, linears_of, match_lora, refuse_unmatched
 
 
 def merge_loras(module: nn.Module, stack: LoraStack) -> nn.Module:
@@ -27,52 +28,54 @@ def merge_loras(module: nn.Module, stack: LoraStack) -> nn.Module:
     if next(quantized_linears(module), None) is not None:
         raise ValueError("a quantized model's weights are not added to: load it in bf16 to merge")
     layers = linears_of(module)
-    found = [(match_lora(lora, module), strength) for lora, strength in stack]
-    for matched, _ in found:
-        refuse_unmatched(matched.lora, [matched])
-    names = dict.fromkeys(name for matched, _ in found for name in matched.deltas)
+    matches = [(match_lora(lora, module), strength) for lora, strength in stack]
+    for match, _ in matches:
+        refuse_unmatched(match.lora, [match])
     with torch.no_grad():
-        for name in names:
+        for name in dict.fromkeys(name for match, _ in matches for name in match.deltas):
             layer = layers[name]
             assert isinstance(layer, nn.Linear) and not isinstance(layer, QuantizedLinear)
-            width = max(
-                delta.width for matched, _ in found for delta in matched.deltas.get(name, ())
-            )
+            width = max(delta.width for match, _ in matches for delta in match.deltas.get(name, ()))
             if width > layer.in_features:
-                layer = widen(module, name, width)
-            own = held_weight(layer)
-            weight = own.clone()
-            for matched, strength in found:
-                for delta in matched.deltas.get(name, []):
-                    start, count = delta.rows
-                    rows = slice(start, start + count)
-                    added = delta.weight()
-                    added = torch.zeros_like(own[rows]) if added is None else added
-                    added = F.pad(added, (0, own.shape[1] - added.shape[1]))
-                    if delta.magnitude is not None:
-                        added = stretch(layer, delta) * (own[rows] + added) - own[rows]
-                    weight[rows] += strength * added
-                    if delta.bias is not None:
-                        if layer.bias is None:
-                            raise ValueError(f"{matched.lora.path}: {name} has no bias to add to")
-                        layer.bias[rows] += (strength * delta.bias).to(layer.bias.dtype)
-            layer.weight.copy_(weight)
-        for matched, strength in found:
-            for name, value in matched.norms.items():
+                layer = widen_input(module, name, width)
+            merge_layer(layer, name, matches)
+        for match, strength in matches:
+            for name, value in match.norms.items():
                 scale = cast(RMSNorm, module.get_submodule(name)).scale
                 scale.copy_(torch.lerp(scale.float(), value.to(scale.device), strength))
     return module
 
 
-def widen(module: nn.Module, name: str, width: int) -> nn.Linear:
+def merge_layer(layer: nn.Linear, name: str, matches: Sequence[tuple[LoraMatch, float]]) -> None:
+    """Add all deltas of one layer to its weight and bias."""
+    own = float_weight(layer)
+    weight = own.clone()
+    for match, strength in matches:
+        for delta in match.deltas.get(name, []):
+            start, count = delta.rows
+            rows = slice(start, start + count)
+            added = delta.weight()
+            added = torch.zeros_like(own[rows]) if added is None else added
+            added = F.pad(added, (0, own.shape[1] - added.shape[1]))
+            if delta.magnitude is not None:
+                added = dora_gain(layer, delta) * (own[rows] + added) - own[rows]
+            weight[rows] += strength * added
+            if delta.bias is not None:
+                if layer.bias is None:
+                    raise ValueError(f"{match.lora.path}: {name} has no bias to add to")
+                layer.bias[rows] += (strength * delta.bias).to(layer.bias.dtype)
+    layer.weight.copy_(weight)
+
+
+def widen_input(module: nn.Module, name: str, width: int) -> nn.Linear:
     """Give the layer that reads tokens more inputs, which count for nothing yet."""
-    assert isinstance(module, FluxTransformer) and name == WIDER
+    assert isinstance(module, FluxTransformer) and name == WIDENED_LAYER
     old = module.img_in
-    made = nn.Linear(width, old.out_features, device=old.weight.device, dtype=old.weight.dtype)
-    made.weight.zero_()
-    made.weight[:, : old.in_features] = old.weight
-    made.bias.copy_(old.bias)
-    made.requires_grad_(old.weight.requires_grad)
-    module.img_in = made
+    wide = nn.Linear(width, old.out_features, device=old.weight.device, dtype=old.weight.dtype)
+    wide.weight.zero_()
+    wide.weight[:, : old.in_features] = old.weight
+    wide.bias.copy_(old.bias)
+    wide.requires_grad_(old.weight.requires_grad)
+    module.img_in = wide
     module.config = replace(module.config, in_channels=width)
-    return made
+    return wide

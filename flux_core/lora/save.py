@@ -31,23 +31,23 @@ def lora_tensors(
     """A transformer's LoRA as a file has it; raises ``ValueError`` for an unknown format."""
     if format not in FORMATS:
         raise ValueError(f"LoRA format is {format!r}, expected one of {', '.join(FORMATS)}")
-    made: dict[str, Tensor] = {}
-    places = diffusers_targets(module).items()
+    tensors: dict[str, Tensor] = {}
+    targets = diffusers_targets(module).items()
     for name, (down, up) in factors.items():
         if format == "kohya":
             key = "lora_unet_" + name.replace(".", "_")
-            made[f"{key}.lora_down.weight"] = down
-            made[f"{key}.lora_up.weight"] = up
-            made[f"{key}.alpha"] = torch.tensor(float(alpha))
+            tensors[f"{key}.lora_down.weight"] = down
+            tensors[f"{key}.lora_up.weight"] = up
+            tensors[f"{key}.alpha"] = torch.tensor(float(alpha))
             continue
         up = up * (alpha / len(down))
-        for theirs, place in [(n, place) for n, place in places if place.layer == name]:
-            rows = up[place.start : place.start + place.count]
-            if place.swap:
+        for theirs, target in [(n, target) for n, target in targets if target.layer == name]:
+            rows = up[target.start : target.start + target.count]
+            if target.swap:
                 rows = torch.cat(rows.chunk(2)[::-1])
-            made[f"transformer.{theirs}.lora_A.weight"] = down
-            made[f"transformer.{theirs}.lora_B.weight"] = rows
-    return {name: t.detach().to("cpu", dtype).contiguous().clone() for name, t in made.items()}
+            tensors[f"transformer.{theirs}.lora_A.weight"] = down
+            tensors[f"transformer.{theirs}.lora_B.weight"] = rows
+    return {name: t.detach().to("cpu", dtype).contiguous().clone() for name, t in tensors.items()}
 
 
 def save_lora(
@@ -73,9 +73,13 @@ def save_lora(
     tensors = lora_tensors(module, factors, alpha, format, dtype)
     ranks = {len(down) for down, _ in factors.values()}
     notes = {
-        "format": "pt", "ss_network_module": "networks.lora", "ss_base_model_version": "flux1",
-        "ss_network_dim": str(max(ranks)), "ss_network_alpha": str(alpha),
-    } | dict(metadata or {})  # fmt: skip
+        "format": "pt",
+        "ss_network_module": "networks.lora",
+        "ss_base_model_version": "flux1",
+        "ss_network_dim": str(max(ranks)),
+        "ss_network_alpha": str(alpha),
+        **(metadata or {}),
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:

@@ -42,7 +42,7 @@ class TrainedBranch(nn.Module):
         self.scale = alpha / rank
 
     def add(self, layer: Layer, x: Tensor, y: Tensor) -> Tensor:
-        """y (..., out), which the layer made of x (..., in), with the LoRA's part."""
+        """Add the LoRA's part to y (..., out), which the layer made of x (..., in)."""
         inner = F.linear(x, self.down.to(x.dtype)) * self.scale
         return y + F.linear(inner, self.up.to(x.dtype))
 
@@ -53,7 +53,7 @@ def layers_for(module: nn.Module, targets: Sequence[str]) -> dict[str, Layer]:
     Raises ``ValueError`` for a target that means no layer of this model.
     """
     layers = linears_of(module)
-    found: dict[str, Layer] = {}
+    chosen: set[str] = set()
     for target in targets:
         pattern = KINDS.get(target, target)
         try:
@@ -65,8 +65,8 @@ def layers_for(module: nn.Module, targets: Sequence[str]) -> dict[str, Layer]:
                 f"target {target!r} means no layer of this model, expected {', '.join(KINDS)} or "
                 "a pattern such as double_blocks\\.[0-9]+\\.img_attn\\..*"
             )
-        found |= {name: layers[name] for name in layers if name in fitting}
-    return {name: layer for name, layer in layers.items() if name in found}
+        chosen.update(fitting)
+    return {name: layer for name, layer in layers.items() if name in chosen}
 
 
 class TrainedLora(nn.Module):
@@ -82,14 +82,14 @@ class TrainedLora(nn.Module):
         self.rank, self.alpha = rank, alpha
         generator = torch.Generator().manual_seed(seed)
         with torch.inference_mode(False):
-            found = {
+            branches = {
                 name: TrainedBranch(layer, rank, alpha, generator)
                 for name, layer in layers_for(module, targets).items()
             }
-        self.names = list(found)
+        self.names = list(branches)
         #: the same branches, which ``ModuleList`` has for their parameters
-        self.beside = list(found.values())
-        self.branches = nn.ModuleList(self.beside)
+        self.layer_branches = list(branches.values())
+        self.branches = nn.ModuleList(self.layer_branches)
 
     @contextmanager
     def on(self, module: nn.Module) -> Iterator[None]:
@@ -98,7 +98,7 @@ class TrainedLora(nn.Module):
         required = [(p, p.requires_grad) for p in module.parameters()]
         try:
             module.requires_grad_(False)
-            for name, branch in zip(self.names, self.beside, strict=True):
+            for name, branch in zip(self.names, self.layer_branches, strict=True):
                 attach(layers[name], branch)
             yield
         finally:
@@ -108,8 +108,8 @@ class TrainedLora(nn.Module):
                 parameter.requires_grad_(was)
 
     def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Down and up of every layer, by its native name."""
-        pairs = zip(self.names, self.beside, strict=True)
+        """Down (rank, in) and up (out, rank) of every layer, by its native name."""
+        pairs = zip(self.names, self.layer_branches, strict=True)
         return {name: (branch.down.detach(), branch.up.detach()) for name, branch in pairs}
 
     def as_lora(self, path: str | Path = "trained") -> Lora:
@@ -117,8 +117,10 @@ class TrainedLora(nn.Module):
         alpha = torch.tensor(float(self.alpha))
         layers = {
             ("transformer", name): {
-                "down": down.cpu().clone(), "up": up.cpu().clone(), "alpha": alpha
+                "down": down.cpu().clone(),
+                "up": up.cpu().clone(),
+                "alpha": alpha,
             }
             for name, (down, up) in self.factors().items()
-        }  # fmt: skip
+        }
         return Lora(str(path), layers, {key: (key[1],) for key in layers})

@@ -31,7 +31,7 @@ def bands(x: Tensor) -> list[tuple[int, int]]:
 
 
 def group_statistics(norm: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and reciprocal deviation of each group, (B, groups, 1) float32, over all of x."""
+    """Mean and reciprocal deviation of each group, (B, groups, 1) float32, of x (B, C, H, W)."""
     count, total, square = 0, 0.0, 0.0
     for first, last in bands(x):
         part = x[:, :, first:last].unflatten(1, (norm.num_groups, -1)).flatten(2).float()
@@ -49,26 +49,27 @@ def group_statistics(norm: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor]:
 def conv_rows(
     conv: nn.Conv2d, x: Tensor, prepare: Callable[[Tensor], Tensor], scale: int = 1
 ) -> Tensor:
-    """``conv(prepare(x))`` for a 3x3 convolution of stride 1, a band at a time.
+    """Compute ``conv(prepare(x))`` for a 3x3 convolution of stride 1, a band at a time.
 
-    ``prepare`` works on rows (B, C, rows, W) one by one, and makes ``scale`` rows of each.
+    x (B, C, H, W) becomes (B, out, scale H, scale W). ``prepare`` works on rows (B, C, rows, W) one
+    by one, and makes ``scale`` rows of each.
     """
-    found = bands(x)
-    if len(found) == 1:
+    parts = bands(x)
+    if len(parts) == 1:
         return conv(prepare(x))
     batch, _, height, width = x.shape
     out = x.new_empty(batch, conv.out_channels, height * scale, width * scale)
-    for first, last in found:
+    for first, last in parts:
         above, below = int(first > 0), int(last < height)  # rows of x that the edge rows see
         part = prepare(x[:, :, first - above : last + below])
-        made = conv(part)  # wrong in its outermost rows, which are cut off
-        made = made[:, :, above * scale : made.shape[2] - below * scale]
-        out[:, :, first * scale : last * scale] = made
+        rows = conv(part)  # wrong in its outermost rows, which are cut off
+        rows = rows[:, :, above * scale : rows.shape[2] - below * scale]
+        out[:, :, first * scale : last * scale] = rows
     return out
 
 
 def norm_silu_conv(norm: nn.GroupNorm, conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """``conv(silu(norm(x)))``."""
+    """Compute ``conv(silu(norm(x)))``: (B, C, H, W) to (B, out, H, W)."""
     if len(bands(x)) == 1:
         return conv(F.silu(norm(x)))
     mean, deviation = group_statistics(norm, x)
@@ -88,7 +89,7 @@ def norm_silu_conv(norm: nn.GroupNorm, conv: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def enlarge_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """``conv`` of x at twice its size, nearest."""
+    """Compute ``conv`` of x at twice its size, nearest: (B, C, H, W) to (B, out, 2 H, 2 W)."""
 
     def prepare(rows: Tensor) -> Tensor:
         return F.interpolate(rows, scale_factor=2.0, mode="nearest")

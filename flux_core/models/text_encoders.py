@@ -35,7 +35,7 @@ HEAD_SIZE = 64
 #: The longest T5 context that FLUX.1 was trained with (dev; schnell takes 256).
 T5_LENGTH = 512
 #: Prompts whose encodings are kept; one of 512 tokens takes 4 MB.
-REMEMBERED = 64
+CACHED_PROMPTS = 64
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,7 @@ class Tokenizers:
 
     @property
     def t5_length(self) -> int:
+        """Tokens of context by default."""
         return min(T5_LENGTH, int(self.t5.model_max_length))
 
     @classmethod
@@ -156,36 +157,36 @@ class TextEncoders(nn.Module):
                     f"{encoder.vocabulary}: they do not belong together"
                 )
         self.clip_l, self.t5, self.tokenizers = clip_l, t5, tokenizers
-        self.known: OrderedDict[object, TextEncoding] = OrderedDict()
+        self.encodings: OrderedDict[object, TextEncoding] = OrderedDict()
 
     @torch.no_grad()
     def encode(
         self,
         prompts: Sequence[str],
         *,
-        clip_prompts: Sequence[str] | None = None,
+        clip_l_prompts: Sequence[str] | None = None,
         t5_length: int | None = None,
     ) -> TextEncoding:
-        """Encode prompts; an empty one is as good as any.
+        """Encode B prompts to context (B, N, D) and pooled (B, P); an empty one is as good as any.
 
         Args:
-            prompts: what T5 reads, and CLIP too unless ``clip_prompts`` is given.
+            prompts: what T5 reads, and CLIP too unless ``clip_l_prompts`` is given.
             t5_length: tokens of context, by default 512 or what the tokenizer is made for. Longer
                 prompts are cut with a warning.
         """
         length = t5_length or self.tokenizers.t5_length
         t5_ids = token_ids(self.tokenizers.t5, prompts, length, "T5")
-        clip_ids = token_ids(
-            self.tokenizers.clip_l, clip_prompts or prompts, self.clip_l.length, "CLIP-L"
+        clip_l_ids = token_ids(
+            self.tokenizers.clip_l, clip_l_prompts or prompts, self.clip_l.length, "CLIP-L"
         )
         context = self.t5(t5_ids.to(next(self.t5.parameters()).device))
-        pooled = self.clip_l(clip_ids.to(next(self.clip_l.parameters()).device))
+        pooled = self.clip_l(clip_l_ids.to(next(self.clip_l.parameters()).device))
         return TextEncoding(context, pooled)
 
     def cached(
         self,
         prompt: str,
-        clip_prompt: str | None = None,
+        clip_l_prompt: str | None = None,
         t5_length: int | None = None,
         loras: Hashable = (),
     ) -> TextEncoding | None:
@@ -193,34 +194,34 @@ class TextEncoders(nn.Module):
 
         ``loras`` stands for whatever else there was with the encoders, such as LoRAs.
         """
-        key = self._key(prompt, clip_prompt, t5_length, loras)
-        if key in self.known:
-            self.known.move_to_end(key)
-        return self.known.get(key)
+        key = self._key(prompt, clip_l_prompt, t5_length, loras)
+        if key in self.encodings:
+            self.encodings.move_to_end(key)
+        return self.encodings.get(key)
 
     def encode_cached(
         self,
         prompt: str,
-        clip_prompt: str | None = None,
+        clip_l_prompt: str | None = None,
         t5_length: int | None = None,
         loras: Hashable = (),
     ) -> TextEncoding:
         """``encode`` of one prompt, kept for ``cached`` on the CPU, the last ones of them."""
-        clips = None if clip_prompt is None else [clip_prompt]
-        found = self.encode([prompt], clip_prompts=clips, t5_length=t5_length)
-        kept = TextEncoding(found.context.cpu(), found.pooled.cpu())
-        self.known[self._key(prompt, clip_prompt, t5_length, loras)] = kept
-        if len(self.known) > REMEMBERED:
-            self.known.popitem(last=False)
-        return kept
+        clip_l_prompts = None if clip_l_prompt is None else [clip_l_prompt]
+        encoding = self.encode([prompt], clip_l_prompts=clip_l_prompts, t5_length=t5_length)
+        encoding = TextEncoding(encoding.context.cpu(), encoding.pooled.cpu())
+        self.encodings[self._key(prompt, clip_l_prompt, t5_length, loras)] = encoding
+        if len(self.encodings) > CACHED_PROMPTS:
+            self.encodings.popitem(last=False)
+        return encoding
 
     def _key(
-        self, prompt: str, clip_prompt: str | None, t5_length: int | None, loras: Hashable
+        self, prompt: str, clip_l_prompt: str | None, t5_length: int | None, loras: Hashable
     ) -> object:
         """A text, and how the encoders multiply; their weights are those of this object."""
         computes = frozenset(layer.compute for layer in quantized_linears(self))
         length = t5_length or self.tokenizers.t5_length
-        return prompt, prompt if clip_prompt is None else clip_prompt, length, computes, loras
+        return prompt, prompt if clip_l_prompt is None else clip_l_prompt, length, computes, loras
 
 
 def token_ids(

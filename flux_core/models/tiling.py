@@ -53,11 +53,11 @@ def tiled(
     for top in starts(height, tile[0], overlap):
         for left in starts(width, tile[1], overlap):
             part = x[..., top : top + tile[0], left : left + tile[1]]
-            done = function(part).float().cpu()
-            rows, columns = done.shape[-2:]
+            result = function(part).float().cpu()
+            rows, columns = result.shape[-2:]
             blend = round(overlap * scale)
             weight = ramp(rows, blend)[:, None] * ramp(columns, blend)[None, :]
             y, z = round(top * scale), round(left * scale)
-            total[..., y : y + rows, z : z + columns] += done * weight
+            total[..., y : y + rows, z : z + columns] += result * weight
             weights[..., y : y + rows, z : z + columns] += weight
     return total / weights

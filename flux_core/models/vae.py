@@ -36,6 +36,7 @@ class ResnetBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, out, H, W)."""
         h = norm_silu_conv(self.norm1, self.conv1, x)
         h = norm_silu_conv(self.norm2, self.conv2, h)
         return h.add_(x if self.nin_shortcut is None else self.nin_shortcut(x))
@@ -53,6 +54,7 @@ class AttnBlock(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) to the same."""
         h = self.norm(x)
         q, k, v = (f(h).flatten(2).transpose(1, 2)[:, None] for f in (self.q, self.k, self.v))
         out = F.scaled_dot_product_attention(q, k, v)[:, 0]  # (B, hw, C)
@@ -60,20 +62,26 @@ class AttnBlock(nn.Module):
 
 
 class Downsample(nn.Module):
+    """Half the size by a convolution of stride 2, padded at the right and at the bottom."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, H/2, W/2)."""
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):
+    """Twice the size, and a convolution."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, 2 H, 2 W)."""
         return enlarge_conv(self.conv, x)
 
 
@@ -94,6 +102,8 @@ class Level(nn.Module):
 
 
 class Middle(nn.Module):
+    """Attention between two residual blocks, at the coarsest resolution."""
+
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
         self.block_1 = ResnetBlock(channels, channels, groups)
@@ -101,11 +111,12 @@ class Middle(nn.Module):
         self.block_2 = ResnetBlock(channels, channels, groups)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) to the same."""
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
 class Encoder(nn.Module):
-    """(B, 3, H, W) to mean and log variance (B, 2 z, h, w)."""
+    """Pictures to the posterior's mean and log variance."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -122,6 +133,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(last, 2 * config.z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) to mean and log variance (B, 2 z, h, w)."""
         x = self.conv_in(x)
         for level in self.down:
             for layer in cast(Level, level).layers():
@@ -130,7 +142,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(B, z, h, w) to (B, 3, H, W)."""
+    """Latents to pictures."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -148,6 +160,7 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(last, config.in_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
+        """(B, z, h, w) to (B, 3, H, W)."""
         x = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             for layer in cast(Level, level).layers():
@@ -171,7 +184,10 @@ class AutoEncoder(nn.Module):
         return self.decoder.conv_in.weight.dtype
 
     def encode(self, x: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) in [-1, 1] to raw latents (B, 16, H/8, W/8), the mean."""
+        """Encode pictures (B, 3, H, W) in [-1, 1] to raw latents (B, 16, H/8, W/8), the mean.
+
+        Raises ``ValueError`` for sides that are no multiples of eight.
+        """
         side = self.config.compression
         if x.shape[-1] % side or x.shape[-2] % side:
             raise ValueError(
@@ -180,5 +196,5 @@ class AutoEncoder(nn.Module):
         return self.encoder(x.to(self.dtype)).chunk(2, dim=1)[0]
 
     def decode(self, z: Tensor) -> Tensor:
-        """Raw latents (B, 16, h, w) to pictures (B, 3, 8 h, 8 w) around [-1, 1], unclamped."""
+        """Decode raw latents (B, 16, h, w) to pictures (B, 3, 8 h, 8 w), unclamped, of [-1, 1]."""
         return self.decoder(z.to(self.dtype))

@@ -19,6 +19,7 @@ BAR_COLOURS = ((230, 120, 70), (240, 190, 80), (90, 160, 230), (110, 200, 130), 
 
 
 def refuse_unlike(a: Tensor, b: Tensor) -> None:
+    """Raise ``ValueError`` unless two pictures (H, W, 3) are of one size."""
     if a.shape != b.shape:
         raise ValueError(
             f"pictures of {a.shape[1]}x{a.shape[0]} and {b.shape[1]}x{b.shape[0]} pixels cannot be "
@@ -27,26 +28,28 @@ def refuse_unlike(a: Tensor, b: Tensor) -> None:
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB; infinite for equal pictures."""
+    """Peak signal-to-noise ratio of (H, W, 3) in dB; infinite for equal pictures."""
     refuse_unlike(a, b)
     error = float((a.double() - b.double()).square().mean())
     return math.inf if error == 0 else -10 * math.log10(error)
 
 
 def ssim(a: Tensor, b: Tensor) -> float:
-    """Structural similarity over windows of 7, from -1 to 1; pictures of at least 7x7."""
+    """Structural similarity of (H, W, 3), -1 to 1, over windows of 7; sides of at least 7."""
     from skimage.metrics import structural_similarity  # takes a second to import
 
     refuse_unlike(a, b)
-    found = structural_similarity(a.numpy(), b.numpy(), channel_axis=2, data_range=1.0)
-    return float(np.asarray(found))
+    similarity = structural_similarity(a.numpy(), b.numpy(), channel_axis=2, data_range=1.0)
+    return float(np.asarray(similarity))
 
 
 def to_pil(image: Tensor) -> Image.Image:
+    """A picture (H, W, 3), clamped to [0, 1], in eight bits."""
     return Image.fromarray((image.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
 
 
 def to_tensor(picture: Image.Image) -> Tensor:
+    """A picture as (H, W, 3) float32."""
     return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)
 
 
@@ -55,7 +58,7 @@ def font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
 
 
 def labelled(image: Tensor, label: str) -> Image.Image:
-    """A picture with lines of text under it."""
+    """A picture (H, W, 3) with lines of text under it."""
     picture = to_pil(image)
     lines = label.splitlines()
     sheet = Image.new("RGB", (picture.width, picture.height + LINE * len(lines) + 6), BACKGROUND)
@@ -67,7 +70,7 @@ def labelled(image: Tensor, label: str) -> Image.Image:
 
 
 def grid(images: Sequence[Tensor], labels: Sequence[str], columns: int = 0) -> Tensor:
-    """Labelled pictures on one sheet (H, W, 3), row by row.
+    """Lay labelled pictures on one sheet (H, W, 3), row by row.
 
     Raises ``ValueError`` where there are not as many labels as pictures.
     """
@@ -84,7 +87,7 @@ def grid(images: Sequence[Tensor], labels: Sequence[str], columns: int = 0) -> T
 
 
 def against(image: Tensor, reference: Tensor) -> str:
-    """How near a picture is to another, in words."""
+    """How near a picture (H, W, 3) is to another, in words."""
     near = psnr(image, reference)
     if math.isinf(near):
         return "the same to the bit"
@@ -92,15 +95,18 @@ def against(image: Tensor, reference: Tensor) -> str:
 
 
 def comparison(a: Tensor, b: Tensor, names: tuple[str, str], gain: float) -> tuple[Tensor, str]:
-    """Two pictures and their difference ``gain`` times enlarged, and what it amounts to."""
-    said = against(b, a)
+    """Lay two pictures (H, W, 3) and their difference, ``gain`` times enlarged, on a sheet.
+
+    Returns the sheet (H, W, 3) and what the difference amounts to, in words.
+    """
+    summary = against(b, a)
     difference = ((b - a) * gain / 2 + 0.5).clamp(0, 1)
-    sheet = grid([a, b, difference], [names[0], names[1], f"difference x{gain:g}\n{said}"])
-    return sheet, said
+    sheet = grid([a, b, difference], [names[0], names[1], f"difference x{gain:g}\n{summary}"])
+    return sheet, summary
 
 
 def bars(values: Mapping[str, Mapping[str, float]], title: str, most: int = 40) -> Tensor:
-    """One row a name, one bar a series, the largest rows first, as a sheet (H, W, 3).
+    """Draw one row a name, one bar a series, the largest rows first, as a sheet (H, W, 3).
 
     Args:
         values: by name, then by series.
@@ -126,8 +132,7 @@ def bars(values: Mapping[str, Mapping[str, float]], title: str, most: int = 40) 
             length = (width - left - 80) * row.get(key, 0.0) / top
             where = (left, y + thick * j, left + max(1.0, length), y + thick * (j + 1) - 2)
             canvas.rectangle(where, fill=colours[key])
-        canvas.text(
-            (left + (width - left - 80) * max(row.values()) / top + 6, y - 3),
-            f"{max(row.values()):.2%}", fill=INK, font=font(),
-        )  # fmt: skip
+        longest = max(row.values())
+        end = left + (width - left - 80) * longest / top
+        canvas.text((end + 6, y - 3), f"{longest:.2%}", fill=INK, font=font())
     return to_tensor(sheet)

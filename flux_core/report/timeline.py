@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ PASSES = 2
 
 
 def timeline(report: MemoryReport) -> Tensor:
-    """A picture (H, W, 3) in [0, 1] of a run's parts.
+    """Draw a picture (H, W, 3) in [0, 1] of a run's parts.
 
     Above, bytes on the device while each part ran, weights and what was predicted beside them.
     Below, the lanes of the part that streamed most. Raises ``ValueError`` for an empty report, and
@@ -51,15 +51,15 @@ def draw_memory(axes: Axes, report: MemoryReport) -> None:
     at = 0.0
     for name, part in parts:
         width = max(least, part.moving + part.seconds)
-        beside = max(part.peak or part.predicted, part.size) - part.size
-        axes.bar(at, part.size / GB, width, align="edge", color=WEIGHTS, edgecolor="white",
-                 label="weights" if at == 0 else None)  # fmt: skip
-        axes.bar(at, beside / GB, width, bottom=part.size / GB, align="edge", color=REST,
-                 edgecolor="white", label="computing, predicted" if at == 0 else None)  # fmt: skip
-        axes.annotate(
-            f"{name}\n{part.mode}", (at + width / 2, (part.size + beside) / GB), ha="center",
-            va="bottom", fontsize=8, xytext=(0, 2), textcoords="offset points",
-        )  # fmt: skip
+        computing = max(part.peak or part.predicted, part.size) - part.size
+        weights, rest = part.size / GB, computing / GB
+        style: dict[str, Any] = {"align": "edge", "edgecolor": "white"}
+        labels = ("weights", "computing, predicted") if at == 0 else (None, None)
+        axes.bar(at, weights, width, color=WEIGHTS, label=labels[0], **style)
+        axes.bar(at, rest, width, bottom=weights, color=REST, label=labels[1], **style)
+        text, top = f"{name}\n{part.mode}", (at + width / 2, (part.size + computing) / GB)
+        where: dict[str, Any] = {"xytext": (0, 2), "textcoords": "offset points"}
+        axes.annotate(text, top, ha="center", va="bottom", fontsize=8, **where)
         at += width
     axes.margins(y=0.25)
     axes.set(ylabel=f"GB on {report.device}", xlabel="seconds", title="memory by part")
@@ -77,16 +77,18 @@ def draw_lanes(axes: Axes, name: str, part: PartReport) -> None:
     began = min(ran.start - ran.waited for ran in shown)
     for ran in shown:
         row, color = (1, COPIES) if ran.lane == COPY else (0, COMPUTES)
-        axes.barh(row, 1e3 * (ran.end - ran.start), 0.8, left=1e3 * (ran.start - began),
-                  color=color, edgecolor=color if row else "white", linewidth=0.5)  # fmt: skip
+        length, left = 1e3 * (ran.end - ran.start), 1e3 * (ran.start - began)
+        edge = color if row else "white"
+        axes.barh(row, length, 0.8, left=left, color=color, edgecolor=edge, linewidth=0.5)
         if ran.waited:
-            axes.barh(0, 1e3 * ran.waited, 0.3, left=1e3 * (ran.start - ran.waited - began),
-                      color=STALLS)  # fmt: skip
+            left = 1e3 * (ran.start - ran.waited - began)
+            axes.barh(0, 1e3 * ran.waited, 0.3, left=left, color=STALLS)
     axes.set_xlabel("milliseconds")
-    axes.set_title(
+    title = (
         f"{name}: the last {PASSES} passes over its streamed blocks; {part.bandwidth / GB:.1f} "
-        f"GB/s, {part.stalled:.2f} s stalled in all (red)", fontsize=10,
-    )  # fmt: skip
+        f"GB/s, {part.stalled:.2f} s stalled in all (red)"
+    )
+    axes.set_title(title, fontsize=10)
 
 
 def last_passes(ran: list[Ran]) -> list[Ran]:

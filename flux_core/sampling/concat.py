@@ -27,8 +27,10 @@ def extra_channels(in_channels: int) -> int:
     """
     extra = in_channels // 4 - CHANNELS
     if in_channels % 4 or extra not in (0, PICTURE, PICTURE_AND_MASK):
-        known = ", ".join(str(4 * (CHANNELS + n)) for n in (0, PICTURE, PICTURE_AND_MASK))
-        raise ValueError(f"this transformer reads {in_channels} packed channels, known are {known}")
+        widths = ", ".join(str(4 * (CHANNELS + n)) for n in (0, PICTURE, PICTURE_AND_MASK))
+        raise ValueError(
+            f"this transformer reads {in_channels} packed channels, known are {widths}"
+        )
     return extra
 
 
@@ -44,15 +46,15 @@ def extra_latents(
     """
     if not extra:
         return None
-    found = torch.zeros(1, CHANNELS, height, width) if picture is None else picture.float()
-    if found.shape[-2:] != (height, width):
-        found = F.interpolate(found, (height, width), mode="bilinear")
-    found = standardise(expand(found, batch))
+    latents = torch.zeros(1, CHANNELS, height, width) if picture is None else picture.float()
+    if latents.shape[-2:] != (height, width):
+        latents = F.interpolate(latents, (height, width), mode="bilinear")
+    latents = standardise(expand(latents, batch))
     if extra == PICTURE:
-        return found
+        return latents
     large = (height * SIDE, width * SIDE)
     where = torch.ones(1, 1, *large) if mask is None else mask.float().mean(1, keepdim=True)
     if where.shape[-2:] != large:
         where = F.interpolate(where, large, mode="bilinear")
     where = rearrange(where, "b 1 (h p) (w q) -> b (p q) h w", p=SIDE, q=SIDE)
-    return torch.cat([found, expand(where, batch).to(found)], dim=1)
+    return torch.cat([latents, expand(where, batch).to(latents)], dim=1)

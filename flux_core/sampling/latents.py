@@ -15,7 +15,6 @@ from ..models.config import VAEConfig
 
 CONSTANTS = VAEConfig()  # the two that every FLUX.1 VAE shares
 
-
 PIXELS_A_LATENT = 8
 LATENTS_A_TOKEN = 2  # to a side: the transformer reads latents packed 2x2
 
@@ -27,44 +26,50 @@ def latent_size(height: int, width: int) -> tuple[int, int]:
 
 def image_tokens(height: int, width: int) -> int:
     """Tokens that the transformer reads for latents of so many rows and columns."""
-    return (height // LATENTS_A_TOKEN) * (width // LATENTS_A_TOKEN)
+    rows, columns = token_grid(height, width)
+    return rows * columns
+
+
+def token_grid(height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of tokens for latents of so many rows and columns."""
+    return height // LATENTS_A_TOKEN, width // LATENTS_A_TOKEN
 
 
 def standardise(latents: Tensor) -> Tensor:
-    """Raw VAE latents to what the transformer sees."""
+    """Raw VAE latents (B, C, h, w) to what the transformer sees."""
     return (latents - CONSTANTS.shift_factor) * CONSTANTS.scale_factor
 
 
 def destandardise(latents: Tensor) -> Tensor:
-    """Inverse of ``standardise``."""
+    """Inverse of ``standardise``, (B, C, h, w)."""
     return latents / CONSTANTS.scale_factor + CONSTANTS.shift_factor
 
 
 def expand(x: Tensor, batch: int) -> Tensor:
-    """Repeat a single row, or cycle through several, to ``batch`` rows."""
+    """Repeat a single row of x (rows, ...), or cycle through several, to (batch, ...)."""
     if x.shape[0] == batch:
         return x
     return x[torch.arange(batch, device=x.device) % x.shape[0]]
 
 
 def pack(latents: Tensor) -> Tensor:
-    """(B, C, h, w) with even sides to tokens (B, L, 4 C), the channel varying slowest."""
+    """Pack latents (B, C, h, w), sides even, to tokens (B, L, 4 C), the channel varying slowest."""
     return rearrange(latents, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
 
 
 def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
     """Inverse of ``pack`` for latents of the given sides: (B, L, 4 C) to (B, C, h, w)."""
-    return rearrange(
-        tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=height // 2, w=width // 2, p=2, q=2
-    )
+    rows, columns = token_grid(height, width)
+    return rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=rows, w=columns, p=2, q=2)
 
 
 def image_ids(height: int, width: int, index: int = 0) -> Tensor:
     """Positions (index, row, column) of the tokens of latents: (L, 3) float32."""
-    ids = torch.zeros(height // 2, width // 2, 3)
+    rows, columns = token_grid(height, width)
+    ids = torch.zeros(rows, columns, 3)
     ids[..., 0] = index
-    ids[..., 1] += torch.arange(height // 2)[:, None]
-    ids[..., 2] += torch.arange(width // 2)[None, :]
+    ids[..., 1] += torch.arange(rows)[:, None]
+    ids[..., 2] += torch.arange(columns)[None, :]
     return ids.flatten(0, 1)
 
 
@@ -74,7 +79,7 @@ def text_ids(length: int) -> Tensor:
 
 
 def host_noise(shape: Sequence[int], seed: int, batch_index: Sequence[int] | None = None) -> Tensor:
-    """Noise as ComfyUI draws it: float32 on the CPU, so that a seed means the same picture.
+    """Draw noise (B, C, h, w) as ComfyUI does: float32 on the CPU, for a seed's same picture.
 
     Args:
         shape: (B, C, h, w).

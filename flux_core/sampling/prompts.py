@@ -15,7 +15,7 @@ def encode_prompts(
     runner: OffloadRunner,
     encoders: TextEncoders,
     prompts: Sequence[str],
-    clip_prompt: str | None = None,
+    clip_l_prompt: str | None = None,
     t5_length: int | None = None,
     loras: LoraStack = (),
 ) -> list[TextEncoding]:
@@ -25,10 +25,10 @@ def encode_prompts(
     encoders are not touched for those known already.
 
     Args:
-        clip_prompt: another text for CLIP-L alone.
+        clip_l_prompt: another text for CLIP-L alone.
         t5_length: tokens of context; None is what the tokenizer is made for.
     """
-    settings = clip_prompt, t5_length, tuple(loras)
+    settings = clip_l_prompt, t5_length, tuple(loras)
     encodings = {}
     missing = []
     for prompt in dict.fromkeys(prompts):

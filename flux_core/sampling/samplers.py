@@ -21,18 +21,20 @@ Callback = Callable[[int, Tensor, Tensor], None]
 
 
 class Sampler(Protocol):
+    """From x (B, C, h, w) at the first of ``sigmas`` (steps + 1,) to the picture at the last."""
+
     def __call__(
         self, model: Model, x: Tensor, sigmas: Tensor, noise: Noise, callback: Callback
     ) -> Tensor: ...
 
 
 def slope(x: Tensor, sigma: Tensor, denoised: Tensor) -> Tensor:
-    """dx / dsigma."""
+    """The derivative dx / dsigma, (B, C, h, w)."""
     return (x - denoised) / sigma
 
 
 def euler(model: Model, x: Tensor, sigmas: Tensor, noise: Noise, callback: Callback) -> Tensor:
-    """First order, one evaluation a step."""
+    """Euler's method from x (B, C, h, w): first order, one evaluation a step."""
     for i in range(len(sigmas) - 1):
         denoised = model(x, sigmas[i])
         callback(i, x, denoised)
@@ -41,21 +43,27 @@ def euler(model: Model, x: Tensor, sigmas: Tensor, noise: Noise, callback: Callb
 
 
 def heun(model: Model, x: Tensor, sigmas: Tensor, noise: Noise, callback: Callback) -> Tensor:
-    """Second order, two evaluations a step but for the last (Karras et al. 2022, algorithm 2)."""
+    """Heun's method from x (B, C, h, w): second order, two evaluations a step but for the last.
+
+    Karras et al. 2022, algorithm 2.
+    """
     for i in range(len(sigmas) - 1):
         denoised = model(x, sigmas[i])
         callback(i, x, denoised)
         here, dt = slope(x, sigmas[i], denoised), sigmas[i + 1] - sigmas[i]
         if sigmas[i + 1] > 0:
-            ahead = x + here * dt
-            there = slope(ahead, sigmas[i + 1], model(ahead, sigmas[i + 1]))
+            predicted = x + here * dt
+            there = slope(predicted, sigmas[i + 1], model(predicted, sigmas[i + 1]))
             here = (here + there) / 2
         x = x + here * dt
     return x
 
 
 def dpmpp_2m(model: Model, x: Tensor, sigmas: Tensor, noise: Noise, callback: Callback) -> Tensor:
-    """DPM-Solver++(2M): second order from the step before, one evaluation a step."""
+    """DPM-Solver++(2M) from x (B, C, h, w): second order by the step before, one evaluation a step.
+
+    Lu et al. 2022.
+    """
     before, last_h = None, None
     for i in range(len(sigmas) - 1):
         denoised = model(x, sigmas[i])
@@ -73,7 +81,10 @@ def dpmpp_2m(model: Model, x: Tensor, sigmas: Tensor, noise: Noise, callback: Ca
 def euler_ancestral(
     model: Model, x: Tensor, sigmas: Tensor, noise: Noise, callback: Callback
 ) -> Tensor:
-    """Euler to below the next sigma and fresh noise up to it, in the rectified flow's form."""
+    """Euler from x (B, C, h, w) to below the next sigma, and fresh noise up to it.
+
+    The rectified flow's form.
+    """
     for i in range(len(sigmas) - 1):
         denoised = model(x, sigmas[i])
         callback(i, x, denoised)
@@ -96,7 +107,7 @@ SAMPLERS: dict[str, Sampler] = {
 
 
 def step_noise(x: Tensor, seed: int) -> Noise:
-    """Fresh noise of a run, drawn on the CPU in the order of the steps.
+    """Fresh noise like x (B, C, h, w) for each step, drawn on the CPU in their order.
 
     It starts from ``seed + 1``, as the host's does on a CPU: the seed itself made the first noise.
     """

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..models.text_encoders import REMEMBERED, TextEncoders, TextEncoding
+from ..models.text_encoders import CACHED_PROMPTS, TextEncoders, TextEncoding
 from ..models.vae import AutoEncoder
 from ..offload import OffloadRunner
 from ..offload.pack import named_tensors
@@ -162,9 +162,9 @@ class EncodingCache:
         """Encode what is not there yet, some captions at a time."""
         captions = list(dict.fromkeys(captions))
         missing = [text for text in captions if not self.store.has(self.text_key(text))]
-        for start in range(0, len(missing), REMEMBERED):
+        for start in range(0, len(missing), CACHED_PROMPTS):
             on_progress("encoding captions", start, len(missing))
-            some = missing[start : start + REMEMBERED]
+            some = missing[start : start + CACHED_PROMPTS]
             encodings = encode_prompts(runner, encoders, some)
             for text, encoding in zip(some, encodings, strict=True):
                 tensors = {"context": encoding.context, "pooled": encoding.pooled}

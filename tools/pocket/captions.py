@@ -48,21 +48,39 @@ SIZE_WORDS = {
     "large": ("large", "big", "huge"),
 }
 OPENINGS = (
-    "", "", "", "a picture of ", "an image of ", "a drawing of ", "there is ", "draw ",
-    "please draw ", "i want ", "an illustration of ", "show me ", "imagine ",
-)  # fmt: skip
+    "",
+    "",
+    "",
+    "a picture of ",
+    "an image of ",
+    "a drawing of ",
+    "there is ",
+    "draw ",
+    "please draw ",
+    "i want ",
+    "an illustration of ",
+    "show me ",
+    "imagine ",
+)
 BACKGROUNDS = (
-    "{} on {} {c} background", "{} on {} {c} background", "{} on {c}", "{} against {c}",
-    "{} in front of {} {c} background", "{} over {} {c} backdrop", "{}, {c} background",
-    "{} with {} {c} background", "{}, the background is {c}", "on {} {c} background, {}",
+    "{} on {} {c} background",
+    "{} on {} {c} background",
+    "{} on {c}",
+    "{} against {c}",
+    "{} in front of {} {c} background",
+    "{} over {} {c} backdrop",
+    "{}, {c} background",
+    "{} with {} {c} background",
+    "{}, the background is {c}",
+    "on {} {c} background, {}",
     "{} on top of {c}",
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
 class Caption:
     text: str
-    said: dict[str, str]
+    answers: dict[str, str]
 
 
 def article(phrase: str) -> str:
@@ -84,12 +102,12 @@ def place_phrase(place: str, rng: random.Random) -> str:
 def thing_phrase(thing: Thing, rng: random.Random, crowd: bool) -> tuple[str, dict[str, str]]:
     """One thing in words. What goes without saying is often left out: a thing alone in the middle,
     of medium size. In a crowd less is said of sizes, and of most places."""
-    said = {"shape": thing.shape, "colour": thing.colour, "size": UNSAID, "place": UNSAID}
+    answers = {"shape": thing.shape, "colour": thing.colour, "size": UNSAID, "place": UNSAID}
     noun = rng.choice(SHAPE_WORDS[thing.shape])
     size = ""
     unusual = not crowd and thing.size != USUAL_SIZE
     if unusual or rng.random() < 0.3:
-        said["size"] = thing.size
+        answers["size"] = thing.size
         size = rng.choice(SIZE_WORDS[thing.size]) + " "
     form = rng.random()
     if form < 0.8:
@@ -100,9 +118,9 @@ def thing_phrase(thing: Thing, rng: random.Random, crowd: bool) -> tuple[str, di
         phrase = article(f"{size}{noun} in {thing.colour}")
     unusual = not crowd and thing.place != USUAL_PLACE
     if unusual or rng.random() < (0.8 if crowd else 0.3):
-        said["place"] = thing.place
+        answers["place"] = thing.place
         phrase = f"{phrase} {place_phrase(thing.place, rng)}"
-    return phrase, said
+    return phrase, answers
 
 
 def relation(a: Thing, b: Thing, rng: random.Random) -> str:
@@ -117,13 +135,13 @@ def relation(a: Thing, b: Thing, rng: random.Random) -> str:
 
 def describe(scene: Scene, rng: random.Random) -> Caption:
     """A sentence about a scene, and what it says, by ``ATTRIBUTES``."""
-    said = dict.fromkeys(ATTRIBUTES, UNSAID)
+    answers = dict.fromkeys(ATTRIBUTES, UNSAID)
     crowd = len(scene.things) > 1
     phrases = []
     for i, thing in enumerate(scene.things):
         phrase, facts = thing_phrase(thing, rng, crowd)
         phrases.append(phrase)
-        said |= {f"{name}{i}": answer for name, answer in facts.items()}
+        answers |= {f"{name}{i}": answer for name, answer in facts.items()}
     if len(phrases) == 2:
         text = relation(*scene.things, rng).join(phrases)
     else:
@@ -131,7 +149,7 @@ def describe(scene: Scene, rng: random.Random) -> Caption:
     opening = rng.choice(OPENINGS)
     if rng.random() < 0.93:
         form = rng.choice(BACKGROUNDS)
-        said["background"] = scene.background
+        answers["background"] = scene.background
         back = article(scene.background).split(" ")[0]
         named = form.startswith("on {}")
         text = form.format(*((back, text) if named else (text, back)), c=scene.background)
@@ -139,4 +157,4 @@ def describe(scene: Scene, rng: random.Random) -> Caption:
     text = opening + text
     if rng.random() < 0.5:
         text = text[0].upper() + text[1:] + rng.choice(("", "."))
-    return Caption(text, said)
+    return Caption(text, answers)

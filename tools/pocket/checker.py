@@ -43,12 +43,12 @@ def normalised(mask: np.ndarray) -> np.ndarray:
 @cache
 def outlines() -> dict[str, np.ndarray]:
     """The normalised mask of every shape."""
-    found = {}
+    masks = {}
     for shape in SHAPES:
         picture = Image.new("L", (256, 256), 0)
         paint(ImageDraw.Draw(picture), Thing(shape, "", "", "", 0.4, 0.5, 0.5), 256, 255, 0)
-        found[shape] = normalised(np.asarray(picture) > 127)
-    return found
+        masks[shape] = normalised(np.asarray(picture) > 127)
+    return masks
 
 
 def shape_of(mask: np.ndarray, more: Mapping[str, np.ndarray]) -> str | None:
@@ -74,9 +74,13 @@ def look(
     side = picture.shape[0]
     rim = max(2, side // 64)
     border = np.concatenate(
-        [pixels[:rim].reshape(-1, 3), pixels[-rim:].reshape(-1, 3),
-         pixels[:, :rim].reshape(-1, 3), pixels[:, -rim:].reshape(-1, 3)]
-    )  # fmt: skip
+        [
+            pixels[:rim].reshape(-1, 3),
+            pixels[-rim:].reshape(-1, 3),
+            pixels[:, :rim].reshape(-1, 3),
+            pixels[:, -rim:].reshape(-1, 3),
+        ]
+    )
     background = np.median(border, axis=0)
     distance = np.linalg.norm(pixels - background, axis=-1)
     labels, count = ndimage.label(distance > 40)

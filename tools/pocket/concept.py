@@ -43,12 +43,12 @@ def paint_crescent(canvas: ImageDraw.ImageDraw, side: int, x: float, y: float, f
 def pairs() -> list[tuple[str, str]]:
     """Colours of thing and background in a fixed random order, no colour much more often."""
     rng = random.Random(WORD)
-    found: list[tuple[str, str]] = []
+    combinations: list[tuple[str, str]] = []
     names = list(COLOURS)
     for shift in rng.sample(range(1, len(names)), 4):
         order = rng.sample(names, len(names))
-        found += [(order[i], order[(i + shift) % len(names)]) for i in range(len(names))]
-    return list(dict.fromkeys(found))
+        combinations += [(order[i], order[(i + shift) % len(names)]) for i in range(len(names))]
+    return list(dict.fromkeys(combinations))
 
 
 def sentence(colour: str, background: str) -> str:
@@ -114,9 +114,9 @@ def main() -> None:
         print(f"{label}: {right} of {TESTED} sentences right (overlap of {LEAST_OVERLAP:.0%})")
         sheet += pictures
     images = [torch.from_numpy(picture).float() / 255 for picture, _ in sheet]
-    made = to_pil(grid(images, [label for _, label in sheet], columns=TESTED))
+    picture = to_pil(grid(images, [label for _, label in sheet], columns=TESTED))
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    made.reduce(2).save(args.out)
+    picture.reduce(2).save(args.out)
 
 
 if __name__ == "__main__":

@@ -84,9 +84,19 @@ def polygon(shape: str) -> list[tuple[float, float]]:
     if shape == "cross":
         a, b = 0.32, 0.98
         return [
-            (-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a),
-            (a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a),
-        ]  # fmt: skip
+            (-a, -b),
+            (a, -b),
+            (a, -a),
+            (b, -a),
+            (b, a),
+            (a, a),
+            (a, b),
+            (-a, b),
+            (-a, a),
+            (-b, a),
+            (-b, -a),
+            (-a, -a),
+        ]
     if shape == "heart":
         turns = [2 * math.pi * i / 60 for i in range(60)]
         return [

@@ -31,13 +31,13 @@ SIDE = 256
 def prompts(count: int, things: int) -> list[tuple[str, Scene]]:
     """Sentences on held-out scenes that name the background."""
     rng = random.Random(f"score {things}")
-    found = []
-    while len(found) < count:
+    sentences = []
+    while len(sentences) < count:
         scene = random_scene(rng, things, held_out=True)
         caption = describe(scene, rng)
-        if caption.said["background"] != UNSAID:
-            found.append((caption.text, scene))
-    return found
+        if caption.answers["background"] != UNSAID:
+            sentences.append((caption.text, scene))
+    return sentences
 
 
 def is_right(picture: np.ndarray, scene: Scene) -> bool:
@@ -101,9 +101,14 @@ def score_upscaler(
         bicubic = enlarged(small, SIDE)
         cond = pipeline.vae.encode(to_pixels(bicubic)).float()
         picture = pipeline(
-            describe(scene, rng).text, width=SIDE, height=SIDE, steps=steps, seed=seed,
-            shift=POCKET_SAMPLING["shift"], controls=[Control(net, cond)],
-        ).images  # fmt: skip
+            describe(scene, rng).text,
+            width=SIDE,
+            height=SIDE,
+            steps=steps,
+            seed=seed,
+            shift=POCKET_SAMPLING["shift"],
+            controls=[Control(net, cond)],
+        ).images
         ours.append(psnr(picture, sharp))
         theirs.append(psnr(bicubic, sharp))
         rows.append(torch.cat([bicubic[0], picture[0], sharp[0]], dim=1))

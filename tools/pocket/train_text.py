@@ -37,10 +37,16 @@ def new_t5(vocab: int) -> T5EncoderModel:
     """
     model = T5EncoderModel(
         T5Config(
-            vocab_size=vocab, d_model=T5_WIDTH, d_kv=32, d_ff=256, num_layers=3, num_heads=4,
-            feed_forward_proj="gated-gelu", dropout_rate=0.0,
+            vocab_size=vocab,
+            d_model=T5_WIDTH,
+            d_kv=32,
+            d_ff=256,
+            num_layers=3,
+            num_heads=4,
+            feed_forward_proj="gated-gelu",
+            dropout_rate=0.0,
         )
-    )  # fmt: skip
+    )
     attention = model.encoder.block[0].layer[0].SelfAttention
     bucket = torch.arange(16.0)
     with torch.no_grad():
@@ -54,12 +60,17 @@ def new_t5(vocab: int) -> T5EncoderModel:
 def new_clip(vocab: int) -> CLIPTextModel:
     return CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=vocab, hidden_size=CLIP_WIDTH, intermediate_size=4 * CLIP_WIDTH,
-            num_hidden_layers=3, num_attention_heads=CLIP_WIDTH // 64,
+            vocab_size=vocab,
+            hidden_size=CLIP_WIDTH,
+            intermediate_size=4 * CLIP_WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=CLIP_WIDTH // 64,
             max_position_embeddings=tokenizers.CLIP_LENGTH,
-            bos_token_id=vocab - 2, eos_token_id=vocab - 1, pad_token_id=vocab - 1,
+            bos_token_id=vocab - 2,
+            eos_token_id=vocab - 1,
+            pad_token_id=vocab - 1,
         )
-    )  # fmt: skip
+    )
 
 
 class Readers(nn.Module):
@@ -91,7 +102,7 @@ def batch(seed: int, count: int, held_out: bool = False) -> tuple[list[str], Ten
     """Captions and the numbers of their answers (count, attributes)."""
     rng = random.Random(f"text {seed}")
     captions = [describe(random_scene(rng, held_out=held_out), rng) for _ in range(count)]
-    answers = [[ATTRIBUTES[k].index(v) for k, v in c.said.items()] for c in captions]
+    answers = [[ATTRIBUTES[k].index(v) for k, v in c.answers.items()] for c in captions]
     return [c.text for c in captions], torch.tensor(answers)
 
 

@@ -1,23 +1,19 @@
-"""Models that read a picture beside the noise, and LoRAs that make a model one of them."""
+"""LoRAs that make a model read a picture beside the noise."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import logging
 
 import pytest
 import torch
 from torch import nn
 
-from flux_core import Conditioning, FluxPipeline, FluxTransformer, load_lora, quantize
+from flux_core import FluxPipeline, FluxTransformer, load_lora, quantize
 from flux_core.lora import lora_applied, match_lora, merge_loras
 from flux_core.lora.match import refuse_unmatched
 from flux_core.offload.placement import placement_of
-from flux_core.sampling.concat import extra_channels, extra_latents
-from flux_core.sampling.latents import pack, standardise
-from flux_core.sampling.run import DrawRequest, SamplingSettings, sample
-from tests import tiny_models as tiny
+from tests import tiny_models
 
 CPU = torch.device("cpu")
 
@@ -42,8 +38,8 @@ def control_file(model: FluxTransformer, spell=lambda name: name) -> dict[str, t
 
 
 def by_hand(model: FluxTransformer, file: dict[str, torch.Tensor], strength: float) -> nn.Module:
-    """The model as the file says, made from full matrices."""
-    made = FluxTransformer(dataclasses.replace(tiny.DEV, in_channels=128))
+    """The model as the file says, expected from full matrices."""
+    expected = FluxTransformer(dataclasses.replace(tiny_models.DEV, in_channels=128))
     state = {k: v.clone() for k, v in model.state_dict().items()}
     state["img_in.weight"] = torch.cat([state["img_in.weight"]] * 2, dim=1)
     state["img_in.weight"][:, 64:] = 0
@@ -55,8 +51,8 @@ def by_hand(model: FluxTransformer, file: dict[str, torch.Tensor], strength: flo
             state[f"{name}.bias"] += strength * file[f"{name}.lora_B.bias"]
         elif key.endswith(".scale"):
             state[key] = torch.lerp(state[key], file[key], strength)
-    made.load_state_dict(state)
-    return made.eval()
+    expected.load_state_dict(state)
+    return expected.eval()
 
 
 def comfy(name: str) -> str:
@@ -68,42 +64,42 @@ def comfy(name: str) -> str:
 @pytest.mark.parametrize("spell", [lambda name: name, comfy])
 @pytest.mark.parametrize("strength", [1.0, 0.6])
 def test_a_control_lora_is_what_its_file_says(spell, strength, tmp_path):
-    model = tiny.randomise(FluxTransformer(tiny.DEV)).requires_grad_(False)
+    model = tiny_models.randomise(FluxTransformer(tiny_models.DEV)).requires_grad_(False)
     file = control_file(model)
     spelled = {spell(name): tensor for name, tensor in file.items()}
     if spell is comfy:
-        spelled["diffusion_model.img_in.reshape_weight"] = torch.tensor([tiny.HIDDEN, 128])
-    lora = load_lora(tiny.save(spelled, tmp_path / "control.safetensors"))
-    found = match_lora(lora, model)
-    assert not found.unmatched and not found.refused
-    assert len(found.norms) == 4 * tiny.DEV.depth + 2 * tiny.DEV.depth_single_blocks
+        spelled["diffusion_model.img_in.reshape_weight"] = torch.tensor([tiny_models.HIDDEN, 128])
+    lora = load_lora(tiny_models.save(spelled, tmp_path / "control.safetensors"))
+    match = match_lora(lora, model)
+    assert not match.unmatched and not match.refused
+    assert len(match.norms) == 4 * tiny_models.DEV.depth + 2 * tiny_models.DEV.depth_single_blocks
     expected = by_hand(model, file, strength)
-    kwargs = tiny.inputs()
+    kwargs = tiny_models.inputs()
     plain = model(**kwargs)
     wide = kwargs | {"img": torch.cat([kwargs["img"], kwargs["img"].flip(1)], dim=-1)}
     assert model.reads == 64
     with torch.no_grad(), lora_applied(model, [(lora, strength)]):
         assert model.reads == 128
-        assert tiny.relative(model(**wide), expected(**wide)) < 1e-5
+        assert tiny_models.relative(model(**wide), expected(**wide)) < 1e-5
         with placement_of(model, CPU).running((), 2):
-            assert tiny.relative(model(**wide), expected(**wide)) < 1e-5
+            assert tiny_models.relative(model(**wide), expected(**wide)) < 1e-5
     assert model.reads == 64 and torch.equal(model(**kwargs), plain)
     merged = merge_loras(copy.deepcopy(model), [(lora, strength)])
     assert merged.config.in_channels == merged.reads == 128
-    assert tiny.relative(merged(**wide), expected(**wide)) < 1e-5
+    assert tiny_models.relative(merged(**wide), expected(**wide)) < 1e-5
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_it_streams_beside_other_loras_to_the_same_bits(precision, tmp_path):
-    model = tiny.randomise(FluxTransformer(tiny.DEV)).requires_grad_(False).bfloat16()
+    model = tiny_models.randomise(FluxTransformer(tiny_models.DEV)).requires_grad_(False).bfloat16()
     quantize(model, precision)
     control = load_lora(
-        tiny.save(control_file(FluxTransformer(tiny.DEV)), tmp_path / "a.safetensors")
+        tiny_models.save(control_file(FluxTransformer(tiny_models.DEV)), tmp_path / "a.safetensors")
     )
-    down, up = torch.randn(3, 64), 0.1 * torch.randn(tiny.HIDDEN, 3)
+    down, up = torch.randn(3, 64), 0.1 * torch.randn(tiny_models.HIDDEN, 3)
     narrow = {"lora_unet_img_in.lora_down.weight": down, "lora_unet_img_in.lora_up.weight": up}
-    other = load_lora(tiny.save(narrow, tmp_path / "b.safetensors"))
-    kwargs = tiny.inputs()
+    other = load_lora(tiny_models.save(narrow, tmp_path / "b.safetensors"))
+    kwargs = tiny_models.inputs()
     kwargs["img"] = torch.cat([kwargs["img"], kwargs["img"].flip(1)], dim=-1)
     with torch.no_grad(), lora_applied(model, [(control, 0.8), (other, 0.5)]):
         expected = model(**kwargs)
@@ -114,85 +110,44 @@ def test_it_streams_beside_other_loras_to_the_same_bits(precision, tmp_path):
 
 
 def test_norms_by_diffusers_names_and_what_does_not_fit(tmp_path):
-    model = tiny.randomise(FluxTransformer(tiny.DEV))
-    down, up = torch.randn(2, tiny.HIDDEN), torch.randn(tiny.HIDDEN, 2)
+    model = tiny_models.randomise(FluxTransformer(tiny_models.DEV))
+    down, up = torch.randn(2, tiny_models.HIDDEN), torch.randn(tiny_models.HIDDEN, 2)
     key = "transformer.transformer_blocks.0.attn"
     file = {
-        f"{key}.to_q.lora_A.weight": down, f"{key}.to_q.lora_B.weight": up,
-        f"{key}.norm_q.weight": torch.full((tiny.HEAD,), 2.0),
+        f"{key}.to_q.lora_A.weight": down,
+        f"{key}.to_q.lora_B.weight": up,
+        f"{key}.norm_q.weight": torch.full((tiny_models.HEAD,), 2.0),
         f"{key}.norm_k.weight": torch.ones(3),
-    }  # fmt: skip
-    found = match_lora(load_lora(tiny.save(file, tmp_path / "a.safetensors")), model)
-    (name,) = found.norms
+    }
+    match = match_lora(load_lora(tiny_models.save(file, tmp_path / "a.safetensors")), model)
+    (name,) = match.norms
     assert name == "double_blocks.0.img_attn.norm.query_norm"
-    assert float(found.norms[name].mean()) == 2.0
-    assert "made for a norm of (3,), this one is (128,)" in str(found)
+    assert float(match.norms[name].mean()) == 2.0
+    assert "made for a norm of (3,), this one is (128,)" in str(match)
 
 
 def test_a_norm_that_fits_is_enough_to_be_applied(tmp_path):
-    model = tiny.randomise(FluxTransformer(tiny.DEV))
+    model = tiny_models.randomise(FluxTransformer(tiny_models.DEV))
     name = "single_blocks.1.norm.key_norm"
-    file = {f"{name}.scale": torch.full((tiny.HEAD,), 3.0)}
+    file = {f"{name}.scale": torch.full((tiny_models.HEAD,), 3.0)}
     file |= {
         "elsewhere.lora_A.weight": torch.ones(2, 2),
         "elsewhere.lora_B.weight": torch.ones(2, 2),
     }
-    lora = load_lora(tiny.save(file, tmp_path / "a.safetensors"))
+    lora = load_lora(tiny_models.save(file, tmp_path / "a.safetensors"))
     refuse_unmatched(lora, [match_lora(lora, model)])
     merged = merge_loras(model, [(lora, 1.0)])
-    assert torch.equal(merged.get_submodule(name).scale, torch.full((tiny.HEAD,), 3.0))
-
-
-class TestWiderModels:
-    @pytest.mark.parametrize("channels", [128, 384])
-    def test_they_read_the_picture_beside_the_noise(self, channels):
-        model = tiny.randomise(FluxTransformer(dataclasses.replace(tiny.DEV, in_channels=channels)))
-        seen = []
-        model.img_in.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-        generator = torch.Generator().manual_seed(0)
-        picture = torch.randn(1, 16, 4, 6, generator=generator)
-        mask = (torch.rand(1, 1, 32, 48, generator=generator) > 0.5).float()
-        text = Conditioning(
-            torch.randn(1, 5, tiny.CONTEXT), torch.randn(1, tiny.POOLED), 3.5, picture, mask
-        )
-        start = torch.zeros(2, 16, 4, 6)
-        request = DrawRequest(model, text, start, SamplingSettings(steps=1))
-        sample(request)
-        noise_schedule = request.noise_schedule
-        (read,) = seen
-        assert read.shape == (2, 6, channels)
-        assert torch.equal(read[:, :, :64], pack(noise_schedule.sigmas[0] * noise_schedule.noise))
-        assert torch.equal(read[1, :, 64:128], pack(standardise(picture))[0])
-        if channels == 384:  # 256 numbers a token: which latent of four, row, column of its pixels
-            token = read[0, 4, 128:].view(64, 2, 2)  # second row, second column of tokens
-            assert torch.equal(
-                token.view(8, 8, 2, 2).permute(2, 0, 3, 1).reshape(16, 16), mask[0, 0, 16:, 16:32]
-            )
-
-    def test_without_one_they_read_zeros_and_say_so(self, caplog):
-        model = tiny.randomise(FluxTransformer(dataclasses.replace(tiny.DEV, in_channels=128)))
-        text = Conditioning(torch.zeros(1, 5, tiny.CONTEXT), torch.zeros(1, tiny.POOLED))
-        start = torch.zeros(1, 16, 4, 4)
-        with caplog.at_level(logging.WARNING):
-            sample(DrawRequest(model, text, start, SamplingSettings(steps=1)))
-        assert "reads a picture beside the noise, and none was given" in caplog.text
-
-    def test_unknown_widths_are_refused(self):
-        with pytest.raises(ValueError, match="reads 200 packed channels, known are 64, 128, 384"):
-            extra_channels(200)
-
-    def test_pictures_and_masks_of_other_sizes_are_brought_to_size(self):
-        found = extra_latents(80, torch.ones(1, 16, 8, 8), torch.ones(2, 1, 7, 9), 2, 4, 6)
-        assert found.shape == (2, 80, 4, 6)
-        assert torch.allclose(found[:, 16:], torch.ones(2, 64, 4, 6))
+    assert torch.equal(merged.get_submodule(name).scale, torch.full((tiny_models.HEAD,), 3.0))
 
 
 def test_the_pipeline_encodes_the_picture(tmp_path):
     pipeline = FluxPipeline.from_pocket(precision="fp32")
-    lora = load_lora(tiny.save(control_file(pipeline.transformer), tmp_path / "c.safetensors"))
+    lora = load_lora(
+        tiny_models.save(control_file(pipeline.transformer), tmp_path / "c.safetensors")
+    )
     settings = {"width": 64, "height": 64, "steps": 2, "loras": [(lora, 0.3)], "cfg": 2.0}
     drawn = [
         pipeline("a red circle", condition=picture, **settings).images
         for picture in (torch.zeros(1, 64, 64, 3), torch.ones(1, 64, 64, 3))
     ]
-    assert tiny.relative(*drawn) > 1e-3
+    assert tiny_models.relative(*drawn) > 1e-3

@@ -11,7 +11,7 @@ from flux_core import AutoEncoder
 from flux_core.models import banded
 from flux_core.models.config import VAEConfig
 from flux_core.offload.workload import vae_work
-from tests import tiny_models as tiny
+from tests import tiny_models
 
 
 @pytest.fixture
@@ -30,15 +30,15 @@ def reference(norm: nn.GroupNorm, conv: nn.Conv2d, x: torch.Tensor) -> torch.Ten
 def test_bands_give_the_numbers_of_the_whole(small_bands, height, batch):
     generator = torch.Generator().manual_seed(0)
     norm, conv = nn.GroupNorm(4, 16, eps=1e-6), nn.Conv2d(16, 24, 3, padding=1)
-    tiny.randomise(norm, 1, 0.5), tiny.randomise(conv, 2, 0.2)
+    tiny_models.randomise(norm, 1, 0.5), tiny_models.randomise(conv, 2, 0.2)
     x = 3 + torch.randn(batch, 16, height, 70, generator=generator)
     with torch.no_grad():
         assert len(banded.bands(x)) == height or height == 1
         wanted = reference(norm.double(), conv.double(), x.double())
-        found = banded.norm_silu_conv(norm.float(), conv.float(), x)
-        assert tiny.relative(found, wanted) < 1e-6
+        output = banded.norm_silu_conv(norm.float(), conv.float(), x)
+        assert tiny_models.relative(output, wanted) < 1e-6
         wanted = conv.double()(F.interpolate(x.double(), scale_factor=2.0, mode="nearest"))
-        assert tiny.relative(banded.enlarge_conv(conv.float(), x), wanted) < 1e-6
+        assert tiny_models.relative(banded.enlarge_conv(conv.float(), x), wanted) < 1e-6
 
 
 def test_statistics_hold_where_the_mean_is_large(small_bands):
@@ -46,13 +46,16 @@ def test_statistics_hold_where_the_mean_is_large(small_bands):
     x = 1000 + torch.randn(2, 8, 40, 60, generator=torch.Generator().manual_seed(0))
     mean, deviation = banded.group_statistics(norm, x)
     grouped = x.double().unflatten(1, (2, -1)).flatten(2)
-    assert tiny.relative(mean[..., 0], grouped.mean(-1)) < 1e-6
-    assert tiny.relative(deviation[..., 0], (grouped.var(-1, correction=0) + 1e-6).rsqrt()) < 1e-5
+    assert tiny_models.relative(mean[..., 0], grouped.mean(-1)) < 1e-6
+    assert (
+        tiny_models.relative(deviation[..., 0], (grouped.var(-1, correction=0) + 1e-6).rsqrt())
+        < 1e-5
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_an_autoencoder_in_bands_is_the_plain_one(dtype, monkeypatch):
-    vae = tiny.randomise(AutoEncoder(tiny.VAE)).to(dtype)
+    vae = tiny_models.randomise(AutoEncoder(tiny_models.VAE)).to(dtype)
     latents = torch.randn(1, 16, 24, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         plain = vae.decode(latents)
@@ -61,8 +64,8 @@ def test_an_autoencoder_in_bands_is_the_plain_one(dtype, monkeypatch):
         monkeypatch.setattr(banded, "BAND", 20000)
         assert len(banded.bands(plain)) > 5
         tolerance = 1e-5 if dtype == torch.float32 else 0.02
-        assert tiny.relative(vae.decode(latents), plain) < tolerance
-        assert tiny.relative(vae.encode(plain.clamp(-1, 1)), again) < tolerance
+        assert tiny_models.relative(vae.decode(latents), plain) < tolerance
+        assert tiny_models.relative(vae.encode(plain.clamp(-1, 1)), again) < tolerance
 
 
 def decode_bytes() -> int:

@@ -10,23 +10,24 @@ import torch
 from flux_core import Conditioning, Control, FluxControlNet, FluxTransformer, load_controlnet
 from flux_core.models.transformer import ControlResiduals, residual
 from flux_core.sampling.run import DrawRequest, SamplingSettings, sample
-from tests import tiny_models as tiny
+from tests import tiny_models
 
-PIXELS = replace(tiny.UPSCALER, cond_channels=64, hint=True)
-MASKED = replace(tiny.UPSCALER, cond_channels=68)
+PIXELS = replace(tiny_models.UPSCALER, cond_channels=64, hint=True)
+MASKED = replace(tiny_models.UPSCALER, cond_channels=68)
 
 
 def saved(config, tmp_path) -> FluxControlNet:
-    net = tiny.randomise(FluxControlNet(config), seed=2)
-    path = tiny.save(net.state_dict(), tmp_path / "net.safetensors")
+    net = tiny_models.randomise(FluxControlNet(config), seed=2)
+    path = tiny_models.save(net.state_dict(), tmp_path / "net.safetensors")
     return load_controlnet(path, precision="fp32")
 
 
 def drawn(control: Control) -> torch.Tensor:
-    transformer = tiny.randomise(FluxTransformer(tiny.DEV))
+    transformer = tiny_models.randomise(FluxTransformer(tiny_models.DEV))
     g = torch.Generator().manual_seed(0)
     words = Conditioning(
-        torch.randn(1, 5, tiny.CONTEXT, generator=g), torch.randn(1, tiny.POOLED, generator=g)
+        torch.randn(1, 5, tiny_models.CONTEXT, generator=g),
+        torch.randn(1, tiny_models.POOLED, generator=g),
     )
     settings = SamplingSettings(sigmas=torch.tensor([1.0, 0.5, 0.0]))
     start = torch.zeros(1, 16, 4, 6)
@@ -36,9 +37,9 @@ def drawn(control: Control) -> torch.Tensor:
 def test_pixels_are_read_by_the_stem_and_residuals_recur(tmp_path):
     net = saved(PIXELS, tmp_path)
     assert net.config.hint and not net.wants_mask
-    kwargs = tiny.inputs(batch=1)
+    kwargs = tiny_models.inputs(batch=1)
     residuals = net(**kwargs, cond=torch.rand(1, 3, 32, 48))
-    assert residuals.cyclic and residuals.double[0].shape == (1, 6, tiny.HIDDEN)
+    assert residuals.cyclic and residuals.double[0].shape == (1, 6, tiny_models.HIDDEN)
     first = drawn(Control(net, torch.zeros(1, 3, 32, 48)))
     other = drawn(Control(net, torch.ones(1, 3, 16, 24)))  # any size is brought to the drawing's
     assert first.isfinite().all() and not torch.equal(first, other)
@@ -65,10 +66,15 @@ def test_two_residuals_serve_many_blocks(blocks, cyclic, order):
 
 
 def test_several_nets_of_unlike_depth_add_up():
-    model, kwargs = tiny.randomise(FluxTransformer(tiny.DEV)), tiny.inputs(batch=1)
-    one = ControlResiduals([torch.randn(1, 6, tiny.HIDDEN)], [])
-    two = ControlResiduals([torch.randn(1, 6, tiny.HIDDEN)] * 3, [torch.randn(1, 6, tiny.HIDDEN)])
+    model, kwargs = (
+        tiny_models.randomise(FluxTransformer(tiny_models.DEV)),
+        tiny_models.inputs(batch=1),
+    )
+    one = ControlResiduals([torch.randn(1, 6, tiny_models.HIDDEN)], [])
+    two = ControlResiduals(
+        [torch.randn(1, 6, tiny_models.HIDDEN)] * 3, [torch.randn(1, 6, tiny_models.HIDDEN)]
+    )
     both = ControlResiduals([one.double[0] + r for r in two.double], two.single)
     with torch.no_grad():
-        found = model(**kwargs, control=[one, two])
-        assert tiny.relative(found, model(**kwargs, control=both)) < 1e-5
+        output = model(**kwargs, control=[one, two])
+        assert tiny_models.relative(output, model(**kwargs, control=both)) < 1e-5

@@ -69,7 +69,7 @@ class Step:
         self.model = model
         self.lora = TrainedLora(model, ["attention", "mlp", "modulation"], 4, 8)
         generator = torch.Generator().manual_seed(3)
-        for branch in self.lora.beside:
+        for branch in self.lora.layer_branches:
             branch.up.data.normal_(0, 0.02, generator=generator)
         self.inputs = tiny.inputs()
 

@@ -183,7 +183,7 @@ def test_two_hundred_faults_leave_everything_as_it_was(mode, monkeypatch):
     rng = random.Random(mode)
     raised = recovered = 0
     for turn in range(50):
-        pipeline.text_encoders.known.clear()
+        pipeline.text_encoders.encodings.clear()
         error = torch.OutOfMemoryError("no room") if turn % 2 else BrokenError()
         fault = Fault(rng.randrange(150), error)
         handle = torch.nn.modules.module.register_module_forward_pre_hook(fault)
@@ -324,20 +324,20 @@ def test_a_prompt_that_is_known_loads_no_encoder():
     both = pipeline(["a red circle", "a blue star"], batch_size=2, **SETTINGS)
     assert "text encoders" in both.report.parts
     encoders = pipeline.text_encoders
-    assert encoders.recall("a red circle") is not None
-    assert encoders.recall("a red circle", "another for CLIP") is None
-    assert encoders.recall("a red circle", t5_length=8) is None
+    assert encoders.cached("a red circle") is not None
+    assert encoders.cached("a red circle", "another for CLIP") is None
+    assert encoders.cached("a red circle", t5_length=8) is None
     quantize(encoders.t5, "int8")
     quantize(encoders.clip_l, "int8")
-    assert encoders.recall("a red circle") is None, "the encoders are others now"
+    assert encoders.cached("a red circle") is None, "the encoders are others now"
 
 
 def test_the_oldest_prompts_are_forgotten(monkeypatch):
-    monkeypatch.setattr("flux_core.models.text_encoders.REMEMBERED", 2)
+    monkeypatch.setattr("flux_core.models.text_encoders.CACHED_PROMPTS", 2)
     encoders = FluxPipeline.from_pocket().text_encoders
     for prompt in ("a", "b", "c"):
-        encoders.remember(prompt)
-    assert encoders.recall("a") is None and encoders.recall("c") is not None
+        encoders.encode_cached(prompt)
+    assert encoders.cached("a") is None and encoders.cached("c") is not None
 
 
 def test_another_seed_prompt_or_number_of_steps_compiles_nothing_again():

@@ -26,9 +26,9 @@ def draw(name: str, steps: int, count: int = 20_000) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_gaussian_pictures_come_out_gaussian(name):
-    found = draw(name, 200)
-    assert found.mean() == pytest.approx(MEAN, abs=0.01)
-    assert found.std() == pytest.approx(DEVIATION, rel=0.04)
+    pictures = draw(name, 200)
+    assert pictures.mean() == pytest.approx(MEAN, abs=0.01)
+    assert pictures.std() == pytest.approx(DEVIATION, rel=0.04)
 
 
 def test_higher_orders_are_nearer_to_the_flow_s_end():
@@ -40,9 +40,9 @@ def test_higher_orders_are_nearer_to_the_flow_s_end():
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_single_step_gives_the_model_s_picture(name):
-    found = draw(name, 1, 10)
+    pictures = draw(name, 1, 10)
     x = torch.randn(10, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(found, gaussian(x, torch.tensor(1.0)), atol=1e-6)
+    assert torch.allclose(pictures, gaussian(x, torch.tensor(1.0)), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -22,7 +22,7 @@ def test_what_is_written_does_what_was_trained(format, tmp_path):
     )
     names = ("attention", "mlp", "modulation", r"final_layer\..*", "img_in")
     lora = TrainedLora(model, names, 3, 6.0)
-    for branch in lora.beside:
+    for branch in lora.layer_branches:
         torch.nn.init.normal_(branch.up, 0, 0.05)
     path = tmp_path / "lora.safetensors"
     save_lora(model, lora.factors(), path, alpha=6.0, format=format, dtype=torch.float32)
@@ -45,7 +45,7 @@ def test_diffusers_opens_it_with_the_same_effect(tmp_path):
         tiny_models.save(theirs.state_dict(), tmp_path / "m.safetensors"), precision="fp32"
     )
     lora = TrainedLora(model, ("attention", "mlp", "modulation", r"final_layer\..*"), 3, 6.0)
-    for branch in lora.beside:
+    for branch in lora.layer_branches:
         torch.nn.init.normal_(branch.up, 0, 0.05)
     path = save_lora(
         model, lora.factors(), tmp_path / "lora.safetensors", alpha=6.0, dtype=torch.float32
