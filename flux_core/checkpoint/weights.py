@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..models.config import Shapes
 from ..quant import FORMATS, Format, RowFormat
 from ..quant.hadamard import rotate
 from ..quant.int8 import Int8
@@ -120,7 +119,9 @@ class Weights:
     def __init__(self, source: Source, mapped: bool = False) -> None:
         self.source, self.mapped = source, mapped
         everything = source.shapes
-        self.shapes: Shapes = {n: s for n, s in everything.items() if not is_auxiliary(n)}
+        self.shapes: dict[str, tuple[int, ...]] = {
+            n: s for n, s in everything.items() if not is_auxiliary(n)
+        }
         self.scales = {
             f"{layer}.weight": name
             for name in everything
