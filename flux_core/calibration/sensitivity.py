@@ -62,7 +62,7 @@ def layer_errors(
         errors = {}
         for key in formats:
             format = FORMATS[key]
-            back = format.dequantize(*format.quantize(weight), torch.float32)
+            back = format.dequantize(format.quantize(weight), torch.float32)
             errors[key] = float((F.linear(x, back) - exact).norm() / size)
         measured[name] = LayerErrors(weight.numel(), errors)
     return measured

@@ -96,12 +96,12 @@ def load_part(
 
 def stored_plan(module: nn.Module, recipes: Recipes, weights: Weights) -> PrecisionPlan:
     """The precision of each linear layer as a file holds it; the commonest stands for all."""
-    found = {
+    precisions = {
         full: weights.precision_of(recipes[f"{full}.weight"])
         for full, *_ in linears(module)
         if f"{full}.weight" in recipes
     }
-    return PrecisionPlan.of_layers(found)
+    return PrecisionPlan.of_layers(precisions)
 
 
 def restore_positions(module: nn.Module, device: torch.device) -> None:
@@ -132,10 +132,8 @@ def fill(
         recipe = recipes[name]
         used.update(recipe.names)
         stored = weights.make(recipe)
-        if stored.values.shape != shape and stored.values.numel() != torch.Size(shape).numel():
-            raise CheckpointError(
-                f"{path}: {name!r} has shape {tuple(stored.values.shape)}, expected {shape}"
-            )
+        if stored.shape != shape and torch.Size(stored.shape).numel() != torch.Size(shape).numel():
+            raise CheckpointError(f"{path}: {name!r} has shape {stored.shape}, expected {shape}")
         place(owner, attribute, stored, shape, dtype, device, spill)
         if progress is not None:
             progress(done + 1, len(slots))
@@ -150,7 +148,7 @@ def slots_of(module: nn.Module) -> Iterator[tuple[str, tuple[int, ...], nn.Modul
     for path, owner in module.named_modules():
         prefix = f"{path}." if path else ""
         if isinstance(owner, QuantizedLinear):
-            yield f"{prefix}weight", tuple(owner.codes.shape), owner, "codes"
+            yield f"{prefix}weight", (owner.out_features, owner.in_features), owner, "weight"
         for name, parameter in owner.named_parameters(recurse=False):
             yield f"{prefix}{name}", tuple(parameter.shape), owner, name
 
@@ -181,15 +179,13 @@ def place(
 ) -> None:
     """Put one value where it belongs, in the dtype that the module's precision gives it."""
 
-    def kept(made: Tensor) -> Tensor:
-        made = made.to(device)
-        in_file = stored.mapped and made.data_ptr() == stored.values.data_ptr()
-        return made if spill is None or in_file else spill.keep(made)
+    def kept(value: Tensor) -> Tensor:
+        value = value.to(device)
+        return value if spill is None or stored.has_in_file(value) else spill.keep(value)
 
-    if isinstance(owner, QuantizedLinear) and attribute == "codes":
-        codes, scale, owner.format = stored.encoded(owner.format)
-        owner.codes = kept(codes)
-        owner.scale = None if scale is None else scale.to(device)
+    if isinstance(owner, QuantizedLinear) and attribute == "weight":
+        tensors, owner.format = stored.quantized(owner.format)
+        owner.set_tensors({name: kept(tensor) for name, tensor in tensors.items()})
         return
     value = kept(stored.full(dtype).reshape(shape))
     owner.register_parameter(attribute, nn.Parameter(value, requires_grad=False))

@@ -37,16 +37,22 @@ PLAN_KEY = "fluxfit.precision_plan"
 def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Everything to write, by its name in the native layout."""
     for name, shape, owner, attribute in slots_of(module):
-        value: Tensor = getattr(owner, attribute)
-        yield name, value.detach().reshape(shape)
-        if isinstance(owner, QuantizedLinear) and attribute == "codes":
-            layer = name.removesuffix(".weight")
-            if owner.scale is not None:
-                yield f"{layer}.weight_scale", owner.scale
-            marker = owner.format.marker(owner.in_features)
-            if marker is not None:
-                raw = json.dumps(marker).encode()
-                yield f"{layer}.comfy_quant", torch.tensor(list(raw), dtype=torch.uint8)
+        if isinstance(owner, QuantizedLinear) and attribute == "weight":
+            yield from quantized_tensors(name.removesuffix(".weight"), owner)
+        else:
+            value: Tensor = getattr(owner, attribute)
+            yield name, value.detach().reshape(shape)
+
+
+def quantized_tensors(name: str, layer: QuantizedLinear) -> Iterator[tuple[str, Tensor]]:
+    """What a quantized layer of that name stores, and the note that tells its format."""
+    specs = layer.format.tensors(layer.out_features, layer.in_features)
+    for key, tensor in layer.tensors().items():
+        yield f"{name}.{specs[key].file_name}", tensor.detach()
+    note = layer.format.layer_note(layer.in_features)
+    if note is not None:
+        raw = json.dumps(note).encode()
+        yield f"{name}.comfy_quant", torch.tensor(list(raw), dtype=torch.uint8)
 
 
 def to_diffusers(net: FluxControlNet, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -66,10 +72,12 @@ def to_diffusers(net: FluxControlNet, tensors: dict[str, Tensor]) -> dict[str, T
 
 def plan_of(module: nn.Module) -> PrecisionPlan | None:
     """The plan by which a quantized module is stored; None where nothing is quantized."""
-    found = {n: m.format.name for n, m in module.named_modules() if isinstance(m, QuantizedLinear)}
-    if not found:
+    precisions = {
+        n: m.format.name for n, m in module.named_modules() if isinstance(m, QuantizedLinear)
+    }
+    if not precisions:
         return None
-    return PrecisionPlan.of_layers(found, {full: "bf16" for full, *_ in linears(module)})
+    return PrecisionPlan.of_layers(precisions, {full: "bf16" for full, *_ in linears(module)})
 
 
 def save_module(
@@ -126,7 +134,8 @@ def save_module(
 
 
 def has_scales(module: nn.Module) -> bool:
-    return any(layer.scale is not None for layer in quantized_linears(module))
+    """Whether a layer stores more than one tensor, which diffusers' names have no place for."""
+    return any(len(layer.tensor_names) > 1 for layer in quantized_linears(module))
 
 
 def bytes_of(tensor: Tensor) -> memoryview | bytes:

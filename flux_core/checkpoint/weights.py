@@ -9,13 +9,13 @@ tensor is read as ``Stored`` codes with their scale, and dequantized only where 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..models.config import Shapes
-from ..quant import FORMATS, Format
+from ..quant import FORMATS, Format, RowFormat
 from ..quant.hadamard import rotate
 from ..quant.int8 import Int8
 from .errors import CheckpointError
@@ -52,26 +52,65 @@ class Stored:
             return self.values.to(dtype)
         return rotate(self.values.float() * self.scale.float(), self.block).to(dtype)
 
-    def encoded(self, format: Format) -> tuple[Tensor, Tensor | None, Format]:
-        """Codes and scales in a format; codes that are of this format already stay as they are.
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The weight's shape, (out, in) for a layer's."""
+        return tuple(self.values.shape)
+
+    def has_in_file(self, tensor: Tensor) -> bool:
+        """Whether a tensor is one that lies in the file."""
+        return self.mapped and tensor.data_ptr() == self.values.data_ptr()
+
+    def quantized(self, format: Format) -> tuple[dict[str, Tensor], Format]:
+        """A format's tensors; what is of this format already stays as it is.
 
         The format given back differs from the one asked for where the file's int8 was rotated in
         blocks of another size.
         """
-        same = self.values.dtype == format.storage and format.scaled == (self.scale is not None)
-        if not same:
+        if not (
+            isinstance(format, RowFormat)
+            and self.values.dtype == format.storage
+            and format.scaled == (self.scale is not None)
+        ):
             # encoding a large model takes a CPU minutes: it is done where it is fast
             worker = "cuda" if torch.cuda.is_available() else "cpu"
-            return *format.quantize(self.to(torch.device(worker)).full(torch.float32)), format
+            return format.quantize(self.to(torch.device(worker)).full(torch.float32)), format
         if self.scale is None:
-            return self.values, None, format
+            return {"codes": self.values}, format
         if self.block != format.block(self.values.shape[-1]):
             format = Int8(self.block)
-        return self.values, rows_scale(self).contiguous(), format
+        return {"codes": self.values, "scale": rows_scale(self).contiguous()}, format
 
     def to(self, device: torch.device) -> Stored:
         scale = None if self.scale is None else self.scale.to(device)
         return replace(self, values=self.values.to(device), scale=scale)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredAs(Stored):
+    """A weight (out, in) of a format of its own; ``values`` are its ``weight`` in the file."""
+
+    format: Format
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.format.weight_shape({"weight": tuple(self.values.shape)})
+
+    def has_in_file(self, tensor: Tensor) -> bool:
+        return self.mapped and any(tensor.data_ptr() == t.data_ptr() for t in self.tensors.values())
+
+    def full(self, dtype: torch.dtype) -> Tensor:
+        return self.format.dequantize(self.tensors, dtype)
+
+    def quantized(self, format: Format) -> tuple[dict[str, Tensor], Format]:
+        if format.name == self.format.name:
+            return dict(self.tensors), format
+        return super().quantized(format)
+
+    def to(self, device: torch.device) -> StoredAs:
+        tensors = {name: tensor.to(device) for name, tensor in self.tensors.items()}
+        return replace(self, values=self.values.to(device), tensors=tensors)
 
 
 class Weights:
@@ -80,53 +119,102 @@ class Weights:
     def __init__(self, source: Source, mapped: bool = False) -> None:
         self.source, self.mapped = source, mapped
         everything = source.shapes
-        self.shapes: Shapes = {n: s for n, s in everything.items() if not is_auxiliary(n)}
+        self.shapes: dict[str, tuple[int, ...]] = {
+            n: s for n, s in everything.items() if not is_auxiliary(n)
+        }
         self.scales = {
             f"{layer}.weight": name
             for name in everything
             for layer, _, kind in [name.rpartition(".")]
             if kind in WEIGHT_SCALES
         }
-        self.blocks = {f"{layer}.weight": b for layer, b in self.rotated_layers().items()}
+        #: The block of a rotated weight's rotation, and the format of one that has its own layout.
+        self.blocks: dict[str, int] = {}
+        self.formats: dict[str, Format] = {}
+        for layer, (place, note) in self.layer_notes().items():
+            format = format_of_note(note)
+            if format is not None:
+                self.take_format(layer, format)
+            elif (block := rotation_block(source.path, place, note)) > 1:
+                self.blocks[f"{layer}.weight"] = block
 
-    def rotated_layers(self) -> dict[str, int]:
-        """Layers with a block of rotation above 1; refuses formats that are not known."""
+    def take_format(self, layer: str, format: Format) -> None:
+        """Let a layer's tensors be one weight of a format."""
+        name = f"{layer}.weight"
+        self.formats[name] = format
+        self.scales.pop(name, None)
+        for file_name in names_in_file(format).values():
+            if file_name != "weight":
+                self.shapes.pop(f"{layer}.{file_name}", None)
+        if name in self.shapes:
+            self.shapes[name] = format.weight_shape({"weight": self.shapes[name]})
+
+    def layer_notes(self) -> dict[str, tuple[str, object]]:
+        """What the file notes of its layers: where, and the note."""
         path = self.source.path
         try:
             header = json.loads(self.source.metadata.get(HEADER_KEY, "{}")).get("layers", {})
         except (ValueError, AttributeError) as error:
             raise CheckpointError(f"{path}: {HEADER_KEY!r} is unreadable") from error
-        found = {}
-        for layer, said in header.items():
-            found[self.source.inner(layer)] = block_said(path, layer, said)
+        notes: dict[str, tuple[str, object]] = {}
+        for layer, note in header.items():
+            notes[self.source.inner(layer)] = layer, note
         for name in self.source.entries:
             if name.endswith(".comfy_quant"):
                 raw = bytes(self.source.read(name).tolist())
                 try:
-                    said = json.loads(raw)
+                    note = json.loads(raw)
                 except ValueError as error:
                     raise CheckpointError(f"{path}: {name!r} is unreadable") from error
-                found[name.removesuffix(".comfy_quant")] = block_said(path, name, said)
-        return {layer: block for layer, block in found.items() if block > 1}
+                notes[name.removesuffix(".comfy_quant")] = name, note
+        return notes
+
+    def read_format(self, name: str, format: Format) -> Stored:
+        """A weight of a format that has its own layout in the file."""
+        layer = name.removesuffix(".weight")
+        tensors = {}
+        mapped = False
+        for key, file_name in names_in_file(format).items():
+            full = f"{layer}.{file_name}"
+            if full not in self.source.entries:
+                raise CheckpointError(
+                    f"{self.source.path}: {name!r} is {format.name} without {full!r} beside it"
+                )
+            in_file = self.source.map(full) if self.mapped else None
+            tensors[key] = self.source.read(full) if in_file is None else in_file
+            mapped = mapped or in_file is not None
+            self.refuse_not_finite(full, tensors[key])
+        values = next(t for key, t in tensors.items() if names_in_file(format)[key] == "weight")
+        return StoredAs(values, mapped=mapped, format=format, tensors=tensors)
 
     def read(self, name: str) -> Stored:
+        """A tensor of the file, with what belongs to it."""
+        if name in self.formats:
+            return self.read_format(name, self.formats[name])
         scale = self.scales.get(name)
-        found = self.source.map(name) if self.mapped else None
-        values = self.source.read(name) if found is None else found
+        in_file = self.source.map(name) if self.mapped else None
+        values = self.source.read(name) if in_file is None else in_file
         self.refuse_not_finite(name, values)
         if values.dtype == torch.int8 and scale is None:
             raise CheckpointError(f"{self.source.path}: {name!r} is int8 without a scale beside it")
         read = None if scale is None else self.source.read(scale)
-        return Stored(values, read, self.blocks.get(name, 1), mapped=found is not None)
+        return Stored(values, read, self.blocks.get(name, 1), mapped=in_file is not None)
 
     def precision_of(self, recipe: Recipe) -> str:
         """The precision that comes nearest to how the file holds a tensor."""
+        formats = {f.name if (f := self.formats.get(n)) else "" for n in recipe.names}
+        if formats != {""}:
+            return max(formats)
         dtypes = {self.source.entries[n].dtype for n in recipe.names if n in self.source.entries}
         scaled = any(name in self.scales for name in recipe.names)
         if len(dtypes) != 1:
             return "bf16"
         (dtype,) = dtypes
-        fits = (f.name for f in FORMATS.values() if f.storage == dtype and f.scaled == scaled)
+        fits = (
+            f.name
+            for f in FORMATS.values()
+            if isinstance(f, RowFormat) and f.storage == dtype and f.scaled == scaled
+        )
         return next(fits, "fp8_scaled" if dtype.itemsize == 1 else "bf16")
 
     def refuse_not_finite(self, name: str, values: Tensor) -> None:
@@ -146,6 +234,8 @@ class Weights:
     def make(self, recipe: Recipe) -> Stored:
         """One native tensor; raises ``KeyError`` where the file lacks a member."""
         parts = [self.read(name) for name in recipe.names]
+        if recipe.way == "swap" or len(parts) > 1:  # rows of another layout are not told apart
+            parts = [Stored(p.full(torch.float32)) if isinstance(p, StoredAs) else p for p in parts]
         if recipe.way == "swap":
             (part,) = parts
             scale = None if part.scale is None else swap(rows_scale(part))
@@ -161,16 +251,33 @@ class Weights:
         return Stored(torch.cat([p.values for p in parts]), scale, parts[0].block)
 
 
-def block_said(path: object, name: str, said: object) -> int:
-    """The block of rotation that a layer's note gives, 1 for none."""
-    format = said.get("format") if isinstance(said, dict) else None
-    if not isinstance(said, dict) or format not in KNOWN_QUANT:
+def names_in_file(format: Format) -> dict[str, str]:
+    """The names of a format's tensors in a file, after the layer's, by those of a layer's buffers;
+    no shape changes them."""
+    return {key: spec.file_name for key, spec in format.tensors(256, 256).items()}
+
+
+def format_of_note(note: object) -> Format | None:
+    """The format with a layout of its own that a layer's note names; None for codes by row."""
+    wanted = note.get("format") if isinstance(note, dict) else None
+    for format in FORMATS.values():
+        if not isinstance(format, RowFormat):
+            own = format.layer_note(256)
+            if own is not None and own["format"] == wanted:
+                return format
+    return None
+
+
+def rotation_block(path: object, name: str, note: object) -> int:
+    """The block of rotation that a layer's note gives, 1 for none; refuses unknown formats."""
+    format = note.get("format") if isinstance(note, dict) else None
+    if not isinstance(note, dict) or format not in KNOWN_QUANT:
         raise CheckpointError(
             f"{path}: {name!r} says format {format!r}, expected one of {', '.join(KNOWN_QUANT)}"
         )
-    if not said.get("convrot"):
+    if not note.get("convrot"):
         return 1
-    block = said.get("convrot_groupsize", 256)
+    block = note.get("convrot_groupsize", 256)
     if block not in (4, 16, 64, 256, 1024):
         raise CheckpointError(
             f"{path}: {name!r} is rotated in blocks of {block!r}, expected a power of four"

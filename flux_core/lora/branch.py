@@ -201,7 +201,7 @@ def kron_product(x: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
 def float_weight(layer: Layer) -> Tensor:
     """A layer's weight as it multiplies, (out, in) float32."""
     if isinstance(layer, QuantizedLinear):
-        return layer.format.dequantize(layer.codes, layer.scale, torch.float32)
+        return layer.dequantize(torch.float32)
     return layer.weight.detach().float()
 
 

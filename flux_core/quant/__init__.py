@@ -1,7 +1,7 @@
 """Storage precision of linear layers: one file a family of formats, one quantized Linear."""
 
 from .apply import kernels_used, quantize, quantized_linears, quantized_names, set_compute
-from .format import Format
+from .format import Format, RowFormat, TensorSpec
 from .linear import COMPUTES, QuantizedLinear
 from .precision import Precision, PrecisionPlan
 from .registry import FORMATS, PRECISIONS, full_dtype
@@ -14,6 +14,8 @@ __all__ = [
     "Precision",
     "PrecisionPlan",
     "QuantizedLinear",
+    "RowFormat",
+    "TensorSpec",
     "full_dtype",
     "kernels_used",
     "quantize",

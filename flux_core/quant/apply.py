@@ -55,7 +55,7 @@ def quantize(
 ) -> nn.Module:
     """Change how a transformer, ControlNet or T5 stores its linear layers, in place.
 
-    ``bf16``, ``fp16`` and ``fp32`` cast the whole module. A precision of one byte replaces its
+    ``bf16``, ``fp16`` and ``fp32`` cast the whole module. A quantized precision replaces its
     linear layers but those of embedders and the last one, and casts nothing else; embeddings keep
     their dtype. A ``PrecisionPlan`` gives single layers another precision; those of two bytes stay
     as they are. Quantizing again to the same precision changes nothing.
@@ -69,34 +69,34 @@ def quantize(
     nothing is changed), and a module that is quantized otherwise.
     """
     plan = as_plan(precision)
-    held = quantized_names(module)
-    if held == {plan.precision} and not plan.layers:
+    present = quantized_names(module)
+    if present == {plan.precision} and not plan.layers:
         return module
-    if held:
+    if present:
         raise ValueError(
-            f"module is already quantized to {', '.join(sorted(held))}; "
+            f"module is already quantized to {', '.join(sorted(present))}; "
             f"load it again to have it in {plan.precision}"
         )
-    found = list(linears(module))
-    unknown = sorted(set(plan.layers) - {full for full, *_ in found})
+    layers = list(linears(module))
+    unknown = sorted(set(plan.layers) - {full for full, *_ in layers})
     if unknown:
         raise ValueError(f"the precision plan names {unknown[0]!r}, which the module does not have")
     if plan.precision not in FORMATS:
         module.to(full_dtype(plan.precision))
-    found = [item for item in found if plan.of(item[0]) in FORMATS]
-    for full, _, _, linear in found:
+    layers = [item for item in layers if plan.of(item[0]) in FORMATS]
+    for full, _, _, linear in layers:
         if linear.weight.device.type != "meta" and not bool(linear.weight.isfinite().all()):
             raise ValueError(f"{full}.weight holds NaN or infinity: nothing was quantized")
         if full in second_moments and (
             reason := second_moments_error(second_moments[full], linear.in_features)
         ):
             raise ValueError(f"{full}: {reason}: nothing was quantized")
-    for full, parent, name, linear in found:
+    for full, parent, name, linear in layers:
         format = FORMATS[plan.of(full)]
-        known = second_moments[full].to(worker) if full in second_moments else None
-        made = QuantizedLinear.from_linear(linear, format, known)
-        made.train(linear.training)
-        setattr(parent, name, made)
+        moments = second_moments[full].to(worker) if full in second_moments else None
+        quantized = QuantizedLinear.from_linear(linear, format, moments)
+        quantized.train(linear.training)
+        setattr(parent, name, quantized)
     return module
 
 
@@ -115,7 +115,7 @@ def set_compute(module: nn.Module, compute: str) -> nn.Module:
 def kernels_used(module: nn.Module) -> Counter[str]:
     """How many layers multiplied in which way so far, with the reasons of fallbacks."""
     return Counter(
-        f"{layer.format.name}, {way}"
+        f"{layer.format.name}, {choice}"
         for layer in quantized_linears(module)
-        for way in layer.kernel_choices.values()
+        for choice in layer.kernel_choices.values()
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .format import Format
+from .format import RowFormat
 from .kernels import Float8Rows, Float8Tensor
 from .scales import best_scale
 
@@ -20,7 +20,7 @@ def saturate(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.clamp(-limit, limit).to(dtype)
 
 
-class Float8Format(Format):
+class Float8Format(RowFormat):
     """Codes are float8 numbers."""
 
     kernels = (Float8Rows(), Float8Tensor())
@@ -46,9 +46,9 @@ class ScaledFloat8(Float8Format):
     #: least 1, so that nothing is clipped.
     factors = tuple(2 ** (i / 8) for i in range(8))
 
-    def scales(self, weight: Tensor) -> Tensor:
+    def row_scales(self, weight: Tensor) -> Tensor:
         return best_scale(weight, torch.finfo(self.storage).max, self.factors, self.encode)
 
-    def marker(self, in_features: int) -> dict[str, object] | None:
+    def layer_note(self, in_features: int) -> dict[str, object] | None:
         # The host multiplies float8 with one scale a tensor; with one a row it has to dequantize.
         return {"format": "float8_e4m3fn", "full_precision_matrix_mult": True}

@@ -1,4 +1,4 @@
-"""Rounding that makes good what it loses, for what a layer reads.
+"""GPTQ: rounding that makes good what it loses, by the second moments of what a layer reads.
 
 The nearest codes make each weight's error least. What counts is the output's, whose mean square is
 
@@ -9,19 +9,24 @@ far as their inputs go together (GPTQ, arXiv:2210.17323):
 
     w_j -= (w_k - w_k') U_kj / U_kk  for j > k,   U^T U = M^-1
 
-M is kept in blocks of columns, in which weights are rotated as well: whole, it would take as much
-as the model. Axis letters: N blocks, C columns of one, R rows (out features).
+M, half the Hessian of E for a row, is kept in blocks of columns, in which weights are rotated as
+well: whole, it would take as much as the model. Axis letters: N blocks, C columns of one, R rows
+(out features).
 """
 
 from __future__ import annotations
 
+import logging
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from .format import Format
+from .format import Format, RowFormat, row_tensors
 from .hadamard import BLOCK
+
+log = logging.getLogger(__name__)
 
 #: Added to M's diagonal, as a share of its mean: inputs that were not seen count for so much.
 DAMPING = 0.01
@@ -40,21 +45,40 @@ def second_moments_of(x: Tensor) -> Tensor:
     return torch.einsum("tnc,tnd->ncd", blocks, blocks)
 
 
+def gptq_quantize(format: Format, weight: Tensor, second_moments: Tensor) -> dict[str, Tensor]:
+    """The tensors of a weight (out, in) as ``Format.quantize`` names them, rounded by GPTQ.
+
+    A format whose columns cannot be rounded one after another has the nearest codes, and the log
+    says so.
+    """
+    if isinstance(format, RowFormat):
+        return row_tensors(*gptq_codes(format, weight, second_moments))
+    warn_of_nearest(format.name)
+    return format.quantize(weight)
+
+
+@cache
+def warn_of_nearest(format: str) -> None:
+    """Log once that a format is not rounded by GPTQ."""
+    log.warning("%s cannot be rounded column by column: its nearest codes are taken", format)
+
+
 def gptq_codes(
-    format: Format, weight: Tensor, second_moments: Tensor
+    format: RowFormat, weight: Tensor, second_moments: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """Codes (out, in) and scales as ``Format.quantize`` gives them, that lose least for inputs.
+    """Codes (out, in) and scales (out, 1) or None that lose least for inputs.
 
     Rows for which the nearest codes lose less have those.
 
     Args:
-        moments: (N, C, C) float32, as ``second_moments_of`` adds them up; computed where they are.
+        second_moments: (N, C, C) float32, as ``second_moments_of`` adds them up; codes are computed
+            on their device.
     """
     scaled, scale = format.prepare(weight.to(second_moments.device))
-    turned = format.rotate(format.rotate(second_moments).transpose(1, 2))
-    codes = round_in_turn(format, scaled, damped(turned))
+    rotated = format.rotate(format.rotate(second_moments).transpose(1, 2))
+    codes = round_in_turn(format, scaled, damped(rotated))
     nearest = format.encode(scaled)
-    better = loss(scaled, codes, turned) < loss(scaled, nearest, turned)
+    better = loss(scaled, codes, rotated) < loss(scaled, nearest, rotated)
     codes = torch.where(better, codes.float(), nearest.float()).to(format.storage)
     return codes.to(weight.device), None if scale is None else scale.to(weight.device)
 
@@ -80,7 +104,7 @@ def damped(second_moments: Tensor) -> Tensor:
     )
 
 
-def round_in_turn(format: Format, scaled: Tensor, second_moments: Tensor) -> Tensor:
+def round_in_turn(format: RowFormat, scaled: Tensor, second_moments: Tensor) -> Tensor:
     """Codes (R, in) of columns rounded in turn, those with the largest inputs first."""
     columns = second_moments.shape[1]
     order = second_moments.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True)  # (N, C)
@@ -88,7 +112,7 @@ def round_in_turn(format: Format, scaled: Tensor, second_moments: Tensor) -> Ten
     second_moments = sorted_rows.gather(2, order[:, None, :].expand_as(second_moments))
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(second_moments))
     factor = torch.linalg.cholesky(inverse, upper=True)
-    left = blocks_of(scaled, columns)  # (N, R, C)
+    left = column_blocks(scaled, columns)  # (N, R, C)
     places = order[:, None, :].expand_as(left)
     left = left.gather(2, places)
     codes = torch.empty_like(left, dtype=format.storage)
@@ -108,12 +132,12 @@ def round_in_turn(format: Format, scaled: Tensor, second_moments: Tensor) -> Ten
     return back.view(format.storage).transpose(0, 1).flatten(1)
 
 
-def blocks_of(weight: Tensor, columns: int) -> Tensor:
+def column_blocks(weight: Tensor, columns: int) -> Tensor:
     """(R, in) as (N, R, C)."""
     return weight.unflatten(1, (-1, columns)).transpose(0, 1)
 
 
 def loss(scaled: Tensor, codes: Tensor, second_moments: Tensor) -> Tensor:
     """The mean square of each row's output error, (R, 1), in units of its scale."""
-    error = blocks_of(scaled - codes.float(), second_moments.shape[1])
+    error = column_blocks(scaled - codes.float(), second_moments.shape[1])
     return torch.einsum("nrc,ncd,nrd->r", error, second_moments, error)[:, None]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .format import Format
+from .format import RowFormat
 from .hadamard import BLOCK, block_of
 from .kernels import Int8Kitchen, Int8Tokens
 from .scales import best_scale
@@ -17,7 +17,7 @@ from .scales import best_scale
 LIMIT = 127
 
 
-class Int8(Format):
+class Int8(RowFormat):
     """Codes of the rotated weight; ``largest`` bounds the block, 1 leaves the rotation out."""
 
     name, storage, scaled = "int8", torch.int8, True
@@ -31,13 +31,13 @@ class Int8(Format):
     def encode(self, scaled: Tensor) -> Tensor:
         return scaled.round().clamp_(-LIMIT, LIMIT).to(torch.int8)
 
-    def scales(self, weight: Tensor) -> Tensor:
+    def row_scales(self, weight: Tensor) -> Tensor:
         return best_scale(weight, LIMIT, self.factors, self.encode)
 
     def block(self, in_features: int) -> int:
         return block_of(in_features, self.largest)
 
-    def marker(self, in_features: int) -> dict[str, object] | None:
+    def layer_note(self, in_features: int) -> dict[str, object] | None:
         block = self.block(in_features)
-        said: dict[str, object] = {"format": "int8_tensorwise", "per_row": True}
-        return said | {"convrot": True, "convrot_groupsize": block} if block > 1 else said
+        note: dict[str, object] = {"format": "int8_tensorwise", "per_row": True}
+        return note | {"convrot": True, "convrot_groupsize": block} if block > 1 else note

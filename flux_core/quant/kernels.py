@@ -10,6 +10,7 @@ instruction, an old library and a wrong result are all told the same way, with t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from functools import cache
 
 import torch
@@ -19,14 +20,14 @@ from torch.nn import functional as F
 from .hadamard import rotate
 
 #: Inputs below this are as good as zero; it keeps their scale from becoming infinite.
-LEAST = 1e-12
+SMALLEST_INPUT = 1e-12
 E4M3_LIMIT = 448.0
 INT8_LIMIT = 127.0
 
 
 def token_scale(x: Tensor, limit: float) -> Tensor:
     """Scales (tokens, 1) float32 that put each token's largest value at ``limit``."""
-    return x.abs().amax(dim=-1, keepdim=True).float().clamp_min(LEAST) / limit
+    return x.abs().amax(dim=-1, keepdim=True).float().clamp_min(SMALLEST_INPUT) / limit
 
 
 def to_float8(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,8 +42,9 @@ def to_int8(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x.float() / scale).round().clamp(-INT8_LIMIT, INT8_LIMIT).to(torch.int8), scale
 
 
-def row_scale(scale: Tensor | None, codes: Tensor) -> Tensor:
+def output_scale(tensors: Mapping[str, Tensor]) -> Tensor:
     """Scales of the output's columns, (1, out) float32."""
+    codes, scale = tensors["codes"], tensors.get("scale")
     if scale is None:
         return torch.ones(1, codes.shape[0], device=codes.device)
     return scale.reshape(1, -1)
@@ -60,31 +62,37 @@ class Kernel(ABC):
         return ""
 
     @abstractmethod
-    def rounded(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def quantize_inputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs (tokens, in) as the codes and token scales that are multiplied."""
 
     @abstractmethod
-    def multiply(self, x: Tensor, codes: Tensor, scale: Tensor | None, block: int) -> Tensor:
-        """x (tokens, in), not rotated yet, times codes (out, in): (tokens, out) in x's dtype."""
+    def multiply(self, x: Tensor, tensors: Mapping[str, Tensor], block: int) -> Tensor:
+        """x (tokens, in), not rotated yet, times a format's tensors: (tokens, out)
+        in x's dtype."""
 
-    def reference(self, x: Tensor, codes: Tensor, scale: Tensor | None, block: int) -> Tensor:
+    def reference(self, x: Tensor, tensors: Mapping[str, Tensor], block: int) -> Tensor:
         """The same from float32 products alone."""
-        inputs, tokens = self.rounded(rotate(x, block))
-        return inputs.float() @ codes.float().T * tokens * row_scale(scale, codes)
+        inputs, tokens = self.quantize_inputs(rotate(x, block))
+        return inputs.float() @ tensors["codes"].float().T * tokens * output_scale(tensors)
 
 
 class Float8Kernel(Kernel):
     """``torch._scaled_mm`` of float8 inputs and codes."""
 
-    def rounded(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def quantize_inputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return to_float8(x)
 
-    def product(self, x: Tensor, codes: Tensor, scale_a: Tensor, scale_b: Tensor) -> Tensor:
+    def scaled_mm(self, x: Tensor, codes: Tensor, scale_a: Tensor, scale_b: Tensor) -> Tensor:
+        """x (tokens, in) times codes (out, in), both float8: (tokens, out)."""
         cpu = x.device.type == "cpu"
         return torch._scaled_mm(
-            x, codes.t(), scale_a=scale_a, scale_b=scale_b,
-            out_dtype=torch.float32 if cpu else torch.bfloat16, use_fast_accum=not cpu,
-        )  # fmt: skip
+            x,
+            codes.t(),
+            scale_a=scale_a,
+            scale_b=scale_b,
+            out_dtype=torch.float32 if cpu else torch.bfloat16,
+            use_fast_accum=not cpu,
+        )
 
 
 class Float8Rows(Float8Kernel):
@@ -92,9 +100,10 @@ class Float8Rows(Float8Kernel):
 
     name = "float8, scales a row"
 
-    def multiply(self, x: Tensor, codes: Tensor, scale: Tensor | None, block: int) -> Tensor:
+    def multiply(self, x: Tensor, tensors: Mapping[str, Tensor], block: int) -> Tensor:
         inputs, tokens = to_float8(x)
-        return self.product(inputs, codes, tokens, row_scale(scale, codes).contiguous()).to(x.dtype)
+        columns = output_scale(tensors).contiguous()
+        return self.scaled_mm(inputs, tensors["codes"], tokens, columns).to(x.dtype)
 
 
 class Float8Tensor(Float8Kernel):
@@ -102,11 +111,11 @@ class Float8Tensor(Float8Kernel):
 
     name = "float8, one scale"
 
-    def multiply(self, x: Tensor, codes: Tensor, scale: Tensor | None, block: int) -> Tensor:
+    def multiply(self, x: Tensor, tensors: Mapping[str, Tensor], block: int) -> Tensor:
         inputs, tokens = to_float8(x)
         one = torch.ones((), device=x.device)
-        out = self.product(inputs, codes, one, one)
-        return (out * tokens * row_scale(scale, codes)).to(x.dtype)
+        out = self.scaled_mm(inputs, tensors["codes"], one, one)
+        return (out * tokens * output_scale(tensors)).to(x.dtype)
 
 
 class Int8Tokens(Kernel):
@@ -116,17 +125,17 @@ class Int8Tokens(Kernel):
     #: CUDA's product wants more than 16 tokens, in eights.
     least_tokens = 32
 
-    def rounded(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def quantize_inputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return to_int8(x)
 
-    def multiply(self, x: Tensor, codes: Tensor, scale: Tensor | None, block: int) -> Tensor:
+    def multiply(self, x: Tensor, tensors: Mapping[str, Tensor], block: int) -> Tensor:
         inputs, tokens = to_int8(rotate(x, block))
         count = len(inputs)
         missing = max(self.least_tokens - count, -count % 8) if x.device.type == "cuda" else 0
         if missing:
             inputs = F.pad(inputs, (0, 0, 0, missing))
-        out = torch._int_mm(inputs, codes.t())[:count]
-        return (out * tokens * row_scale(scale, codes)).to(x.dtype)
+        out = torch._int_mm(inputs, tensors["codes"].t())[:count]
+        return (out * tokens * output_scale(tensors)).to(x.dtype)
 
 
 class Int8Kitchen(Int8Tokens):
@@ -134,14 +143,14 @@ class Int8Kitchen(Int8Tokens):
 
     name = "int8, comfy-kitchen"
 
-    def multiply(self, x: Tensor, codes: Tensor, scale: Tensor | None, block: int) -> Tensor:
+    def multiply(self, x: Tensor, tensors: Mapping[str, Tensor], block: int) -> Tensor:
         import comfy_kitchen  # pyright: ignore[reportMissingImports]
 
         if x.device.type != "cuda":
             raise RuntimeError("comfy-kitchen has kernels of its own on CUDA only")
         if torch.compiler.is_compiling():  # which fuses the same by itself and sees no gap there
-            return super().multiply(x, codes, scale, block)
-        assert scale is not None
+            return super().multiply(x, tensors, block)
+        codes, scale = tensors["codes"], tensors["scale"]
         return comfy_kitchen.int8_linear(
             x, codes, scale, None, x.dtype, convrot=block > 1, convrot_groupsize=max(block, 4)
         )
@@ -156,13 +165,15 @@ def kernel_error(
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(48, 64, generator=generator).to(device, dtype)
         weight = torch.randn(32, 64, generator=generator)
-        codes = (weight * 30).to(storage).to(device)
-        scale = torch.full((32, 1), 1 / 30, device=device)
+        tensors = {
+            "codes": (weight * 30).to(storage).to(device),
+            "scale": torch.full((32, 1), 1 / 30, device=device),
+        }
         block = 16 if storage == torch.int8 else 1
         try:
-            found = kernel.multiply(x, codes, scale, block).float()
+            output = kernel.multiply(x, tensors, block).float()
         except Exception as error:  # whatever it is, it is the reason
             return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120]}"
-        expected = kernel.reference(x, codes, scale, block)
-        off = float((found - expected).norm() / expected.norm())
+        expected = kernel.reference(x, tensors, block)
+        off = float((output - expected).norm() / expected.norm())
     return "" if off < 0.02 else f"its result is {off:.0%} off the reference's"

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .format import Format
-from .gptq import gptq_codes
+from .format import Format, RowFormat
+from .gptq import gptq_quantize
 from .kernels import Kernel, kernel_error
 
 log = logging.getLogger(__name__)
@@ -38,11 +38,12 @@ class KernelChoice(NamedTuple):
 
 
 class QuantizedLinear(nn.Module):
-    """y = x dequantize(codes, scale)^T + bias, in the dtype of x.
+    """y = x dequantize(tensors)^T + bias, in the dtype of x.
 
-    Buffers: ``codes`` (out, in) in the format's storage dtype, ``scale`` (out, 1) float32 or None;
-    parameter ``bias`` (out,) or None. The buffers move between devices with the module and never
-    change dtype: ``.to(dtype)`` reaches the bias alone. ``compute`` is one of ``COMPUTES``.
+    Buffers: what the format names, for a ``RowFormat`` ``codes`` (out, in) in its storage dtype and
+    ``scale`` (out, 1) float32 or None; parameter ``bias`` (out,) or None. The buffers
+    move between devices with the module and never change dtype: ``.to(dtype)`` reaches the bias
+    alone. ``compute`` is one of ``COMPUTES``.
     """
 
     codes: Tensor
@@ -55,9 +56,12 @@ class QuantizedLinear(nn.Module):
         super().__init__()
         self.format = format
         self.out_features, self.in_features = shape
-        self.register_buffer("codes", torch.empty(shape, dtype=format.storage))
-        scale = torch.empty(shape[0], 1, dtype=torch.float32) if format.scaled else None
-        self.register_buffer("scale", scale)
+        specs = format.tensors(*shape)
+        self.tensor_names = tuple(specs)
+        for name, spec in specs.items():
+            self.register_buffer(name, torch.empty(spec.shape, dtype=spec.dtype))
+        if "scale" not in self._buffers:
+            self.register_buffer("scale", None)
         self.bias = nn.Parameter(torch.empty(shape[0], dtype=dtype)) if bias else None
         self.compute = "auto"
         self.kernel_choices: dict[tuple[str, torch.dtype], KernelChoice] = {}
@@ -70,16 +74,29 @@ class QuantizedLinear(nn.Module):
         the ``second_moments`` (N, C, C) of its inputs are known."""
         weight = linear.weight.detach()
         with torch.device("meta"):
-            made = cls(
+            layer = cls(
                 (weight.shape[0], weight.shape[1]), linear.bias is not None, format, weight.dtype
             )
         if weight.device.type != "meta":
             if second_moments is None:
-                made.codes, made.scale = format.quantize(weight)
+                layer.set_tensors(format.quantize(weight))
             else:
-                made.codes, made.scale = gptq_codes(format, weight, second_moments)
-        made.bias = linear.bias
-        return made
+                layer.set_tensors(gptq_quantize(format, weight, second_moments))
+        layer.bias = linear.bias
+        return layer
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What the format stores, by its names."""
+        return {name: getattr(self, name) for name in self.tensor_names}
+
+    def set_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take what the format stores, by its names."""
+        for name, tensor in tensors.items():
+            setattr(self, name, tensor)
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        """The weight (out, in) that the layer stands for."""
+        return self.format.dequantize(self.tensors(), dtype)
 
     def _apply(self, fn, recurse=True):
         """Let a move reach everything, a change of dtype only the bias."""
@@ -90,18 +107,18 @@ class QuantizedLinear(nn.Module):
                 return moved
             return tensor.to(moved.device)
 
-        codes, scale = self._buffers.pop("codes"), self._buffers.pop("scale")
+        stored = dict(self._buffers)
+        self._buffers.clear()  # the same table stays: offload keeps it
         super()._apply(fn, recurse)
-        self._buffers["codes"] = None if codes is None else keep_dtype(codes)
-        self._buffers["scale"] = None if scale is None else keep_dtype(scale)
+        self._buffers.update({n: t if t is None else keep_dtype(t) for n, t in stored.items()})
         return self
 
     def set_compute(self, compute: str) -> None:
-        """Choose the arithmetic; what was found for another is forgotten."""
+        """Choose how to multiply; kernels that were tried for another choice are forgotten."""
         self.compute = compute
         self.kernel_choices = {}
 
-    def way(self, device: torch.device, dtype: torch.dtype) -> KernelChoice:
+    def kernel_choice(self, device: torch.device, dtype: torch.dtype) -> KernelChoice:
         """How this layer multiplies on a device; found once."""
         key = (device.type, dtype)
         if key not in self.kernel_choices:
@@ -113,60 +130,67 @@ class QuantizedLinear(nn.Module):
             return KernelChoice(None, "as asked")
         if self.compute == "auto" and device.type == "cpu":
             return KernelChoice(None, "a CPU wins nothing by 8 bits")
+        if not self.format.kernels:
+            return KernelChoice(None, "the format has no kernel")
+        storage = next(iter(self.tensors().values())).dtype
         reasons = []
         for kernel in self.format.kernels:
             reason = kernel.refuses(self.out_features, self.in_features) or kernel_error(
-                kernel, device, self.format.storage, dtype
+                kernel, device, storage, dtype
             )
             if not reason:
                 return KernelChoice(kernel)
             reasons.append(f"{kernel.name}: {reason}")
-        way = KernelChoice(None, "; ".join(reasons))
-        tell_once(f"{self.format.name} on {device.type}: {way}")
-        return way
+        choice = KernelChoice(None, "; ".join(reasons))
+        warn_once(f"{self.format.name} on {device.type}: {choice}")
+        return choice
 
     def forward(self, x: Tensor) -> Tensor:
-        kernel = self.way(x.device, x.dtype).kernel
+        kernel = self.kernel_choice(x.device, x.dtype).kernel
         if kernel is None or x.requires_grad or not x.numel():
-            return self.dequantized(x)
-        out = self.multiplied(kernel, x.reshape(-1, self.in_features))
+            return self.multiply_dequantized(x)
+        out = self.multiply_native(kernel, x.reshape(-1, self.in_features))
         if self.bias is not None:
             out = out + self.bias.to(x.dtype)
         return out.unflatten(0, x.shape[:-1]) if x.ndim != 2 else out
 
-    def multiplied(self, kernel: Kernel, x: Tensor) -> Tensor:
+    def multiply_native(self, kernel: Kernel, x: Tensor) -> Tensor:
         """The kernel's product with x (tokens, in), many tokens in parts.
 
         A product passes through 32 bits, which for all tokens of a large picture at once would be
         the largest tensor of the run. A compiler fuses that away, and is left alone.
         """
-        block = self.format.block(self.in_features)
+        block, tensors = self.format.block(self.in_features), self.tensors()
         part = max(256, PRODUCT_BYTES // (4 * self.out_features) // 256 * 256)
         if torch.compiler.is_compiling() or len(x) <= part:
-            return kernel.multiply(x, self.codes, self.scale, block)
+            return kernel.multiply(x, tensors, block)
         out = x.new_empty(len(x), self.out_features)
         for to, some in zip(out.split(part), x.split(part), strict=True):
-            to.copy_(kernel.multiply(some, self.codes, self.scale, block))
+            to.copy_(kernel.multiply(some, tensors, block))
         return out
 
-    def dequantized(self, x: Tensor) -> Tensor:
+    def multiply_dequantized(self, x: Tensor) -> Tensor:
         """The product in the dtype of x.
 
         Codes are exact in bfloat16 and scaled weights are not, so the row scales are applied to the
         output, where they cost less as well. float16 has no room for that.
         """
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        x = self.format.rotate(x)
+        format = self.format
+        if not isinstance(format, RowFormat):
+            return linear_remade(x, lambda: self.dequantize(x.dtype), bias)
+        x = format.rotate(x)
         if self.scale is None or x.dtype == torch.float16:
-            return product(x, lambda: self.format.held(self.codes, self.scale, x.dtype), bias)
-        out, scale = product(x, lambda: self.codes.to(x.dtype)), self.scale.to(x.dtype).view(-1)
+            return linear_remade(x, lambda: format.rotated_weight(self.tensors(), x.dtype), bias)
+        out = linear_remade(x, lambda: self.codes.to(x.dtype))
+        scale = self.scale.to(x.dtype).view(-1)
         return out * scale if bias is None else torch.addcmul(bias, out, scale)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, format={self.format.name}"
 
 
-class Widened(torch.autograd.Function):
+class RemadeWeightLinear(torch.autograd.Function):
     """x W^T + b with a W that is made again for the backward pass instead of being kept, so that
     training through codes holds no second copy of the weights."""
 
@@ -182,18 +206,18 @@ class Widened(torch.autograd.Function):
         return grad @ ctx.make(), None, of_bias
 
 
-def product(x: Tensor, make: Callable[[], Tensor], bias: Tensor | None = None) -> Tensor:
+def linear_remade(x: Tensor, make: Callable[[], Tensor], bias: Tensor | None = None) -> Tensor:
     """x times the weight that a function makes; x may have a gradient, the weight has none."""
     if x.requires_grad and torch.is_grad_enabled():
-        return Widened.apply(x, make, bias)  # pyright: ignore[reportReturnType]
+        return RemadeWeightLinear.apply(x, make, bias)  # pyright: ignore[reportReturnType]
     return F.linear(x, make(), bias)
 
 
-_told: set[str] = set()
+_warned: set[str] = set()
 
 
-def tell_once(message: str) -> None:
+def warn_once(message: str) -> None:
     """Log a fallback the first time that it happens."""
-    if message not in _told:
-        _told.add(message)
+    if message not in _warned:
+        _warned.add(message)
         log.warning("%s", message)

@@ -3,8 +3,8 @@
     {"fluxfit_precision_plan": 1, "precision": "int8",
      "layers": {"double_blocks.0.img_mod.lin": "bf16"}}
 
-A plan is made by measurement (``quant.measure``), written as a small JSON file, accepted wherever a
-precision is, and carried along in the files that are saved with it.
+A plan is made by measurement (``calibration.sensitivity``), written as a small JSON file, accepted
+wherever a precision is, and carried along in the files that are saved with it.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ class PrecisionPlan:
         return self.layers.get(layer, self.precision)
 
     def to_json(self) -> str:
-        found = {MARK: VERSION, "precision": self.precision, "layers": dict(self.layers)}
-        return json.dumps(found, indent=1)
+        plan = {MARK: VERSION, "precision": self.precision, "layers": dict(self.layers)}
+        return json.dumps(plan, indent=1)
 
     @classmethod
     def from_json(cls, text: str, where: str = "the plan") -> PrecisionPlan:
         """Read a plan; raises ``ValueError`` naming ``where`` it came from."""
         try:
-            found = json.loads(text)
-            if found.get(MARK) != VERSION:
-                raise ValueError(f"expected {MARK!r}: {VERSION}, found {found.get(MARK)!r}")
-            precision, layers = found["precision"], found.get("layers", {})
+            plan = json.loads(text)
+            if plan.get(MARK) != VERSION:
+                raise ValueError(f"expected {MARK!r}: {VERSION}, found {plan.get(MARK)!r}")
+            precision, layers = plan["precision"], plan.get("layers", {})
             if not isinstance(layers, dict):
                 raise ValueError(
                     f"'layers' is {type(layers).__name__}, expected names to precisions"
@@ -58,11 +58,13 @@ class PrecisionPlan:
             raise ValueError(f"{where} is no precision plan: {error}") from error
 
     @classmethod
-    def of_layers(cls, found: Mapping[str, str], kept: Mapping[str, str] = {}) -> PrecisionPlan:
-        """The plan of layers that are held so: the commonest of ``found`` stands for all."""
-        held = list(found.values()) or ["bf16"]
-        most = max(sorted(set(held)), key=held.count)
-        return cls(most, {name: p for name, p in found.items() if p != most} | dict(kept))
+    def of_layers(
+        cls, precisions: Mapping[str, str], kept: Mapping[str, str] = {}
+    ) -> PrecisionPlan:
+        """The plan of layers that are held so: the commonest of ``precisions`` stands for all."""
+        names = list(precisions.values()) or ["bf16"]
+        most = max(sorted(set(names)), key=names.count)
+        return cls(most, {name: p for name, p in precisions.items() if p != most} | dict(kept))
 
     @classmethod
     def load(cls, path: str | Path) -> PrecisionPlan:

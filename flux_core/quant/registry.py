@@ -18,11 +18,13 @@ FORMATS: dict[str, Format] = {
         Int8(),
     )
 }
+#: Those that come with FluxFit; one that is added to ``FORMATS`` later is accepted as well.
 PRECISIONS = (*FULL_PRECISIONS, *FORMATS)
 
 
 def full_dtype(precision: str) -> torch.dtype:
-    """The dtype of everything that a precision does not quantize: bf16 for those of one byte."""
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
+    """The dtype of everything that a precision does not quantize: bf16 where it quantizes."""
+    precisions = (*FULL_PRECISIONS, *FORMATS)
+    if precision not in precisions:
+        raise ValueError(f"precision is {precision!r}, expected one of {', '.join(precisions)}")
     return FULL_PRECISIONS.get(precision, torch.bfloat16)

@@ -71,8 +71,8 @@ def test_native_kernels_equal_their_references(precision):
     """Those that the card has; which ones it lacks, and why, is in the output (pytest -rs)."""
     format, device = FORMATS[precision], torch.device("cuda")
     generator = torch.Generator().manual_seed(0)
-    codes, scale = format.quantize(0.02 * torch.randn(96, 256, generator=generator))
-    codes, scale = codes.cuda(), None if scale is None else scale.cuda()
+    tensors = format.quantize(0.02 * torch.randn(96, 256, generator=generator))
+    tensors = {name: tensor.cuda() for name, tensor in tensors.items()}
     reasons = []
     for kernel in format.kernels:
         reason = kernel_error(kernel, device, format.storage, torch.bfloat16)
@@ -81,8 +81,8 @@ def test_native_kernels_equal_their_references(precision):
             continue
         for tokens in (1, 17, 40, 333):
             x = torch.randn(tokens, 256, generator=generator).cuda().bfloat16()
-            found = kernel.multiply(x, codes, scale, format.block(256)).float()
-            expected = kernel.reference(x, codes, scale, format.block(256))
+            found = kernel.multiply(x, tensors, format.block(256)).float()
+            expected = kernel.reference(x, tensors, format.block(256))
             assert tiny.relative(found, expected) < 0.02
     if len(reasons) == len(format.kernels):
         pytest.skip("; ".join(reasons))

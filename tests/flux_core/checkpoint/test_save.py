@@ -104,7 +104,7 @@ def test_int8_of_the_host_with_another_block_and_one_scale_a_tensor(tmp_path):
         ({"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 16}, Int8(16)),
         ({"format": "int8_tensorwise"}, Int8(1)),
     ):
-        codes, scale = format.quantize(weight)
+        codes, scale = format.quantize(weight).values()
         if "convrot" not in note:
             scale = weight.abs().max().reshape(()) / 127
             codes = (weight / scale).round().to(torch.int8)
@@ -212,11 +212,14 @@ def test_comfy_kitchen_reads_our_int8_as_we_do():
     tensor = pytest.importorskip("comfy_kitchen.tensor")
     weight = 0.02 * torch.randn(64, 512, generator=torch.Generator().manual_seed(0))
     format = FORMATS["int8"]
-    codes, scale = format.quantize(weight)
+    codes, scale = format.quantize(weight).values()
     layout = tensor.TensorWiseINT8Layout
     params = layout.Params(
         scale=scale, orig_dtype=torch.float32, orig_shape=(64, 512), convrot=True,
         convrot_groupsize=format.block(512),
     )  # fmt: skip
     theirs = layout.dequantize(codes, params)
-    assert tiny.relative(theirs, format.dequantize(codes, scale, torch.float32)) < 1e-6
+    assert (
+        tiny.relative(theirs, format.dequantize({"codes": codes, "scale": scale}, torch.float32))
+        < 1e-6
+    )

@@ -44,10 +44,10 @@ def linear(out_features: int, in_features: int, seed: int = 1) -> nn.Linear:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_kernel_equals_its_reference(kernel, precision, dtype):
     format = FORMATS[precision]
-    codes, scale = format.quantize(random(96, 128, deviation=0.02))
+    tensors = format.quantize(random(96, 128, deviation=0.02))
     x = random(7, 128, seed=2).to(dtype)
-    found = kernel.multiply(x, codes, scale, format.block(128))
-    expected = kernel.reference(x, codes, scale, format.block(128))
+    found = kernel.multiply(x, tensors, format.block(128))
+    expected = kernel.reference(x, tensors, format.block(128))
     assert found.dtype == dtype
     assert tiny.relative(found, expected) < (1e-5 if dtype == torch.float32 else 5e-3)
 
@@ -61,7 +61,7 @@ def test_native_loses_little_more_than_dequantize(precision):
     for compute in ("dequantize", "native"):
         quantized.set_compute(compute)
         errors[compute] = tiny.relative(quantized(x), expected)
-        assert (quantized.way(CPU, x.dtype).kernel is not None) == (compute == "native")
+        assert (quantized.kernel_choice(CPU, x.dtype).kernel is not None) == (compute == "native")
     assert errors["dequantize"] < errors["native"] < 1.5 * errors["dequantize"]
 
 
@@ -120,7 +120,7 @@ def test_nothing_becomes_nan_or_infinite(
 
 
 def test_a_shape_that_no_kernel_takes_falls_back_and_says_so_once(caplog):
-    linear_module._told.clear()
+    linear_module._warned.clear()
     model = nn.Sequential(*(linear(20, 20) for _ in range(3)))
     set_compute(quantize(model, "fp8_scaled"), "native")
     with caplog.at_level(logging.WARNING):
@@ -144,8 +144,8 @@ def test_many_tokens_are_multiplied_in_parts_with_the_same_result(precision, mon
 
 def test_a_kernel_that_gives_wrong_results_is_not_used():
     class Wrong(Float8Rows):
-        def multiply(self, x, codes, scale, block):
-            return super().multiply(x, codes, scale, block) * 1.5
+        def multiply(self, x, tensors, block):
+            return super().multiply(x, tensors, block) * 1.5
 
     assert kernel_error(Float8Rows(), CPU, torch.float8_e4m3fn, torch.float32) == ""
     reason = kernel_error(Wrong(), CPU, torch.float8_e4m3fn, torch.float32)
