@@ -18,12 +18,12 @@ BOXES = {
     "callers": ("nodes/   cli   pipeline   train/   calibration/", (5, 5.4), "#dbe9ff"),
     "files": ("files\nsafetensors, GGUF", (1, 3.8), "#eeeeee"),
     "checkpoint": ("checkpoint/\ndetect, map keys, fill", (1, 2.3), "#e3f4dd"),
-    "quant": ("quant/\nweights as stored, kernels", (1, 0.8), "#e3f4dd"),
+    "quant": ("quant/\nformats, kernels", (1, 0.8), "#e3f4dd"),
     "sampling": ("sampling/\nnoise, sigmas, steps", (5, 3.8), "#fff0d0"),
-    "models": ("models/\nencoders, transformer, VAE", (5, 0.8), "#e3f4dd"),
+    "models": ("models/\nencoders, blocks, VAE", (5, 0.8), "#e3f4dd"),
     "offload": ("offload/\npolicy, plan, ring", (5, 2.3), "#fff0d0"),
-    "lora": ("lora/\nbranches beside weights", (9, 2.3), "#fff0d0"),
-    "report": ("report/\npictures, memory report", (9, 0.8), "#eeeeee"),
+    "lora": ("lora/\nbeside weights", (9, 2.3), "#fff0d0"),
+    "report": ("report/\npictures, plots", (9, 0.8), "#eeeeee"),
 }
 #: From, to, and what flows.
 ARROWS = (
@@ -33,7 +33,7 @@ ARROWS = (
     ("quant", "models", "linear layers"),
     ("sampling", "offload", "latents, conditioning"),
     ("offload", "models", "blocks on the device"),
-    ("lora", "offload", "deltas"),
+    ("lora", "offload", "branches"),
     ("models", "report", "latents, pixels"),
 )
 
