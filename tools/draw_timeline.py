@@ -1,4 +1,4 @@
-"""Draw the README's timeline: a streamed run of the pocket model.
+"""Draw the documentation's timeline: a streamed run of the pocket model.
 
 python -m tools.draw_timeline [FILE]
 """
