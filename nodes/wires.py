@@ -50,8 +50,6 @@ def conditioning_of(value: Sequence, name: str = "positive") -> Conditioning:
         host.log.warning("%s has %d entries; the first is drawn", name, len(value))
     context, extra = value[0]
     pooled = extra.get("pooled_output")
-    if pooled is None:
-        raise ValueError(f"{name} has no pooled CLIP vector: it was not encoded for FLUX.1")
     for key in ("control", "area", "mask", "reference_latents"):
         if extra.get(key) is not None:
             host.log.warning("%s carries %r, which FluxSampler does not read", name, key)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.config import Shapes
+from ..models.keymaps import Recipe, Recipes, native_shapes
 from ..quant import (
     FORMATS,
     Precision,
@@ -27,7 +28,6 @@ from ..quant.apply import linears
 from ..quant.precision import as_plan
 from .detect import Part, find_part
 from .errors import CheckpointError
-from .keymaps import KEYMAPS, Recipe, Recipes, native_shapes
 from .reader import open_source
 from .spill import Spill
 from .weights import Stored, Weights
@@ -72,7 +72,7 @@ def load_part(
     source = open_source(path)
     part = find_part(source, kind)
     weights = Weights(source.under(part.prefix))
-    recipes = KEYMAPS[kind, part.layout](weights.shapes)
+    recipes = part.key_map(weights.shapes)
     try:
         with torch.device("meta"):
             module = new_module(native_shapes(recipes, weights.shapes))

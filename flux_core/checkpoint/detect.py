@@ -6,11 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..models.config import Shapes
+from ..models.families import (
+    DIFFUSERS_QKV,
+    NATIVE_QKV,
+    is_controlnet,
+    is_flux1_diffusers,
+    transformer_layouts,
+)
+from ..models.keymaps import KEYMAPS, Recipes
 from .errors import CheckpointError
-from .reader import Source
+from .source import Source
 
-QKV = "double_blocks.0.img_attn.qkv.weight"
-DIFFUSERS_QKV = "transformer_blocks.0.attn.add_q_proj.weight"
 CLIP_EMBEDDING = "text_model.embeddings.token_embedding.weight"
 T5_QUERY = "encoder.block.0.layer.0.SelfAttention.q.weight"
 
@@ -27,6 +33,12 @@ class Part:
         under = f" under {self.prefix!r}" if self.prefix else ""
         return f"{self.kind} ({self.layout} layout{under})"
 
+    def key_map(self, shapes: Shapes) -> Recipes:
+        """How the native tensors are made of the file's, for its shapes below the prefix."""
+        if self.kind == "transformer":
+            return transformer_layouts()[self.layout].key_map(shapes)
+        return KEYMAPS[self.kind, self.layout](shapes)
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -37,23 +49,6 @@ class Rule:
     key: str
     prefixes: tuple[str, ...]
     also: Callable[[Shapes], bool] = lambda shapes: True
-
-
-def is_flux_body(shapes: Shapes) -> bool:
-    """Whether native blocks are FLUX.1's and not FLUX.2's or Chroma's."""
-    return "vector_in.in_layer.weight" in shapes and "double_blocks.0.img_mod.lin.weight" in shapes
-
-
-def is_flux_diffusers(shapes: Shapes) -> bool:
-    return (
-        "time_text_embed.text_embedder.linear_1.weight" in shapes
-        and "x_embedder.weight" in shapes
-        and "transformer_blocks.0.norm1.linear.weight" in shapes
-    )
-
-
-def has_controlnet(shapes: Shapes) -> bool:
-    return "controlnet_blocks.0.weight" in shapes
 
 
 def latent_channels(shapes: Shapes) -> int:
@@ -67,13 +62,11 @@ def clip_width(shapes: Shapes) -> int:
 MODEL_PREFIXES = ("", "model.diffusion_model.", "diffusion_model.")
 CLIP_G_WIDTH = 1280
 RULES = (
-    Rule("controlnet", "native", QKV, MODEL_PREFIXES, lambda s: has_controlnet(s)),
+    Rule("controlnet", "native", NATIVE_QKV, MODEL_PREFIXES, is_controlnet),
     Rule("controlnet", "diffusers", DIFFUSERS_QKV, MODEL_PREFIXES,
-         lambda s: has_controlnet(s) and is_flux_diffusers(s)),
-    Rule("transformer", "native", QKV, MODEL_PREFIXES,
-         lambda s: is_flux_body(s) and not has_controlnet(s)),
-    Rule("transformer", "diffusers", DIFFUSERS_QKV, MODEL_PREFIXES,
-         lambda s: is_flux_diffusers(s) and not has_controlnet(s)),
+         lambda s: is_controlnet(s) and is_flux1_diffusers(s)),
+    *(Rule("transformer", layout.name, layout.key, MODEL_PREFIXES, layout.fits)
+      for layout in transformer_layouts().values()),
     Rule("vae", "native", "decoder.mid.block_1.conv1.weight", ("", "vae.", "first_stage_model."),
          lambda s: latent_channels(s) == 16),
     Rule("vae", "diffusers", "decoder.mid_block.resnets.0.conv1.weight", ("", "vae."),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .errors import CheckpointError
-from .reader import Source, TensorInfo
+from .source import Source, TensorInfo
 
 ARCHITECTURES = ("flux", "t5", "t5encoder")
 #: llama.cpp's names of T5's tensors, in native names.

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from ..models.config import ControlNetConfig, TransformerConfig, VAEConfig
+from ..models.config import ControlNetConfig, VAEConfig
+from ..models.families import config_from_shapes
+from ..models.keymaps import native_shapes
 from .detect import Part, describe, find_parts
-from .keymaps import KEYMAPS, native_shapes
-from .reader import Source, open_source, total_bytes
+from .reader import open_source
+from .source import Source, total_bytes
 from .weights import Weights
 
 CONFIGS = {
-    "transformer": TransformerConfig,
-    "controlnet": ControlNetConfig,
-    "vae": VAEConfig,
+    "transformer": config_from_shapes,
+    "controlnet": ControlNetConfig.from_shapes,
+    "vae": VAEConfig.from_shapes,
 }
 MIB = 2**20
 
@@ -55,6 +57,5 @@ def sizes(part: Part, weights: Weights) -> str:
     """The model's sizes, read as the loader reads them."""
     if part.kind not in CONFIGS:
         return ""
-    recipes = KEYMAPS[part.kind, part.layout](weights.shapes)
-    config = CONFIGS[part.kind].from_shapes(native_shapes(recipes, weights.shapes))
+    config = CONFIGS[part.kind](native_shapes(part.key_map(weights.shapes), weights.shapes))
     return f"\n    {config}"

@@ -8,8 +8,9 @@ from typing import TypedDict, cast
 import torch
 from typing_extensions import Unpack
 
-from ..models.config import ControlNetConfig, Shapes, TransformerConfig, VAEConfig
+from ..models.config import ControlNetConfig, Shapes, VAEConfig
 from ..models.controlnet import FluxControlNet
+from ..models.families import config_from_shapes
 from ..models.text_encoders import (
     ClipEncoder,
     T5Encoder,
@@ -56,7 +57,7 @@ def load_transformer(path: str | Path, **options: Unpack[Options]) -> FluxTransf
     """
 
     def new(shapes: Shapes) -> FluxTransformer:
-        return FluxTransformer(TransformerConfig.from_shapes(shapes))
+        return FluxTransformer(config_from_shapes(shapes))
 
     return cast(FluxTransformer, load_part(path, "transformer", new, **options))
 

@@ -11,16 +11,14 @@ import json
 import mmap
 import re
 import struct
-from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..models.config import Shapes
 from .errors import CheckpointError
+from .gguf import GGUFFile
+from .source import Source, TensorInfo
 
 DTYPES = {
     "F64": torch.float64,
@@ -39,58 +37,6 @@ DTYPES = {
 HEADER_LIMIT = 100_000_000  # bytes, as the safetensors library has it
 SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors")
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """Where one tensor lies: its dtype, shape, and bytes from ``start`` on in the file."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    start: int
-    size: int
-
-
-class Source(ABC):
-    """Named tensors that are read on demand."""
-
-    path: Path
-
-    @property
-    @abstractmethod
-    def entries(self) -> dict[str, TensorInfo]:
-        """Every tensor's place by name."""
-
-    @abstractmethod
-    def read(self, name: str) -> Tensor:
-        """One tensor, on the CPU, in memory of its own; raises ``KeyError`` for a foreign name."""
-
-    def map(self, name: str) -> Tensor | None:
-        """One tensor where it lies in its file; None where that cannot be.
-
-        The system may drop it from memory and read it again. The file must not change meanwhile.
-        """
-        return None
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        return {}
-
-    def kind(self, name: str) -> str:
-        """How a tensor's numbers are written, in a word."""
-        return str(self.entries[name].dtype).removeprefix("torch.")
-
-    @property
-    def shapes(self) -> Shapes:
-        return {name: entry.shape for name, entry in self.entries.items()}
-
-    def inner(self, name: str) -> str:
-        """A full name in the file as this source has it."""
-        return name
-
-    def under(self, prefix: str) -> Source:
-        """The tensors whose names start with ``prefix``, seen without it."""
-        return Prefixed(self, prefix) if prefix else self
 
 
 class SafetensorsFile(Source):
@@ -156,38 +102,6 @@ class Shards(Source):
 
     def map(self, name: str) -> Tensor | None:
         return self._files[self._where[name]].map(name)
-
-
-class Prefixed(Source):
-    """A part of another source."""
-
-    def __init__(self, source: Source, prefix: str) -> None:
-        self.source, self.prefix, self.path = source, prefix, source.path
-        self._entries = {
-            name[len(prefix) :]: entry
-            for name, entry in source.entries.items()
-            if name.startswith(prefix)
-        }
-
-    @property
-    def entries(self) -> dict[str, TensorInfo]:
-        return self._entries
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        return self.source.metadata
-
-    def kind(self, name: str) -> str:
-        return self.source.kind(self.prefix + name)
-
-    def inner(self, name: str) -> str:
-        return self.source.inner(name).removeprefix(self.prefix)
-
-    def read(self, name: str) -> Tensor:
-        return self.source.read(self.prefix + name)
-
-    def map(self, name: str) -> Tensor | None:
-        return self.source.map(self.prefix + name)
 
 
 def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
@@ -275,8 +189,6 @@ def open_file(path: Path) -> Source:
     if path.is_file():
         with open(path, "rb") as file:
             if file.read(4) == b"GGUF":
-                from .gguf import GGUFFile  # needs a package that not everybody has
-
                 return GGUFFile(path)
     return SafetensorsFile(path)
 
@@ -299,7 +211,3 @@ def open_index(path: Path) -> Shards:
 def is_plain_file(folder: Path, name: str) -> bool:
     """Whether ``name`` is a file directly inside the folder (an index may not point elsewhere)."""
     return Path(name).name == name and (folder / name).is_file()
-
-
-def total_bytes(entries: Iterable[TensorInfo]) -> int:
-    return sum(entry.size for entry in entries)

@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from ..models.controlnet import FluxControlNet
+from ..models.keymaps import CONTROLNET_OWN, diffusers_body
 from ..quant import PrecisionPlan, QuantizedLinear, quantized_linears
 from ..quant.apply import linears
 from .build import Progress, slots_of
-from .keymaps import CONTROLNET_OWN, diffusers_body
 from .reader import DTYPES
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}

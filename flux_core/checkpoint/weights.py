@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..models.keymaps import Recipe
 from ..quant import FORMATS, Format, RowFormat
 from ..quant.hadamard import rotate
 from ..quant.int8 import Int8
 from .errors import CheckpointError
-from .keymaps import Recipe
-from .reader import Source
+from .source import Source
 
 WEIGHT_SCALES = ("scale_weight", "weight_scale")
 AUXILIARY = (*WEIGHT_SCALES, "scale_input", "input_scale", "comfy_quant")
@@ -234,9 +234,11 @@ class Weights:
     def make(self, recipe: Recipe) -> Stored:
         """One native tensor; raises ``KeyError`` where the file lacks a member."""
         parts = [self.read(name) for name in recipe.names]
-        if recipe.way == "swap" or len(parts) > 1:  # rows of another layout are not told apart
+        if (
+            recipe.transform == "swap" or len(parts) > 1
+        ):  # rows of another layout are not told apart
             parts = [Stored(p.full(torch.float32)) if isinstance(p, StoredAs) else p for p in parts]
-        if recipe.way == "swap":
+        if recipe.transform == "swap":
             (part,) = parts
             scale = None if part.scale is None else swap(rows_scale(part))
             return replace(part, values=swap(part.values), scale=scale, mapped=False)

@@ -12,7 +12,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from ..checkpoint.keymaps import diffusers_body
+from ..models.keymaps import diffusers_body
 from ..models.transformer import FluxBody, RMSNorm
 from ..quant import QuantizedLinear
 from .branch import Layer
@@ -96,7 +96,7 @@ def diffusers_targets(module: FluxBody) -> dict[str, LoraTarget]:
         if len(recipe.names) == 1:
             counts = [count]
         for i, theirs in enumerate(recipe.names):
-            target = LoraTarget(name, i * hidden, counts[i], width, recipe.way == "swap")
+            target = LoraTarget(name, i * hidden, counts[i], width, recipe.transform == "swap")
             targets[theirs.removesuffix(".weight")] = target
     return targets
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import BodyConfig, TransformerConfig
+from .families import family_of
 
 
 class ControlResiduals(NamedTuple):
@@ -346,7 +347,7 @@ class FluxTransformer(FluxBody):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
-        self.config = config
+        self.config, self.family = config, family_of(config)
         self.final_layer = LastLayer(config.hidden_size, config.out_channels)
 
     def forward(

@@ -17,12 +17,14 @@ from ..offload import OffloadPolicy
 class Conditioning:
     """What a prompt becomes: context (1 or B, N, D), pooled (1 or B, P), distilled guidance.
 
+    ``pooled`` is None for families that read none (``models.families``).
+
     Models with a wider input (Canny, Depth, Fill) read ``picture`` beside the noise: raw latents
     (1 or B, 16, h, w). Fill reads ``mask`` too, (1 or B, 1, H, W) with 1 where to paint.
     """
 
     context: Tensor
-    pooled: Tensor
+    pooled: Tensor | None
     guidance: float = 3.5
     picture: Tensor | None = None
     mask: Tensor | None = None

@@ -94,21 +94,28 @@ class Denoiser:
         """Timesteps, pooled text and guidance of a whole batch."""
         timesteps = torch.full((self.batch,), sigma, device=self.device)
         guidance = torch.full((self.batch,), c.guidance, device=self.device)
+        assert c.pooled is not None  # since it is on the device
         return timesteps, c.pooled, guidance
 
-    def _on_device(self, c: Conditioning) -> Conditioning:
+    def _on_device(self, prompt: Conditioning) -> Conditioning:
         config = self.transformer.config
-        for name, found, wanted in (
-            ("T5 context", c.context.shape[-1], config.context_in_dim),
-            ("CLIP vector", c.pooled.shape[-1], config.vec_in_dim),
+        pooled = prompt.pooled
+        if pooled is None:  # of a family that reads none, and looks at nothing of it
+            pooled = prompt.context.new_zeros(1, config.vec_in_dim)
+        for name, width, expected in (
+            ("T5 context", prompt.context.shape[-1], config.context_in_dim),
+            ("CLIP vector", pooled.shape[-1], config.vec_in_dim),
         ):
-            if found != wanted:
+            if width != expected:
                 raise ValueError(
-                    f"the {name} is {found} wide, this transformer expects {wanted}: "
+                    f"the {name} is {width} wide, this transformer expects {expected}: "
                     "the text encoders do not belong to it"
                 )
-        context, pooled = c.context.to(self.device), c.pooled.to(self.device)
-        return replace(c, context=expand(context, self.batch), pooled=expand(pooled, self.batch))
+        return replace(
+            prompt,
+            context=expand(prompt.context.to(self.device), self.batch),
+            pooled=expand(pooled.to(self.device), self.batch),
+        )
 
     def _extra(self, c: Conditioning) -> Tensor | None:
         extra = extra_channels(self.transformer.reads)

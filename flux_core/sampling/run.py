@@ -28,7 +28,7 @@ from .conditioning import Conditioning, Control
 from .denoiser import Denoiser, keep_outside
 from .latents import destandardise, host_noise, image_tokens, standardise
 from .samplers import SAMPLERS, step_noise
-from .sigmas import SigmaTable, make_sigmas, table_for
+from .sigmas import SHIFTS, SigmaTable, make_sigmas, table_for
 
 T = TypeVar("T")
 #: Steps done before this one, steps in all, and the picture as it is believed now: standardised
@@ -70,13 +70,14 @@ class SamplingSettings:
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
             raise ValueError(f"sampler is {self.sampler!r}, expected one of {', '.join(SAMPLERS)}")
-        table = table_for(True, self.shift)
-        make_sigmas(table, self.scheduler, self.steps, self.denoise)
+        if self.shift not in SHIFTS:
+            raise ValueError(f"shift is {self.shift!r}, expected one of {', '.join(SHIFTS)}")
+        make_sigmas(SigmaTable(0.0), self.scheduler, self.steps, self.denoise)
 
     def noise_schedule(self, transformer: FluxTransformer, shape: Sequence[int]) -> NoiseSchedule:
         """The host's noise and sigmas for latents of a shape (B, 16, h, w)."""
         tokens = image_tokens(shape[-2], shape[-1])
-        table = table_for(transformer.config.guidance_embed, self.shift, tokens)
+        table = table_for(transformer.family, self.shift, tokens)
         sigmas = self.sigmas
         if sigmas is None:
             sigmas = make_sigmas(table, self.scheduler, self.steps, self.denoise)
@@ -94,7 +95,8 @@ class DrawRequest:
         mask: (1 or B, 1, h, w) in [0, 1], 1 where to draw and 0 where to keep ``latents``.
         loras: with their strengths, beside the transformer's layers for this run.
 
-    Raises ``ValueError`` for latents of odd sides.
+    Raises ``ValueError`` for latents of odd sides, and for prompts that the transformer's family
+    does not read.
     """
 
     transformer: FluxTransformer
@@ -113,6 +115,10 @@ class DrawRequest:
                 f"latents are {width}x{height}, sides must be even: "
                 "width and height of the picture must be multiples of 16"
             )
+        family = self.transformer.family
+        for name, prompt in (("positive", self.positive), ("negative", self.negative)):
+            if family.needs_pooled and prompt is not None and prompt.pooled is None:
+                raise ValueError(f"{name} has no pooled CLIP vector: it was not encoded for FLUX.1")
 
     @cached_property
     def noise_schedule(self) -> NoiseSchedule:

@@ -4,8 +4,8 @@
 
 Four ways to place the steps (``SCHEDULERS``) over a table of shifted sigmas, both as ComfyUI
 computes them, so that the same settings give the same steps there. The table depends on the shift
-alone: fixed at 1.15 for dev in the host's default, none for schnell, growing with the number of
-image tokens as FLUX.1 was trained, or DiffSynth-Studio's factor 3.
+alone: the family's in the host's default (1.15 for dev, none for schnell), growing with the number
+of image tokens as FLUX.1 was trained, or DiffSynth-Studio's factor 3.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ import torch
 from scipy.stats import beta as beta_distribution
 from torch import Tensor
 
+from ..models.families import Family
+
 BASE_SHIFT, MAX_SHIFT = 0.5, 1.15  # exponents at 256 and at 4096 image tokens
 BASE_TOKENS, MAX_TOKENS = 256, 4096
-DEV_TABLE, SCHNELL_TABLE = 10_000, 1_000  # entries in the host's tables
+ENTRIES = 10_000  # of a table whose length is nobody's
 DIFFSYNTH_FACTOR = 3.0
 
 
@@ -30,7 +32,7 @@ class SigmaTable:
     """Shifted sigmas at evenly spaced times; ``mu`` is the exponent of the shift, 0 for none."""
 
     mu: float
-    size: int = DEV_TABLE
+    size: int = ENTRIES
 
     def sigma(self, t: Tensor) -> Tensor:
         """The shifted sigma at time t in (0, 1]."""
@@ -43,23 +45,28 @@ class SigmaTable:
         return self.sigma(torch.arange(1, self.size + 1) / self.size)
 
 
-def table_for(guidance_embed: bool, shift: str = "host", tokens: int = MAX_TOKENS) -> SigmaTable:
+def table_for(family: Family, shift: str = "host", tokens: int = MAX_TOKENS) -> SigmaTable:
     """The table for a model and a way of shifting.
 
     Args:
-        guidance_embed: true for dev, false for schnell, whose sigmas the host does not shift.
+        family: of the model; its own shift is the host's.
         shift: ``host``; ``resolution``, from 0.5 at 256 image tokens to 1.15 at 4096; or
             ``diffsynth``, a fixed factor of 3.
         tokens: image tokens, a 256th of the pixels.
     """
     if shift == "host":
-        return SigmaTable(MAX_SHIFT) if guidance_embed else SigmaTable(0.0, SCHNELL_TABLE)
+        return SigmaTable(family.sigma_shift, family.sigma_entries)
     if shift == "resolution":
-        slope = (MAX_SHIFT - BASE_SHIFT) / (MAX_TOKENS - BASE_TOKENS)
-        return SigmaTable(tokens * slope + (BASE_SHIFT - slope * BASE_TOKENS))
+        return resolution_table(tokens)
     if shift == "diffsynth":
         return SigmaTable(math.log(DIFFSYNTH_FACTOR))
     raise ValueError(f"shift is {shift!r}, expected one of {', '.join(SHIFTS)}")
+
+
+def resolution_table(tokens: int) -> SigmaTable:
+    """The table for so many image tokens, as FLUX.1 was trained."""
+    slope = (MAX_SHIFT - BASE_SHIFT) / (MAX_TOKENS - BASE_TOKENS)
+    return SigmaTable(tokens * slope + (BASE_SHIFT - slope * BASE_TOKENS))
 
 
 SHIFTS = ("host", "resolution", "diffsynth")

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..sampling.sigmas import SigmaTable, table_for
+from ..sampling.sigmas import SigmaTable, resolution_table
 from .config import ObjectiveConfig
 
 #: Half the width of a bell around t = 1/2.
@@ -30,7 +30,7 @@ def draw_times(
     if config.timesteps == "shift":
         return SigmaTable(math.log(config.shift)).sigma(times)
     if config.timesteps == "resolution_shift":
-        return table_for(True, "resolution", tokens).sigma(times)
+        return resolution_table(tokens).sigma(times)
     return times
 
 

@@ -105,9 +105,10 @@ class TestSampler:
         assert not torch.equal(one, sample(loaded, positive, empty())[0]["samples"])
 
     def test_sigmas_from_a_wire_replace_the_schedule(self, loaded, positive):
+        from flux_core.models.families import FLUX1_DEV
         from flux_core.sampling.sigmas import make_sigmas, table_for
 
-        sigmas = make_sigmas(table_for(True, "resolution", 16), "simple", 3)
+        sigmas = make_sigmas(table_for(FLUX1_DEV, "resolution", 16), "simple", 3)
         a = sample(loaded, positive, empty())[0]["samples"]
         b = sample(loaded, positive, empty(), sigmas=sigmas, steps=50)[0]["samples"]
         assert torch.equal(a, b)

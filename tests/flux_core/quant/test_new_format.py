@@ -12,7 +12,7 @@ from flux_core.calibration.sensitivity import layer_errors, record_inputs
 from flux_core.checkpoint.inspect import describe_file
 from flux_core.checkpoint.save import save_module
 from flux_core.lora import load_lora, lora_applied
-from flux_core.lora.branch import held_weight
+from flux_core.lora.branch import float_weight
 from flux_core.offload.placement import placement_of
 from flux_core.quant import FORMATS, Format, QuantizedLinear, TensorSpec, quantized_names
 from flux_core.quant.gptq import second_moments_of
@@ -81,7 +81,7 @@ def test_a_layer_multiplies_trains_and_keeps_its_dtypes_in_moves():
     assert tiny.relative(layer(x), linear(x)) < 0.15
     layer(x).sum().backward()
     assert x.grad is not None
-    assert torch.equal(held_weight(layer), layer.dequantize(torch.float32))
+    assert torch.equal(float_weight(layer), layer.dequantize(torch.float32))
     layer.set_compute("native")
     assert "dequantize" in str(layer.kernel_choice(x.device, x.dtype))
     specs = FORMATS["toy4"].tensors(32, 64)

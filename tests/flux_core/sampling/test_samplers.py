@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from flux_core.models.families import FLUX1_DEV
 from flux_core.sampling.samplers import SAMPLERS, step_noise
 from flux_core.sampling.sigmas import make_sigmas, table_for
 
@@ -54,7 +55,7 @@ def test_every_step_is_reported_and_an_exception_ends_the_run(name):
         if step == 3:
             raise InterruptedError
 
-    sigmas = make_sigmas(table_for(True), "simple", 8)
+    sigmas = make_sigmas(table_for(FLUX1_DEV), "simple", 8)
     with pytest.raises(InterruptedError):
         SAMPLERS[name](gaussian, torch.randn(4), sigmas, step_noise(torch.zeros(4), 0), callback)
     assert seen == [0, 1, 2, 3]

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..models.config import Shapes, count_blocks
+from .config import Shapes, count_blocks
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,14 @@ class Recipe:
     """How one native tensor is made of a file's tensors."""
 
     names: tuple[str, ...]
-    way: str = "copy"
+    transform: str = "copy"
 
     def shape(self, shapes: Shapes) -> tuple[int, ...]:
         """The native shape; raises ``KeyError`` where a tensor is missing."""
-        found = [shapes[name] for name in self.names]
-        if self.way == "rows":
-            return (sum(s[0] for s in found), *found[0][1:])
-        return found[0]
+        members = [shapes[name] for name in self.names]
+        if self.transform == "rows":
+            return (sum(s[0] for s in members), *members[0][1:])
+        return members[0]
 
 
 Recipes = dict[str, Recipe]
@@ -205,9 +205,8 @@ def native_shapes(table: Recipes, shapes: Shapes) -> Shapes:
     return {name: recipe.shape(shapes) for name, recipe in table.items()}
 
 
+#: Of all parts but transformers, whose families have theirs (``families``).
 KEYMAPS = {
-    ("transformer", "native"): native,
-    ("transformer", "diffusers"): diffusers_transformer,
     ("controlnet", "native"): native,
     ("controlnet", "diffusers"): diffusers_controlnet,
     ("vae", "native"): native,

@@ -1,0 +1,155 @@
+"""Every public relative of FLUX.1 loads by its family's record, in either layout."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from flux_core import Conditioning, load_transformer
+from flux_core.models.config import TransformerConfig
+from flux_core.models.families import (
+    FAMILIES,
+    FLUX1_DEV,
+    FLUX1_LITE,
+    FLUX1_SCHNELL,
+    Family,
+    config_from_shapes,
+    family_of,
+)
+from flux_core.models.transformer import FluxTransformer
+from flux_core.sampling.run import DrawRequest, SamplingSettings, sample
+from flux_core.sampling.sigmas import table_for
+from tests import tiny_models
+
+SINGLE = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """A public model: its double blocks, whether it is distilled for guidance, its input."""
+
+    family: Family
+    depth: int
+    guidance: bool = True
+    in_channels: int = 64
+
+
+MEMBERS = {
+    "dev": Member(FLUX1_DEV, 19),
+    "schnell": Member(FLUX1_SCHNELL, 19, guidance=False),
+    "Krea": Member(FLUX1_DEV, 19),
+    "Kontext": Member(FLUX1_DEV, 19),
+    "Fill": Member(FLUX1_DEV, 19, in_channels=384),
+    "Canny": Member(FLUX1_DEV, 19, in_channels=128),
+    "Depth": Member(FLUX1_DEV, 19, in_channels=128),
+    "FLUX.1 lite": Member(FLUX1_LITE, 8),
+    "Flex.1": Member(FLUX1_LITE, 8),
+}
+
+
+def transformer(member: Member) -> FluxTransformer:
+    config = dataclasses.replace(
+        tiny_models.DEV, depth=member.depth, depth_single_blocks=SINGLE,
+        guidance_embed=member.guidance, in_channels=member.in_channels,
+    )  # fmt: skip
+    return tiny_models.randomise(FluxTransformer(config)).requires_grad_(False)
+
+
+def diffusers_model(member: Member):
+    from diffusers import FluxTransformer2DModel
+
+    return tiny_models.randomise(
+        FluxTransformer2DModel(
+            in_channels=member.in_channels, out_channels=64, num_layers=member.depth,
+            num_single_layers=SINGLE, attention_head_dim=tiny_models.HEAD,
+            num_attention_heads=tiny_models.HEADS, joint_attention_dim=tiny_models.CONTEXT,
+            pooled_projection_dim=tiny_models.POOLED, guidance_embeds=member.guidance,
+        )
+    )  # fmt: skip
+
+
+def inputs(member: Member) -> dict[str, Tensor | None]:
+    kwargs = tiny_models.inputs(batch=1)
+    if not member.guidance:
+        kwargs["guidance"] = None
+    generator = torch.Generator().manual_seed(4)
+    tokens = kwargs["img"].shape[1]
+    return kwargs | {"img": torch.randn(1, tokens, member.in_channels, generator=generator)}
+
+
+def test_every_member_of_every_family_is_tried():
+    assert {name for family in FAMILIES for name in family.members} == set(MEMBERS)
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_native_files_load_as_their_family(name, tmp_path):
+    member = MEMBERS[name]
+    expected = transformer(member)
+    path = tiny_models.save(expected.state_dict(), tmp_path / "model.safetensors")
+    model = load_transformer(path, precision="fp32")
+    assert model.family is member.family and len(model.double_blocks) == member.depth
+    assert torch.equal(model(**inputs(member)), expected(**inputs(member)))
+
+
+@pytest.mark.parametrize("name", ["dev", "schnell", "Fill", "Flex.1"])
+def test_diffusers_files_load_as_their_family_and_compute_the_same(name, tmp_path):
+    member = MEMBERS[name]
+    theirs = diffusers_model(member)
+    path = tiny_models.save(theirs.state_dict(), tmp_path / "model.safetensors")
+    model = load_transformer(path, precision="fp32")
+    assert model.family is member.family
+    kwargs = inputs(member)
+    with torch.no_grad():
+        (expected,) = theirs(**tiny_models.to_diffusers(kwargs), return_dict=False)
+        assert tiny_models.relative(model(**kwargs), expected) < 1e-5
+
+
+class TestWhatARecordDecides:
+    def test_sigmas_are_the_family_s_not_told_from_guidance(self):
+        """A model without guidance that is drawn as dev is: a record, and nothing else."""
+        other = dataclasses.replace(
+            FLUX1_DEV, name="other", matches=lambda config: not config.guidance_embed
+        )
+        model = transformer(MEMBERS["schnell"])
+        settings, shape = SamplingSettings(steps=4), (1, 16, 4, 6)
+        schnell = settings.noise_schedule(model, shape).sigmas
+        model.family = other
+        assert not torch.equal(settings.noise_schedule(model, shape).sigmas, schnell)
+        assert table_for(other).mu == table_for(FLUX1_DEV).mu == 1.15
+        assert table_for(FLUX1_SCHNELL).mu == 0.0
+
+    def test_a_pooled_vector_is_demanded_where_the_family_needs_it(self):
+        model, start = transformer(MEMBERS["schnell"]), torch.zeros(1, 16, 4, 4)
+        without = Conditioning(torch.zeros(1, 5, tiny_models.CONTEXT), None)
+        with pytest.raises(ValueError, match="positive has no pooled CLIP vector"):
+            DrawRequest(model, without, start)
+        with_it = Conditioning(without.context, torch.zeros(1, tiny_models.POOLED))
+        with pytest.raises(ValueError, match="negative has no pooled CLIP vector"):
+            DrawRequest(model, with_it, start, negative=without)
+        model.family = dataclasses.replace(FLUX1_SCHNELL, needs_pooled=False)
+        settings = SamplingSettings(steps=1)
+        drawn = sample(DrawRequest(model, without, start, settings))
+        assert torch.equal(drawn, sample(DrawRequest(model, with_it, start, settings)))
+
+    def test_a_configuration_belongs_to_the_first_family_that_matches(self):
+        assert family_of(TransformerConfig()) is FLUX1_DEV
+        assert family_of(TransformerConfig(guidance_embed=False, depth=8)) is FLUX1_SCHNELL
+        assert family_of(TransformerConfig(depth=8)) is FLUX1_LITE
+
+    def test_shapes_of_no_family_name_what_is_missing(self):
+        with pytest.raises(KeyError, match=r"img_in\.weight"):
+            config_from_shapes({})
+
+
+def test_no_family_is_asked_for_by_name_elsewhere():
+    root = Path(__file__).resolve().parents[3]
+    home = root / "flux_core" / "models" / "families.py"
+    names = ("FLUX1_DEV", "FLUX1_SCHNELL", "FLUX1_LITE", "family.name ==")
+    for folder in ("flux_core", "nodes", "cli"):
+        for path in (root / folder).rglob("*.py"):
+            text = path.read_text(encoding="utf-8")
+            assert path == home or not any(name in text for name in names), path
