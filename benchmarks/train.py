@@ -14,8 +14,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from contextlib import ExitStack
-from unittest import mock
+from dataclasses import replace
 
 import torch
 
@@ -42,13 +41,15 @@ def policies(args: argparse.Namespace) -> dict[str, OffloadPolicy]:
     found = {"none": OffloadPolicy("none"), "component": OffloadPolicy("component")}
     for budget in args.budgets:
         found[f"auto, {budget:g} GB"] = OffloadPolicy("auto", vram_budget=int(budget * GB))
-    return found | {"stream": OffloadPolicy("stream")}
+    separate = True if args.device == "cpu" else None  # a CPU stands for a card
+    policies = found | {"stream": OffloadPolicy("stream")}
+    return {name: replace(policy, separate_memory=separate) for name, policy in policies.items()}
 
 
 def work_of(model: FluxTransformer, lora: TrainedLora, side: int, args: argparse.Namespace) -> Work:
     kept = TENSORS_A_PARAMETER * sum(p.nbytes for p in lora.parameters())
     return training_work(
-        model, image=side * side // 256, text=args.text, batch=args.batch,
+        model, image_tokens=side * side // 256, text_tokens=args.text, batch=args.batch,
         on_host=args.activations_on_host, kept=kept,
     )  # fmt: skip
 
@@ -93,27 +94,23 @@ def measured(args: argparse.Namespace) -> None:
     print("| what | s a step | times the first | peak, GB | predicted, GB |")
     print("| --- " * 5 + "|")
     base: dict[int, float] = {}
-    with ExitStack() as stack:
-        if args.device == "cpu":
-            stack.enter_context(mock.patch("flux_core.offload.home.needs_copy", lambda *_: True))
-            stack.enter_context(mock.patch("flux_core.offload.residency.apart", lambda *_: True))
-        for precision in args.precision:
-            model = new_transformer(args, precision, "auto")
-            assert isinstance(model, FluxTransformer)
-            model.cpu()
-            for side in args.side:
-                for label, policy in policies(args).items():
-                    try:
-                        seconds, peak, predicted = train(model, policy, side, args, meter)
-                    except torch.OutOfMemoryError:
-                        print(f"| {precision}, {side}, {label} | out of memory | | | |", flush=True)
-                        continue
-                    ratio = seconds / base.setdefault(side, seconds)
-                    print(
-                        f"| {precision}, {side}, {label} | {seconds:.3f} | {ratio:.2f} | "
-                        f"{peak / GB:.2f} | {predicted / GB:.2f} |", flush=True,
-                    )  # fmt: skip
-            del model
+    for precision in args.precision:
+        model = new_transformer(args, precision, "auto")
+        assert isinstance(model, FluxTransformer)
+        model.cpu()
+        for side in args.side:
+            for label, policy in policies(args).items():
+                try:
+                    seconds, peak, predicted = train(model, policy, side, args, meter)
+                except torch.OutOfMemoryError:
+                    print(f"| {precision}, {side}, {label} | out of memory | | | |", flush=True)
+                    continue
+                ratio = seconds / base.setdefault(side, seconds)
+                print(
+                    f"| {precision}, {side}, {label} | {seconds:.3f} | {ratio:.2f} | "
+                    f"{peak / GB:.2f} | {predicted / GB:.2f} |", flush=True,
+                )  # fmt: skip
+        del model
 
 
 def planned(args: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ..models.transformer import RMSNorm
+from ..models.layers import RMSNorm
 from ..quant import QuantizedLinear
 from .branch import Branch, Layer, LinearBranch, NormBranch, attach, detach
 from .deltas import Delta

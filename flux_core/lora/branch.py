@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..models.transformer import RMSNorm
+from ..models.layers import RMSNorm
 from ..quant import QuantizedLinear
 from .deltas import Delta
 
@@ -33,6 +33,9 @@ class Branch(nn.Module):
 
     Whoever places the layer's weights treats it apart: it comes and goes with a run.
     """
+
+    #: What offloading makes of its tensors (``offload.blocks``).
+    offload_role = "for a run"
 
     def set_strengths(self, strengths: Sequence[float]) -> None:
         """Give each LoRA a strength, by its number; only numbers change."""

@@ -13,7 +13,8 @@ from typing import cast
 from torch import Tensor, nn
 
 from ..models.keymaps import diffusers_body
-from ..models.transformer import FluxBody, RMSNorm
+from ..models.layers import RMSNorm
+from ..models.transformer import FluxBody
 from ..quant import QuantizedLinear
 from .branch import Layer
 from .deltas import Delta, make_delta

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..models.transformer import FluxTransformer, RMSNorm
+from ..models.layers import RMSNorm
+from ..models.transformer import FluxTransformer
 from ..quant import QuantizedLinear, quantized_linears
 from .apply import LoraStack
 from .branch import dora_gain, float_weight

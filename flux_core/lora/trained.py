@@ -33,6 +33,9 @@ KINDS = {
 class TrainedBranch(nn.Module):
     """The factors of one layer; ``up`` begins at zero, so that training begins at the base."""
 
+    #: What offloading makes of its tensors (``offload.blocks``).
+    offload_role = "trained"
+
     def __init__(self, layer: Layer, rank: int, alpha: float, generator: torch.Generator) -> None:
         super().__init__()
         bound = 1 / math.sqrt(layer.in_features)

@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from .transformer import Block
+from .blocks import Block
 
 
 @cache

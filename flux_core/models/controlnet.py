@@ -14,7 +14,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .config import ControlNetConfig
-from .transformer import ControlResiduals, FluxBody, rotary_table
+from .layers import rotary_table
+from .transformer import ControlResiduals, FluxBody
 
 #: The public union models' modes, by name.
 UNION_MODES = {

@@ -24,8 +24,10 @@ from transformers import (
     T5EncoderModel,
     T5TokenizerFast,  # pyright: ignore[reportAttributeAccessIssue]  (T5Tokenizer in 5.x)
 )
+from transformers.models.t5.modeling_t5 import T5Block
 
 from ..quant import quantized_linears
+from .blocks import count_weights
 from .config import Shapes, count_blocks
 
 log = logging.getLogger(__name__)
@@ -100,6 +102,16 @@ class ClipEncoder(nn.Module):
         return self.text_model(input_ids=ids).pooler_output
 
 
+class T5Layer(T5Block):
+    """A layer of T5 that says of itself what a block of FLUX.1 does (``models.blocks.Block``)."""
+
+    def modulation_layers(self) -> list[nn.Module]:
+        return []
+
+    def flops(self, image_tokens: int, text_tokens: int) -> tuple[float, float]:
+        return 2.0 * count_weights(self) * text_tokens, 0.0  # its attention is small
+
+
 class T5Encoder(nn.Module):
     """T5's encoder with its embedding, ``shared``."""
 
@@ -110,7 +122,13 @@ class T5Encoder(nn.Module):
         model = T5EncoderModel(config)
         self.shared, self.encoder = model.shared, model.encoder
         self.encoder.embed_tokens = self.shared  # one tensor, in files as well
+        for layer in self.encoder.block:
+            layer.__class__ = T5Layer
         self.vocabulary = config.vocab_size
+
+    def offload_blocks(self) -> list[nn.Module]:
+        """The layers in the order in which they run."""
+        return list(self.encoder.block)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Token numbers (B, N) to context (B, N, D), padding attended to as FLUX.1 was trained."""

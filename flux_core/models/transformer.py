@@ -12,15 +12,23 @@ H heads, d head size. Left out on purpose: storage precision (``quant``) and res
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from .blocks import Block, DoubleStreamBlock, SingleStreamBlock
 from .config import BodyConfig, TransformerConfig
 from .families import family_of
+from .layers import (
+    LastLayer,
+    MLPEmbedder,
+    Modulation,
+    ModulationLayer,
+    rotary_table,
+    timestep_embedding,
+)
 
 
 class ControlResiduals(NamedTuple):
@@ -33,254 +41,6 @@ class ControlResiduals(NamedTuple):
     double: Sequence[Tensor] = ()
     single: Sequence[Tensor] = ()
     cyclic: bool = False
-
-
-class Modulation(NamedTuple):
-    """Shift, scale and gate of one residual branch, each (B, 1, D)."""
-
-    shift: Tensor
-    scale: Tensor
-    gate: Tensor
-
-    def modulate(self, x: Tensor) -> Tensor:
-        """Normalise x (B, L, D) over D, then scale and shift it."""
-        x = F.layer_norm(x, x.shape[-1:], eps=1e-6)
-        return torch.addcmul(self.shift, x, 1 + self.scale)
-
-
-def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
-    """Embed t (B,) in [0, 1] as (B, dim) float32 cosines and sines of 1000 t."""
-    half = dim // 2
-    steps = torch.arange(half, dtype=torch.float32, device=t.device)
-    freqs = torch.exp(-math.log(max_period) * steps / half)
-    args = (1000.0 * t.float())[:, None] * freqs
-    return torch.cat([args.cos(), args.sin()], dim=-1)
-
-
-def rotary_table(ids: Tensor, axes_dim: Sequence[int], theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines for positions ids (L, 3) or (B, L, 3): each (B or 1, L, 1, d) float32.
-
-    Neighbouring pairs share a frequency and the sine carries the sign of the rotation, so that
-    ``apply_rotary`` is two multiplications. Angles are made in float64: at position 4000 a float32
-    angle is off by 1e-4.
-    """
-    if ids.ndim == 2:
-        ids = ids[None]
-    angles = []
-    for axis, dim in enumerate(axes_dim):
-        scale = torch.arange(0, dim, 2, dtype=torch.float64, device=ids.device) / dim
-        angles.append(ids[..., axis, None].double() * theta**-scale)
-    angle = torch.cat(angles, dim=-1)[:, :, None]  # (B, L, 1, d/2)
-    cos = angle.cos().float().repeat_interleave(2, dim=-1)
-    sin = angle.sin().float()
-    return cos, torch.stack([-sin, sin], dim=-1).flatten(-2)
-
-
-def apply_rotary(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate pairs of x (B, L, H, d) in float32; returns the dtype of x."""
-    cos, sin = rotary
-    wide = x.float()
-    swapped = wide.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    return torch.addcmul(wide * cos, swapped, sin).to(x.dtype)
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Softmax attention over (B, L, H, d) with rotary positions; returns (B, L, H * d)."""
-    q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
-    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-
-
-class MLPEmbedder(nn.Module):
-    """Two linear layers around a SiLU, from an embedding to the hidden size."""
-
-    def __init__(self, in_dim: int, hidden: int) -> None:
-        super().__init__()
-        self.in_layer = nn.Linear(in_dim, hidden)
-        self.out_layer = nn.Linear(hidden, hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out_layer(F.silu(self.in_layer(x)))
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) * scale over the last axis, in float32."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), x.shape[-1:], self.scale.float(), eps=1e-6).to(x.dtype)
-
-
-class QKNorm(nn.Module):
-    """Normalise queries and keys, each with its own scale."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.query_norm = RMSNorm(dim)
-        self.key_norm = RMSNorm(dim)
-
-    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        return self.query_norm(q), self.key_norm(k)
-
-
-class ModulationLayer(nn.Module):
-    """The vector (B, D) to ``count`` modulations."""
-
-    def __init__(self, dim: int, count: int) -> None:
-        super().__init__()
-        self.count = count
-        self.lin = nn.Linear(dim, 3 * count * dim)
-
-    @property
-    def width(self) -> int:
-        """Numbers that ``raw`` gives for a vector."""
-        return int(self.lin.out_features)
-
-    def raw(self, vec: Tensor) -> Tensor:
-        """All shifts, scales and gates side by side, (B, 3 * count * D)."""
-        return self.lin(F.silu(vec))
-
-    def split(self, raw: Tensor) -> list[Modulation]:
-        """What ``raw`` gave, as modulations."""
-        parts = raw[:, None].chunk(3 * self.count, dim=-1)
-        return [Modulation(*three) for three in zip(*[iter(parts)] * 3, strict=True)]
-
-    def forward(self, vec: Tensor) -> list[Modulation]:
-        return self.split(self.raw(vec))
-
-
-class SelfAttention(nn.Module):
-    """Weights of one stream's attention; the product itself is made over both streams."""
-
-    def __init__(self, dim: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.norm = QKNorm(dim // num_heads)
-        self.proj = nn.Linear(dim, dim)
-
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, L, D) to normalised q, k and v, each (B, L, H, d)."""
-        q, k, v = split_heads(self.qkv(x), self.num_heads)
-        return *self.norm(q, k), v
-
-
-def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, L, 3 * H * d) to three of (B, L, H, d)."""
-    q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).unbind(2)
-    return q, k, v
-
-
-def mlp(dim: int, hidden: int) -> nn.Sequential:
-    """Linear, tanh-approximated GELU, linear."""
-    return nn.Sequential(nn.Linear(dim, hidden), nn.GELU("tanh"), nn.Linear(hidden, dim))
-
-
-class Block(nn.Module):
-    """What both kinds of blocks have in common.
-
-    ``compiled`` is a compiled ``forward`` of the class, or None (``compiled.compile_blocks``). All
-    blocks share it, those that read a ring's buffers too, so that each class is compiled once.
-    """
-
-    compiled: Callable | None = None
-
-    def __call__(self, *args, **kwargs):
-        streamed = "forward" in self.__dict__  # another forward stands in its place
-        if self.compiled is None or streamed or self._forward_pre_hooks or self._forward_hooks:
-            return super().__call__(*args, **kwargs)
-        return self.compiled(self, *args, **kwargs)
-
-    def modulation_layers(self) -> list[ModulationLayer]:
-        """The layers whose modulations ``forward`` takes, in order."""
-        raise NotImplementedError
-
-
-class DoubleStreamBlock(Block):
-    """Text and image with weights of their own and one attention over both."""
-
-    def __init__(self, dim: int, num_heads: int, mlp_hidden: int) -> None:
-        super().__init__()
-        self.img_mod = ModulationLayer(dim, 2)
-        self.img_attn = SelfAttention(dim, num_heads)
-        self.img_mlp = mlp(dim, mlp_hidden)
-        self.txt_mod = ModulationLayer(dim, 2)
-        self.txt_attn = SelfAttention(dim, num_heads)
-        self.txt_mlp = mlp(dim, mlp_hidden)
-
-    def modulation_layers(self) -> list[ModulationLayer]:
-        return [self.img_mod, self.txt_mod]
-
-    def forward(
-        self, img: Tensor, txt: Tensor, mods: Sequence[Modulation], rotary: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        img_mod1, img_mod2, txt_mod1, txt_mod2 = mods
-        img_qkv = self.img_attn.project(img_mod1.modulate(img))
-        txt_qkv = self.txt_attn.project(txt_mod1.modulate(txt))
-        q, k, v = (torch.cat(pair, dim=1) for pair in zip(txt_qkv, img_qkv, strict=True))
-        joint = attention(q, k, v, rotary)
-        txt_out, img_out = joint.split([txt.shape[1], img.shape[1]], dim=1)
-
-        img = torch.addcmul(img, img_mod1.gate, self.img_attn.proj(img_out))
-        img = torch.addcmul(img, img_mod2.gate, self.img_mlp(img_mod2.modulate(img)))
-        txt = torch.addcmul(txt, txt_mod1.gate, self.txt_attn.proj(txt_out))
-        txt = torch.addcmul(txt, txt_mod2.gate, self.txt_mlp(txt_mod2.modulate(txt)))
-        return img, txt
-
-
-def split_linear(linear: nn.Module, x: Tensor, sizes: list[int]) -> Sequence[Tensor]:
-    """The outputs of a linear layer in parts, made one by one where the weight is plain.
-
-    One output of all parts would be the largest tensor of the model, and its parts not contiguous.
-    A layer that somebody listens to is called whole.
-    """
-    if type(linear) is nn.Linear and not linear._forward_pre_hooks:
-        parts = zip(linear.weight.split(sizes), linear.bias.split(sizes), strict=True)
-        return [F.linear(x, weight, bias) for weight, bias in parts]
-    return linear(x).split(sizes, dim=-1)
-
-
-class SingleStreamBlock(Block):
-    """Attention and MLP side by side, over text and image as one sequence."""
-
-    def __init__(self, dim: int, num_heads: int, mlp_hidden: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.sizes = [3 * dim, mlp_hidden]
-        self.linear1 = nn.Linear(dim, 3 * dim + mlp_hidden)
-        self.linear2 = nn.Linear(dim + mlp_hidden, dim)
-        self.norm = QKNorm(dim // num_heads)
-        self.modulation = ModulationLayer(dim, 1)
-
-    def modulation_layers(self) -> list[ModulationLayer]:
-        return [self.modulation]
-
-    def forward(
-        self, x: Tensor, mods: Sequence[Modulation], rotary: tuple[Tensor, Tensor]
-    ) -> Tensor:
-        (mod,) = mods
-        qkv, hidden = split_linear(self.linear1, mod.modulate(x), self.sizes)
-        q, k, v = split_heads(qkv, self.num_heads)
-        q, k = self.norm(q, k)
-        joint = attention(q, k, v, rotary)
-        out = self.linear2(torch.cat([joint, F.gelu(hidden, approximate="tanh")], dim=-1))
-        return torch.addcmul(x, mod.gate, out)
-
-
-class LastLayer(nn.Module):
-    """Hidden tokens to packed latent channels."""
-
-    def __init__(self, dim: int, out_channels: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(dim, out_channels)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 2 * dim))
-
-    def forward(self, x: Tensor, vec: Tensor) -> Tensor:
-        shift, scale = self.adaLN_modulation(vec)[:, None].chunk(2, dim=-1)
-        return self.linear(Modulation(shift, scale, scale).modulate(x))
 
 
 class ModulationSource(Protocol):
@@ -312,6 +72,10 @@ class FluxBody(nn.Module):
 
         #: Modulations that were computed before the run, or None to compute them in it.
         self.precomputed: ModulationSource | None = None
+
+    def offload_blocks(self) -> list[nn.Module]:
+        """The blocks in the order in which they run."""
+        return [*self.double_blocks, *self.single_blocks]
 
     def modulations(self, block: nn.Module, vec: Tensor) -> list[Modulation]:
         """The modulations of one block for the vector (B, D), live or computed ahead."""

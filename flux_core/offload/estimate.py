@@ -152,7 +152,7 @@ def plan_picture(
     bounded = policy.vram_budget is not None or policy.mode != "stream"
 
     def planned(modules: list[nn.Module], work: Work, tokens: int) -> Plan:
-        costs = [cost_of(m, machine, image=tokens) for m in modules]
+        costs = [cost_of(m, machine, image_tokens=tokens) for m in modules]
         plan = make_plan(
             costs, [policy.of(m) for m in modules], policy, budget=budget if bounded else None,
             activations=work.activations, machine=machine,
@@ -160,7 +160,7 @@ def plan_picture(
         return work.fitted(plan)
 
     drawing = sampling_work(
-        parts.transformer, [], image=image, text=T5_LENGTH, batch=1, vectors=steps
+        parts.transformer, [], image_tokens=image, text_tokens=T5_LENGTH, batch=1, vectors=steps
     )
     text = planned([parts.clip_l, parts.t5], t5_work(parts.t5, T5_LENGTH), 0)
     body = planned([parts.transformer], drawing, image)

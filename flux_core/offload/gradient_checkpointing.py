@@ -10,7 +10,7 @@ host where that is too much.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import cast
 
@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ..lora.trained import TrainedBranch
-from .blocks import modulation_parts
+from .blocks import trained_parameters
 
 #: Gives the block to compute with, for the length of a ``with``.
 Using = Callable[[], AbstractContextManager[nn.Module]]
@@ -106,11 +105,3 @@ def gradient_checkpointed(block: nn.Module, first: Using, second: Using, on_host
         return tuple(outputs) if len(outputs) > 1 else outputs[0]
 
     return forward
-
-
-def trained_parameters(block: nn.Module) -> Iterator[nn.Parameter]:
-    """Of a block, what is trained with each call of it: its modulations are called outside."""
-    left_out = modulation_parts(block)
-    for module in block.modules():
-        if isinstance(module, TrainedBranch) and id(module) not in left_out:
-            yield from module.parameters()

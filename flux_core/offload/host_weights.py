@@ -12,11 +12,9 @@ from collections.abc import Hashable, Iterator
 import torch
 from torch import Tensor, nn
 
-from ..lora.branch import Branch
-from ..lora.trained import TrainedBranch
-from ..quant import quantized_linears
-from .memory import PINS, device_buffer, needs_copy
-from .pack import Layout, in_place_of, named_tensors, twin
+from .blocks import is_for_a_run, is_trained, twin_keys
+from .memory import PINS, device_buffer
+from .pack import BufferLayout, in_place_of, named_tensors, twin
 
 
 class HostWeights:
@@ -48,7 +46,7 @@ class HostWeights:
                 self.tensors.append(tensor)
                 names.append(name)
             self.owners.append((table, attribute, numbers[id(tensor)]))
-        self.layout = Layout(zip(names, self.tensors, strict=True))
+        self.layout = BufferLayout(zip(names, self.tensors, strict=True))
 
     @property
     def module(self) -> nn.Module:
@@ -68,7 +66,7 @@ class HostWeights:
     def entries(self) -> Iterator[tuple[str, dict, str, Tensor]]:
         """Name, owner's table, attribute and tensor of everything that the module holds now."""
         for name, owner, attribute, tensor in named_tensors(self.module, self.left_out):
-            if isinstance(owner, TrainedBranch) or isinstance(owner, Branch) != self.branches:
+            if is_trained(owner) or is_for_a_run(owner) != self.branches:
                 continue
             held = attribute in owner._parameters
             yield name, owner._parameters if held else owner._buffers, attribute, tensor
@@ -104,9 +102,14 @@ class HostWeights:
         for view, tensor in zip(self.layout.views(buffer), self.tensors, strict=True):
             view.copy_(tensor.detach())
 
-    def onload(self, device: torch.device) -> None:
-        """Put copies on the device in the place of the module's tensors."""
-        if self.onloaded is not None or not any(needs_copy(t, device) for t in self.tensors):
+    def onload(self, device: torch.device, separate: bool = False) -> None:
+        """Put copies on the device in the place of the module's tensors.
+
+        ``separate``: its memory is apart from the host's, so that those on the CPU are copied too.
+        """
+        if self.onloaded is not None or not self.tensors:
+            return
+        if not separate and all(t.device == device for t in self.tensors):
             return
         buffer = device_buffer(self.size, device)
         self.copy_into(buffer)
@@ -129,13 +132,7 @@ class HostWeights:
     def kind(self) -> Hashable:
         """Blocks of one kind can use one twin: same class, same layout, same arithmetic. One that
         is being trained shares its parameters with its twin, and has one of its own."""
-        arithmetic = tuple(
-            (layer.format.name, layer.format.block(layer.in_features), layer.compute)
-            for layer in quantized_linears(self.module)
-        )
-        trained = any(isinstance(m, TrainedBranch) for m in self.module.modules())
-        own = id(self.module) if trained else None
-        return type(self.module), tuple(self.layout.places), arithmetic, own
+        return type(self.module), tuple(self.layout.places), twin_keys(self.module)
 
     def views_on(self, buffer: Tensor) -> dict[int, Tensor]:
         """For each tensor, by its id, the same in a buffer of this layout."""

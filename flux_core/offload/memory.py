@@ -26,11 +26,6 @@ def has_own_memory(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-def needs_copy(tensor: Tensor, device: torch.device) -> bool:
-    """Whether a tensor must be copied to be used on a device."""
-    return tensor.device != device
-
-
 def device_buffer(size: int, device: torch.device) -> Tensor:
     """Bytes on a device. An ordinary tensor also under ``inference_mode``, to outlast it."""
     with torch.inference_mode(False):

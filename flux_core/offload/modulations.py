@@ -15,7 +15,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ..models.transformer import Block, FluxBody, ModulationLayer
+from ..models.blocks import Block
+from ..models.layers import ModulationLayer
+from ..models.transformer import FluxBody
 from .pack import copied_to
 
 #: Sigma, and which of the prompts.

@@ -14,8 +14,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..quant import quantized_linears
-
 ALIGNMENT = 256
 M = TypeVar("M", bound=nn.Module)
 
@@ -44,11 +42,6 @@ def named_tensors(
                     yield f"{path}.{attribute}", owner, attribute, tensor
 
 
-def shared(module: nn.Module) -> dict[int, object]:
-    """What twins of a module share with it instead of copying: a memo for ``deepcopy``."""
-    return {id(layer.format): layer.format for layer in quantized_linears(module)}
-
-
 def in_place_of(tensor: Tensor, new: Tensor) -> Tensor:
     """Another tensor as the parameter or buffer that one was.
 
@@ -62,7 +55,7 @@ def in_place_of(tensor: Tensor, new: Tensor) -> Tensor:
 
 def twin(module: M, tensors: dict[int, Tensor]) -> M:
     """A module like another, some tensors (by id) replaced; the rest is shared."""
-    memo: dict[int, object] = dict(shared(module))
+    memo: dict[int, object] = {}
     for _, _, _, tensor in named_tensors(module, set()):
         memo[id(tensor)] = in_place_of(tensor, tensors.get(id(tensor), tensor))
     made = copy.deepcopy(module, memo)
@@ -78,7 +71,7 @@ def copied_to(module: M, device: torch.device) -> M:
     return twin(module, found) if found else module
 
 
-class Layout:
+class BufferLayout:
     """Where a module's tensors lie in one flat buffer of ``size`` bytes."""
 
     def __init__(self, found: Iterable[tuple[str, Tensor]]) -> None:

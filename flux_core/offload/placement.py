@@ -15,11 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..lora.branch import Branch
-from ..models.transformer import ModulationLayer
-from .blocks import blocks_of, modulation_parts, modulations_of, parts_of
+from .blocks import blocks_of, has_attached, modulation_parts, modulations_of, parts_of
 from .gradient_checkpointing import gradient_checkpointed
 from .host_weights import HostWeights, Pair
+from .memory import has_own_memory
 from .pack import copied_to
 from .ring import Ring
 
@@ -39,9 +38,9 @@ class Placement:
     computed ahead and stay on the host unless all is on the device.
     """
 
-    def __init__(self, module: nn.Module, device: torch.device) -> None:
+    def __init__(self, module: nn.Module, device: torch.device, separate: bool) -> None:
         self._module = weakref.ref(module)
-        self.device = device
+        self.device, self.separate = device, separate
         blocks = blocks_of(module)
         inside = set[int]().union(*map(parts_of, blocks))
         self.rest = HostWeights(module, inside)
@@ -63,22 +62,22 @@ class Placement:
     @property
     def size(self) -> int:
         """Bytes of all weights."""
-        return sum(home.size for home in self.host_weights)
+        return sum(weights.size for weights in self.host_weights)
 
     @property
     def held(self) -> int:
         """Bytes of weights on the device."""
         host_weights = (*self.host_weights, *self.branches.values())
-        return sum(home.size for home in host_weights if home.onloaded is not None)
+        return sum(weights.size for weights in host_weights if weights.onloaded is not None)
 
     @property
     def pinned(self) -> int:
-        return sum(home.size for home in self.host_weights if home.flat is not None)
+        return sum(weights.size for weights in self.host_weights if weights.flat is not None)
 
     @property
     def resident(self) -> frozenset[int]:
         """Numbers of the blocks that are on the device."""
-        return frozenset(i for i, home in enumerate(self.blocks) if home.onloaded is not None)
+        return frozenset(i for i, weights in enumerate(self.blocks) if weights.onloaded is not None)
 
     def set_resident(self, resident: Collection[int], modulations: bool = False) -> None:
         """Have these blocks on the device, with the rest; other blocks leave it.
@@ -86,26 +85,26 @@ class Placement:
         An error on the way (a device that is full, say) leaves a part of them there, and the module
         whole.
         """
-        for number, home in enumerate(self.blocks):
+        for number, weights in enumerate(self.blocks):
             if number not in resident:
-                home.offload()
+                weights.offload()
         if not modulations:
-            for home in self.modulations:
-                home.offload()
-        self.rest.onload(self.device)
+            for weights in self.modulations:
+                weights.offload()
+        self.rest.onload(self.device, self.separate)
         for number in sorted(resident):
-            self.blocks[number].onload(self.device)
+            self.blocks[number].onload(self.device, self.separate)
         if modulations:
-            for home in self.modulations:
-                home.onload(self.device)
+            for weights in self.modulations:
+                weights.onload(self.device, self.separate)
 
     def shrink(self, size: int) -> int:
         """Take blocks off the device until ``size`` bytes are free; returns what was freed."""
         freed = 0
-        for home in (*self.modulations, *reversed(self.blocks), self.rest):
+        for weights in (*self.modulations, *reversed(self.blocks), self.rest):
             if freed >= size:
                 break
-            freed += home.offload()
+            freed += weights.offload()
         return freed
 
     def evict(self) -> int:
@@ -118,11 +117,13 @@ class Placement:
             self.blocks[number].pin(budget)
             self.branches_of(self.blocks[number]).pin(budget)
 
-    def branches_of(self, home: HostWeights) -> HostWeights:
+    def branches_of(self, weights: HostWeights) -> HostWeights:
         """The branches beside a block, or beside the rest."""
-        known = self.branches.get(home)
+        known = self.branches.get(weights)
         if known is None or not known.unchanged:
-            known = self.branches[home] = HostWeights(home.module, home.left_out, branches=True)
+            known = self.branches[weights] = HostWeights(
+                weights.module, weights.left_out, branches=True
+            )
         return known
 
     @contextmanager
@@ -140,17 +141,17 @@ class Placement:
         """
         moving = [i for i in range(len(self.blocks)) if i not in resident]
         layers = [
-            home.module
-            for home in self.modulations
-            if home.onloaded is None or any(isinstance(m, Branch) for m in home.module.modules())
+            weights.module
+            for weights in self.modulations
+            if weights.onloaded is None or has_attached(weights.module)
         ]
         changed: list[nn.Module] = []
-        beside = {home: self.branches_of(home) for home in (self.rest, *self.blocks)}
+        beside = {weights: self.branches_of(weights) for weights in (self.rest, *self.blocks)}
         ring: Ring | None = None
         try:
-            for number, home in enumerate((self.rest, *self.blocks)):
+            for number, weights in enumerate((self.rest, *self.blocks)):
                 if not number or number - 1 in resident:
-                    beside[home].onload(self.device)
+                    beside[weights].onload(self.device, self.separate)
             if moving:
                 blocks = [self.blocks[i] for i in moving]
                 pairs = [Pair(b, beside[b]) if beside[b].size else b for b in blocks]
@@ -173,46 +174,51 @@ class Placement:
                     block.forward = gradient_checkpointed(block, here, here, training.on_host)
                     changed.append(block)
             for layer in layers:
-                assert isinstance(layer, ModulationLayer)
                 layer.forward = live(layer, self.device)
                 changed.append(layer)
             yield ring
         finally:
             for owner in changed:
                 owner.__dict__.pop("forward", None)
-            for home in beside.values():
-                home.offload()
+            for weights in beside.values():
+                weights.offload()
             if ring is not None:
                 ring.close()
 
 
-def placement_of(module: nn.Module, device: torch.device) -> Placement:
-    """The placement of a module on a device; a new one where the module was changed."""
-    found = _placements.get(module)
-    if (
-        found is not None
-        and found.device == device
-        and all(h.unchanged for h in found.host_weights)
-    ):
-        return found
-    if found is not None:
-        for home in found.host_weights:
-            if home.unchanged:  # else it is the one who changed it who knows what belongs there
-                home.offload()
-    found = _placements[module] = Placement(module, device)
-    return found
+def placement_of(
+    module: nn.Module, device: torch.device, separate: bool | None = None
+) -> Placement:
+    """The placement of a module on a device; a new one where the module was changed.
+
+    ``separate``: whether the device's memory is apart from the host's; None is as it was, or as
+    such devices have it.
+    """
+    placement = _placements.get(module)
+    if placement is not None and placement.device == device:
+        same = separate is None or separate == placement.separate
+        if same and all(weights.unchanged for weights in placement.host_weights):
+            return placement
+    if placement is not None:
+        for weights in placement.host_weights:
+            if weights.unchanged:  # else it is the one who changed it who knows what belongs there
+                weights.offload()
+    if separate is None:
+        separate = has_own_memory(device)
+    placement = _placements[module] = Placement(module, device, separate)
+    return placement
 
 
 def offload_module(module: nn.Module) -> None:
     """Take a module's weights off whatever device they were left on, and keep hold of none."""
-    found = _placements.pop(module, None)
-    if found is not None:
-        found.evict()
+    placement = _placements.pop(module, None)
+    if placement is not None:
+        placement.evict()
 
 
 def placements_on(device: torch.device) -> list[Placement]:
     """The placements of all modules that have been on a device."""
-    return [found for found in _placements.values() if found.device == device]
+    return [placement for placement in _placements.values() if placement.device == device]
 
 
 def through(ring: Ring, number: int):
@@ -224,7 +230,7 @@ def through(ring: Ring, number: int):
     return forward
 
 
-def live(layer: ModulationLayer, device: torch.device):
+def live(layer: nn.Module, device: torch.device):
     """A modulation that nobody foresaw: its weights come to the device for this one call."""
 
     def forward(vec: Tensor):

@@ -14,9 +14,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from ..lora.trained import TrainedBranch
-from ..models.transformer import DoubleStreamBlock, SingleStreamBlock
-from .blocks import blocks_of, modulation_parts, modulations_of, parts_of
+from .blocks import OffloadBlock, blocks_of, is_trained, modulation_parts, modulations_of, parts_of
 from .machine import Machine
 from .pack import aligned, named_tensors
 from .policy import OffloadPolicy
@@ -33,7 +31,7 @@ def nbytes(module: nn.Module, left_out: set[int]) -> int:
     found = {
         id(t): aligned(t.nbytes)
         for _, owner, _, t in named_tensors(module, left_out)
-        if not isinstance(owner, TrainedBranch)
+        if not is_trained(owner)
     }
     return sum(found.values())
 
@@ -57,7 +55,8 @@ class Cost:
 
 
 def cost_of(
-    module: nn.Module, machine: Machine = UNKNOWN, *, image: int = 4096, text: int = 512,
+    module: nn.Module, machine: Machine = UNKNOWN, *, image_tokens: int = 4096,
+    text_tokens: int = 512,
     batch: int = 1,
 ) -> Cost:  # fmt: skip
     """A module's bytes, and its blocks' seconds for so many tokens."""
@@ -67,35 +66,17 @@ def cost_of(
         rest=nbytes(module, inside),
         blocks=tuple(nbytes(block, modulation_parts(block)) for block in blocks),
         modulations=sum(nbytes(layer, set()) for layer in modulations_of(module)),
-        seconds=tuple(batch * block_seconds(block, machine, image, text) for block in blocks),
+        seconds=tuple(
+            batch * block_seconds(block, machine, image_tokens, text_tokens) for block in blocks
+        ),
     )
 
 
-def block_seconds(block: nn.Module, machine: Machine, image: int, text: int) -> float:
+def block_seconds(block: nn.Module, machine: Machine, image_tokens: int, text_tokens: int) -> float:
     """Seconds that a block's linear layers and its attention take."""
-    linear, attention = block_flops(block, image, text)
+    assert isinstance(block, OffloadBlock), f"{type(block).__name__} does not say its FLOP"
+    linear, attention = block.flops(image_tokens, text_tokens)
     return linear / machine.flops + attention / machine.attention
-
-
-def block_flops(block: nn.Module, image: int, text: int) -> tuple[float, float]:
-    """FLOP of a block's linear layers and of its attention for so many tokens."""
-
-    def weights(module: nn.Module) -> int:
-        left_out = modulation_parts(module)
-        return sum(
-            t.numel() for *_, t in named_tensors(module, left_out) if t.ndim == 2 and t.shape[1] > 1
-        )
-
-    if isinstance(block, DoubleStreamBlock):
-        pairs = ((block.img_attn, image), (block.img_mlp, image),
-                 (block.txt_attn, text), (block.txt_mlp, text))  # fmt: skip
-        linear = sum(2.0 * weights(module) * count for module, count in pairs)
-        width = block.img_attn.num_heads * block.img_attn.norm.query_norm.scale.numel()
-        return linear, 4.0 * (image + text) ** 2 * width
-    if isinstance(block, SingleStreamBlock):
-        width = block.num_heads * block.norm.query_norm.scale.numel()
-        return 2.0 * weights(block) * (image + text), 4.0 * (image + text) ** 2 * width
-    return 2.0 * weights(block) * text, 0.0  # a layer of T5, whose attention is small
 
 
 @dataclass(frozen=True)

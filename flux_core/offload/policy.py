@@ -28,6 +28,8 @@ class OffloadPolicy:
     stay in their file; None is half of the host's memory.
     ``slots``: buffers of a ring, at least 2; ``auto`` may choose more.
     ``pin``: whether weights may be pinned, which doubles the speed of copies.
+    ``separate_memory``: whether the device's memory is apart from the host's, so that weights are
+    copied to it; None is as such devices have it. With True a CPU stands for a card.
     ``parts``: modes of single kinds of parts (``PARTS``), such as ``{"t5": "stream"}``.
     """
 
@@ -37,6 +39,7 @@ class OffloadPolicy:
     ram_budget: int | None = None
     pin: bool = True
     parts: Mapping[str, str] = field(default_factory=dict)
+    separate_memory: bool | None = None
 
     def __post_init__(self) -> None:
         for part, mode in (("offload", self.mode), *self.parts.items()):

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from ..quant import quantized_linears
+from .blocks import learn_from_twin
 from .clock import Trace
 from .host_weights import HostWeights, Pair
 from .memory import device_buffer
@@ -191,10 +191,8 @@ class Ring:
         """Let the blocks know how their twins multiplied, for the report."""
         for home, kind in zip(self.host_weights, self.kinds, strict=True):
             twins = [slot.twins[kind] for slot in self.slots if kind in slot.twins]
-            for made in twins[:1]:
-                pairs = zip(quantized_linears(home.module), quantized_linears(made), strict=True)
-                for layer, worked in pairs:
-                    layer.kernel_choices.update(worked.kernel_choices)
+            if twins:
+                learn_from_twin(home.module, twins[0])
 
     @contextmanager
     def using(self, index: int) -> Iterator[nn.Module]:

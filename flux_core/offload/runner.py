@@ -47,8 +47,8 @@ class Work:
     """
 
     activations: int = 0
-    image: int = 4096
-    text: int = 512
+    image_tokens: int = 4096
+    text_tokens: int = 512
     batch: int = 1
     fit: Callable[[int], tuple[int, int]] | None = None
     training: Training | None = None
@@ -77,6 +77,12 @@ class OffloadRunner:
         self.report = MemoryReport(str(self.device))
 
     @property
+    def separate(self) -> bool:
+        """Whether the device's memory is apart from the host's."""
+        asked = self.policy.separate_memory
+        return has_own_memory(self.device) if asked is None else asked
+
+    @property
     def known(self) -> list[Placement]:
         """All modules that may have weights on this device."""
         return placements_on(self.device)
@@ -95,7 +101,13 @@ class OffloadRunner:
         if (bounded or "auto" in modes) and self.device.type == "cuda":
             machine = measure_machine(self.device)
         costs = [
-            cost_of(m, machine or UNKNOWN, image=work.image, text=work.text, batch=work.batch)
+            cost_of(
+                m,
+                machine or UNKNOWN,
+                image_tokens=work.image_tokens,
+                text_tokens=work.text_tokens,
+                batch=work.batch,
+            )
             for m in modules
         ]
         if work.training is not None:
@@ -130,7 +142,7 @@ class OffloadRunner:
         plan = self.plan(modules, work, policies)
         if not plan.fits:
             log.warning("%s: %s; trying nevertheless", name, plan)
-        placements = [placement_of(module, self.device) for module in modules]
+        placements = [placement_of(module, self.device, self.separate) for module in modules]
         part = PartReport(
             started=time.monotonic() - BEGAN, predicted=plan.peak, step=plan.passes * plan.seconds,
             mode=" and ".join(sorted({m.mode for m in plan.modules})),
@@ -149,7 +161,7 @@ class OffloadRunner:
                 self._wait()
                 part.moving = time.monotonic() - started
                 part.size = plan.weights
-                if has_own_memory(self.device):
+                if self.separate:
                     part.size = sum(p.held for p in placements) + sum(r.size for r in rings if r)
                 part.pinned = sum(p.pinned for p in placements)
                 started = time.monotonic()
@@ -219,7 +231,7 @@ class OffloadRunner:
         finally:
             self.policy = before
             for module in modules:  # where memory is this short nothing stays
-                placement_of(module, self.device).evict()
+                placement_of(module, self.device, self.separate).evict()
         self.report.parts[name].replans += 1
         return result
 

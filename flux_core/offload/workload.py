@@ -14,14 +14,15 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ..models.layers import ModulationLayer
 from ..models.text_encoders import T5Encoder
 from ..models.tiling import tiled
-from ..models.transformer import FluxBody, FluxTransformer, ModulationLayer
+from ..models.transformer import FluxBody, FluxTransformer
 from ..models.vae import AutoEncoder
 from ..quant import set_compute
 from . import Work
 from .activations import FusedAttention, on_meta, peak_bytes
-from .blocks import modulations_of
+from .blocks import modulation_width, modulations_of
 from .gradient_checkpointing import gradient_checkpointed
 from .modulations import WINDOW
 from .placement import Training
@@ -52,7 +53,9 @@ class ModulationsOnMeta:
         return torch.empty(self.batch, layer.width, device="meta", dtype=self.dtype)
 
 
-def transformer_bytes(model: FluxTransformer, image: int, text: int, batch: int) -> int:
+def transformer_bytes(
+    model: FluxTransformer, image_tokens: int, text_tokens: int, batch: int
+) -> int:
     """Bytes that a step takes beside the weights, its modulations known: tokens of a picture and
     of text."""
 
@@ -70,30 +73,34 @@ def transformer_bytes(model: FluxTransformer, image: int, text: int, batch: int)
             return torch.empty(shape, device="meta")
 
         return peak_bytes(lambda: small(
-            img=empty(batch, image, config.in_channels), img_ids=empty(image, 3),
-            txt=empty(batch, text, config.context_in_dim), txt_ids=empty(text, 3),
+            img=empty(batch, image_tokens, config.in_channels), img_ids=empty(image_tokens, 3),
+            txt=empty(batch, text_tokens, config.context_in_dim), txt_ids=empty(text_tokens, 3),
             timesteps=empty(batch), y=empty(batch, config.vec_in_dim), guidance=empty(batch),
         ))  # fmt: skip
 
-    return counted(model, (image, text, batch), count)
+    return counted(model, (image_tokens, text_tokens, batch), count)
 
 
 def sampling_work(
-    transformer: FluxTransformer, nets: Sequence[FluxBody], *, image: int, text: int, batch: int,
+    transformer: FluxTransformer,
+    nets: Sequence[FluxBody],
+    *,
+    image_tokens: int,
+    text_tokens: int,
+    batch: int,
     vectors: int,
-) -> Work:  # fmt: skip
+) -> Work:
     """A run of the sampler; ``vectors`` is its steps times its prompts."""
-    size = transformer_bytes(transformer, image, text, batch)
+    size = transformer_bytes(transformer, image_tokens, text_tokens, batch)
     item = transformer.dtype.itemsize
     for body in (transformer, *nets):
-        layers = modulations_of(body)
         known = min(vectors, WINDOW) + 1
-        size += known * batch * item * sum(layer.width for layer in layers)
+        size += known * batch * item * modulation_width(body)
     for net in nets:  # residuals wait for the transformer
         count = len(net.double_blocks) + len(net.single_blocks)
-        size += count * batch * image * int(net.img_in.out_features) * item
+        size += count * batch * image_tokens * int(net.img_in.out_features) * item
     largest = max((nbytes(m, set()) for m in modulations_of(transformer)), default=0)
-    return Work(max(size, largest), image, text, batch)
+    return Work(max(size, largest), image_tokens, text_tokens, batch)
 
 
 @contextmanager
@@ -104,7 +111,13 @@ def fused(block: nn.Module) -> Iterator[nn.Module]:
 
 
 def training_work(
-    transformer: FluxTransformer, *, image: int, text: int, batch: int, on_host: bool, kept: int
+    transformer: FluxTransformer,
+    *,
+    image_tokens: int,
+    text_tokens: int,
+    batch: int,
+    on_host: bool,
+    kept: int,
 ) -> Work:
     """A training step, gradients and all, of a transformer that has its ``TrainedLora`` on.
 
@@ -114,7 +127,9 @@ def training_work(
     """
     config, item = transformer.config, transformer.dtype.itemsize
     depth = config.depth + config.depth_single_blocks
-    inputs = item * batch * (image + text) * config.hidden_size  # of a block, in either stream
+    inputs = (
+        item * batch * (image_tokens + text_tokens) * config.hidden_size
+    )  # of a block, in either stream
 
     def count() -> int:
         small = cast(FluxTransformer, on_meta(transformer))
@@ -130,8 +145,8 @@ def training_work(
                 here = partial(fused, block)
                 block.forward = gradient_checkpointed(block, here, here)
             velocity = small(
-                img=empty(batch, image, config.in_channels), img_ids=empty(image, 3),
-                txt=empty(batch, text, config.context_in_dim), txt_ids=empty(text, 3),
+                img=empty(batch, image_tokens, config.in_channels), img_ids=empty(image_tokens, 3),
+                txt=empty(batch, text_tokens, config.context_in_dim), txt_ids=empty(text_tokens, 3),
                 timesteps=empty(batch), y=empty(batch, config.vec_in_dim), guidance=empty(batch),
             )  # fmt: skip
             velocity.float().square().mean().backward()
@@ -139,22 +154,24 @@ def training_work(
         return peak_bytes(step, gradients=True)
 
     trained = sum(p.numel() for p in transformer.parameters() if p.requires_grad)
-    shape = (image, text, batch, trained)
+    shape = (image_tokens, text_tokens, batch, trained)
     # two blocks were counted with what they keep; the host gives back one block's at a time
     size = counted(transformer, shape, count) + (-1 if on_host else depth - 2) * inputs
-    mods = item * batch * sum(layer.width for layer in modulations_of(transformer))
+    mods = item * batch * modulation_width(transformer)
     training = Training(on_host)
-    return Work(size + mods + kept, image, text, batch, training=training)
+    return Work(size + mods + kept, image_tokens, text_tokens, batch, training=training)
 
 
-def t5_work(t5: T5Encoder, text: int) -> Work:
+def t5_work(t5: T5Encoder, text_tokens: int) -> Work:
     """Encoding one prompt of so many tokens; CLIP-L takes less."""
 
     def count() -> int:
         small = set_compute(on_meta(t5), "dequantize")
-        return peak_bytes(lambda: small(torch.empty(1, text, dtype=torch.long, device="meta")))
+        return peak_bytes(
+            lambda: small(torch.empty(1, text_tokens, dtype=torch.long, device="meta"))
+        )
 
-    return Work(counted(t5, text, count), image=0, text=text)
+    return Work(counted(t5, text_tokens, count), image_tokens=0, text_tokens=text_tokens)
 
 
 def vae_bytes(vae: AutoEncoder, height: int, width: int, batch: int, decoding: bool) -> int:
@@ -185,7 +202,7 @@ def vae_work(
         return tile, size(tile)
 
     whole = vae_bytes(vae, height, width, batch, decoding)
-    return Work(whole, image=0, text=0, batch=batch, fit=fit)
+    return Work(whole, image_tokens=0, text_tokens=0, batch=batch, fit=fit)
 
 
 def decode(vae: AutoEncoder, latents: Tensor, plan: Plan, device: torch.device) -> Tensor:

@@ -38,6 +38,10 @@ class Format(ABC):
     name: str
     kernels: tuple[Kernel, ...] = ()
 
+    def __deepcopy__(self, memo: dict[int, object]) -> Format:
+        """Formats never change, and copies of layers share them."""
+        return self
+
     @abstractmethod
     def tensors(self, out_features: int, in_features: int) -> dict[str, TensorSpec]:
         """What is stored, by the names of a layer's buffers; one of the files' names is

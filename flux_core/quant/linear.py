@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -185,6 +185,14 @@ class QuantizedLinear(nn.Module):
         out = linear_remade(x, lambda: self.codes.to(x.dtype))
         scale = self.scale.to(x.dtype).view(-1)
         return out * scale if bias is None else torch.addcmul(bias, out, scale)
+
+    def twin_key(self) -> Hashable:
+        """Layers of one key and layout compute alike, so that one can read the other's buffers."""
+        return self.format.name, self.format.block(self.in_features), self.compute
+
+    def learn_from_twin(self, other: QuantizedLinear) -> None:
+        """Take over how a twin of this layer multiplied, for the report."""
+        self.kernel_choices.update(other.kernel_choices)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, format={self.format.name}"

@@ -145,8 +145,8 @@ class DrawRequest:
         return sampling_work(
             self.transformer,
             [control.net for control in self.controls],
-            image=image_tokens(*self.latents.shape[-2:]),
-            text=self.positive.context.shape[1],
+            image_tokens=image_tokens(*self.latents.shape[-2:]),
+            text_tokens=self.positive.context.shape[1],
             batch=len(self.latents),
             vectors=self.steps * (2 if guided else 1),
         )

@@ -63,7 +63,8 @@ class Learner:
         share = math.ceil(max(map(len, data.sampler.epoch(0))) / self.workers.count)
         kept = TENSORS_A_PARAMETER * sum(p.nbytes for p in self.parameters)
         return training_work(
-            self.transformer, image=data.pixels // 256, text=data.text_length, batch=share,
+            self.transformer, image_tokens=data.pixels // 256,
+            text_tokens=data.text_length, batch=share,
             on_host=self.config.offload.activations_on_host, kept=kept,
         )  # fmt: skip
 
@@ -117,8 +118,8 @@ class Learner:
     def validation_work(self, data: TrainingData) -> Work:
         """What ``validate`` takes."""
         return sampling_work(
-            self.transformer, [], image=data.pixels // 256, text=data.text_length, batch=1,
-            vectors=1,
+            self.transformer, [], image_tokens=data.pixels // 256,
+            text_tokens=data.text_length, batch=1, vectors=1,
         )  # fmt: skip
 
     @torch.no_grad()

@@ -79,8 +79,8 @@ class TestWorkflowFiles:
         title = 30  # pixels above a node's place
         boxes = [(n["id"], *n["pos"], *n["size"]) for n in json.loads(path.read_text())["nodes"]]
         for (a, x, y, w, h), (b, u, v, o, p) in itertools.combinations(boxes, 2):
-            has_own_memory = x + w <= u or u + o <= x or y + h <= v - title or v + p <= y - title
-            assert has_own_memory, f"nodes {a} and {b}"
+            apart = x + w <= u or u + o <= x or y + h <= v - title or v + p <= y - title
+            assert apart, f"nodes {a} and {b}"
 
     @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
     def test_every_workflow_has_a_thumbnail(self, path):

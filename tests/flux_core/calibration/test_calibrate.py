@@ -24,18 +24,16 @@ from flux_core.quant import FORMATS, quantized_linears
 from tests import tiny_models
 
 CPU = torch.device("cpu")
+AS_A_CARD = OffloadPolicy("none", separate_memory=True)
 
 
 def second_moments(model: nn.Module, kwargs: dict) -> dict[str, torch.Tensor]:
     return record_second_moments(model, lambda: model(**kwargs))
 
 
-def test_what_a_policy_left_on_the_device_goes_back_first(monkeypatch):
-    monkeypatch.setattr(
-        "flux_core.offload.host_weights.needs_copy", lambda *_: True
-    )  # a CPU as a card
+def test_what_a_policy_left_on_the_device_goes_back_first():
     model = tiny_models.randomise(FluxTransformer(tiny_models.DEV)).requires_grad_(False)
-    kwargs, runner = tiny_models.inputs(), OffloadRunner(OffloadPolicy("none"), CPU)
+    kwargs, runner = tiny_models.inputs(), OffloadRunner(AS_A_CARD, CPU)
     owned = {name: p for name, p in model.named_parameters() if name.endswith("bias")}
     run = partial(runner.run, "transformer", [model], lambda _: model(**kwargs))
     run()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -21,11 +23,9 @@ CPU = torch.device("cpu")
 SIDE = 48  # latents: 576 tokens
 
 
-@pytest.fixture(autouse=True)
-def card(monkeypatch):
-    """The CPU with memory of its own: weights are copied there, and no copy lane runs ahead."""
-    monkeypatch.setattr("flux_core.offload.host_weights.needs_copy", lambda tensor, device: True)
-    monkeypatch.setattr("flux_core.offload.runner.has_own_memory", lambda device: True)
+#: The CPU with memory of its own: weights are copied there, and no copy lane runs ahead.
+card_policy = partial(OffloadPolicy, separate_memory=True)
+placement_on_card = partial(placement_of, separate=True)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def made():
 @pytest.fixture
 def model(made):
     yield made
-    placement_of(made, CPU).evict()
+    placement_on_card(made, CPU).evict()
 
 
 def drawn(model, runner: OffloadRunner) -> tuple[torch.Tensor, int, int]:
@@ -65,19 +65,19 @@ def drawn(model, runner: OffloadRunner) -> tuple[torch.Tensor, int, int]:
 def policies(model):
     whole = cost_of(model).all_blocks
     return [
-        OffloadPolicy("none"),
-        OffloadPolicy("component"),
-        OffloadPolicy("stream"),
-        OffloadPolicy("stream", slots=3),
-        OffloadPolicy("auto", vram_budget=int(0.7 * whole) + 30_000_000),
-        OffloadPolicy("auto", vram_budget=10**10),
+        card_policy("none"),
+        card_policy("component"),
+        card_policy("stream"),
+        card_policy("stream", slots=3),
+        card_policy("auto", vram_budget=int(0.7 * whole) + 30_000_000),
+        card_policy("auto", vram_budget=10**10),
     ]
 
 
 @pytest.mark.parametrize("number", range(6))
 def test_the_peak_is_as_predicted_and_the_report_adds_up(model, number):
     policy = policies(model)[number]
-    expected = drawn(model, OffloadRunner(OffloadPolicy("component"), CPU))[0]
+    expected = drawn(model, OffloadRunner(card_policy("component"), CPU))[0]
     runner = OffloadRunner(policy, CPU)
     latents, predicted, counted = drawn(model, runner)
     assert torch.equal(latents, expected)
@@ -86,10 +86,12 @@ def test_the_peak_is_as_predicted_and_the_report_adds_up(model, number):
         assert counted <= policy.vram_budget
     part = runner.report.parts["transformer"]
     with LiveBytes() as live:
-        placement = placement_of(model, CPU)
+        placement = placement_on_card(model, CPU)
         placement.evict()
-        plan = runner.plan([model], sampling_work(
-            model, [], image=SIDE * SIDE // 4, text=40, batch=1, vectors=2))  # fmt: skip
+        work = sampling_work(
+            model, [], image_tokens=SIDE * SIDE // 4, text_tokens=40, batch=1, vectors=2
+        )
+        plan = runner.plan([model], work)
         (m,) = plan.modules
         placement.set_resident(m.resident, m.modulations)
         with placement.running(m.resident, m.slots or 2):
@@ -103,7 +105,7 @@ def test_a_vae_takes_what_was_predicted_and_tiles_where_it_must():
     work.fit(0)  # counted before, as the counting itself would be counted too
     pictures, tiles = [], []
     for budget in (None, cost_of(vae).rest + work.activations // 3):
-        runner = OffloadRunner(OffloadPolicy("component", vram_budget=budget), CPU)
+        runner = OffloadRunner(card_policy("component", vram_budget=budget), CPU)
         with torch.no_grad(), LiveBytes() as counted:
             pictures.append(
                 runner.run("VAE", [vae], lambda plan: decode(vae, latents, plan, CPU), work)
@@ -121,41 +123,41 @@ def test_a_vae_takes_what_was_predicted_and_tiles_where_it_must():
 def test_parts_that_stay_give_room_when_another_needs_it(model):
     other = quantize(tiny.randomise(FluxTransformer(model.config), seed=1).bfloat16(), "int8")
     whole = cost_of(model).all_blocks + cost_of(model).modulations
-    runner = OffloadRunner(OffloadPolicy("auto", vram_budget=whole + 80_000_000), CPU)
+    runner = OffloadRunner(card_policy("auto", vram_budget=whole + 80_000_000), CPU)
     drawn(model, runner)
-    placed = placement_of(model, CPU)
+    placed = placement_on_card(model, CPU)
     assert placed.held == whole
     drawn(other, runner)
-    assert placement_of(other, CPU).held > 0
-    assert placed.held + placement_of(other, CPU).held <= whole + 80_000_000
+    assert placement_on_card(other, CPU).held > 0
+    assert placed.held + placement_on_card(other, CPU).held <= whole + 80_000_000
     placed.evict()
-    placement_of(other, CPU).evict()
+    placement_on_card(other, CPU).evict()
 
 
 def test_what_is_on_the_device_stays_and_is_not_copied_again(model):
-    runner = OffloadRunner(OffloadPolicy("none"), CPU)
+    runner = OffloadRunner(card_policy("none"), CPU)
     drawn(model, runner)
     before = {id(p) for p in model.parameters()}
     with LiveBytes() as counted, runner.hold("transformer", model):
         assert counted.live == 0
     assert {id(p) for p in model.parameters()} == before
-    assert placement_of(model, CPU).shrink(1) > 0
-    placement_of(model, CPU).evict()
-    assert placement_of(model, CPU).held == 0
+    assert placement_on_card(model, CPU).shrink(1) > 0
+    placement_on_card(model, CPU).evict()
+    assert placement_on_card(model, CPU).held == 0
 
 
 def test_a_module_that_was_changed_on_the_device_keeps_its_change(model):
-    with OffloadRunner(OffloadPolicy("none"), CPU).hold("transformer", model):
+    with OffloadRunner(card_policy("none"), CPU).hold("transformer", model):
         changed = torch.nn.Parameter(torch.ones_like(model.img_in.bias))
         model.img_in.bias = changed
-    placement = placement_of(model, CPU)
+    placement = placement_on_card(model, CPU)
     assert model.img_in.bias is changed and placement.held == 0
 
 
 def test_memory_that_runs_out_is_planned_again_once(model, caplog):
-    expected = drawn(model, OffloadRunner(OffloadPolicy("component"), CPU))[0]
+    expected = drawn(model, OffloadRunner(card_policy("component"), CPU))[0]
     for broken in range(3):
-        runner = OffloadRunner(OffloadPolicy("component"), CPU)
+        runner = OffloadRunner(card_policy("component"), CPU)
         left = broken
 
         def full(*_):
@@ -186,9 +188,9 @@ def test_memory_that_runs_out_twice_is_an_error_and_leaves_nothing_behind(model)
 
     handle = model.img_in.register_forward_pre_hook(full)
     with pytest.raises(torch.OutOfMemoryError):
-        drawn(model, OffloadRunner(OffloadPolicy("stream"), CPU))
+        drawn(model, OffloadRunner(card_policy("stream"), CPU))
     handle.remove()
-    assert placement_of(model, CPU).held == 0
+    assert placement_on_card(model, CPU).held == 0
     assert all(
         torch.equal(v.view(torch.uint8), state[k].view(torch.uint8))
         for k, v in model.state_dict().items()
@@ -199,7 +201,7 @@ def test_pinning_keeps_to_its_budget_and_a_refusal_is_told_once(model, monkeypat
     pins = Pins()
     monkeypatch.setattr("flux_core.offload.host_weights.PINS", pins)
     monkeypatch.setattr(pins, "register", lambda flat: "")
-    placement = placement_of(model, CPU)
+    placement = placement_on_card(model, CPU)
     sizes = [home.size for home in placement.blocks]
     kwargs = tiny.inputs()
     with torch.no_grad():

@@ -81,7 +81,9 @@ class Step:
 
     def work(self, on_host: bool = False):
         image, text = (self.inputs[name].shape[1] for name in ("img", "txt"))
-        return training_work(self.model, image=image, text=text, batch=2, on_host=on_host, kept=0)
+        return training_work(
+            self.model, image_tokens=image, text_tokens=text, batch=2, on_host=on_host, kept=0
+        )
 
 
 @pytest.fixture
@@ -93,10 +95,6 @@ def card():
         )
     )  # fmt: skip
     with ExitStack() as stack:
-        stack.enter_context(
-            mock.patch("flux_core.offload.host_weights.needs_copy", lambda *_: True)
-        )
-        stack.enter_context(mock.patch("flux_core.offload.runner.has_own_memory", lambda *_: True))
         stack.enter_context(poisoned)
         yield
 
@@ -110,7 +108,8 @@ def test_every_mode_gives_the_gradients_of_plain_autograd_to_the_bit(precision, 
     assert float(expected.norm()) > 0
     for mode in MODES:
         name, _, where = mode.partition(", ")
-        policy = OffloadPolicy(name, vram_budget=BUDGET if name == "auto" else None)
+        budget = BUDGET if name == "auto" else None
+        policy = OffloadPolicy(name, vram_budget=budget, separate_memory=True)
         runner = OffloadRunner(policy, "cpu")
         with step.lora.on(step.model):
             work = step.work(on_host=bool(where))
@@ -132,7 +131,7 @@ def test_drawing_while_training_is_drawing_with_the_lora(card):
     step = Step("fp8_scaled")
     with step.lora.on(step.model), torch.no_grad():
         expected = step.model(**step.inputs)
-        runner = OffloadRunner(OffloadPolicy("stream"), "cpu")
+        runner = OffloadRunner(OffloadPolicy("stream", separate_memory=True), "cpu")
         with runner.hold("training", step.model, work=step.work()):
             for _ in range(2):
                 assert torch.equal(step.model(**step.inputs), expected)
@@ -142,7 +141,7 @@ def test_an_error_in_a_backward_pass_leaves_everything_as_it_was(card):
     step = Step("int8")
     with step.lora.on(step.model):
         expected = step.run()
-        runner = OffloadRunner(OffloadPolicy("stream"), "cpu")
+        runner = OffloadRunner(OffloadPolicy("stream", separate_memory=True), "cpu")
         block = step.model.single_blocks[2]
         forward = type(block).forward
         for failing in ("first", "second"):
@@ -184,7 +183,7 @@ def test_predicted_bytes_are_what_a_step_takes(on_host, card, monkeypatch):
     step.inputs = tiny.inputs(height=32, width=32, text=64)
     with step.lora.on(step.model):
         work = step.work(on_host)
-        runner = OffloadRunner(OffloadPolicy("none"), "cpu")
+        runner = OffloadRunner(OffloadPolicy("none", separate_memory=True), "cpu")
         with runner.hold("training", step.model, work=work):
             step.run()
             step.lora.zero_grad(set_to_none=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -27,7 +26,7 @@ from flux_core.train.config import (
 )
 from flux_core.train.history import TrainingEvent
 from flux_core.train.state import checkpoints_of, read_run
-from flux_core.train.trainer import shareable
+from flux_core.train.trainer import Trainer, shareable
 from tests.training_runs import new_trainer, pocket_models, train_config, trained_parameters
 
 SAMPLES = SamplesConfig(prompts=("a red circle",), every=2, width=64, height=64, steps=2)
@@ -114,23 +113,19 @@ def test_it_goes_on_as_it_was_or_not_at_all(tmp_path):
     assert read_run(config.folder).steps == 6
 
 
-@pytest.fixture
-def card():
-    with ExitStack() as stack:
-        stack.enter_context(
-            mock.patch("flux_core.offload.host_weights.needs_copy", lambda *_: True)
-        )
-        stack.enter_context(mock.patch("flux_core.offload.runner.has_own_memory", lambda *_: True))
-        yield
+def as_on_a_card(run: Trainer) -> Trainer:
+    """The CPU stands for a card with memory of its own."""
+    run.runner.policy = replace(run.runner.policy, separate_memory=True)
+    return run
 
 
-def test_every_policy_trains_the_same_lora(tmp_path, card):
+def test_every_policy_trains_the_same_lora(tmp_path):
     results = {}
     for mode in ("none", "component", "stream"):
         for on_host in (False, True):
             offload = OffloadConfig(mode, activations_on_host=on_host)
             config = full(tmp_path, name=f"{mode}-{on_host}", offload=offload, steps=3)
-            run = new_trainer(config)
+            run = as_on_a_card(new_trainer(config))
             done = run.run()
             part = done.report.parts["training"]
             assert bool(part.streamed) == (mode == "stream")
@@ -140,11 +135,11 @@ def test_every_policy_trains_the_same_lora(tmp_path, card):
         assert torch.equal(parameters, first[0]) and torch.equal(picture, first[1])
 
 
-def test_memory_that_runs_out_is_planned_again_once(tmp_path, card, caplog):
+def test_memory_that_runs_out_is_planned_again_once(tmp_path, caplog):
     config = train_config(tmp_path, name="plain")
-    plain = new_trainer(config)
+    plain = as_on_a_card(new_trainer(config))
     plain.run()
-    run = new_trainer(replace(config, name="short"))
+    run = as_on_a_card(new_trainer(replace(config, name="short")))
     real, calls = run.learner.losses, 0
 
     def failing(*args):
@@ -159,7 +154,7 @@ def test_memory_that_runs_out_is_planned_again_once(tmp_path, card, caplog):
     assert "ran out of memory (injected)" in caplog.text
     assert done.report.parts["training"].streamed
     assert torch.equal(trained_parameters(run), trained_parameters(plain))
-    twice = new_trainer(replace(config, name="twice"))
+    twice = as_on_a_card(new_trainer(replace(config, name="twice")))
     twice.learner.losses = mock.Mock(side_effect=torch.OutOfMemoryError("injected"))
     with pytest.raises(torch.OutOfMemoryError):
         twice.run()

@@ -1,0 +1,142 @@
+"""FLUX.1's two kinds of blocks, and what every block says of itself to those who place it.
+
+Axis letters: B pictures, L tokens, D width, H heads, d width of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .layers import (
+    Modulation,
+    ModulationLayer,
+    QKNorm,
+    SelfAttention,
+    attention,
+    mlp,
+    split_heads,
+)
+
+
+def count_weights(module: nn.Module, left_out: nn.Module | None = None) -> int:
+    """Numbers in the matrices of a module's linear layers, but for those of one inside it."""
+    skipped = set() if left_out is None else {id(part) for part in left_out.modules()}
+    return sum(
+        tensor.numel()
+        for owner in module.modules()
+        if id(owner) not in skipped
+        for tensor in (*owner.parameters(recurse=False), *owner.buffers(recurse=False))
+        if tensor.ndim == 2 and tensor.shape[1] > 1
+    )
+
+
+class Block(nn.Module):
+    """What both kinds of blocks have in common.
+
+    ``compiled`` is a compiled ``forward`` of the class, or None (``compiled.compile_blocks``). All
+    blocks share it, those that read a ring's buffers too, so that each class is compiled once.
+    """
+
+    compiled: Callable | None = None
+
+    def __call__(self, *args, **kwargs):
+        streamed = "forward" in self.__dict__  # another forward stands in its place
+        if self.compiled is None or streamed or self._forward_pre_hooks or self._forward_hooks:
+            return super().__call__(*args, **kwargs)
+        return self.compiled(self, *args, **kwargs)
+
+    def modulation_layers(self) -> list[ModulationLayer]:
+        """The layers whose modulations ``forward`` takes, in order."""
+        raise NotImplementedError
+
+    def flops(self, image_tokens: int, text_tokens: int) -> tuple[float, float]:
+        """FLOP of the linear layers and of attention, for one picture of so many tokens."""
+        raise NotImplementedError
+
+
+class DoubleStreamBlock(Block):
+    """Text and image with weights of their own and one attention over both."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_hidden: int) -> None:
+        super().__init__()
+        self.img_mod = ModulationLayer(dim, 2)
+        self.img_attn = SelfAttention(dim, num_heads)
+        self.img_mlp = mlp(dim, mlp_hidden)
+        self.txt_mod = ModulationLayer(dim, 2)
+        self.txt_attn = SelfAttention(dim, num_heads)
+        self.txt_mlp = mlp(dim, mlp_hidden)
+
+    def modulation_layers(self) -> list[ModulationLayer]:
+        return [self.img_mod, self.txt_mod]
+
+    def flops(self, image_tokens: int, text_tokens: int) -> tuple[float, float]:
+        image = count_weights(self.img_attn) + count_weights(self.img_mlp)
+        text = count_weights(self.txt_attn) + count_weights(self.txt_mlp)
+        width = self.img_attn.num_heads * self.img_attn.norm.query_norm.scale.numel()
+        linear = 2.0 * (image * image_tokens + text * text_tokens)
+        return linear, 4.0 * (image_tokens + text_tokens) ** 2 * width
+
+    def forward(
+        self, img: Tensor, txt: Tensor, mods: Sequence[Modulation], rotary: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        img_mod1, img_mod2, txt_mod1, txt_mod2 = mods
+        img_qkv = self.img_attn.project(img_mod1.modulate(img))
+        txt_qkv = self.txt_attn.project(txt_mod1.modulate(txt))
+        q, k, v = (torch.cat(pair, dim=1) for pair in zip(txt_qkv, img_qkv, strict=True))
+        joint = attention(q, k, v, rotary)
+        txt_out, img_out = joint.split([txt.shape[1], img.shape[1]], dim=1)
+
+        img = torch.addcmul(img, img_mod1.gate, self.img_attn.proj(img_out))
+        img = torch.addcmul(img, img_mod2.gate, self.img_mlp(img_mod2.modulate(img)))
+        txt = torch.addcmul(txt, txt_mod1.gate, self.txt_attn.proj(txt_out))
+        txt = torch.addcmul(txt, txt_mod2.gate, self.txt_mlp(txt_mod2.modulate(txt)))
+        return img, txt
+
+
+def split_linear(linear: nn.Module, x: Tensor, sizes: list[int]) -> Sequence[Tensor]:
+    """The outputs of a linear layer in parts, made one by one where the weight is plain.
+
+    One output of all parts would be the largest tensor of the model, and its parts not contiguous.
+    A layer that somebody listens to is called whole.
+    """
+    if type(linear) is nn.Linear and not linear._forward_pre_hooks:
+        parts = zip(linear.weight.split(sizes), linear.bias.split(sizes), strict=True)
+        return [F.linear(x, weight, bias) for weight, bias in parts]
+    return linear(x).split(sizes, dim=-1)
+
+
+class SingleStreamBlock(Block):
+    """Attention and MLP side by side, over text and image as one sequence."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_hidden: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.sizes = [3 * dim, mlp_hidden]
+        self.linear1 = nn.Linear(dim, 3 * dim + mlp_hidden)
+        self.linear2 = nn.Linear(dim + mlp_hidden, dim)
+        self.norm = QKNorm(dim // num_heads)
+        self.modulation = ModulationLayer(dim, 1)
+
+    def modulation_layers(self) -> list[ModulationLayer]:
+        return [self.modulation]
+
+    def flops(self, image_tokens: int, text_tokens: int) -> tuple[float, float]:
+        tokens = image_tokens + text_tokens
+        width = self.num_heads * self.norm.query_norm.scale.numel()
+        weights = count_weights(self, left_out=self.modulation)
+        return 2.0 * weights * tokens, 4.0 * tokens**2 * width
+
+    def forward(
+        self, x: Tensor, mods: Sequence[Modulation], rotary: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        (mod,) = mods
+        qkv, hidden = split_linear(self.linear1, mod.modulate(x), self.sizes)
+        q, k, v = split_heads(qkv, self.num_heads)
+        q, k = self.norm(q, k)
+        joint = attention(q, k, v, rotary)
+        out = self.linear2(torch.cat([joint, F.gelu(hidden, approximate="tanh")], dim=-1))
+        return torch.addcmul(x, mod.gate, out)

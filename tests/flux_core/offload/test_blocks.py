@@ -1,0 +1,128 @@
+"""Offloading asks; it knows no class of models, blocks, layers or LoRAs."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flux_core import OffloadPolicy
+from flux_core.offload import OffloadRunner, Work
+from flux_core.offload.plan import cost_of
+
+CPU = torch.device("cpu")
+OFFLOAD = Path(__file__).resolve().parents[3] / "flux_core" / "offload"
+#: Part of the core whose classes a branch on a type would tie offloading to.
+FOREIGN = ("models", "lora", "quant")
+
+
+class Precomputed(nn.Module):
+    """A layer of the new kind whose output is known before a run."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.lin = nn.Linear(width, width)
+
+    def forward(self, vec: Tensor) -> Tensor:
+        return self.lin(vec)
+
+
+class GatedBlock(nn.Module):
+    """A kind of block that nobody has seen: three products, and a gate made of a vector."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up, self.gate = nn.Linear(width, 2 * width), nn.Linear(width, 2 * width)
+        self.down = nn.Linear(2 * width, width)
+        self.scale = Precomputed(width)
+
+    def modulation_layers(self) -> list[nn.Module]:
+        return [self.scale]
+
+    def flops(self, image_tokens: int, text_tokens: int) -> tuple[float, float]:
+        weights = sum(layer.weight.numel() for layer in (self.up, self.gate, self.down))
+        return 2.0 * weights * image_tokens, 0.0
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return x + scale * self.down(self.up(x) * self.gate(x).sigmoid())
+
+
+class NewModel(nn.Module):
+    part = "transformer"
+
+    def __init__(self, width: int = 64, depth: int = 6) -> None:
+        super().__init__()
+        self.first = nn.Linear(width, width)
+        self.layers = nn.ModuleList(GatedBlock(width) for _ in range(depth))
+
+    def offload_blocks(self) -> list[nn.Module]:
+        return list(self.layers)
+
+    def forward(self, x: Tensor, vec: Tensor) -> Tensor:
+        x = self.first(x)
+        for block in self.layers:
+            x = block(x, block.scale(vec))
+        return x
+
+
+@pytest.fixture
+def model() -> NewModel:
+    torch.manual_seed(0)
+    return NewModel().requires_grad_(False)
+
+
+@pytest.mark.parametrize("mode", ["none", "component", "stream", "auto"])
+def test_a_new_kind_of_block_is_planned_and_streamed_with_the_same_bits(model, mode):
+    x, vec = torch.randn(3, 64), torch.randn(3, 64)
+    expected = model(x, vec)
+    cost = cost_of(model)
+    budget = cost.all_blocks - 2 * cost.largest if mode == "auto" else None
+    runner = OffloadRunner(OffloadPolicy(mode, vram_budget=budget, separate_memory=True), CPU)
+    for _ in range(2):
+        result = runner.run("new", [model], lambda _: model(x, vec), Work(image_tokens=3))
+        assert torch.equal(result, expected)
+    part = runner.report.parts["new"]
+    assert bool(part.streamed) == (mode in ("stream", "auto"))
+    assert all("forward" not in module.__dict__ for module in model.modules())
+
+
+def test_its_cost_is_what_it_says(model):
+    cost = cost_of(model, image_tokens=100)
+    assert len(cost.blocks) == 6 and len(set(cost.blocks)) == 1
+    assert cost.modulations == 6 * 4 * (64 * 64 + 64)
+    assert cost.seconds[0] > 0
+    assert cost_of(model, image_tokens=200).seconds[0] == pytest.approx(2 * cost.seconds[0])
+
+
+def test_a_model_that_says_nothing_has_no_blocks():
+    cost = cost_of(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)))
+    assert not cost.blocks and cost.rest and not cost.modulations
+
+
+@pytest.mark.parametrize("path", sorted(OFFLOAD.glob("*.py")), ids=lambda path: path.stem)
+def test_no_branch_is_taken_on_a_class_of_another_folder(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    foreign = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.level == 2
+        and (node.module or "").split(".")[0] in FOREIGN
+        for alias in node.names
+    }  # fmt: skip
+    calls = [
+        call for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
+        and call.func.id in ("isinstance", "issubclass")
+    ]  # fmt: skip
+    names = {name.id for call in calls for name in ast.walk(call) if isinstance(name, ast.Name)}
+    assert not names & foreign
+    imports = {
+        (node.module or "").split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.level == 2
+    }
+    assert "lora" not in imports
