@@ -35,18 +35,25 @@ def diffusers_ways(args: argparse.Namespace, device: torch.device) -> dict[str, 
         "hidden_states": torch.randn(1, side * side, 64, dtype=torch.bfloat16),
         "encoder_hidden_states": torch.randn(1, args.text, 4096, dtype=torch.bfloat16),
         "pooled_projections": torch.randn(1, 768, dtype=torch.bfloat16),
-        "timestep": torch.tensor([0.6]), "guidance": torch.tensor([3.5]),
-        "img_ids": torch.zeros(side * side, 3), "txt_ids": torch.zeros(args.text, 3),
-    }  # fmt: skip
+        "timestep": torch.tensor([0.6]),
+        "guidance": torch.tensor([3.5]),
+        "img_ids": torch.zeros(side * side, 3),
+        "txt_ids": torch.zeros(args.text, 3),
+    }
     there = {name: value.to(device) for name, value in inputs.items()}
 
     def opened(prepare: Callable[[nn.Module], object]) -> Step:
         with torch.device("meta"):
             model = FluxTransformer2DModel(
-                in_channels=64, num_layers=args.double, num_single_layers=args.single,
-                attention_head_dim=128, num_attention_heads=args.hidden // 128,
-                joint_attention_dim=4096, pooled_projection_dim=768, guidance_embeds=True,
-            )  # fmt: skip
+                in_channels=64,
+                num_layers=args.double,
+                num_single_layers=args.single,
+                attention_head_dim=128,
+                num_attention_heads=args.hidden // 128,
+                joint_attention_dim=4096,
+                pooled_projection_dim=768,
+                guidance_embeds=True,
+            )
         model = randomise(model)
         moved = prepare(model)
         if not callable(moved):
@@ -106,18 +113,23 @@ def diffsynth_ways(args: argparse.Namespace, device: torch.device) -> dict[str, 
     side, dtype = args.side // 8, torch.bfloat16
     inputs = {
         "latents": torch.randn(1, 16, side, side, dtype=dtype),
-        "timestep": torch.tensor([600.0]), "guidance": torch.tensor([3.5]),
+        "timestep": torch.tensor([600.0]),
+        "guidance": torch.tensor([3.5]),
         "prompt_emb": torch.randn(1, args.text, 4096, dtype=dtype),
         "pooled_prompt_emb": torch.randn(1, 768, dtype=dtype),
         "text_ids": torch.zeros(1, args.text, 3, dtype=dtype),
-    }  # fmt: skip
+    }
     there = {name: value.to(device) for name, value in inputs.items()}
     places: dict[str, object] = {
-        "offload_dtype": torch.float8_e4m3fn, "offload_device": "cpu",
-        "onload_dtype": torch.float8_e4m3fn, "onload_device": "cpu",
-        "preparing_dtype": torch.float8_e4m3fn, "preparing_device": str(device),
-        "computation_dtype": dtype, "computation_device": str(device),
-    }  # fmt: skip
+        "offload_dtype": torch.float8_e4m3fn,
+        "offload_device": "cpu",
+        "onload_dtype": torch.float8_e4m3fn,
+        "onload_device": "cpu",
+        "preparing_dtype": torch.float8_e4m3fn,
+        "preparing_device": str(device),
+        "computation_dtype": dtype,
+        "computation_device": str(device),
+    }
 
     def opened(limit: float | None) -> Step:
         with torch.device("meta"):

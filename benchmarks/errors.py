@@ -53,11 +53,14 @@ def make_inputs(device: str) -> dict[str, Tensor]:
         return torch.randn(*shape, generator=generator).to(device)
 
     return {
-        "img": random(1, TOKENS, 64), "txt": random(1, TEXT, 4096), "y": random(1, 768),
+        "img": random(1, TOKENS, 64),
+        "txt": random(1, TEXT, 4096),
+        "y": random(1, 768),
         "timesteps": torch.tensor([0.6], device=device),
         "guidance": torch.tensor([3.5], device=device),
-        "img_ids": image_ids(side, side).to(device), "txt_ids": text_ids(TEXT).to(device),
-    }  # fmt: skip
+        "img_ids": image_ids(side, side).to(device),
+        "txt_ids": text_ids(TEXT).to(device),
+    }
 
 
 def with_weights(model: FluxTransformer, change: Callable[[Tensor], Tensor]) -> FluxTransformer:

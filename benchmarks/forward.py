@@ -54,13 +54,16 @@ def make_calls(size: dict, precision: str, device: str):
     }
     return {
         "diffusers": lambda: theirs(
-            hidden_states=img, encoder_hidden_states=txt, pooled_projections=y,
-            timestep=t.to(dtype), guidance=guidance.to(dtype), **ids, return_dict=False,
+            hidden_states=img,
+            encoder_hidden_states=txt,
+            pooled_projections=y,
+            timestep=t.to(dtype),
+            guidance=guidance.to(dtype),
+            **ids,
+            return_dict=False,
         )[0],
-        "FluxFit": lambda: ours(
-            img=img, txt=txt, y=y, timesteps=t, guidance=guidance, **ids
-        ),
-    }  # fmt: skip
+        "FluxFit": lambda: ours(img=img, txt=txt, y=y, timesteps=t, guidance=guidance, **ids),
+    }
 
 
 def seconds(call, device: str) -> float:

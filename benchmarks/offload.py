@@ -77,9 +77,12 @@ def random_lora(model: FluxTransformer, rank: int) -> Lora:
 
 
 def draw(
-    model: FluxTransformer, policy: OffloadPolicy, args: argparse.Namespace, meter: Meter,
+    model: FluxTransformer,
+    policy: OffloadPolicy,
+    args: argparse.Namespace,
+    meter: Meter,
     loras: LoraStack = (),
-) -> tuple[float, int, int]:  # fmt: skip
+) -> tuple[float, int, int]:
     """Seconds a step, peak bytes, predicted bytes."""
     device = meter.device
     side = args.side // 8
@@ -212,16 +215,23 @@ def picture(args: argparse.Namespace, meter: Meter) -> None:
                 request = DrawRequest(transformer, text, torch.zeros(shape), settings)
                 (latents,) = draw_latents(runner, [request])
                 runner.run(
-                    "VAE decoder", [vae], lambda plan, z=latents: decode(vae, z, plan, device),
+                    "VAE decoder",
+                    [vae],
+                    lambda plan, z=latents: decode(vae, z, plan, device),
                     vae_work(vae, side, side, 1),
-                )  # fmt: skip
+                )
             seconds = time.perf_counter() - started
         for module in (t5, transformer, vae):
             placement_of(module, runner.device).evict()
         base = base or seconds
         predicted = max(part.predicted for part in runner.report.parts.values())
-        row(f"picture of {args.steps} steps, {precision}, {name}", seconds, base, meter.peak,
-            predicted)  # fmt: skip
+        row(
+            f"picture of {args.steps} steps, {precision}, {name}",
+            seconds,
+            base,
+            meter.peak,
+            predicted,
+        )
 
 
 def main() -> None:

@@ -72,8 +72,9 @@ def main() -> None:
                 alike = [ssim(a, b) for a, b in zip(found, exact, strict=True)]
                 print(
                     f"| {precision} | {rounding} | {compute} | {spread(near, 1)} | "
-                    f"{spread(alike, 4)} |", flush=True,
-                )  # fmt: skip
+                    f"{spread(alike, 4)} |",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -101,19 +101,24 @@ def step_inputs(device: str, side: int, text: int) -> dict[str, Tensor]:
         return torch.randn(*shape, dtype=torch.bfloat16, device=device)
 
     return {
-        "img": random(1, side * side // 256, 64), "txt": random(1, text, 4096), "y": random(1, 768),
+        "img": random(1, side * side // 256, 64),
+        "txt": random(1, text, 4096),
+        "y": random(1, 768),
         "timesteps": torch.tensor([0.6], device=device),
         "guidance": torch.tensor([3.5], device=device),
-        "img_ids": image_ids(side // 8, side // 8).to(device), "txt_ids": text_ids(text).to(device),
-    }  # fmt: skip
+        "img_ids": image_ids(side // 8, side // 8).to(device),
+        "txt_ids": text_ids(text).to(device),
+    }
 
 
 def new_transformer(args: argparse.Namespace, precision: str, compute: str) -> nn.Module:
     """Random weights at a precision, made block by block so that no 16-bit model is needed."""
     config = TransformerConfig(
-        hidden_size=args.hidden, depth=args.double, depth_single_blocks=args.single,
+        hidden_size=args.hidden,
+        depth=args.double,
+        depth_single_blocks=args.single,
         guidance_embed=True,
-    )  # fmt: skip
+    )
     with torch.device("meta"):
         model = FluxTransformer(config).requires_grad_(False)
     for part in [m for m in model.modules() if next(m.children(), None) is None]:
@@ -146,8 +151,11 @@ def bench_step(args: argparse.Namespace) -> None:
         base = base or seconds
         size = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
         peak = torch.cuda.max_memory_allocated() / 1e9 if args.device == "cuda" else float("nan")
-        print(f"| {precision} | {compute} | {1 / seconds:.2f} | {base / seconds:.2f} | "
-              f"{size / 1e9:.2f} | {peak:.2f} |", flush=True)  # fmt: skip
+        print(
+            f"| {precision} | {compute} | {1 / seconds:.2f} | {base / seconds:.2f} | "
+            f"{size / 1e9:.2f} | {peak:.2f} |",
+            flush=True,
+        )
         for way, count in kernel_choices.items():
             print(f"    {count} layers {way}")
         del model, ready

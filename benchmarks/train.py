@@ -49,15 +49,22 @@ def policies(args: argparse.Namespace) -> dict[str, OffloadPolicy]:
 def work_of(model: FluxTransformer, lora: TrainedLora, side: int, args: argparse.Namespace) -> Work:
     kept = TENSORS_A_PARAMETER * sum(p.nbytes for p in lora.parameters())
     return training_work(
-        model, image_tokens=side * side // 256, text_tokens=args.text, batch=args.batch,
-        on_host=args.activations_on_host, kept=kept,
-    )  # fmt: skip
+        model,
+        image_tokens=side * side // 256,
+        text_tokens=args.text,
+        batch=args.batch,
+        on_host=args.activations_on_host,
+        kept=kept,
+    )
 
 
 def train(
-    model: FluxTransformer, policy: OffloadPolicy, side: int, args: argparse.Namespace,
+    model: FluxTransformer,
+    policy: OffloadPolicy,
+    side: int,
+    args: argparse.Namespace,
     meter: Meter,
-) -> tuple[float, int, int]:  # fmt: skip
+) -> tuple[float, int, int]:
     """Seconds a step, peak bytes, predicted bytes."""
     device = meter.device
     shape = (args.batch, 16, side // 8, side // 8)
@@ -108,8 +115,9 @@ def measured(args: argparse.Namespace) -> None:
                 ratio = seconds / base.setdefault(side, seconds)
                 print(
                     f"| {precision}, {side}, {label} | {seconds:.3f} | {ratio:.2f} | "
-                    f"{peak / GB:.2f} | {predicted / GB:.2f} |", flush=True,
-                )  # fmt: skip
+                    f"{peak / GB:.2f} | {predicted / GB:.2f} |",
+                    flush=True,
+                )
         del model
 
 

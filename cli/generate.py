@@ -32,10 +32,16 @@ def run(args: argparse.Namespace) -> None:
     )
     with host.progress(args.steps, "drawing") as bar:
         drawn = pipeline(
-            args.prompt, negative_prompt=args.negative, cfg=args.cfg, width=args.width,
-            height=args.height, steps=args.steps, seed=args.seed, shift=POCKET_SAMPLING["shift"],
+            args.prompt,
+            negative_prompt=args.negative,
+            cfg=args.cfg,
+            width=args.width,
+            height=args.height,
+            steps=args.steps,
+            seed=args.seed,
+            shift=POCKET_SAMPLING["shift"],
             callback=lambda step, total, _: bar.update(step + 1),
-        )  # fmt: skip
+        )
     args.out.mkdir(parents=True, exist_ok=True)
     print(drawn.report)
     print(f"picture: {stock_nodes.save_png(drawn.images[0], args.out.resolve() / 'generate')}")

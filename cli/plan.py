@@ -52,9 +52,13 @@ def run(args: argparse.Namespace) -> None:
         cards = ((args.vram, args.link, args.tflops, f"{args.link:g} GB/s"),)
     for vram, link, tflops, name in cards:
         picture = plan_picture(
-            Machine(link * 1e9, tflops * 1e12), vram=(vram - KEPT_FREE) * 1e9,
-            ram=args.ram and args.ram * 1e9, width=args.width, height=args.height,
-            steps=args.steps, precision=args.precision,
-        )  # fmt: skip
+            Machine(link * 1e9, tflops * 1e12),
+            vram=(vram - KEPT_FREE) * 1e9,
+            ram=args.ram and args.ram * 1e9,
+            width=args.width,
+            height=args.height,
+            steps=args.steps,
+            precision=args.precision,
+        )
         line = f"{vram:>4g} GB, {tflops:g} TFLOP/s ({name}): {picture}"
         print(line + f", {picture.seconds(args.steps):.0f} s a picture" * picture.fits)

@@ -73,15 +73,18 @@ def run(args: argparse.Namespace) -> None:
         precision = as_plan(precision)  # a wrong name is told before anything is drawn
     with host.progress(200, "quantizing") as bar:
         module = loaders[kind](
-            args.file, precision="bf16" if args.calibrate else precision,
+            args.file,
+            precision="bf16" if args.calibrate else precision,
             progress=lambda i, n: bar.update(100 * i // n),
-        )  # fmt: skip
+        )
         if args.calibrate:
             module = calibrated(args, module, precision)
         save_module(
-            module, args.out, metadata=metadata,
+            module,
+            args.out,
+            metadata=metadata,
             progress=lambda i, n: bar.update(100 + 100 * i // n),
-        )  # fmt: skip
+        )
     print(describe_file(args.out))
 
 

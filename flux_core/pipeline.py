@@ -122,9 +122,14 @@ class FluxPipeline:
         if mask is not None and image is None:
             raise ValueError("a mask says what to keep of an image, but there is no image")
         settings = SamplingSettings(
-            seed=seed, steps=steps, cfg=cfg, sampler=sampler, scheduler=scheduler, shift=shift,
+            seed=seed,
+            steps=steps,
+            cfg=cfg,
+            sampler=sampler,
+            scheduler=scheduler,
+            shift=shift,
             denoise=denoise,
-        )  # fmt: skip
+        )
         runner = OffloadRunner(self.policy, self.device)
         for lora, _ in loras:
             parts = (self.transformer, self.text_encoders.clip_l, self.text_encoders.t5)
@@ -141,26 +146,33 @@ class FluxPipeline:
             positive = replace(positive, **read)
             negative = None if negative is None else replace(negative, **read)
         request = DrawRequest(
-            self.transformer, positive, latents, settings, negative=negative,
+            self.transformer,
+            positive,
+            latents,
+            settings,
+            negative=negative,
             mask=None if mask is None else F.interpolate(mask[:, None].float(), shape[-2:]),
-            controls=controls, loras=loras,
-        )  # fmt: skip
+            controls=controls,
+            loras=loras,
+        )
         (drawn,) = draw(runner, [request], callback=callback)
         pictures = runner.run(
-            "VAE decoder", [self.vae],
+            "VAE decoder",
+            [self.vae],
             lambda plan: to_images(decode(self.vae, drawn, plan, self.device)),
             vae_work(self.vae, *shape[-2:], batch_size),
-        )  # fmt: skip
+        )
         return Images(pictures, runner.report)
 
     def _latents(self, runner: OffloadRunner, image: Tensor) -> Tensor:
         """Raw latents (B, 16, h, w) of pictures (B, H, W, 3)."""
         pixels = to_pixels(image)
         return runner.run(
-            "VAE encoder", [self.vae],
+            "VAE encoder",
+            [self.vae],
             lambda plan: encode(self.vae, pixels, plan, self.device),
             vae_work(self.vae, *latent_size(*image.shape[1:3]), len(image), decoding=False),
-        )  # fmt: skip
+        )
 
     def _encode(
         self,

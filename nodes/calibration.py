@@ -46,22 +46,33 @@ def drawing_inputs(precision: str, help: str, **more: Any) -> dict[str, dict[str
             "seed": whole(0, 0, 0xFFFFFFFFFFFFFFFF, "Of the noise.", **STEADY),
         },
         "optional": {"positive_2": prompt, "positive_3": prompt},
-    }  # fmt: skip
+    }
 
 
 def observe_drawing(
-    what: str, model: FluxModel, prompts: Sequence, latent: dict, steps: int, seed: int,
-    function: Callable[[Callable[[], object]], T], controls: Sequence[Control] = (),
-) -> T:  # fmt: skip
+    what: str,
+    model: FluxModel,
+    prompts: Sequence,
+    latent: dict,
+    steps: int,
+    seed: int,
+    function: Callable[[Callable[[], object]], T],
+    controls: Sequence[Control] = (),
+) -> T:
     """Call a function with the model on the device; it is given what draws all the prompts."""
     start, settings = start_latents(latent["samples"]), SamplingSettings(seed=seed, steps=steps)
     requests = [
         DrawRequest(
-            model.transformer, conditioning_of(prompt), start, settings, controls=controls,
+            model.transformer,
+            conditioning_of(prompt),
+            start,
+            settings,
+            controls=controls,
             loras=model.loras,
         )
-        for prompt in prompts if prompt is not None
-    ]  # fmt: skip
+        for prompt in prompts
+        if prompt is not None
+    ]
     runner = HostOffloadRunner(model.policy, host.device())
     with host.progress(sum(request.steps for request in requests), what) as bar:
         result = while_drawing(
@@ -107,14 +118,28 @@ class FluxMeasurePrecision:
         return inputs
 
     def measure(
-        self, model: FluxModel, positive, latent: dict, precision: str, bits_per_weight: float,
-        steps: int, seed: int, save_as: str, positive_2=None, positive_3=None,
-    ):  # fmt: skip
+        self,
+        model: FluxModel,
+        positive: list,
+        latent: dict,
+        precision: str,
+        bits_per_weight: float,
+        steps: int,
+        seed: int,
+        save_as: str,
+        positive_2: list | None = None,
+        positive_3: list | None = None,
+    ):
         path = host.inside(host.plans_folder(), save_as + ".json") if save_as else None
         measured = observe_drawing(
-            "measuring", model, (positive, positive_2, positive_3), latent, steps, seed,
+            "measuring",
+            model,
+            (positive, positive_2, positive_3),
+            latent,
+            steps,
+            seed,
             lambda draw: measure_sensitivity(model.transformer, draw),
-        )  # fmt: skip
+        )
         plan = choose_plan(measured, precision, bits_per_weight)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,16 +178,31 @@ class FluxCalibrate:
         return inputs
 
     def calibrate(
-        self, model: FluxModel, positive, latent: dict, precision: str, steps: int, seed: int,
-        positive_2=None, positive_3=None, plan: PrecisionPlan | None = None, control=None,
-    ):  # fmt: skip
+        self,
+        model: FluxModel,
+        positive: list,
+        latent: dict,
+        precision: str,
+        steps: int,
+        seed: int,
+        positive_2: list | None = None,
+        positive_3: list | None = None,
+        plan: PrecisionPlan | None = None,
+        control: Sequence[Control] | None = None,
+    ):
         controls = controls_of(control)
         nets = [c.net for c in controls if not quantized_names(c.net)]
         modules = [model.transformer, *dict.fromkeys(nets)]
         second_moments = observe_drawing(
-            "calibrating", model, (positive, positive_2, positive_3), latent, steps, seed,
-            lambda draw: record_second_moments_of_all(modules, draw), controls,
-        )  # fmt: skip
+            "calibrating",
+            model,
+            (positive, positive_2, positive_3),
+            latent,
+            steps,
+            seed,
+            lambda draw: record_second_moments_of_all(modules, draw),
+            controls,
+        )
         made = {}
         for module, known in zip(modules, second_moments, strict=True):
             of = precision if plan is None or module is not model.transformer else plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -141,7 +142,13 @@ class FluxControlNet:
             | {"mask": ("MASK", {"tooltip": "1 where to paint; for inpainting ControlNets."})},
         }
 
-    def make(self, mode: str, control=None, mask: Tensor | None = None, **common):
+    def make(
+        self,
+        mode: str,
+        control: Sequence[Control] | None = None,
+        mask: Tensor | None = None,
+        **common: Any,
+    ):
         number = None if mode == NO_MODE else UNION_MODES[mode]
         if mask is not None:
             mask = mask.reshape(-1, 1, *mask.shape[-2:])
@@ -199,7 +206,14 @@ class ControlNetUpscalerFP8:
             "optional": optional_inputs(),
         }
 
-    def make(self, image: Tensor, upscale_factor: float, tile_blur: float, control=None, **common):
+    def make(
+        self,
+        image: Tensor,
+        upscale_factor: float,
+        tile_blur: float,
+        control: Sequence[Control] | None = None,
+        **common: Any,
+    ):
         enlarged = enlarge(image, upscale_factor, tile_blur)
         vae: HostVAE = common["vae"]
         made = make_control(image=enlarged, **common)

@@ -65,30 +65,50 @@ class FluxDataset:
                 ),
                 "masks": (
                     "BOOLEAN",
-                    {"default": True, "tooltip": "Read NAME.mask.png beside a picture: white is "
-                     "learned, black is not.", "advanced": True},
+                    {
+                        "default": True,
+                        "tooltip": "Read NAME.mask.png beside a picture: white is "
+                        "learned, black is not.",
+                        "advanced": True,
+                    },
                 ),
                 "broken": one_of(
-                    ON_FAULT, "What to do about pictures that cannot be opened.",
-                    default="refuse", **ADVANCED,
+                    ON_FAULT,
+                    "What to do about pictures that cannot be opened.",
+                    default="refuse",
+                    **ADVANCED,
                 ),
                 "empty_captions": one_of(
-                    ON_EMPTY, "What to do about pictures without a caption.", default="refuse",
+                    ON_EMPTY,
+                    "What to do about pictures without a caption.",
+                    default="refuse",
                     **ADVANCED,
                 ),
             },
-        }  # fmt: skip
+        }
 
     def open(
-        self, folder: str, resolution: int, repeats: int, trigger: str,
-        dataset: Dataset | None = None, bucket_step: int = 64, masks: bool = True,
-        broken: str = "refuse", empty_captions: str = "refuse",
-    ):  # fmt: skip
+        self,
+        folder: str,
+        resolution: int,
+        repeats: int,
+        trigger: str,
+        dataset: Dataset | None = None,
+        bucket_step: int = 64,
+        masks: bool = True,
+        broken: str = "refuse",
+        empty_captions: str = "refuse",
+    ):
         config = DataConfig(
-            folder=str(host.dataset_path(folder)), repeats=repeats, resolutions=(resolution,),
-            step=bucket_step, trigger=trigger, masks=masks, broken=broken,
+            folder=str(host.dataset_path(folder)),
+            repeats=repeats,
+            resolutions=(resolution,),
+            step=bucket_step,
+            trigger=trigger,
+            masks=masks,
+            broken=broken,
             empty_captions=empty_captions,
-        )  # fmt: skip
+        )
         folders = (*(dataset.folders if dataset else ()), config)
         problems = DataProblems()
         items = read_items(folders, problems)
@@ -99,7 +119,7 @@ class FluxDataset:
         }
 
     @classmethod
-    def IS_CHANGED(cls, folder: str, **_):
+    def IS_CHANGED(cls, folder: str, **_: object):
         files = sorted(host.dataset_path(folder).rglob("*"))
         return str([(f.name, f.stat().st_mtime_ns) for f in files if f.is_file()])
 

@@ -201,8 +201,12 @@ class Progress:
         end = "\r" if sys.stderr.isatty() else "\n"
         if sys.stderr.isatty() or done * 10 // self.total != (done - 1) * 10 // self.total:
             bar = "#" * full + "." * (24 - full)
-            print(f"{self.what} [{bar}] {done}/{self.total} {passed:.1f} s", end=end,
-                  file=sys.stderr, flush=True)  # fmt: skip
+            print(
+                f"{self.what} [{bar}] {done}/{self.total} {passed:.1f} s",
+                end=end,
+                file=sys.stderr,
+                flush=True,
+            )
 
     def close(self) -> None:
         if self.bar is None and sys.stderr.isatty():
@@ -249,7 +253,7 @@ def deferred_interrupt() -> Iterator[Callable[[], None]]:
     once."""
     asked = False
 
-    def handle(number, frame) -> None:
+    def handle(number: int, frame: object) -> None:
         nonlocal asked
         if asked:
             raise KeyboardInterrupt

@@ -195,9 +195,12 @@ class FluxLoaderFP8:
                 progress=share(bar, 20, 120),
             )
             model = load_transformer(
-                path, precision=plan or transformer_precision, compute=compute, ram_budget=budget,
+                path,
+                precision=plan or transformer_precision,
+                compute=compute,
+                ram_budget=budget,
                 progress=share(bar, 140, 240),
-            )  # fmt: skip
+            )
             vae_model = load_vae(
                 paths["vae"], dtype=full_dtype(vae_precision), progress=share(bar, 380, 20)
             )
@@ -260,9 +263,12 @@ class FluxTransformerLoader:
         path = host.model_path(transformer, *PLACES["transformer"])
         with host.progress(100, "loading the transformer") as bar:
             model = load_transformer(
-                path, precision=plan or precision, compute=compute, ram_budget=policy.host_budget,
+                path,
+                precision=plan or precision,
+                compute=compute,
+                ram_budget=policy.host_budget,
                 progress=share(bar, 0, 100),
-            )  # fmt: skip
+            )
         if compile:
             compile_blocks(model)
         return (FluxModel(model, policy, preview_factors(path)),)

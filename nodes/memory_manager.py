@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from flux_core.offload.plan import ModulePlan, Plan
 from . import host
 
 T = TypeVar("T")
-_patchers: weakref.WeakKeyDictionary[nn.Module, object] = weakref.WeakKeyDictionary()
+_patchers: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
 
 
 class Handle(nn.Module):
@@ -59,7 +59,9 @@ def patcher_class() -> type:
         def current_loaded_device(self) -> torch.device:
             return self.load_device if self.loaded_size() else self.offload_device
 
-        def partially_load(self, device_to, extra_memory=0, force_patch_weights=False) -> int:
+        def partially_load(
+            self, device_to: Any, extra_memory: float = 0, force_patch_weights: bool = False
+        ) -> int:
             """Bring what is wanted as far as ``extra_memory`` goes; negative gives room."""
             placement, wanted = self.placement, self.wanted
             if placement is None:
@@ -71,27 +73,29 @@ def patcher_class() -> type:
                 placement.set_resident(wanted.resident, wanted.modulations)
             return placement.held - before
 
-        def partially_unload(self, device_to, memory_to_free=0, force_patch_weights=False) -> int:
+        def partially_unload(
+            self, device_to: Any, memory_to_free: float = 0, force_patch_weights: bool = False
+        ) -> int:
             return self.placement.shrink(int(memory_to_free)) if self.placement else 0
 
-        def detach(self, unpatch_all=True):
+        def detach(self, unpatch_all: bool = True):
             if unpatch_all and self.placement is not None:
                 self.placement.evict()
             return self.model
 
-        def patch_model(self, *args, **kwargs):
+        def patch_model(self, *args: Any, **kwargs: Any):
             return self.model
 
-        def unpatch_model(self, *args, **kwargs) -> None:
+        def unpatch_model(self, *args: Any, **kwargs: Any) -> None:
             pass
 
     return PartPatcher
 
 
-def patcher_of(module: nn.Module, device: torch.device):
+def patcher_of(module: nn.Module, device: torch.device) -> Any:
     """The host's patcher of a part, made once."""
     found = _patchers.get(module)
-    if found is None or found.load_device != device:  # type: ignore[attr-defined]
+    if found is None or found.load_device != device:
         found = patcher_class()(Handle(module), device, torch.device("cpu"), size=1)
         found.part = weakref.ref(module)
         _patchers[module] = found
@@ -105,7 +109,7 @@ class HostOffloadRunner(OffloadRunner):
         super().__init__(policy, device)
         self.manager = host.comfy("comfy.model_management")
 
-    def budget(self, modes) -> int | None:
+    def budget(self, modes: Sequence[str]) -> int | None:
         """As outside of the host, and what its models would give room for."""
         found = super().budget(modes)
         if found is None or self.manager is None or self.policy.vram_budget is not None:
@@ -114,7 +118,7 @@ class HostOffloadRunner(OffloadRunner):
         theirs = [m for m in self.manager.current_loaded_models if id(m.model) not in ours]
         return found + sum(m.model_loaded_memory() for m in theirs if m.device == self.device)
 
-    def apply_plan(self, placements: list[Placement], plan: Plan) -> None:
+    def apply_plan(self, placements: Sequence[Placement], plan: Plan) -> None:
         """Ask the host for room: it takes others' models away, ours among them, then calls us."""
         if self.manager is not None:
             patchers = [patcher_of(placement.module, self.device) for placement in placements]

@@ -151,7 +151,7 @@ class FluxMemoryReport:
         }
 
     @classmethod
-    def IS_CHANGED(cls, **_):
+    def IS_CHANGED(cls, **_: object):
         return float("nan")  # parts may have run again though the picture did not change
 
     def show(self, image: Tensor):

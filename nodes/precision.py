@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flux_core import PrecisionPlan, save_module
+from flux_core import Control, PrecisionPlan, save_module
 
 from . import host
 from .loaders import PREVIEW_KEY
@@ -98,9 +99,13 @@ class FluxSaveQuantized:
         }
 
     def save(
-        self, name: str, overwrite: bool, model: FluxModel | None = None,
-        text_encoders: FluxTextEncoders | None = None, control=None,
-    ):  # fmt: skip
+        self,
+        name: str,
+        overwrite: bool,
+        model: FluxModel | None = None,
+        text_encoders: FluxTextEncoders | None = None,
+        control: Sequence[Control] | None = None,
+    ):
         wanted: list[tuple[str, Any]] = []
         if model is not None:
             wanted.append((f"diffusion_models/{name}", model.transformer))
@@ -121,8 +126,10 @@ class FluxSaveQuantized:
         with host.progress(100 * len(wanted), "saving") as bar:
             for i, (path, (_, module)) in enumerate(zip(paths, wanted, strict=True)):
                 save_module(
-                    module, path, metadata=notes if i == 0 else None,
+                    module,
+                    path,
+                    metadata=notes if i == 0 else None,
                     progress=lambda done, total, i=i: bar.update(100 * i + 100 * done // total),
-                )  # fmt: skip
+                )
         lines = [f"{path}: {path.stat().st_size / 2**20:.1f} MiB" for path in paths]
         return {"ui": {"text": lines}, "result": ("\n".join(lines),)}

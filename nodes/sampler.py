@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flux_core import Control
 from flux_core.sampling.latents import CONSTANTS, destandardise
 from flux_core.sampling.run import DrawRequest, SamplingSettings, draw
 from flux_core.sampling.samplers import SAMPLERS
@@ -113,7 +116,7 @@ class FluxSampler:
     def sample(
         self,
         model: FluxModel,
-        positive,
+        positive: list,
         latent: dict,
         seed: int,
         steps: int,
@@ -122,8 +125,8 @@ class FluxSampler:
         scheduler: str,
         shift: str,
         denoise: float,
-        negative=None,
-        control=None,
+        negative: list | None = None,
+        control: Sequence[Control] | None = None,
         sigmas: Tensor | None = None,
     ):
         request = DrawRequest(
@@ -131,14 +134,21 @@ class FluxSampler:
             conditioning_of(positive),
             start := start_latents(latent["samples"]),
             SamplingSettings(
-                seed=seed, steps=steps, cfg=cfg, sampler=sampler, scheduler=scheduler, shift=shift,
-                denoise=denoise, sigmas=sigmas, batch_index=latent.get("batch_index"),
+                seed=seed,
+                steps=steps,
+                cfg=cfg,
+                sampler=sampler,
+                scheduler=scheduler,
+                shift=shift,
+                denoise=denoise,
+                sigmas=sigmas,
+                batch_index=latent.get("batch_index"),
             ),
             negative=None if negative is None else conditioning_of(negative, "negative"),
             mask=mask_of(latent, start),
             controls=controls_of(control),
             loras=model.loras,
-        )  # fmt: skip
+        )
         runner = HostOffloadRunner(model.policy, host.device())
         with host.progress(request.steps, "drawing") as bar:
 

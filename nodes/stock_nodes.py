@@ -6,6 +6,7 @@ They cover what workflows made for FLUX.1 commonly use, and run where no host is
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,8 +80,8 @@ class PreviewImage(SaveImage):
     def INPUT_TYPES(cls):
         return {"required": {"images": ("IMAGE",)}}
 
-    def save(self, images: Tensor):
-        return super().save(images, "preview")
+    def save(self, images: Tensor, filename_prefix: str = "preview"):
+        return super().save(images, filename_prefix)
 
 
 class VAEDecode:
@@ -91,7 +92,7 @@ class VAEDecode:
     def INPUT_TYPES(cls):
         return {"required": {"samples": ("LATENT",), "vae": ("VAE",)}}
 
-    def decode(self, samples: dict, vae):
+    def decode(self, samples: dict, vae: Any):
         return (vae.decode(samples["samples"]),)
 
 
@@ -103,7 +104,7 @@ class VAEEncode:
     def INPUT_TYPES(cls):
         return {"required": {"pixels": ("IMAGE",), "vae": ("VAE",)}}
 
-    def encode(self, pixels: Tensor, vae):
+    def encode(self, pixels: Tensor, vae: Any):
         return ({"samples": vae.encode(pixels)},)
 
 

@@ -79,9 +79,13 @@ class FluxTextEncode:
         encoders = text_encoders.encoders
         runner = HostOffloadRunner(text_encoders.policy, host.device())
         (found,) = encode_prompts(
-            runner, encoders, [prompt], (clip_prompt.strip() and clip_prompt) or None,
-            t5_length or None, text_encoders.loras,
-        )  # fmt: skip
+            runner,
+            encoders,
+            [prompt],
+            (clip_prompt.strip() and clip_prompt) or None,
+            t5_length or None,
+            text_encoders.loras,
+        )
         host.account(runner.report)
         extra = {"pooled_output": found.pooled.float(), "guidance": float(guidance)}
         return ([[found.context.float(), extra]],)

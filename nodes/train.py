@@ -72,15 +72,17 @@ class FluxTrainSettings:
                 "rank": whole(16, 1, 512, "Size of the LoRA."),
                 "layers": one_of(LAYERS, "Which layers it is beside.", default="attention and mlp"),
                 "learning_rate": number(1e-4, 0.0, 10.0, 1e-6, "1e-4 is usual for adamw."),
-                "timesteps": one_of(
-                    TIMESTEPS, "How noise levels are drawn.", default="sigmoid"
-                ),
+                "timesteps": one_of(TIMESTEPS, "How noise levels are drawn.", default="sigmoid"),
                 "seed": whole(0, 0, 2**53, "The same seed trains the same LoRA.", **STEADY),
             },
             "optional": {
                 "alpha": number(0.0, 0.0, 4096.0, 0.5, "Strength; 0 is the rank.", **ADVANCED),
                 "shift": number(
-                    3.0, 0.01, 100.0, 0.01, "For timesteps = shift: more than 1 is more noise.",
+                    3.0,
+                    0.01,
+                    100.0,
+                    0.01,
+                    "For timesteps = shift: more than 1 is more noise.",
                     **ADVANCED,
                 ),
                 "weighting": one_of(
@@ -103,45 +105,85 @@ class FluxTrainSettings:
                 "accumulation": whole(1, 1, 1024, "Batches a step.", **ADVANCED),
                 "clip": number(1.0, 0.0, 1000.0, 0.1, "Largest norm of gradients.", **ADVANCED),
                 "ema": number(
-                    0.0, 0.0, 0.9999, 1e-4, "Decay of a running mean, which is what is written; "
-                    "0 is none.", **ADVANCED,
+                    0.0,
+                    0.0,
+                    0.9999,
+                    1e-4,
+                    "Decay of a running mean, which is what is written; 0 is none.",
+                    **ADVANCED,
                 ),
                 "save_every": whole(250, 0, 100_000, "Steps between checkpoints.", **ADVANCED),
                 "validate_every": whole(
-                    0, 0, 100_000, "Steps between losses at fixed noise on a tenth of the "
-                    "pictures, which is then not trained on; 0 is never.", **ADVANCED,
+                    0,
+                    0,
+                    100_000,
+                    "Steps between losses at fixed noise on a tenth of the "
+                    "pictures, which is then not trained on; 0 is never.",
+                    **ADVANCED,
                 ),
                 "activations_on_host": (
                     "BOOLEAN",
-                    {"default": False, "tooltip": "Keeps what the backward pass needs in host "
-                     "memory: less of the card for a little time.", "advanced": True},
+                    {
+                        "default": False,
+                        "tooltip": "Keeps what the backward pass needs in host "
+                        "memory: less of the card for a little time.",
+                        "advanced": True,
+                    },
                 ),
             },
-        }  # fmt: skip
+        }
 
     def make(
-        self, steps: int, batch: int, rank: int, layers: str, learning_rate: float,
-        timesteps: str, seed: int, alpha: float = 0.0, shift: float = 3.0,
-        weighting: str = "none", guidance: float = 1.0, caption_dropout: float = 0.0,
-        optimizer: str = "adamw", weight_decay: float = 0.01, schedule: str = "constant",
-        warmup: int = 0, accumulation: int = 1, clip: float = 1.0, ema: float = 0.0,
-        save_every: int = 250, validate_every: int = 0, activations_on_host: bool = False,
-    ):  # fmt: skip
+        self,
+        steps: int,
+        batch: int,
+        rank: int,
+        layers: str,
+        learning_rate: float,
+        timesteps: str,
+        seed: int,
+        alpha: float = 0.0,
+        shift: float = 3.0,
+        weighting: str = "none",
+        guidance: float = 1.0,
+        caption_dropout: float = 0.0,
+        optimizer: str = "adamw",
+        weight_decay: float = 0.01,
+        schedule: str = "constant",
+        warmup: int = 0,
+        accumulation: int = 1,
+        clip: float = 1.0,
+        ema: float = 0.0,
+        save_every: int = 250,
+        validate_every: int = 0,
+        activations_on_host: bool = False,
+    ):
         objective = ObjectiveConfig(
-            timesteps, shift=shift, weighting=weighting, guidance=guidance,
+            timesteps,
+            shift=shift,
+            weighting=weighting,
+            guidance=guidance,
             caption_dropout=caption_dropout,
-        )  # fmt: skip
+        )
         settings = Settings(
-            steps, batch, seed, save_every,
+            steps,
+            batch,
+            seed,
+            save_every,
             LoraConfig(rank, alpha, LAYERS[layers], ema=ema),
             objective,
             OptimizerConfig(
-                optimizer, learning_rate, weight_decay, schedule=schedule, warmup=warmup,
-                accumulation=accumulation, clip=clip,
+                optimizer,
+                learning_rate,
+                weight_decay,
+                schedule=schedule,
+                warmup=warmup,
+                accumulation=accumulation,
+                clip=clip,
             ),
             ValidationConfig(every=validate_every),
             activations_on_host,
-        )  # fmt: skip
+        )
         return (settings, times_histogram(objective)[None])
 
 
@@ -204,37 +246,62 @@ class FluxTrainLora:
                     default="resume",
                 ),
                 "sample_prompts": words(
-                    "", "One a line: drawn at the beginning, between and at the end.",
+                    "",
+                    "One a line: drawn at the beginning, between and at the end.",
                     multiline=True,
                 ),
-                "sample_every": whole(250, 0, 100_000, "Steps between samples; 0 is only at the "
-                                      "end."),
+                "sample_every": whole(
+                    250, 0, 100_000, "Steps between samples; 0 is only at the end."
+                ),
             },
             "optional": {
                 "sample_steps": whole(20, 1, 1000, "Of the sampler.", **ADVANCED),
                 "sample_cfg": number(1.0, 0.0, 30.0, 0.1, "1 for FLUX.1 dev.", **ADVANCED),
                 "sample_shift": one_of(SHIFTS, "As in FluxSampler.", default="host", **ADVANCED),
             },
-        }  # fmt: skip
+        }
 
     def train(
-        self, model: FluxModel, text_encoders: FluxTextEncoders, vae, dataset: Dataset,
-        settings: Settings, name: str, existing: str, sample_prompts: str, sample_every: int,
-        sample_steps: int = 20, sample_cfg: float = 1.0, sample_shift: str = "host",
-    ):  # fmt: skip
+        self,
+        model: FluxModel,
+        text_encoders: FluxTextEncoders,
+        vae: HostVAE,
+        dataset: Dataset,
+        settings: Settings,
+        name: str,
+        existing: str,
+        sample_prompts: str,
+        sample_every: int,
+        sample_steps: int = 20,
+        sample_cfg: float = 1.0,
+        sample_shift: str = "host",
+    ):
         side = dataset.folders[0].resolutions[0] // 16 * 16
         samples = SamplesConfig(
             tuple(line.strip() for line in sample_prompts.splitlines() if line.strip()),
-            sample_every, side, side, sample_steps, sample_cfg, seed=settings.seed,
+            sample_every,
+            side,
+            side,
+            sample_steps,
+            sample_cfg,
+            seed=settings.seed,
             shift=sample_shift,
-        )  # fmt: skip
+        )
         config = TrainConfig(
-            name=name, output=str(host.output_folder().resolve() / RUNS), steps=settings.steps,
-            batch=settings.batch, seed=settings.seed, save_every=settings.save_every,
-            cache=str(host.output_folder().resolve() / RUNS / ".cache"), lora=settings.lora,
-            data=dataset.folders, objective=settings.objective, optimizer=settings.optimizer,
-            samples=samples, validation=settings.validation,
-        )  # fmt: skip
+            name=name,
+            output=str(host.output_folder().resolve() / RUNS),
+            steps=settings.steps,
+            batch=settings.batch,
+            seed=settings.seed,
+            save_every=settings.save_every,
+            cache=str(host.output_folder().resolve() / RUNS / ".cache"),
+            lora=settings.lora,
+            data=dataset.folders,
+            objective=settings.objective,
+            optimizer=settings.optimizer,
+            samples=samples,
+            validation=settings.validation,
+        )
         offload = replace(config.offload, activations_on_host=settings.activations_on_host)
         config = replace(config, offload=offload)
         resume = existing == "resume" and bool(checkpoints_of(config.folder))
@@ -265,8 +332,8 @@ class FluxResumeTraining:
         }
 
     def resume(
-        self, model: FluxModel, text_encoders: FluxTextEncoders, vae, run: str, steps: int
-    ):  # fmt: skip
+        self, model: FluxModel, text_encoders: FluxTextEncoders, vae: HostVAE, run: str, steps: int
+    ):
         home = host.output_folder().resolve() / RUNS
         config = read_run(host.inside(home, run))
         config = replace(config, output=str(home), steps=steps or config.steps)
@@ -279,7 +346,11 @@ def run_names() -> list[str]:
 
 
 def trained_with(
-    config: TrainConfig, model: FluxModel, text_encoders: FluxTextEncoders, vae, resume: bool
+    config: TrainConfig,
+    model: FluxModel,
+    text_encoders: FluxTextEncoders,
+    vae: HostVAE,
+    resume: bool,
 ) -> dict:
     """Train, show it, and give the model with its new LoRA."""
     if not isinstance(vae, HostVAE):
@@ -296,9 +367,7 @@ def trained_with(
             shown = to_pil(torch.cat(news.pictures, dim=1)) if news.pictures else None
             told(str(news), news.done, news.all, shown)
 
-        trained = Trainer(
-            config, parts, host.device(), runner=runner, on_event=tell
-        ).run(resume)  # fmt: skip
+        trained = Trainer(config, parts, host.device(), runner=runner, on_event=tell).run(resume)
     host.account(runner.report)
     path = publish(trained.files[0])
     loss = trained.history.curve()

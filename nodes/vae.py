@@ -59,30 +59,43 @@ class HostVAE:
         tile = (tile_y or 64, tile_x or 64)
         return self.run(
             "VAE decoder",
-            lambda plan: to_images(tiled(
-                lambda part: self.first_stage_model.decode(part.to(host.device())),
-                samples, tile, overlap or 0, self.upscale_ratio, 3,
-            )),
+            lambda plan: to_images(
+                tiled(
+                    lambda part: self.first_stage_model.decode(part.to(host.device())),
+                    samples,
+                    tile,
+                    overlap or 0,
+                    self.upscale_ratio,
+                    3,
+                )
+            ),
             vae_work(self.first_stage_model, *tile, len(samples)),
-        )  # fmt: skip
+        )
 
     def encode_tiled(
-        self, pixel_samples: Tensor, tile_x: int = 512, tile_y: int = 512, overlap: int = 64,
+        self,
+        pixel_samples: Tensor,
+        tile_x: int = 512,
+        tile_y: int = 512,
+        overlap: int = 64,
         **_: object,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """As ``encode``, over tiles whose sides are given in pixels."""
         ratio = self.downscale_ratio
-        small = [max(1, (side or 512) // ratio) for side in (tile_y, tile_x)]
+        small = max(1, (tile_y or 512) // ratio), max(1, (tile_x or 512) // ratio)
         pixels = to_pixels(self.crop(pixel_samples))
         return self.run(
             "VAE encoder",
             lambda plan: tiled(
                 lambda part: self.first_stage_model.encode(part.to(host.device())),
-                pixels, (ratio * small[0], ratio * small[1]),
-                (overlap or 0) // ratio * ratio, 1 / ratio, self.latent_channels,
+                pixels,
+                (ratio * small[0], ratio * small[1]),
+                (overlap or 0) // ratio * ratio,
+                1 / ratio,
+                self.latent_channels,
             ),
             vae_work(self.first_stage_model, *small, len(pixels), decoding=False),
-        )  # fmt: skip
+        )
 
     def crop(self, pixels: Tensor) -> Tensor:
         ratio = self.downscale_ratio

@@ -44,7 +44,7 @@ class FluxTextEncoders:
 
 def conditioning_of(value: Sequence, name: str = "positive") -> Conditioning:
     """Read the host's CONDITIONING; raises ``ValueError`` where it is not FLUX's."""
-    if not isinstance(value, list | tuple) or not value:
+    if not isinstance(value, list | tuple) or len(value) == 0:
         raise ValueError(f"{name} is {type(value).__name__}, expected CONDITIONING")
     if len(value) > 1:
         host.log.warning("%s has %d entries; the first is drawn", name, len(value))
@@ -54,9 +54,12 @@ def conditioning_of(value: Sequence, name: str = "positive") -> Conditioning:
         if extra.get(key) is not None:
             host.log.warning("%s carries %r, which FluxSampler does not read", name, key)
     return Conditioning(
-        context, pooled, float(extra.get("guidance", 3.5)), extra.get("concat_latent_image"),
+        context,
+        pooled,
+        float(extra.get("guidance", 3.5)),
+        extra.get("concat_latent_image"),
         extra.get("concat_mask"),
-    )  # fmt: skip
+    )
 
 
 def controls_of(value: Sequence[Control] | None) -> tuple[Control, ...]:

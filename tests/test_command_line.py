@@ -30,8 +30,19 @@ def test_run_prints_the_picture_the_time_and_the_memory(tmp_path):
 
 
 def test_generate_writes_a_picture(tmp_path):
-    done = call("generate", "a blue square on white", "--steps", "2", "--width", "64",
-                "--height", "64", "--precision", "fp8_scaled", cwd=tmp_path)  # fmt: skip
+    done = call(
+        "generate",
+        "a blue square on white",
+        "--steps",
+        "2",
+        "--width",
+        "64",
+        "--height",
+        "64",
+        "--precision",
+        "fp8_scaled",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "output").glob("generate_*.png"))) == 1
 

@@ -28,8 +28,18 @@ def installed(tmp_path_factory) -> Path:
     files = ["__init__.py", "__main__.py", "LICENSE", "README.md", "pyproject.toml"]
     for item in (*files, "requirements.txt", "assets", "cli", "flux_core", "nodes", "workflows"):
         (source / item).symlink_to(ROOT / item)
-    done = python("-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation",
-                  "--target", str(folder), str(source), cwd=folder)  # fmt: skip
+    done = python(
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--target",
+        str(folder),
+        str(source),
+        cwd=folder,
+    )
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -46,8 +56,15 @@ def test_the_package_holds_what_runs_and_nothing_else(installed):
 
 def test_the_script_runs_a_workflow_in_an_empty_folder(installed, tmp_path):
     script = str(installed / "bin" / "fluxfit")
-    done = python(script, "run", "text_to_image.json", "--set", "FluxSampler.steps=1",
-                  cwd=tmp_path, path=installed)  # fmt: skip
+    done = python(
+        script,
+        "run",
+        "text_to_image.json",
+        "--set",
+        "FluxSampler.steps=1",
+        cwd=tmp_path,
+        path=installed,
+    )
     assert done.returncode == 0, done.stderr
     assert "picture: " in done.stdout
     assert len(list((tmp_path / "output").rglob("*.png"))) == 1
@@ -91,7 +108,7 @@ class TestTheCore:
         "mappings = package.NODE_CLASS_MAPPINGS\n"
         "assert 'FluxSampler' in mappings and hasattr(package, 'NODE_DISPLAY_NAME_MAPPINGS')\n"
         "assert not hasattr(package, 'WEB_DIRECTORY_OF_ANOTHER')\n"
-    )  # fmt: skip
+    )
 
     def test_it_has_one_name_in_a_host(self, tmp_path):
         code = self.OPEN + (

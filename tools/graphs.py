@@ -110,22 +110,36 @@ def upscaled(image: tuple[str, int], net: str, models: list, x: int, values: dic
     """A picture to a larger one."""
     return {
         "upscaler": Node(
-            "ControlNetUpscalerFP8", x, 0, {"controlnet": net} | values,
-            {"vae": ("loader", 2), "image": image}, models=models,
+            "ControlNetUpscalerFP8",
+            x,
+            0,
+            {"controlnet": net} | values,
+            {"vae": ("loader", 2), "image": image},
+            models=models,
         ),
         "redraw": Node(
-            "FluxSampler", x + 420, 0, {"seed": 7, "shift": "diffsynth"},
-            {"model": ("loader", 0), "positive": ("prompt", 0), "latent": ("upscaler", 1),
-             "control": ("upscaler", 0)},
+            "FluxSampler",
+            x + 420,
+            0,
+            {"seed": 7, "shift": "diffsynth"},
+            {
+                "model": ("loader", 0),
+                "positive": ("prompt", 0),
+                "latent": ("upscaler", 1),
+                "control": ("upscaler", 0),
+            },
         ),
         "decode_large": Node(
             "VAEDecode", x + 800, 0, {}, {"samples": ("redraw", 0), "vae": ("loader", 2)}
         ),
         "save_large": Node(
-            "SaveImage", x + 800, 120, {"filename_prefix": "FluxFit/upscaled"},
+            "SaveImage",
+            x + 800,
+            120,
+            {"filename_prefix": "FluxFit/upscaled"},
             {"images": ("decode_large", 0)},
         ),
-    }  # fmt: skip
+    }
 
 
 def pocket_upscale() -> Description:
@@ -133,13 +147,16 @@ def pocket_upscale() -> Description:
     first = drawing(PROMPT, 256, POCKET_FILES, [], SAMPLING, "FluxFit/original")
     small = {
         "small": Node(
-            "ImageScaleBy", 1180, 550, {"upscale_method": "area", "scale_by": 0.25},
+            "ImageScaleBy",
+            1180,
+            550,
+            {"upscale_method": "area", "scale_by": 0.25},
             {"image": ("decode", 0)},
         ),
         "blur": Node(
             "ImageBlur", 1180, 710, {"blur_radius": 3, "sigma": 0.5}, {"image": ("small", 0)}
         ),
-    }  # fmt: skip
+    }
     net = "fluxfit_pocket_upscaler.safetensors"
     return first | small | upscaled(("blur", 0), net, [], 1560, {"strength": 1.0})
 
@@ -166,14 +183,16 @@ def compare_precisions() -> Description:
     graph: Description = {
         "policy": Node("OffloadPolicy", 0, 0, {"mode": "auto"}),
         "loader": Node(
-            "FluxLoaderFP8", 0, 460,
+            "FluxLoaderFP8",
+            0,
+            460,
             dict(POCKET_FILES) | {"transformer_precision": "bf16", "t5_precision": "bf16"},
             {"policy": ("policy", 0)},
         ),
         "prompt": text(PROMPT),
         "negative": text("", y=420, title="negative prompt"),
         "size": Node("EmptySD3LatentImage", 380, 840, {"width": 256, "height": 256}),
-    }  # fmt: skip
+    }
     for i, sentence in enumerate(SEEN):
         graph[f"seen {i}"] = text(sentence, 0, 1000 + 420 * i, "prompt to calibrate with")
     shown = {}
@@ -183,33 +202,57 @@ def compare_precisions() -> Description:
         model = ("loader", 0) if not i else (precision, 0)
         if precision in COMPARED:
             graph[precision] = Node(
-                "FluxTransformerLoader", 380, 820 + 240 * i,
+                "FluxTransformerLoader",
+                380,
+                820 + 240 * i,
                 {"transformer": POCKET_FILES["transformer"], "precision": precision},
-                {"policy": ("policy", 0)}, title=precision,
-            )  # fmt: skip
+                {"policy": ("policy", 0)},
+                title=precision,
+            )
         elif i:
             graph[precision] = Node(
-                "FluxCalibrate", 380, 820 + 240 * i, {"precision": CALIBRATED, "steps": 10},
-                {"model": ("loader", 0), "latent": ("size", 0), "positive": ("seen 0", 0),
-                 "positive_2": ("seen 1", 0), "positive_3": ("negative", 0)},
-            )  # fmt: skip
+                "FluxCalibrate",
+                380,
+                820 + 240 * i,
+                {"precision": CALIBRATED, "steps": 10},
+                {
+                    "model": ("loader", 0),
+                    "latent": ("size", 0),
+                    "positive": ("seen 0", 0),
+                    "positive_2": ("seen 1", 0),
+                    "positive_3": ("negative", 0),
+                },
+            )
         graph[f"sampler {precision}"] = Node(
-            "FluxSampler", 800, y, dict(SAMPLING),
-            {"model": model, "positive": ("prompt", 0), "latent": ("size", 0),
-             "negative": ("negative", 0)},
-        )  # fmt: skip
+            "FluxSampler",
+            800,
+            y,
+            dict(SAMPLING),
+            {
+                "model": model,
+                "positive": ("prompt", 0),
+                "latent": ("size", 0),
+                "negative": ("negative", 0),
+            },
+        )
         graph[f"decode {precision}"] = Node(
-            "VAEDecode", 1180, y, {},
+            "VAEDecode",
+            1180,
+            y,
+            {},
             {"samples": (f"sampler {precision}", 0), "vae": ("loader", 2)},
-        )  # fmt: skip
+        )
         shown[f"image_{i + 1}"] = (f"decode {precision}", 0)
     return graph | {
         "grid": Node("FluxGrid", 1560, 0, {"labels": "\n".join(labels)}, shown),
         "save": Node(
-            "SaveImage", 1560, 420, {"filename_prefix": "FluxFit/compare_precisions"},
+            "SaveImage",
+            1560,
+            420,
+            {"filename_prefix": "FluxFit/compare_precisions"},
             {"images": ("grid", 0)},
         ),
-    }  # fmt: skip
+    }
 
 
 CONCEPT = "a red crescent on a blue background"
@@ -222,54 +265,88 @@ def train_lora() -> Description:
         "dataset": Node("FluxDataset", 380, 0, {"folder": "crescent", "resolution": 256}),
         "pictures": Node("PreviewImage", 800, 0, {}, {"images": ("dataset", 1)}),
         "settings": Node(
-            "FluxTrainSettings", 380, 440,
-            {"steps": 600, "batch": 4, "learning_rate": 2e-3, "timesteps": "shift",
-             "weight_decay": 0.0, "schedule": "cosine", "warmup": 20},
+            "FluxTrainSettings",
+            380,
+            440,
+            {
+                "steps": 600,
+                "batch": 4,
+                "learning_rate": 2e-3,
+                "timesteps": "shift",
+                "weight_decay": 0.0,
+                "schedule": "cosine",
+                "warmup": 20,
+            },
         ),
         "train": Node(
-            "FluxTrainLora", 800, 440,
-            {"name": "crescent", "sample_prompts": CONCEPT, "sample_every": 200,
-             "sample_steps": POCKET_SAMPLING["steps"], "sample_cfg": POCKET_SAMPLING["cfg"],
-             "sample_shift": POCKET_SAMPLING["shift"]},
+            "FluxTrainLora",
+            800,
+            440,
+            {
+                "name": "crescent",
+                "sample_prompts": CONCEPT,
+                "sample_every": 200,
+                "sample_steps": POCKET_SAMPLING["steps"],
+                "sample_cfg": POCKET_SAMPLING["cfg"],
+                "sample_shift": POCKET_SAMPLING["shift"],
+            },
             parts | {"dataset": ("dataset", 0), "settings": ("settings", 0)},
         ),
         "loss": Node("PreviewImage", 1220, 0, {}, {"images": ("train", 1)}),
         "prompt": text(CONCEPT, 1220, 330),
         "negative": text("", 1220, 750, title="negative prompt"),
         "size": Node("EmptySD3LatentImage", 1220, 1170, {"width": 256, "height": 256}),
-    }  # fmt: skip
+    }
     for i, (name, model) in enumerate((("before", "loader"), ("after", "train"))):
         graph[name] = Node(
-            "FluxSampler", 1640, 420 * i, dict(SAMPLING),
-            {"model": (model, 0), "positive": ("prompt", 0), "latent": ("size", 0),
-             "negative": ("negative", 0)}, title=f"{name} training",
-        )  # fmt: skip
+            "FluxSampler",
+            1640,
+            420 * i,
+            dict(SAMPLING),
+            {
+                "model": (model, 0),
+                "positive": ("prompt", 0),
+                "latent": ("size", 0),
+                "negative": ("negative", 0),
+            },
+            title=f"{name} training",
+        )
         graph[f"decode {name}"] = Node(
             "VAEDecode", 2020, 420 * i, {}, {"samples": (name, 0), "vae": ("loader", 2)}
         )
     return graph | {
         "grid": Node(
-            "FluxGrid", 2400, 0, {"labels": "before\nafter", "columns": 2},
+            "FluxGrid",
+            2400,
+            0,
+            {"labels": "before\nafter", "columns": 2},
             {"image_1": ("decode before", 0), "image_2": ("decode after", 0)},
         ),
         "save": Node(
-            "SaveImage", 2400, 480, {"filename_prefix": "FluxFit/train_lora"},
+            "SaveImage",
+            2400,
+            480,
+            {"filename_prefix": "FluxFit/train_lora"},
             {"images": ("grid", 0)},
         ),
-    }  # fmt: skip
+    }
 
 
 def descriptions() -> dict[str, Description]:
     return {
-        "text_to_image": drawing(
-            PROMPT, 256, POCKET_FILES, [], SAMPLING, "FluxFit/text_to_image"
-        ),
+        "text_to_image": drawing(PROMPT, 256, POCKET_FILES, [], SAMPLING, "FluxFit/text_to_image"),
         "upscale": pocket_upscale(),
         "compare_precisions": compare_precisions(),
         "train_lora": train_lora(),
-        "flux1_dev_fp8_offload": with_report(drawing(
-            "a red fox asleep in fresh snow, morning light, photograph", 1024, DEV_FILES,
-            DEV_MODELS, DEV_SAMPLING, "FluxFit/flux1_dev",
-        )),
+        "flux1_dev_fp8_offload": with_report(
+            drawing(
+                "a red fox asleep in fresh snow, morning light, photograph",
+                1024,
+                DEV_FILES,
+                DEV_MODELS,
+                DEV_SAMPLING,
+                "FluxFit/flux1_dev",
+            )
+        ),
         "flux1_dev_upscaler_fp8": dev_upscale(),
-    }  # fmt: skip
+    }

@@ -63,16 +63,21 @@ def of_picture(images: torch.Tensor) -> str:
 def of_tensors(path: Path) -> str:
     """The hash of a file's tensors; its metadata name the folder that it was written to."""
     tensors = sorted(load_file(path).items())
-    return digest(b"".join(name.encode() + t.reshape(-1).view(torch.uint8).numpy().tobytes()
-                           for name, t in tensors))  # fmt: skip
+    return digest(
+        b"".join(
+            name.encode() + t.reshape(-1).view(torch.uint8).numpy().tobytes() for name, t in tensors
+        )
+    )
 
 
 def train(folder: Path, precision: str, mode: str) -> Path:
     """Train a LoRA for four steps; returns its folder."""
     text = SETTINGS.format(
-        output=str(folder), data=str(ROOT / "assets" / "datasets" / "crescent"),
-        precision=precision, mode=mode,
-    )  # fmt: skip
+        output=str(folder),
+        data=str(ROOT / "assets" / "datasets" / "crescent"),
+        precision=precision,
+        mode=mode,
+    )
     path = folder / "settings.toml"
     path.write_text(text, encoding="utf-8")
     config = read_config(path)
@@ -91,11 +96,28 @@ def main() -> None:
     pipeline = FluxPipeline.from_pocket()
     for sampler in ("heun", "dpmpp_2m", "euler_ancestral"):
         for shift in ("host", "resolution", "diffsynth"):
-            drawn = pipeline(PROMPT, width=144, height=112, steps=4, sampler=sampler, shift=shift,
-                             scheduler="beta", seed=5, batch_size=2)  # fmt: skip
+            drawn = pipeline(
+                PROMPT,
+                width=144,
+                height=112,
+                steps=4,
+                sampler=sampler,
+                shift=shift,
+                scheduler="beta",
+                seed=5,
+                batch_size=2,
+            )
             print(f"picture {sampler} {shift} {of_picture(drawn.images)}", flush=True)
-    again = pipeline(PROMPT, image=drawn.images[:1], mask=torch.ones(1, 112, 144).triu(),
-                     denoise=0.6, steps=3, seed=2, negative_prompt="a square", cfg=3.0)  # fmt: skip
+    again = pipeline(
+        PROMPT,
+        image=drawn.images[:1],
+        mask=torch.ones(1, 112, 144).triu(),
+        denoise=0.6,
+        steps=3,
+        seed=2,
+        negative_prompt="a square",
+        cfg=3.0,
+    )
     print(f"picture masked {of_picture(again.images)}", flush=True)
     for precision, mode in (("bf16", "none"), ("fp8_scaled", "stream"), ("int8", "component")):
         with tempfile.TemporaryDirectory() as folder:

@@ -63,22 +63,46 @@ MODEL_PREFIXES = ("", "model.diffusion_model.", "diffusion_model.")
 CLIP_G_WIDTH = 1280
 RULES = (
     Rule("controlnet", "native", NATIVE_QKV, MODEL_PREFIXES, is_controlnet),
-    Rule("controlnet", "diffusers", DIFFUSERS_QKV, MODEL_PREFIXES,
-         lambda s: is_controlnet(s) and is_flux1_diffusers(s)),
-    *(Rule("transformer", layout.name, layout.key, MODEL_PREFIXES, layout.fits)
-      for layout in transformer_layouts().values()),
-    Rule("vae", "native", "decoder.mid.block_1.conv1.weight", ("", "vae.", "first_stage_model."),
-         lambda s: latent_channels(s) == 16),
-    Rule("vae", "diffusers", "decoder.mid_block.resnets.0.conv1.weight", ("", "vae."),
-         lambda s: latent_channels(s) == 16),
-    Rule("clip_l", "native", CLIP_EMBEDDING,
-         ("", "transformer.", "clip_l.transformer.", "text_encoders.clip_l.transformer.",
-          "clip_l."),
-         lambda s: clip_width(s) != CLIP_G_WIDTH),
-    Rule("t5", "native", T5_QUERY,
-         ("", "transformer.", "t5xxl.transformer.", "text_encoders.t5xxl.transformer.", "t5xxl."),
-         lambda s: "shared.weight" in s or "encoder.embed_tokens.weight" in s),
-)  # fmt: skip
+    Rule(
+        "controlnet",
+        "diffusers",
+        DIFFUSERS_QKV,
+        MODEL_PREFIXES,
+        lambda s: is_controlnet(s) and is_flux1_diffusers(s),
+    ),
+    *(
+        Rule("transformer", layout.name, layout.key, MODEL_PREFIXES, layout.fits)
+        for layout in transformer_layouts().values()
+    ),
+    Rule(
+        "vae",
+        "native",
+        "decoder.mid.block_1.conv1.weight",
+        ("", "vae.", "first_stage_model."),
+        lambda s: latent_channels(s) == 16,
+    ),
+    Rule(
+        "vae",
+        "diffusers",
+        "decoder.mid_block.resnets.0.conv1.weight",
+        ("", "vae."),
+        lambda s: latent_channels(s) == 16,
+    ),
+    Rule(
+        "clip_l",
+        "native",
+        CLIP_EMBEDDING,
+        ("", "transformer.", "clip_l.transformer.", "text_encoders.clip_l.transformer.", "clip_l."),
+        lambda s: clip_width(s) != CLIP_G_WIDTH,
+    ),
+    Rule(
+        "t5",
+        "native",
+        T5_QUERY,
+        ("", "transformer.", "t5xxl.transformer.", "text_encoders.t5xxl.transformer.", "t5xxl."),
+        lambda s: "shared.weight" in s or "encoder.embed_tokens.weight" in s,
+    ),
+)
 
 #: What other models look like: a key that the name contains, and what it then is.
 STRANGERS = (

@@ -222,8 +222,11 @@ class Weights:
         if not values.is_floating_point() or not values.numel():
             return
         wide = values if values.dtype.itemsize > 1 else values.to(torch.bfloat16)
-        if not bool(wide.sum(dtype=torch.float64 if wide.dtype == torch.float64 else torch.float32)
-                    .isfinite()):  # fmt: skip
+        if not bool(
+            wide.sum(
+                dtype=torch.float64 if wide.dtype == torch.float64 else torch.float32
+            ).isfinite()
+        ):
             bad = int((~wide.isfinite()).sum())
             if bad:
                 raise CheckpointError(

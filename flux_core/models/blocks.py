@@ -6,6 +6,7 @@ Axis letters: B pictures, L tokens, D width, H heads, d width of a head.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ class Block(nn.Module):
 
     compiled: Callable | None = None
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         streamed = "forward" in self.__dict__  # another forward stands in its place
         if self.compiled is None or streamed or self._forward_pre_hooks or self._forward_hooks:
             return super().__call__(*args, **kwargs)

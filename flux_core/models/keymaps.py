@@ -125,8 +125,12 @@ CONTROLNET_OWN = {
 
 def diffusers_controlnet(shapes: Shapes) -> Recipes:
     """A diffusers ControlNet: the transformer's names and a few of its own."""
-    same = ("controlnet_blocks.", "controlnet_single_blocks.", "controlnet_mode_embedder.",
-            "input_hint_block.")  # fmt: skip
+    same = (
+        "controlnet_blocks.",
+        "controlnet_single_blocks.",
+        "controlnet_mode_embedder.",
+        "input_hint_block.",
+    )
     kept = {name: Recipe((name,)) for name in shapes if name.startswith(same)}
     return diffusers_transformer(shapes) | CONTROLNET_OWN | kept
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,13 +29,13 @@ class LiveBytes(TorchDispatchMode):
         self.live = self.peak = 0
         self.seen: set[int] = set()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         out = func(*args, **(kwargs or {}))
         inside = {
-            t.untyped_storage()._cdata
-            for t in tree_iter((args, kwargs))
-            if isinstance(t, Tensor)
-        }  # fmt: skip
+            t.untyped_storage()._cdata for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)
+        }
         for made in tree_iter(out):
             if not isinstance(made, Tensor):
                 continue
@@ -58,20 +59,22 @@ class Fused(torch.autograd.Function):
     """What a fused attention takes: its output, and for gradients a number a row."""
 
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out = q.new_empty(*q.shape[:-1], v.shape[-1])
         ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
         return out
 
     @staticmethod
-    def backward(ctx, *grads: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
         return tuple(torch.empty_like(t) for t in ctx.saved_tensors[:3])
 
 
 class FusedAttention(TorchFunctionMode):
     """Attention as a fused kernel has it, which never holds the matrix of all pairs."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         if func is F.scaled_dot_product_attention:
             return Fused.apply(*args[:3])
         return func(*args, **(kwargs or {}))

@@ -28,13 +28,24 @@ from .workload import sampling_work, t5_work, vae_work
 
 #: Published sizes of T5 1.1 XXL's encoder and of CLIP-L's text model.
 T5_XXL = T5Config(
-    vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64,
-    feed_forward_proj="gated-gelu", is_encoder_decoder=False, use_cache=False,
-)  # fmt: skip
+    vocab_size=32128,
+    d_model=4096,
+    d_kv=64,
+    d_ff=10240,
+    num_layers=24,
+    num_heads=64,
+    feed_forward_proj="gated-gelu",
+    is_encoder_decoder=False,
+    use_cache=False,
+)
 CLIP_L = CLIPTextConfig(
-    vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
-    num_attention_heads=12, projection_dim=768,
-)  # fmt: skip
+    vocab_size=49408,
+    hidden_size=768,
+    intermediate_size=3072,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    projection_dim=768,
+)
 #: Bytes a second that a disk gives where weights do not fit into the host's memory.
 DISK = 3e9
 #: Share of the host's memory that weights may take; the rest is the system's and the host's own.
@@ -154,9 +165,13 @@ def plan_picture(
     def planned(modules: list[nn.Module], work: Work, tokens: int) -> Plan:
         costs = [cost_of(m, machine, image_tokens=tokens) for m in modules]
         plan = make_plan(
-            costs, [policy.of(m) for m in modules], policy, budget=budget if bounded else None,
-            activations=work.activations, machine=machine,
-        )  # fmt: skip
+            costs,
+            [policy.of(m) for m in modules],
+            policy,
+            budget=budget if bounded else None,
+            activations=work.activations,
+            machine=machine,
+        )
         return work.fitted(plan)
 
     drawing = sampling_work(
@@ -171,10 +186,12 @@ def plan_picture(
     modulations = cost_of(parts.transformer).modulations
     brought = body.modules[0].held + (0 if body.modules[0].modulations else modulations)
     return PicturePlan(
-        text, body, vae,
+        text,
+        body,
+        vae,
         before=(moved + brought) / machine.link + t5_flops(parts.t5) / machine.flops,
         step=max(body.seconds, from_disk / DISK),
-        after=vae.weights / machine.link + vae_flops(parts.vae, height // 8, width // 8)
-        / machine.flops,
+        after=vae.weights / machine.link
+        + vae_flops(parts.vae, height // 8, width // 8) / machine.flops,
         from_disk=from_disk,
-    )  # fmt: skip
+    )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ class GradientCheckpoint(torch.autograd.Function):
     that autograd knows of theirs."""
 
     @staticmethod
-    def forward(ctx, call: Call, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, call: Call, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.call = call
         ctx.needed = [t.requires_grad for t in tensors]
         inputs = tensors[: call.inputs]
@@ -50,7 +50,7 @@ class GradientCheckpoint(torch.autograd.Function):
         return call.compute(call.first, inputs)
 
     @staticmethod
-    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         call: Call = ctx.call
         needed = ctx.needed
         with torch.enable_grad():
@@ -67,9 +67,13 @@ class Call:
     """One call of a block: its arguments, and where its weights come from in either pass."""
 
     def __init__(
-        self, first: Using, second: Using, parameters: Sequence[nn.Parameter], on_host: bool,
+        self,
+        first: Using,
+        second: Using,
+        parameters: Sequence[nn.Parameter],
+        on_host: bool,
         args: object,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.first, self.second, self.on_host = first, second, on_host
         self.parameters = parameters
         flat, self.spec = tree_flatten(args)
@@ -94,7 +98,7 @@ def gradient_checkpointed(block: nn.Module, first: Using, second: Using, on_host
     """A forward for a block of which gradients are wanted; without gradients it is called once."""
     parameters = list(trained_parameters(block))
 
-    def forward(*args):
+    def forward(*args: Any) -> Any:
         if not torch.is_grad_enabled():
             with first() as made:
                 return type(made).forward(made, *args)

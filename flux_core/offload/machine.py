@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +41,7 @@ def measure_machine(device: torch.device, dtype: torch.dtype = torch.bfloat16) -
         side = SIDE.get(device.type, 1024)
         a = torch.ones(side, side, dtype=dtype, device=device)
 
-        def fastest(work) -> float:
+        def fastest(work: Callable[[], object]) -> float:
             times = []
             for _ in range(4):  # the first one warms up
                 started = time.monotonic()

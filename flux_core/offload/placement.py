@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -224,7 +224,7 @@ def placements_on(device: torch.device) -> list[Placement]:
 def through(ring: Ring, number: int):
     """A block's forward by way of the ring."""
 
-    def forward(*args, **kwargs):
+    def forward(*args: Any, **kwargs: Any) -> Any:
         return ring.run(number, *args, **kwargs)
 
     return forward

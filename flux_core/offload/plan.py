@@ -55,10 +55,13 @@ class Cost:
 
 
 def cost_of(
-    module: nn.Module, machine: Machine = UNKNOWN, *, image_tokens: int = 4096,
+    module: nn.Module,
+    machine: Machine = UNKNOWN,
+    *,
+    image_tokens: int = 4096,
     text_tokens: int = 512,
     batch: int = 1,
-) -> Cost:  # fmt: skip
+) -> Cost:
     """A module's bytes, and its blocks' seconds for so many tokens."""
     blocks = blocks_of(module)
     inside = set[int]().union(*map(parts_of, blocks))
@@ -227,9 +230,14 @@ def resolved(
 
 
 def one_plan(
-    costs: Sequence[Cost], modes: Sequence[str], slots: int, spread: bool, budget: int | None,
-    activations: int, machine: Machine | None,
-) -> Plan:  # fmt: skip
+    costs: Sequence[Cost],
+    modes: Sequence[str],
+    slots: int,
+    spread: bool,
+    budget: int | None,
+    activations: int,
+    machine: Machine | None,
+) -> Plan:
     """A plan with so many slots and one way to choose what stays."""
     flexible = [
         mode in ("stream", "auto") and bool(cost.blocks)
@@ -261,13 +269,17 @@ def one_plan(
         held = cost.rest + sum(cost.blocks[n] for n in resident)
         modules.append(
             ModulePlan(
-                mode=mode, resident=resident, blocks=count, slots=slots if moving else 0,
-                modulations=mode == "none", keep=mode in ("none", "auto"),
+                mode=mode,
+                resident=resident,
+                blocks=count,
+                slots=slots if moving else 0,
+                modulations=mode == "none",
+                keep=mode in ("none", "auto"),
                 held=held + cost.modulations * (mode == "none"),
                 streamed=sum(cost.blocks[n] for n in moving),
                 ring=min(slots, len(moving)) * max((cost.blocks[n] for n in moving), default=0),
             )
-        )  # fmt: skip
+        )
         if machine is not None:
             floor += sum(cost.seconds)
             seconds += pass_seconds(cost, moving, slots, machine)

@@ -59,8 +59,16 @@ class PartReport:
 
     def add(self, other: PartReport) -> None:
         """Take in another run of the same part: times and counts add up, sizes are the largest."""
-        for name in ("seconds", "moving", "streamed", "copies", "restarts", "replans", "stalled",
-                     "copying"):  # fmt: skip
+        for name in (
+            "seconds",
+            "moving",
+            "streamed",
+            "copies",
+            "restarts",
+            "replans",
+            "stalled",
+            "copying",
+        ):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("size", "pinned", "predicted", "peak", "step", "blocks"):
             setattr(self, name, max(getattr(self, name), getattr(other, name)))

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -206,7 +207,7 @@ class Ring:
             self.trace.add(COMPUTE, index, asked, started, self.trace.clock.mark())
             self.leave(slot)
 
-    def run(self, index: int, *args, **kwargs):
+    def run(self, index: int, *args: Any, **kwargs: Any) -> Any:
         """A block's forward in its turn."""
         with self.using(index) as block:
             return block(*args, **kwargs)

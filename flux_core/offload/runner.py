@@ -113,9 +113,13 @@ class OffloadRunner:
         if work.training is not None:
             costs = [replace(cost, seconds=trained_seconds(cost)) for cost in costs]
         plan = make_plan(
-            costs, modes, self.policy, budget=self.budget(modes), activations=work.activations,
+            costs,
+            modes,
+            self.policy,
+            budget=self.budget(modes),
+            activations=work.activations,
             machine=machine or (UNKNOWN if bounded else None),
-        )  # fmt: skip
+        )
         return replace(work.fitted(plan), passes=1 if work.training is None else PASSES)
 
     def budget(self, modes: Sequence[str]) -> int | None:
@@ -144,10 +148,13 @@ class OffloadRunner:
             log.warning("%s: %s; trying nevertheless", name, plan)
         placements = [placement_of(module, self.device, self.separate) for module in modules]
         part = PartReport(
-            started=time.monotonic() - BEGAN, predicted=plan.peak, step=plan.passes * plan.seconds,
+            started=time.monotonic() - BEGAN,
+            predicted=plan.peak,
+            step=plan.passes * plan.seconds,
             mode=" and ".join(sorted({m.mode for m in plan.modules})),
-            blocks=sum(m.blocks for m in plan.modules), tile=plan.tile,
-        )  # fmt: skip
+            blocks=sum(m.blocks for m in plan.modules),
+            tile=plan.tile,
+        )
         try:
             with ExitStack() as stack:
                 started = time.monotonic()

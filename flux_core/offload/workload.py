@@ -6,7 +6,7 @@ They are counted by running the part on meta (``offload.activations``), once for
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import cast
@@ -35,7 +35,7 @@ OVERLAP = 4
 _counted: weakref.WeakKeyDictionary[nn.Module, dict[object, int]] = weakref.WeakKeyDictionary()
 
 
-def counted(module: nn.Module, key: object, count) -> int:
+def counted(module: nn.Module, key: object, count: Callable[[], int]) -> int:
     """A number that is found once for a module and a key."""
     known = _counted.setdefault(module, {})
     if key not in known:
@@ -72,11 +72,17 @@ def transformer_bytes(
         def empty(*shape: int) -> Tensor:
             return torch.empty(shape, device="meta")
 
-        return peak_bytes(lambda: small(
-            img=empty(batch, image_tokens, config.in_channels), img_ids=empty(image_tokens, 3),
-            txt=empty(batch, text_tokens, config.context_in_dim), txt_ids=empty(text_tokens, 3),
-            timesteps=empty(batch), y=empty(batch, config.vec_in_dim), guidance=empty(batch),
-        ))  # fmt: skip
+        return peak_bytes(
+            lambda: small(
+                img=empty(batch, image_tokens, config.in_channels),
+                img_ids=empty(image_tokens, 3),
+                txt=empty(batch, text_tokens, config.context_in_dim),
+                txt_ids=empty(text_tokens, 3),
+                timesteps=empty(batch),
+                y=empty(batch, config.vec_in_dim),
+                guidance=empty(batch),
+            )
+        )
 
     return counted(model, (image_tokens, text_tokens, batch), count)
 
@@ -145,10 +151,14 @@ def training_work(
                 here = partial(fused, block)
                 block.forward = gradient_checkpointed(block, here, here)
             velocity = small(
-                img=empty(batch, image_tokens, config.in_channels), img_ids=empty(image_tokens, 3),
-                txt=empty(batch, text_tokens, config.context_in_dim), txt_ids=empty(text_tokens, 3),
-                timesteps=empty(batch), y=empty(batch, config.vec_in_dim), guidance=empty(batch),
-            )  # fmt: skip
+                img=empty(batch, image_tokens, config.in_channels),
+                img_ids=empty(image_tokens, 3),
+                txt=empty(batch, text_tokens, config.context_in_dim),
+                txt_ids=empty(text_tokens, 3),
+                timesteps=empty(batch),
+                y=empty(batch, config.vec_in_dim),
+                guidance=empty(batch),
+            )
             velocity.float().square().mean().backward()
 
         return peak_bytes(step, gradients=True)
@@ -189,9 +199,7 @@ def vae_bytes(vae: AutoEncoder, height: int, width: int, batch: int, decoding: b
     return counted(vae, (height, width, batch, decoding), count)
 
 
-def vae_work(
-    vae: AutoEncoder, height: int, width: int, batch: int, decoding: bool = True
-) -> Work:  # fmt: skip
+def vae_work(vae: AutoEncoder, height: int, width: int, batch: int, decoding: bool = True) -> Work:
     """Decoding latents (B, 16, height, width), or encoding the picture of that size."""
 
     def size(tile: int) -> int:
@@ -210,9 +218,13 @@ def decode(vae: AutoEncoder, latents: Tensor, plan: Plan, device: torch.device) 
     if plan.tile is None:
         return vae.decode(latents.to(device))
     return tiled(
-        lambda part: vae.decode(part.to(device)), latents, (plan.tile, plan.tile),
-        plan.tile // OVERLAP, vae.config.compression, 3,
-    )  # fmt: skip
+        lambda part: vae.decode(part.to(device)),
+        latents,
+        (plan.tile, plan.tile),
+        plan.tile // OVERLAP,
+        vae.config.compression,
+        3,
+    )
 
 
 def encode(vae: AutoEncoder, pixels: Tensor, plan: Plan, device: torch.device) -> Tensor:
@@ -222,6 +234,10 @@ def encode(vae: AutoEncoder, pixels: Tensor, plan: Plan, device: torch.device) -
         return vae.encode(pixels.to(device)).float().cpu()
     side = vae.config.compression
     return tiled(
-        lambda part: vae.encode(part.to(device)), pixels, (side * plan.tile, side * plan.tile),
-        side * (plan.tile // OVERLAP), 1 / side, vae.config.z_channels,
-    )  # fmt: skip
+        lambda part: vae.encode(part.to(device)),
+        pixels,
+        (side * plan.tile, side * plan.tile),
+        side * (plan.tile // OVERLAP),
+        1 / side,
+        vae.config.z_channels,
+    )

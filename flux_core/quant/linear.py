@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +98,7 @@ class QuantizedLinear(nn.Module):
         """The weight (out, in) that the layer stands for."""
         return self.format.dequantize(self.tensors(), dtype)
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLinear:
         """Let a move reach everything, a change of dtype only the bias."""
 
         def keep_dtype(tensor: Tensor) -> Tensor:
@@ -203,12 +203,12 @@ class RemadeWeightLinear(torch.autograd.Function):
     training through codes holds no second copy of the weights."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, make: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, make: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
         ctx.make = make
         return F.linear(x, make(), bias)
 
     @staticmethod
-    def backward(ctx, *grads: Tensor) -> tuple[Tensor, None, Tensor | None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor | None]:
         (grad,) = grads
         of_bias = grad.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
         return grad @ ctx.make(), None, of_bias

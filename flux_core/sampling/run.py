@@ -248,9 +248,15 @@ def sample(
     start = standardise(request.latents.float()).to(device)
     noise, sigmas = schedule.noise.to(device), schedule.sigmas.to(device)
     denoiser = Denoiser(
-        request.transformer, request.positive, request.negative, settings.cfg, request.controls,
-        schedule.table, request.latents.shape, device,
-    )  # fmt: skip
+        request.transformer,
+        request.positive,
+        request.negative,
+        settings.cfg,
+        request.controls,
+        schedule.table,
+        request.latents.shape,
+        device,
+    )
     x = sigmas[0] * noise + (1 - sigmas[0]) * start
 
     def report(step: int, _: Tensor, denoised: Tensor) -> None:

@@ -63,10 +63,13 @@ class Learner:
         share = math.ceil(max(map(len, data.sampler.epoch(0))) / self.workers.count)
         kept = TENSORS_A_PARAMETER * sum(p.nbytes for p in self.parameters)
         return training_work(
-            self.transformer, image_tokens=data.pixels // 256,
-            text_tokens=data.text_length, batch=share,
-            on_host=self.config.offload.activations_on_host, kept=kept,
-        )  # fmt: skip
+            self.transformer,
+            image_tokens=data.pixels // 256,
+            text_tokens=data.text_length,
+            batch=share,
+            on_host=self.config.offload.activations_on_host,
+            kept=kept,
+        )
 
     def one_step(self, data: TrainingData) -> StepResult:
         """One update of the parameters.
@@ -118,9 +121,13 @@ class Learner:
     def validation_work(self, data: TrainingData) -> Work:
         """What ``validate`` takes."""
         return sampling_work(
-            self.transformer, [], image_tokens=data.pixels // 256,
-            text_tokens=data.text_length, batch=1, vectors=1,
-        )  # fmt: skip
+            self.transformer,
+            [],
+            image_tokens=data.pixels // 256,
+            text_tokens=data.text_length,
+            batch=1,
+            vectors=1,
+        )
 
     @torch.no_grad()
     def validate(self, data: TrainingData, on_progress: Callable[[int, int], None]) -> float:

@@ -49,11 +49,14 @@ def draw_samples(
         for text in texts
     ]
     latents = draw(
-        runner, requests, name="samples",
+        runner,
+        requests,
+        name="samples",
         callback=lambda step, total, _: on_progress(step, total),
-    )  # fmt: skip
+    )
     return runner.run(
-        "VAE decoder", [vae],
+        "VAE decoder",
+        [vae],
         lambda plan: [to_images(decode(vae, z, plan, runner.device))[0] for z in latents],
         vae_work(vae, *size, 1),
-    )  # fmt: skip
+    )

@@ -218,10 +218,14 @@ class Trainer:
             return
         with self.learner.ema_weights():
             pictures = draw_samples(
-                config, [data.cache.text(prompt) for prompt in config.prompts],
-                data.cache.text(""), self.models.transformer, self.models.vae, self.runner,
+                config,
+                [data.cache.text(prompt) for prompt in config.prompts],
+                data.cache.text(""),
+                self.models.transformer,
+                self.models.vae,
+                self.runner,
                 lambda done, all: self.on_event(TrainingEvent("drawing samples", done, all)),
-            )  # fmt: skip
+            )
         folder = self.config.folder / "samples"
         folder.mkdir(parents=True, exist_ok=True)
         for i, picture in enumerate(pictures):

@@ -54,9 +54,14 @@ def with_lora(prompt: dict[str, Any], name: str, strength: float = 1.0) -> dict[
     """A prompt of ours with a LoRA between loader and sampler."""
     prompt["96"] = {
         "class_type": "FluxLoraLoader",
-        "inputs": {"model": [key_of(prompt, "FluxLoaderFP8"), 0], "lora": name,
-                   "strength": strength, "strength_text": 1.0, "on": True},
-    }  # fmt: skip
+        "inputs": {
+            "model": [key_of(prompt, "FluxLoaderFP8"), 0],
+            "lora": name,
+            "strength": strength,
+            "strength_text": 1.0,
+            "on": True,
+        },
+    }
     prompt[key_of(prompt, "FluxSampler")]["inputs"]["model"] = ["96", 0]
     return prompt
 
@@ -73,11 +78,18 @@ def with_stock_sampler(sampler: str, scheduler: str) -> dict[str, Any]:
     prompt["81"] = {
         "class_type": "KSampler",
         "inputs": {
-            "model": ["80", 0], "positive": inputs["positive"], "negative": inputs["negative"],
-            "latent_image": inputs["latent"], "seed": inputs["seed"], "steps": inputs["steps"],
-            "cfg": inputs["cfg"], "sampler_name": sampler, "scheduler": scheduler, "denoise": 1.0,
+            "model": ["80", 0],
+            "positive": inputs["positive"],
+            "negative": inputs["negative"],
+            "latent_image": inputs["latent"],
+            "seed": inputs["seed"],
+            "steps": inputs["steps"],
+            "cfg": inputs["cfg"],
+            "sampler_name": sampler,
+            "scheduler": scheduler,
+            "denoise": 1.0,
         },
-    }  # fmt: skip
+    }
     prompt[key_of(prompt, "VAEDecode")]["inputs"]["samples"] = ["81", 0]
     return prompt
 

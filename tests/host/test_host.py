@@ -56,25 +56,37 @@ def test_stock_vae_nodes_work_on_our_vae(server):
     prompt = api("text_to_image")
     loader, decode = key_of(prompt, "FluxLoaderFP8"), key_of(prompt, "VAEDecode")
     prompt["90"] = {
-        "class_type": "VAEEncode", "inputs": {"pixels": [decode, 0], "vae": [loader, 2]},
-    }  # fmt: skip
+        "class_type": "VAEEncode",
+        "inputs": {"pixels": [decode, 0], "vae": [loader, 2]},
+    }
     prompt["91"] = {
         "class_type": "VAEDecodeTiled",
-        "inputs": {"samples": ["90", 0], "vae": [loader, 2], "tile_size": 128, "overlap": 32,
-                   "temporal_size": 64, "temporal_overlap": 8},
-    }  # fmt: skip
+        "inputs": {
+            "samples": ["90", 0],
+            "vae": [loader, 2],
+            "tile_size": 128,
+            "overlap": 32,
+            "temporal_size": 64,
+            "temporal_overlap": 8,
+        },
+    }
     prompt["92"] = {
-        "class_type": "SaveImage", "inputs": {"images": ["91", 0], "filename_prefix": "tiled"},
-    }  # fmt: skip
+        "class_type": "SaveImage",
+        "inputs": {"images": ["91", 0], "filename_prefix": "tiled"},
+    }
     whole, tiled = server.pictures(server.run(prompt))
     assert np.abs(pixels(whole) - pixels(tiled)).mean() < 12
 
 
 @pytest.mark.parametrize(
     ("sampler", "scheduler"),
-    [("euler", "simple"), ("heun", "beta"), ("dpmpp_2m", "sgm_uniform"),
-     ("euler_ancestral", "normal")],
-)  # fmt: skip
+    [
+        ("euler", "simple"),
+        ("heun", "beta"),
+        ("dpmpp_2m", "sgm_uniform"),
+        ("euler_ancestral", "normal"),
+    ],
+)
 def test_the_host_s_own_loader_and_sampler_give_our_picture(sampler, scheduler, server):
     needs_narrow_models(server)
     stock, ours = with_stock_sampler(sampler, scheduler), as_the_stock_sampler()
@@ -128,24 +140,37 @@ def test_the_host_opens_a_controlnet_that_we_save(server):
         "inputs": {"unet_name": "fluxfit_pocket.safetensors", "weight_dtype": "default"},
     }
     stock["81"] = {
-        "class_type": "ControlNetLoader", "inputs": {"control_net_name": "saved.safetensors"},
-    }  # fmt: skip
+        "class_type": "ControlNetLoader",
+        "inputs": {"control_net_name": "saved.safetensors"},
+    }
     stock["82"] = {
         "class_type": "ControlNetApplyAdvanced",
         "inputs": {
-            "positive": redraw["positive"], "negative": redraw["positive"],
-            "control_net": ["81", 0], "image": [upscaler, 2], "vae": [loader, 2],
-            "strength": 1.0, "start_percent": 0.0, "end_percent": 1.0,
+            "positive": redraw["positive"],
+            "negative": redraw["positive"],
+            "control_net": ["81", 0],
+            "image": [upscaler, 2],
+            "vae": [loader, 2],
+            "strength": 1.0,
+            "start_percent": 0.0,
+            "end_percent": 1.0,
         },
-    }  # fmt: skip
+    }
     stock["12"] = {
         "class_type": "KSampler",
         "inputs": {
-            "model": ["80", 0], "positive": ["82", 0], "negative": ["82", 1],
-            "latent_image": redraw["latent"], "seed": redraw["seed"], "steps": redraw["steps"],
-            "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0,
+            "model": ["80", 0],
+            "positive": ["82", 0],
+            "negative": ["82", 1],
+            "latent_image": redraw["latent"],
+            "seed": redraw["seed"],
+            "steps": redraw["steps"],
+            "cfg": 1.0,
+            "sampler_name": "euler",
+            "scheduler": "simple",
+            "denoise": 1.0,
         },
-    }  # fmt: skip
+    }
     found = server.pictures(server.run(stock))[-1]
     difference = np.abs(pixels(found) - pixels(expected))
     assert difference.mean() < 2, f"mean difference {difference.mean():.2f} of 255"
@@ -195,8 +220,9 @@ def test_the_memory_report_is_drawn(server):
     prompt[policy]["inputs"]["slots"] = 3  # else it is known from before, and shows nothing anew
     prompt["90"] = {"class_type": "FluxMemoryReport", "inputs": {"image": [decode, 0]}}
     prompt["91"] = {
-        "class_type": "SaveImage", "inputs": {"images": ["90", 1], "filename_prefix": "timeline"},
-    }  # fmt: skip
+        "class_type": "SaveImage",
+        "inputs": {"images": ["90", 1], "filename_prefix": "timeline"},
+    }
     entry = server.run(prompt)
     drawn = pixels(server.pictures(entry)[-1])
     assert drawn.shape == (560, 1000, 3) and drawn.std() > 20

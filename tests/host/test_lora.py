@@ -39,8 +39,11 @@ def test_a_lora_does_what_the_host_s_own_loader_makes_of_it(server):
             key = f"lora_unet_{name.replace('.', '_')}"
             down = torch.randn(4, layer.in_features, generator=generator)
             up = torch.randn(layer.out_features, 4, generator=generator)
-            file |= {f"{key}.lora_down.weight": 0.1 * down, f"{key}.lora_up.weight": 0.3 * up,
-                     f"{key}.alpha": torch.tensor(2.0)}  # fmt: skip
+            file |= {
+                f"{key}.lora_down.weight": 0.1 * down,
+                f"{key}.lora_up.weight": 0.3 * up,
+                f"{key}.alpha": torch.tensor(2.0),
+            }
     tiny.save(file, server.base / "models" / "loras" / "strong.safetensors")
     plain = drawn(server, as_the_stock_sampler())
     a = drawn(server, with_lora(as_the_stock_sampler(), "strong.safetensors", 0.9))
@@ -64,12 +67,20 @@ def test_a_control_lora_reads_the_picture_of_the_stock_conditioning(server):
     pictures = []
     for shade in (0, 0xFFFFFF):
         read = {
-            "70": {"class_type": "EmptyImage",
-                   "inputs": {"width": 256, "height": 256, "batch_size": 1, "color": shade}},
-            "71": {"class_type": "InstructPixToPixConditioning",
-                   "inputs": {"positive": inputs["positive"], "negative": inputs["negative"],
-                              "vae": [loader, 2], "pixels": ["70", 0]}},
-        }  # fmt: skip
+            "70": {
+                "class_type": "EmptyImage",
+                "inputs": {"width": 256, "height": 256, "batch_size": 1, "color": shade},
+            },
+            "71": {
+                "class_type": "InstructPixToPixConditioning",
+                "inputs": {
+                    "positive": inputs["positive"],
+                    "negative": inputs["negative"],
+                    "vae": [loader, 2],
+                    "pixels": ["70", 0],
+                },
+            },
+        }
         mine, theirs = copy.deepcopy(ours) | read, copy.deepcopy(stock) | read
         mine[sampler]["inputs"] |= settings
         theirs["81"]["inputs"] |= settings
@@ -87,8 +98,10 @@ def lesson(name: str, steps: int) -> dict[str, Any]:
     prompt[key_of(prompt, "FluxLoaderFP8")]["inputs"]["transformer_precision"] = "fp32"
     prompt[key_of(prompt, "FluxTrainSettings")]["inputs"] |= {"steps": steps, "batch": 1}
     prompt[key_of(prompt, "FluxTrainLora")]["inputs"] |= {
-        "name": name, "sample_every": 0, "sample_steps": 2,
-    }  # fmt: skip
+        "name": name,
+        "sample_every": 0,
+        "sample_steps": 2,
+    }
     return prompt
 
 

@@ -40,9 +40,13 @@ def refused(data: dict, message: str) -> None:
 class TestWorkflowFiles:
     def test_there_are_six(self):
         assert {p.stem for p in WORKFLOWS} == {
-            "text_to_image", "upscale", "compare_precisions", "flux1_dev_fp8_offload",
-            "flux1_dev_upscaler_fp8", "train_lora",
-        }  # fmt: skip
+            "text_to_image",
+            "upscale",
+            "compare_precisions",
+            "flux1_dev_fp8_offload",
+            "flux1_dev_upscaler_fp8",
+            "train_lora",
+        }
 
     @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
     def test_both_formats_describe_one_graph(self, path):

@@ -37,9 +37,13 @@ def models(tmp_path_factory) -> Path:
                 up = torch.randn(layer.out_features, 4, generator=generator)
                 file |= {f"{key}.lora_down.weight": 0.1 * down, f"{key}.lora_up.weight": 0.1 * up}
     tiny.save(file, home / "loras" / "strong.safetensors")
-    tiny.save({"lora_unet_nothing.lora_down.weight": torch.zeros(2, 2),
-               "lora_unet_nothing.lora_up.weight": torch.zeros(2, 2)},
-              home / "loras" / "foreign.safetensors")  # fmt: skip
+    tiny.save(
+        {
+            "lora_unet_nothing.lora_down.weight": torch.zeros(2, 2),
+            "lora_unet_nothing.lora_up.weight": torch.zeros(2, 2),
+        },
+        home / "loras" / "foreign.safetensors",
+    )
     return home
 
 
@@ -48,15 +52,24 @@ def loaded(models, monkeypatch):
     monkeypatch.setenv("FLUXFIT_MODELS", str(models))
     pipeline = FluxPipeline.from_pocket(precision="int8")
     policy = OffloadPolicy("stream")
-    return (FluxModel(pipeline.transformer, policy),
-            FluxTextEncoders(pipeline.text_encoders, policy))  # fmt: skip
+    return (
+        FluxModel(pipeline.transformer, policy),
+        FluxTextEncoders(pipeline.text_encoders, policy),
+    )
 
 
 def drawn(model, encoders, **options):
     encode = NODE_CLASS_MAPPINGS["FluxTextEncode"]()
     (positive,) = encode.encode(encoders, "a red circle", 3.5)
-    settings = {"seed": 1, "steps": 2, "cfg": 1.0, "sampler": "euler", "scheduler": "simple",
-                "shift": "host", "denoise": 1.0}  # fmt: skip
+    settings = {
+        "seed": 1,
+        "steps": 2,
+        "cfg": 1.0,
+        "sampler": "euler",
+        "scheduler": "simple",
+        "shift": "host",
+        "denoise": 1.0,
+    }
     latent = {"samples": torch.zeros(1, 16, 8, 8)}
     node = NODE_CLASS_MAPPINGS["FluxSampler"]()
     return node.sample(model, positive, latent, **settings | options)[0]["samples"]
@@ -108,9 +121,18 @@ def test_merged_is_the_same_as_beside(models, loaded, tmp_path, monkeypatch):
         merge.merge(model, "other", False)
     with pytest.raises(ValueError, match="load it in bf16 to merge"):
         merge.merge(FluxModel(loaded[0].transformer, model.policy, loras=beside.loras), "b", False)
-    command = [sys.executable, str(ROOT), "merge", str(pocket_file("diffusion_models")),
-               "--precision", "fp32", "--lora", f"{models / 'loras' / 'strong.safetensors'}=0.3",
-               "--out", str(tmp_path / "by_command.safetensors")]  # fmt: skip
+    command = [
+        sys.executable,
+        str(ROOT),
+        "merge",
+        str(pocket_file("diffusion_models")),
+        "--precision",
+        "fp32",
+        "--lora",
+        f"{models / 'loras' / 'strong.safetensors'}=0.3",
+        "--out",
+        str(tmp_path / "by_command.safetensors"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stderr
     assert "tensors applied to" in done.stdout

@@ -14,9 +14,14 @@ from fluxfit.nodes.wires import conditioning_of
 from flux_core import OffloadPolicy
 
 SETTINGS = {
-    "seed": 5, "steps": 3, "cfg": 1.0, "sampler": "euler", "scheduler": "simple",
-    "shift": "resolution", "denoise": 1.0,
-}  # fmt: skip
+    "seed": 5,
+    "steps": 3,
+    "cfg": 1.0,
+    "sampler": "euler",
+    "scheduler": "simple",
+    "shift": "resolution",
+    "denoise": 1.0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -161,10 +166,16 @@ class TestControl:
         node = NODE_CLASS_MAPPINGS["ControlNetUpscalerFP8"]()
         image = torch.rand(1, 20, 16, 3)
         control, latent, enlarged = node.make(
-            vae=loaded[2], image=image, controlnet="fluxfit_pocket_upscaler.safetensors",
-            precision="fp8_scaled", strength=1.0, start=0.0, end=1.0, upscale_factor=4.0,
+            vae=loaded[2],
+            image=image,
+            controlnet="fluxfit_pocket_upscaler.safetensors",
+            precision="fp8_scaled",
+            strength=1.0,
+            start=0.0,
+            end=1.0,
+            upscale_factor=4.0,
             tile_blur=2.0,
-        )  # fmt: skip
+        )
         assert enlarged.shape == (1, 80, 64, 3)
         assert latent["samples"].shape == (1, 16, 10, 8)
         plain = sample(loaded, positive, empty() | {"samples": torch.zeros(1, 16, 10, 8)})[0]
@@ -175,10 +186,15 @@ class TestControl:
         node = NODE_CLASS_MAPPINGS["FluxControlNet"]()
         with pytest.raises(ValueError, match="start is 0.9, after end 0.1"):
             node.make(
-                mode="none", vae=loaded[2], image=torch.rand(1, 16, 16, 3), strength=1.0,
-                controlnet="fluxfit_pocket_upscaler.safetensors", precision="bf16", start=0.9,
+                mode="none",
+                vae=loaded[2],
+                image=torch.rand(1, 16, 16, 3),
+                strength=1.0,
+                controlnet="fluxfit_pocket_upscaler.safetensors",
+                precision="bf16",
+                start=0.9,
                 end=0.1,
-            )  # fmt: skip
+            )
 
     @pytest.mark.parametrize("blur", [1.0, 4.0])
     def test_enlarging_keeps_a_flat_picture_flat(self, blur):
@@ -230,8 +246,9 @@ class TestFolders:
             (home / name).symlink_to(host.POCKET / "text_encoders" / name)
         monkeypatch.setenv("FLUXFIT_MODELS", str(tmp_path))
         node = NODE_CLASS_MAPPINGS["FluxLoaderFP8"]()
-        loaded = node.load("all.safetensors", "bf16", SAME_FILE, "bf16", SAME_FILE, "bf16",
-                           SAME_FILE, "bf16")  # fmt: skip
+        loaded = node.load(
+            "all.safetensors", "bf16", SAME_FILE, "bf16", SAME_FILE, "bf16", SAME_FILE, "bf16"
+        )
         positive = NODE_CLASS_MAPPINGS["FluxTextEncode"]().encode(loaded[1], "a ring", 3.5)[0]
         assert sample(loaded, positive, empty())[0]["samples"].isfinite().all()
 

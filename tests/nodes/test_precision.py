@@ -51,8 +51,11 @@ class TestMeasuring:
         plan, picture, text = measured(loaded, positive, bits_per_weight=9.0)
         assert PrecisionPlan.from_json(text) == plan
         assert plan.precision == "int8" and set(plan.layers.values()) == {"bf16"}
-        sizes = {n: m.weight.numel() for n, m in loaded[0].transformer.named_modules()
-                 if isinstance(m, torch.nn.Linear) and "_blocks" in n}  # fmt: skip
+        sizes = {
+            n: m.weight.numel()
+            for n, m in loaded[0].transformer.named_modules()
+            if isinstance(m, torch.nn.Linear) and "_blocks" in n
+        }
         kept = sum(sizes[name] for name in plan.layers)
         assert 0 < kept <= sum(sizes.values()) / 8
         assert picture.ndim == 4 and picture.shape[-1] == 3 and 0 <= picture.min() < picture.max()
@@ -60,13 +63,17 @@ class TestMeasuring:
     def test_budget_of_eight_bits_keeps_none_and_sixteen_keeps_all(self, loaded, positive):
         assert not measured(loaded, positive, bits_per_weight=8.0)[0].layers
         plan, _, _ = measured(loaded, positive, bits_per_weight=16.0)
-        linears = [n for n, m in loaded[0].transformer.named_modules()
-                   if isinstance(m, torch.nn.Linear) and "_blocks" in n]  # fmt: skip
+        linears = [
+            n
+            for n, m in loaded[0].transformer.named_modules()
+            if isinstance(m, torch.nn.Linear) and "_blocks" in n
+        ]
         assert sorted(plan.layers) == sorted(linears)
 
     def test_plan_is_kept_loaded_again_and_draws_nearer(self, loaded, positive, tmp_path):
-        plan, _, _ = measured(loaded, positive, bits_per_weight=12.0, save_as="mine",
-                              precision="fp8_e5m2")  # fmt: skip
+        plan, _, _ = measured(
+            loaded, positive, bits_per_weight=12.0, save_as="mine", precision="fp8_e5m2"
+        )
         assert node("FluxPrecisionPlan").load("mine.json") == (plan,)
         values = defaults("FluxSampler", steps=2)
         drawn = {}
@@ -170,27 +177,61 @@ def test_the_command_quantizes_a_file(tmp_path, capsys, monkeypatch):
 
     source = host.POCKET / "diffusion_models" / POCKET
     out = tmp_path / "q.safetensors"
-    monkeypatch.setattr(sys, "argv", ["fluxfit", "quantize", str(source), "--precision", "int8",
-                                      "--out", str(out)])  # fmt: skip
+    monkeypatch.setattr(
+        sys, "argv", ["fluxfit", "quantize", str(source), "--precision", "int8", "--out", str(out)]
+    )
     assert command_line.main() == 0
     assert "transformer" in capsys.readouterr().out
     assert load_transformer(out, precision="as_stored")
     assert command_line.main() == 1
     assert "exists already" in capsys.readouterr().err
     plan = tmp_path / "plan.json"
-    plan.write_text(json.dumps({"fluxfit_precision_plan": 1, "precision": "int8",
-                                "layers": {"double_blocks.0.img_mod.lin": "bf16"}}))  # fmt: skip
-    monkeypatch.setattr(sys, "argv", ["fluxfit", "quantize", str(source), "--plan", str(plan),
-                                      "--out", str(tmp_path / "p.safetensors")])  # fmt: skip
+    plan.write_text(
+        json.dumps(
+            {
+                "fluxfit_precision_plan": 1,
+                "precision": "int8",
+                "layers": {"double_blocks.0.img_mod.lin": "bf16"},
+            }
+        )
+    )
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "fluxfit",
+            "quantize",
+            str(source),
+            "--plan",
+            str(plan),
+            "--out",
+            str(tmp_path / "p.safetensors"),
+        ],
+    )
     assert command_line.main() == 0
     again = load_transformer(tmp_path / "p.safetensors", precision="as_stored")
     assert isinstance(again.double_blocks[0].img_mod.lin, torch.nn.Linear)
     texts = host.POCKET / "text_encoders"
     tuned = tmp_path / "t.safetensors"
-    wanted = ["fluxfit", "quantize", str(source), "--precision", "int8", "--out", str(tuned),
-              "--calibrate", "a red circle", "--calibrate", "a blue square on yellow",
-              "--clip-l", str(texts / "fluxfit_pocket_clip_l.safetensors"),
-              "--side", "64", "--steps", "2"]  # fmt: skip
+    wanted = [
+        "fluxfit",
+        "quantize",
+        str(source),
+        "--precision",
+        "int8",
+        "--out",
+        str(tuned),
+        "--calibrate",
+        "a red circle",
+        "--calibrate",
+        "a blue square on yellow",
+        "--clip-l",
+        str(texts / "fluxfit_pocket_clip_l.safetensors"),
+        "--side",
+        "64",
+        "--steps",
+        "2",
+    ]
     monkeypatch.setattr(sys, "argv", wanted)
     assert command_line.main() == 1
     assert "needs --clip-l and --t5" in capsys.readouterr().err and not tuned.exists()
@@ -246,9 +287,10 @@ class TestCalibrating:
     def test_a_plan_and_a_controlnet_are_followed(self, loaded, positive):
         plan = PrecisionPlan("int8", {"single_blocks.0.linear1": "bf16"})
         (control,) = node("FluxControlNet").make(
-            image=torch.rand(1, 64, 64, 3), vae=loaded[2],
+            image=torch.rand(1, 64, 64, 3),
+            vae=loaded[2],
             **defaults("FluxControlNet", controlnet=UPSCALER, precision="bf16"),
-        )  # fmt: skip
+        )
         made, controls = calibrated(loaded, positive, plan=plan, control=control)
         assert quantized_names(made.transformer) == {"int8"}
         assert isinstance(

@@ -52,14 +52,20 @@ def settings(**more):
 
 def train(loaded, dataset, made, **more):
     model, encoders, vae = loaded[:3]
-    given = defaults(
-        "FluxTrainLora", name="mine", sample_prompts="a red circle\n\n a blue one ",
-        sample_every=1, sample_steps=2,
-    ) | more  # fmt: skip
+    given = (
+        defaults(
+            "FluxTrainLora",
+            name="mine",
+            sample_prompts="a red circle\n\n a blue one ",
+            sample_every=1,
+            sample_steps=2,
+        )
+        | more
+    )
     with torch.inference_mode():  # as the host does
         return node("FluxTrainLora").train(
             model, encoders, vae, dataset=dataset, settings=made, **given
-        )["result"]  # fmt: skip
+        )["result"]
 
 
 def test_a_dataset_is_chosen_by_name_and_shown(home):

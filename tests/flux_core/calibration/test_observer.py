@@ -29,8 +29,7 @@ class TestObserving:
         model = tiny_models.randomise(FluxTransformer(tiny_models.DEV)).requires_grad_(False)
         kwargs = tiny_models.inputs()
         expected = second_moments(model, kwargs)
-        names = {n for n, m in model.named_modules()
-                 if isinstance(m, nn.Linear) and "_blocks" in n}  # fmt: skip
+        names = {n for n, m in model.named_modules() if isinstance(m, nn.Linear) and "_blocks" in n}
         assert set(expected) == names
         with placement_of(model, CPU).running(resident, 2, poison=True):
             found = second_moments(model, kwargs)

@@ -252,8 +252,10 @@ class TestForeignModels:
             load_vae(tiny.save(state, tmp_path / "v.safetensors"))
 
     def test_missing_tokenizers_say_where_to_put_them(self, tmp_path):
-        state = {"text_model." + k.removeprefix("text_model."): v
-                 for k, v in clip_model().state_dict().items()}  # fmt: skip
+        state = {
+            "text_model." + k.removeprefix("text_model."): v
+            for k, v in clip_model().state_dict().items()
+        }
         path = tiny.save(state, tmp_path / "c.safetensors")
         with pytest.raises(FileNotFoundError, match="expected the folder .*tokenizer"):
             load_text_encoders(path, path)

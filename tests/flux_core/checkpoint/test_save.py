@@ -215,9 +215,12 @@ def test_comfy_kitchen_reads_our_int8_as_we_do():
     codes, scale = format.quantize(weight).values()
     layout = tensor.TensorWiseINT8Layout
     params = layout.Params(
-        scale=scale, orig_dtype=torch.float32, orig_shape=(64, 512), convrot=True,
+        scale=scale,
+        orig_dtype=torch.float32,
+        orig_shape=(64, 512),
+        convrot=True,
         convrot_groupsize=format.block(512),
-    )  # fmt: skip
+    )
     theirs = layout.dequantize(codes, params)
     assert (
         tiny.relative(theirs, format.dequantize({"codes": codes, "scale": scale}, torch.float32))

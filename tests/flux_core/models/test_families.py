@@ -53,9 +53,12 @@ MEMBERS = {
 
 def transformer(member: Member) -> FluxTransformer:
     config = dataclasses.replace(
-        tiny_models.DEV, depth=member.depth, depth_single_blocks=SINGLE,
-        guidance_embed=member.guidance, in_channels=member.in_channels,
-    )  # fmt: skip
+        tiny_models.DEV,
+        depth=member.depth,
+        depth_single_blocks=SINGLE,
+        guidance_embed=member.guidance,
+        in_channels=member.in_channels,
+    )
     return tiny_models.randomise(FluxTransformer(config)).requires_grad_(False)
 
 
@@ -64,12 +67,17 @@ def diffusers_model(member: Member):
 
     return tiny_models.randomise(
         FluxTransformer2DModel(
-            in_channels=member.in_channels, out_channels=64, num_layers=member.depth,
-            num_single_layers=SINGLE, attention_head_dim=tiny_models.HEAD,
-            num_attention_heads=tiny_models.HEADS, joint_attention_dim=tiny_models.CONTEXT,
-            pooled_projection_dim=tiny_models.POOLED, guidance_embeds=member.guidance,
+            in_channels=member.in_channels,
+            out_channels=64,
+            num_layers=member.depth,
+            num_single_layers=SINGLE,
+            attention_head_dim=tiny_models.HEAD,
+            num_attention_heads=tiny_models.HEADS,
+            joint_attention_dim=tiny_models.CONTEXT,
+            pooled_projection_dim=tiny_models.POOLED,
+            guidance_embeds=member.guidance,
         )
-    )  # fmt: skip
+    )
 
 
 def inputs(member: Member) -> dict[str, Tensor | None]:

@@ -11,8 +11,10 @@ from tests import tiny_models as tiny
 
 def prefixed_with_all(state, tmp_path):
     """A host checkpoint: transformer and VAE in one file under the host's prefixes."""
-    vae = load_vae(tiny.save(tiny.diffusers_vae().state_dict(), tmp_path / "v.safetensors"),
-                   dtype=torch.float32)  # fmt: skip
+    vae = load_vae(
+        tiny.save(tiny.diffusers_vae().state_dict(), tmp_path / "v.safetensors"),
+        dtype=torch.float32,
+    )
     both = {f"model.diffusion_model.{k}": v for k, v in state.items()}
     both |= {f"vae.{k}": v for k, v in vae.state_dict().items()}
     return tiny.save(both, tmp_path / "all_in_one.safetensors")
@@ -124,10 +126,16 @@ def clip_model():
     from transformers import CLIPTextConfig, CLIPTextModel
 
     config = CLIPTextConfig(
-        vocab_size=300, hidden_size=128, intermediate_size=256, num_hidden_layers=2,
-        num_attention_heads=2, max_position_embeddings=77, bos_token_id=298, eos_token_id=299,
+        vocab_size=300,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=77,
+        bos_token_id=298,
+        eos_token_id=299,
         pad_token_id=299,
-    )  # fmt: skip
+    )
     return tiny.randomise(CLIPTextModel(config))
 
 
@@ -135,9 +143,14 @@ def t5_model():
     from transformers import T5Config, T5EncoderModel
 
     config = T5Config(
-        vocab_size=200, d_model=48, d_kv=32, d_ff=96, num_layers=2, num_heads=3,
+        vocab_size=200,
+        d_model=48,
+        d_kv=32,
+        d_ff=96,
+        num_layers=2,
+        num_heads=3,
         feed_forward_proj="gated-gelu",
-    )  # fmt: skip
+    )
     return tiny.randomise(T5EncoderModel(config))
 
 

@@ -109,15 +109,18 @@ def test_no_branch_is_taken_on_a_class_of_another_folder(path):
     foreign = {
         alias.asname or alias.name
         for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.level == 2
+        if isinstance(node, ast.ImportFrom)
+        and node.level == 2
         and (node.module or "").split(".")[0] in FOREIGN
         for alias in node.names
-    }  # fmt: skip
+    }
     calls = [
-        call for call in ast.walk(tree)
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
+        call
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Name)
         and call.func.id in ("isinstance", "issubclass")
-    ]  # fmt: skip
+    ]
     names = {name.id for call in calls for name in ast.walk(call) if isinstance(name, ast.Name)}
     assert not names & foreign
     imports = {

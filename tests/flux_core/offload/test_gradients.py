@@ -90,10 +90,12 @@ class Step:
 def card():
     """The CPU stands for a card with memory of its own, and slots are poisoned when released."""
     poisoned = mock.patch.object(
-        Ring, "__init__", lambda ring, *args, _new=Ring.__init__, **more: _new(
+        Ring,
+        "__init__",
+        lambda ring, *args, _new=Ring.__init__, **more: _new(
             ring, *args[:3], poison=True, threaded=more.get("threaded")
-        )
-    )  # fmt: skip
+        ),
+    )
     with ExitStack() as stack:
         stack.enter_context(poisoned)
         yield

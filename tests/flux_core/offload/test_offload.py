@@ -174,8 +174,12 @@ def test_two_hundred_faults_leave_everything_as_it_was(mode, monkeypatch):
     budget = 14_000_000 if mode == "auto" else None
     policy = OffloadPolicy(mode, vram_budget=budget, separate_memory=True)
     pipeline = FluxPipeline.from_pocket(precision="int8", policy=policy)
-    parts = (pipeline.text_encoders.clip_l, pipeline.text_encoders.t5, pipeline.transformer,
-             pipeline.vae)  # fmt: skip
+    parts = (
+        pipeline.text_encoders.clip_l,
+        pipeline.text_encoders.t5,
+        pipeline.transformer,
+        pipeline.vae,
+    )
     settings = SETTINGS | {"steps": 2, "width": 32, "height": 32}
     expected = pipeline("a red circle", **settings).images
     state = {k: v.clone() for k, v in pipeline.transformer.state_dict().items()}

@@ -150,9 +150,13 @@ def test_plans_keep_to_their_budget_or_say_so(data):
     budget = data.draw(st.one_of(st.none(), st.integers(0, 1500)))
     activations = data.draw(st.integers(0, 50))
     found = make_plan(
-        costs, modes, OffloadPolicy(slots=data.draw(st.integers(2, 4))), budget=budget,
-        activations=activations, machine=data.draw(st.sampled_from([None, Machine(10.0, 1.0)])),
-    )  # fmt: skip
+        costs,
+        modes,
+        OffloadPolicy(slots=data.draw(st.integers(2, 4))),
+        budget=budget,
+        activations=activations,
+        machine=data.draw(st.sampled_from([None, Machine(10.0, 1.0)])),
+    )
     for cost, mode, m in zip(costs, modes, found.modules, strict=True):
         held = cost.rest + sum(cost.blocks[n] for n in m.resident) + 20 * m.modulations
         assert m.held == held

@@ -11,9 +11,12 @@ from flux_core.train.buckets import BatchSampler, Size, bucket_for, buckets
 
 
 @given(
-    st.sampled_from([256, 512, 768, 1024]), st.sampled_from([16, 32, 64]),
-    st.floats(1, 4), st.integers(1, 4000), st.integers(1, 4000),
-)  # fmt: skip
+    st.sampled_from([256, 512, 768, 1024]),
+    st.sampled_from([16, 32, 64]),
+    st.floats(1, 4),
+    st.integers(1, 4000),
+    st.integers(1, 4000),
+)
 def test_sizes_keep_their_promises(side, step, aspect, width, height):
     sizes = buckets(side, step, aspect)
     assert Size(side, side) in sizes
@@ -26,8 +29,11 @@ def test_sizes_keep_their_promises(side, step, aspect, width, height):
     assert all(off <= abs(math.log(s.width / s.height * height / width)) + 1e-9 for s in sizes)
 
 
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 4)), min_size=1, max_size=20),
-       st.integers(1, 5), st.integers(0, 9))  # fmt: skip
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(1, 4)), min_size=1, max_size=20),
+    st.integers(1, 5),
+    st.integers(0, 9),
+)
 def test_an_epoch_has_every_picture_as_often_as_asked(items, batch, seed):
     kinds, repeats = [kind for kind, _ in items], [count for _, count in items]
     sampler = BatchSampler(kinds, repeats, batch, seed)

@@ -77,10 +77,10 @@ def test_toml_yaml_and_json_say_the_same(tmp_path):
         (('name = "fox"', 'name = "../fox"'), r"name is '\.\./fox', expected a plain name"),
         (("resolutions = [512, 768]", "step = 50"), r"data\.step is 50, expected a multiple of 16"),
         (('precision = "int8"', 't5 = "a.safetensors"'), r"model needs transformer, clip_l"),
-        (('[lora]', '[lora]\nformats = ["xlabs"]'), r"lora\.formats is 'xlabs'"),
+        (("[lora]", '[lora]\nformats = ["xlabs"]'), r"lora\.formats is 'xlabs'"),
         (("steps = 20", "steps ="), r"cannot be read"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_named(tmp_path, change, message):
     assert change[0] in TOML
     with pytest.raises(ConfigError, match=r"run\.toml: .*" + message):

@@ -31,9 +31,11 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path):
 
     def on_event(event) -> None:
         if event.what == "training" and event.done == 3:
-            stack.enter_context(mock.patch(
-                "flux_core.train.state.save_file", side_effect=OSError(28, "No space left")
-            ))  # fmt: skip
+            stack.enter_context(
+                mock.patch(
+                    "flux_core.train.state.save_file", side_effect=OSError(28, "No space left")
+                )
+            )
 
     with ExitStack() as stack, pytest.raises(OSError, match="No space left"):
         new_trainer(config, on_event=on_event).run()

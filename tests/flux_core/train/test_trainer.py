@@ -63,13 +63,15 @@ def same(a, b) -> bool:
 def full(tmp_path: Path, **more):
     """Settings with everything on that the next step could depend on."""
     settings = {
-        "steps": 6, "lora": LoraConfig(rank=4, ema=0.9),
+        "steps": 6,
+        "lora": LoraConfig(rank=4, ema=0.9),
         "optimizer": OptimizerConfig(
             learning_rate=1e-3, warmup=2, schedule="cosine", accumulation=2
         ),
-        "validation": ValidationConfig(every=2, levels=2), "samples": SAMPLES,
+        "validation": ValidationConfig(every=2, levels=2),
+        "samples": SAMPLES,
         "objective": ObjectiveConfig(timesteps="shift", caption_dropout=0.3),
-    }  # fmt: skip
+    }
     return train_config(tmp_path, **settings | more)
 
 
@@ -162,10 +164,15 @@ def test_memory_that_runs_out_is_planned_again_once(tmp_path, caplog):
 
 def test_losses_fall_and_the_model_is_as_it_was(tmp_path):
     config = full(
-        tmp_path, steps=60, lora=LoraConfig(rank=8), batch=4, save_every=0,
+        tmp_path,
+        steps=60,
+        lora=LoraConfig(rank=8),
+        batch=4,
+        save_every=0,
         optimizer=OptimizerConfig(learning_rate=3e-3),
-        validation=ValidationConfig(every=30, levels=4), samples=SamplesConfig(),
-    )  # fmt: skip
+        validation=ValidationConfig(every=30, levels=4),
+        samples=SamplesConfig(),
+    )
     transformer = pocket_models().transformer
     before = {name: t.clone() for name, t in transformer.state_dict().items()}
     run = new_trainer(config)

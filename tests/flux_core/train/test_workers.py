@@ -37,12 +37,20 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
     results = []
     for count, batch in ((1, 4), (2, 2)):
         out = tmp_path / f"by-{count}"
-        launch = ["-m", "torch.distributed.run", f"--nproc-per-node={count}",
-                  "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]  # fmt: skip
+        launch = [
+            "-m",
+            "torch.distributed.run",
+            f"--nproc-per-node={count}",
+            "--rdzv-backend=c10d",
+            "--rdzv-endpoint=localhost:0",
+        ]
         done = subprocess.run(
             [sys.executable, *launch, str(script), str(out), str(batch), str(tmp_path)],
-            cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-        )  # fmt: skip
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr
         results.append(torch.load(out))
     (one, one_losses, alone), (two, two_losses, both) = results
