@@ -26,6 +26,7 @@ def randomise(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
+# long: one library's calls in the order in which it wants them
 def diffusers_ways(args: argparse.Namespace, device: torch.device) -> dict[str, KernelChoice]:
     """In bfloat16: resident, the whole model moved for each picture, group offloading."""
     from diffusers import FluxTransformer2DModel
@@ -89,6 +90,7 @@ def diffusers_ways(args: argparse.Namespace, device: torch.device) -> dict[str, 
     return {f"diffusers bf16, {name}": partial(opened, how) for name, how in prepared.items()}
 
 
+# long: one library's calls in the order in which it wants them
 def diffsynth_ways(args: argparse.Namespace, device: torch.device) -> dict[str, KernelChoice]:
     """DiffSynth-Studio's ``vram_limit``: float8 on the host, layers kept on the card up to it."""
     try:

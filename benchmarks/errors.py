@@ -175,12 +175,12 @@ def main() -> None:
     print(f"| {'one byte a weight':<42} | error | of the plain cast's |\n| --- | --- | --- |")
     for name, change in cases.items():
         try:
-            found = error(change)
+            lost = error(change)
         except Exception as reason:  # a library may fail in any way; the table says how
             line = str(reason).strip().splitlines()[0] if str(reason).strip() else ""
             print(f"| {name:<42} | - | {type(reason).__name__}: {line[:70]} |", flush=True)
         else:
-            print(f"| {name:<42} | {found:.2%} | {found / plain:.2f} |", flush=True)
+            print(f"| {name:<42} | {lost:.2%} | {lost / plain:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

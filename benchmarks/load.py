@@ -55,8 +55,8 @@ def write(path: Path, config: TransformerConfig, precision: str) -> Path:
 def growth(path: Path) -> tuple[float, float]:
     """Bytes by which a fresh process grew at its peak, and seconds, while loading a file."""
     command = [sys.executable, "-c", LOAD, str(path)]
-    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    return float(found[0]) * 1024, float(found[1])
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    return float(printed[0]) * 1024, float(printed[1])
 
 
 def main() -> None:

@@ -91,14 +91,14 @@ def draw(
     request = DrawRequest(model, text, start, SamplingSettings(steps=args.steps), loras=loras)
     times: list[float] = []
 
-    def told(*_) -> None:
+    def note_time(*_) -> None:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter())
 
     runner = OffloadRunner(policy, device)
     with meter.over():
-        draw_latents(runner, [request], callback=told)
+        draw_latents(runner, [request], callback=note_time)
         placement_of(model, runner.device).evict()
     steps = [b - a for a, b in itertools.pairwise(times)]
     part = runner.report.parts["transformer"]
@@ -107,22 +107,26 @@ def draw(
 
 def policies(args: argparse.Namespace, whole: float) -> dict[str, OffloadPolicy]:
     """What is compared; budgets are shares of what all resident takes, or gigabytes."""
-    found = {
+    policies_by_name = {
         "none": OffloadPolicy("none"),
         "component": OffloadPolicy("component"),
         "stream": OffloadPolicy("stream"),
         "stream, 3 slots": OffloadPolicy("stream", slots=3),
     }
     for budget in args.budgets or [round(whole / 2 / GB, 3)]:
-        found[f"auto, {budget:g} GB"] = OffloadPolicy("auto", vram_budget=int(budget * GB))
+        policies_by_name[f"auto, {budget:g} GB"] = OffloadPolicy(
+            "auto", vram_budget=int(budget * GB)
+        )
     separate = True if args.device == "cpu" else None  # a CPU stands for a card
-    return {name: replace(policy, separate_memory=separate) for name, policy in found.items()}
+    return {
+        name: replace(policy, separate_memory=separate) for name, policy in policies_by_name.items()
+    }
 
 
 def ours(args: argparse.Namespace, meter: Meter) -> None:
     for precision in args.precision:
-        made = argparse.Namespace(**vars(args) | {"device": meter.device.type})
-        model = new_transformer(made, precision, args.compute)
+        with_device = argparse.Namespace(**vars(args) | {"device": meter.device.type})
+        model = new_transformer(with_device, precision, args.compute)
         assert isinstance(model, FluxTransformer)
         model.cpu()
         if args.compile:
@@ -140,9 +144,11 @@ def ours(args: argparse.Namespace, meter: Meter) -> None:
                 draw(model, policy, args, meter, stack)
                 times = {(): [], (lora,): []}
                 for _ in range(2):  # in turn, so that a busy machine slows both alike
-                    for using, found in times.items():
-                        found.append(draw(model, policy, args, meter, stack if using else ())[0])
-                plain, with_lora = (min(found) for found in times.values())
+                    for using, policies_by_name in times.items():
+                        policies_by_name.append(
+                            draw(model, policy, args, meter, stack if using else ())[0]
+                        )
+                plain, with_lora = (min(policies_by_name) for policies_by_name in times.values())
                 started = time.perf_counter()
                 with lora_applied(model, [(lora, 0.5)]):
                     changed = time.perf_counter() - started
@@ -154,9 +160,10 @@ def ours(args: argparse.Namespace, meter: Meter) -> None:
 
 
 def row(name: str, seconds: float, base: float, peak: float, predicted: float | None) -> None:
-    said = "" if predicted is None else f"{predicted / GB:.2f}"
+    planned = "" if predicted is None else f"{predicted / GB:.2f}"
     print(
-        f"| {name} | {seconds:.3f} | {seconds / base:.2f} | {peak / GB:.2f} | {said} |", flush=True
+        f"| {name} | {seconds:.3f} | {seconds / base:.2f} | {peak / GB:.2f} | {planned} |",
+        flush=True,
     )
 
 
@@ -184,9 +191,9 @@ def theirs(args: argparse.Namespace, meter: Meter) -> None:
 def picture(args: argparse.Namespace, meter: Meter) -> None:
     """A whole picture, T5 and VAE of full size with it: peak, and seconds beside the steps."""
     device = meter.device
-    made = argparse.Namespace(**vars(args) | {"device": device.type})
+    with_device = argparse.Namespace(**vars(args) | {"device": device.type})
     precision = args.precision[0]
-    transformer = new_transformer(made, precision, args.compute)
+    transformer = new_transformer(with_device, precision, args.compute)
     assert isinstance(transformer, FluxTransformer)
     transformer.cpu()
     with torch.device("meta"):

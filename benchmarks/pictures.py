@@ -67,9 +67,9 @@ def main() -> None:
             for compute in args.compute:
                 pipeline = FluxPipeline.from_pocket(precision="bf16")
                 set_compute(quantize(pipeline.transformer, precision, known), compute)
-                found = drawn(pipeline, sentences, 0, args.steps)
-                near = [min(MOST, psnr(a, b)) for a, b in zip(found, exact, strict=True)]
-                alike = [ssim(a, b) for a, b in zip(found, exact, strict=True)]
+                drawings = drawn(pipeline, sentences, 0, args.steps)
+                near = [min(MOST, psnr(a, b)) for a, b in zip(drawings, exact, strict=True)]
+                alike = [ssim(a, b) for a, b in zip(drawings, exact, strict=True)]
                 print(
                     f"| {precision} | {rounding} | {compute} | {spread(near, 1)} | "
                     f"{spread(alike, 4)} |",

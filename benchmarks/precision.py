@@ -81,17 +81,21 @@ def bench_layers(args: argparse.Namespace) -> None:
         ready = {key: maybe_compiled(m, args.compile) for key, m in modules.items()}
         calls: Calls = {key: (lambda m=m, x=x: m(x)) for key, m in ready.items()}  # type: ignore
         calls["rotation"] = lambda x=x: rotate(x, 256)
-        found = medians(calls, args.runs, args.device)
-        for key, seconds in found.items():
+        seconds_by_name = medians(calls, args.runs, args.device)
+        for key, seconds in seconds_by_name.items():
             sums[key] = sums.get(key, 0.0) + seconds
-        print_row(name, found)
+        print_row(name, seconds_by_name)
     print_row("all", sums)
 
 
-def print_row(name: str, found: dict[str, float]) -> None:
-    base = found["bf16"]
-    cells = [f"{base / s:.2f}" for key, s in found.items() if key not in ("bf16", "rotation")]
-    print(f"| {name} | {' | '.join(cells)} | {found['rotation'] / base:.1%} |", flush=True)
+def print_row(name: str, seconds_by_name: dict[str, float]) -> None:
+    base = seconds_by_name["bf16"]
+    cells = [
+        f"{base / s:.2f}" for key, s in seconds_by_name.items() if key not in ("bf16", "rotation")
+    ]
+    print(
+        f"| {name} | {' | '.join(cells)} | {seconds_by_name['rotation'] / base:.1%} |", flush=True
+    )
 
 
 def step_inputs(device: str, side: int, text: int) -> dict[str, Tensor]:

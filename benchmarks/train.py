@@ -38,11 +38,11 @@ TARGETS = ("attention", "mlp")
 
 def policies(args: argparse.Namespace) -> dict[str, OffloadPolicy]:
     """What is compared; the budgets are those of common cards."""
-    found = {"none": OffloadPolicy("none"), "component": OffloadPolicy("component")}
+    compared = {"none": OffloadPolicy("none"), "component": OffloadPolicy("component")}
     for budget in args.budgets:
-        found[f"auto, {budget:g} GB"] = OffloadPolicy("auto", vram_budget=int(budget * GB))
+        compared[f"auto, {budget:g} GB"] = OffloadPolicy("auto", vram_budget=int(budget * GB))
     separate = True if args.device == "cpu" else None  # a CPU stands for a card
-    policies = found | {"stream": OffloadPolicy("stream")}
+    policies = compared | {"stream": OffloadPolicy("stream")}
     return {name: replace(policy, separate_memory=separate) for name, policy in policies.items()}
 
 

@@ -7,7 +7,7 @@ import argparse
 HELP = "what a card will do with FLUX.1-dev"
 
 #: Gigabytes, link in GB/s and effective TFLOP/s of linear layers, as such cards commonly have them.
-CARDS = (
+COMMON_GPUS = (
     (6, 12.5, 25, "PCIe 3 x16"),
     (8, 12.5, 40, "PCIe 4 x8"),
     (10, 25, 60, "PCIe 4 x16"),
@@ -47,10 +47,10 @@ def run(args: argparse.Namespace) -> None:
         if value is not None and value <= 0:
             raise ValueError(f"{name} is {value}, expected more than 0")
     print(f"FLUX.1-dev in {args.precision}, {args.width}x{args.height}, {args.steps} steps")
-    cards = CARDS
+    gpus = COMMON_GPUS
     if args.vram:
-        cards = ((args.vram, args.link, args.tflops, f"{args.link:g} GB/s"),)
-    for vram, link, tflops, name in cards:
+        gpus = ((args.vram, args.link, args.tflops, f"{args.link:g} GB/s"),)
+    for vram, link, tflops, name in gpus:
         picture = plan_picture(
             Machine(link * 1e9, tflops * 1e12),
             vram=(vram - KEPT_FREE) * 1e9,

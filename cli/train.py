@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from flux_core.report.pictures import to_pil
+    from flux_core.sampling.latents import image_tokens, latent_size
     from flux_core.train import Trainer, TrainingEvent, TrainingModels, read_config
     from flux_core.train.plots import times_histogram
 
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     if not trained.files:  # another process writes them
         return
     side = max(config.data[0].resolutions)
-    picture = to_pil(times_histogram(config.objective, side * side // 256))
+    picture = to_pil(times_histogram(config.objective, image_tokens(*latent_size(side, side))))
     picture.save(config.folder / "timesteps.png")
     print(trained.report)
     for path in trained.files:

@@ -71,6 +71,7 @@ class FluxPipeline:
             device=device,
         )
 
+    # long: its arguments are the whole of what can be asked for, each with its line
     @torch.no_grad()
     def __call__(
         self,

@@ -20,8 +20,8 @@ POCKET_SAMPLING: PocketSampling = {"steps": 30, "cfg": 2.5, "shift": "diffsynth"
 #: Beside the core in the folder that was cloned; installed, in the package ``fluxfit``.
 ASSETS = next(
     folder
-    for home in (Path(__file__).resolve().parents[1],)
-    for folder in (home / "assets", home / "fluxfit" / "assets")
+    for root in (Path(__file__).resolve().parents[1],)
+    for folder in (root / "assets", root / "fluxfit" / "assets")
     if folder.is_dir()
 )
 POCKET = ASSETS / "pocket"

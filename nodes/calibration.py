@@ -203,9 +203,9 @@ class FluxCalibrate:
             lambda draw: record_second_moments_of_all(modules, draw),
             controls,
         )
-        made = {}
+        calibrated = {}
         for module, known in zip(modules, second_moments, strict=True):
             of = precision if plan is None or module is not model.transformer else plan
-            made[module] = calibrated_copy(module, of, known, host.device())
-        tuned = tuple(replace(c, net=made.get(c.net, c.net)) for c in controls)
-        return replace(model, transformer=made[model.transformer]), tuned
+            calibrated[module] = calibrated_copy(module, of, known, host.device())
+        tuned = tuple(replace(c, net=calibrated.get(c.net, c.net)) for c in controls)
+        return replace(model, transformer=calibrated[model.transformer]), tuned

@@ -152,8 +152,8 @@ class FluxControlNet:
         number = None if mode == NO_MODE else UNION_MODES[mode]
         if mask is not None:
             mask = mask.reshape(-1, 1, *mask.shape[-2:])
-        made = make_control(**common, mode=number, mask=mask)
-        return ((*controls_of(control), made),)
+        made_control = make_control(**common, mode=number, mask=mask)
+        return ((*controls_of(control), made_control),)
 
 
 class ControlNetUpscalerFP8:
@@ -216,9 +216,9 @@ class ControlNetUpscalerFP8:
     ):
         enlarged = enlarge(image, upscale_factor, tile_blur)
         vae: HostVAE = common["vae"]
-        made = make_control(image=enlarged, **common)
-        latent = vae.encode(enlarged) if made.net.config.hint else made.cond
-        return ((*controls_of(control), made), {"samples": latent}, enlarged)
+        made_control = make_control(image=enlarged, **common)
+        latent = vae.encode(enlarged) if made_control.net.config.hint else made_control.cond
+        return ((*controls_of(control), made_control), {"samples": latent}, enlarged)
 
 
 def enlarge(image: Tensor, factor: float, tile_blur: float) -> Tensor:

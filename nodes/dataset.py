@@ -112,10 +112,10 @@ class FluxDataset:
         folders = (*(dataset.folders if dataset else ()), config)
         problems = DataProblems()
         items = read_items(folders, problems)
-        said = about(items, problems)
+        summary = about(items, problems)
         return {
-            "ui": {"text": (said,)},
-            "result": (Dataset(folders), contact_sheet(items)[None], said),
+            "ui": {"text": (summary,)},
+            "result": (Dataset(folders), contact_sheet(items)[None], summary),
         }
 
     @classmethod
@@ -130,10 +130,10 @@ def about(items: list[Item], problems: DataProblems) -> str:
     for item in items:
         name = f"{item.size.width}x{item.size.height}"
         sizes[name] = sizes.get(name, 0) + item.repeats
-    said = f"{len(items)} pictures: " + ", ".join(f"{n} of {s}" for s, n in sizes.items())
+    summary = f"{len(items)} pictures: " + ", ".join(f"{n} of {s}" for s, n in sizes.items())
     masked = sum(item.mask is not None for item in items)
-    said += f"; {masked} with a mask" if masked else ""
-    return said + (f"\nleft out: {summarize(problems.skipped)}" if problems.skipped else "")
+    summary += f"; {masked} with a mask" if masked else ""
+    return summary + (f"\nleft out: {summarize(problems.skipped)}" if problems.skipped else "")
 
 
 def contact_sheet(items: list[Item]) -> Tensor:

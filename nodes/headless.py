@@ -150,11 +150,11 @@ def widget_values(node_class: type, item: dict, label: str) -> dict[str, Any]:
     specs = {n: s for n, s in input_specs(node_class).items() if is_widget(s[0])}
     if isinstance(values, dict):
         return {name: values[name] for name in specs if name in values}
-    found: dict[str, Any] = {}
+    by_name: dict[str, Any] = {}
     rest = iter(values)
     for name, (_, options) in specs.items():
         try:
-            found[name] = next(rest)
+            by_name[name] = next(rest)
             if adds_control(name, options):
                 next(rest)
         except StopIteration:
@@ -162,7 +162,7 @@ def widget_values(node_class: type, item: dict, label: str) -> dict[str, Any]:
     left = [v for v in rest if v not in ("image", None)]  # an upload button is a widget as well
     if left:
         raise WorkflowError(f"{label}: {len(left)} widget values more than it has inputs: {left}")
-    return found
+    return by_name
 
 
 def adds_control(name: str, options: dict) -> bool:
@@ -277,15 +277,15 @@ def checked_value(step: Step, name: str, kind: Any, options: dict, value: Any) -
         return value
     types = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": truth}
     try:
-        made = types[kind](value)
+        converted = types[kind](value)
     except (TypeError, ValueError, KeyError):
         raise WorkflowError(f"{where} is {value!r}, expected {kind}") from None
     low, high, step_size = (options.get(k) for k in ("min", "max", "step"))
-    if (low is not None and made < low) or (high is not None and made > high):
-        raise WorkflowError(f"{where} is {made}, expected {low} to {high}")
-    if kind == "INT" and step_size and step_size > 1 and (made - (low or 0)) % step_size:
-        raise WorkflowError(f"{where} is {made}, expected a multiple of {step_size}")
-    return made
+    if (low is not None and converted < low) or (high is not None and converted > high):
+        raise WorkflowError(f"{where} is {converted}, expected {low} to {high}")
+    if kind == "INT" and step_size and step_size > 1 and (converted - (low or 0)) % step_size:
+        raise WorkflowError(f"{where} is {converted}, expected a multiple of {step_size}")
+    return converted
 
 
 def truth(value: Any) -> bool:
@@ -309,8 +309,8 @@ def set_value(graph: Graph, assignment: str) -> None:
         raise WorkflowError(f"--set {assignment!r}: expected NODE.INPUT=VALUE")
     steps = [s for s in graph.values() if s.id == node or s.type == node]
     if len(steps) != 1:
-        found = f"{len(steps)} nodes" if steps else "no node"
-        raise WorkflowError(f"--set {assignment!r}: {found} called {node!r}")
+        by_name = f"{len(steps)} nodes" if steps else "no node"
+        raise WorkflowError(f"--set {assignment!r}: {by_name} called {node!r}")
     if steps[0].type in NODES and name not in input_specs(NODES[steps[0].type]):
         raise WorkflowError(f"--set {assignment!r}: {steps[0].label} has no input {name!r}")
     steps[0].inputs[name] = value
@@ -331,8 +331,10 @@ def run(graph: Graph, on_node: Callable[[Step], None] | None = None) -> dict[str
                 if name in input_specs(NODES[step.type])
             }
             node = NODES[step.type]()
-            made = getattr(node, NODES[step.type].FUNCTION)(**kwargs)  # type: ignore[attr-defined]
-            results[key] = made.get("result", made) if isinstance(made, dict) else made
+            converted = getattr(node, NODES[step.type].FUNCTION)(**kwargs)  # type: ignore[attr-defined]
+            results[key] = (
+                converted.get("result", converted) if isinstance(converted, dict) else converted
+            )
     return results
 
 

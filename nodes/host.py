@@ -56,9 +56,9 @@ def register_pocket() -> None:
 
 def model_roots(folder: str) -> list[Path]:
     """Where models of a kind lie outside of the host."""
-    home = os.environ.get("FLUXFIT_MODELS")
+    models_home = os.environ.get("FLUXFIT_MODELS")
     roots = [POCKET / folder, output_folder() / folder]
-    return [Path(home) / folder, *roots] if home else roots
+    return [Path(models_home) / folder, *roots] if models_home else roots
 
 
 def model_names(*folders: str) -> list[str]:
@@ -72,8 +72,8 @@ def model_names(*folders: str) -> list[str]:
             roots = [Path(root) for root in folder_paths.get_folder_paths(folder)]
         wanted = SUFFIXES if folder_paths is None else (".gguf",)  # which the host does not list
         for root in roots:
-            found = (p for p in sorted(root.rglob("*")) if p.name.endswith(wanted))
-            names += [p.relative_to(root).as_posix() for p in found]
+            matches = (p for p in sorted(root.rglob("*")) if p.name.endswith(wanted))
+            names += [p.relative_to(root).as_posix() for p in matches]
     return list(dict.fromkeys(n for n in names if n.endswith(SUFFIXES)))
 
 
@@ -89,9 +89,9 @@ def model_path(name: str, *folders: str) -> Path:
     folder_paths = comfy("folder_paths")
     for folder in folders:
         if folder_paths is not None:
-            found = folder_paths.get_full_path(folder, name)
-            if found is not None:
-                return Path(found)
+            matches = folder_paths.get_full_path(folder, name)
+            if matches is not None:
+                return Path(matches)
             continue
         for root in model_roots(folder):
             path = root / parts
@@ -104,10 +104,10 @@ def model_path(name: str, *folders: str) -> Path:
 def host_tokenizers() -> tuple[Path, Path] | None:
     """The tokenizers that a ComfyUI installation carries: CLIP's folder and T5's."""
     folder_paths = comfy("folder_paths")
-    home = folder_paths.base_path if folder_paths else os.environ.get("COMFYUI_PATH")
-    if not home:
+    comfyui = folder_paths.base_path if folder_paths else os.environ.get("COMFYUI_PATH")
+    if not comfyui:
         return None
-    inner = Path(home) / "comfy"
+    inner = Path(comfyui) / "comfy"
     clip, t5 = inner / "sd1_tokenizer", inner / "text_encoders" / "t5_tokenizer"
     return (clip, t5) if clip.is_dir() and t5.is_dir() else None
 
@@ -117,8 +117,8 @@ def plans_folder() -> Path:
     folder_paths = comfy("folder_paths")
     if folder_paths is not None:
         return Path(folder_paths.models_dir) / PLANS
-    home = os.environ.get("FLUXFIT_MODELS")
-    return Path(home) / PLANS if home else output_folder() / PLANS
+    models_home = os.environ.get("FLUXFIT_MODELS")
+    return Path(models_home) / PLANS if models_home else output_folder() / PLANS
 
 
 def plan_names() -> list[str]:
@@ -133,11 +133,11 @@ def dataset_roots() -> list[Path]:
 
 def dataset_names() -> list[str]:
     """Folders that hold pictures, without repeats."""
-    found = []
+    matches = []
     for root in dataset_roots():
         pictures = (p for p in sorted(root.rglob("*")) if p.suffix.lower() in PICTURES)
-        found += [p.parent.relative_to(root).as_posix() for p in pictures if p.parent != root]
-    return list(dict.fromkeys(found))
+        matches += [p.parent.relative_to(root).as_posix() for p in pictures if p.parent != root]
+    return list(dict.fromkeys(matches))
 
 
 def dataset_path(name: str) -> Path:
@@ -231,7 +231,7 @@ def stages() -> Iterator[Callable[..., None]]:
     name = ""
     try:
 
-        def told(what: str, done: int, total: int, preview: Image.Image | None = None) -> None:
+        def show(what: str, done: int, total: int, preview: Image.Image | None = None) -> None:
             nonlocal bar, name
             stage = what.split(",")[0]
             if bar is None or stage != name or bar.total != total:
@@ -241,7 +241,7 @@ def stages() -> Iterator[Callable[..., None]]:
             bar.what = what
             bar.update(done, preview)
 
-        yield told
+        yield show
     finally:
         if bar is not None:
             bar.close()

@@ -284,10 +284,10 @@ def tokenizer_folders(clip_l: Path, t5: Path) -> tuple[Path, Path]:
     try:
         return find_tokenizers(clip_l, t5)
     except FileNotFoundError:
-        found = host.host_tokenizers()
-        if found is None:
+        shipped = host.host_tokenizers()
+        if shipped is None:
             raise
-        return found
+        return shipped
 
 
 def preview_factors(path: Path):

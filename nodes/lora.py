@@ -23,10 +23,10 @@ def open_lora(path: Path) -> Lora:
     finds it prepared."""
     about = path.stat()
     key = (str(path), about.st_mtime_ns, about.st_size)
-    found = _opened.get(key)
-    if found is None:
-        found = _opened[key] = load_lora(path)
-    return found
+    opened_before = _opened.get(key)
+    if opened_before is None:
+        opened_before = _opened[key] = load_lora(path)
+    return opened_before
 
 
 def strength_input(tooltip: str) -> tuple:
@@ -91,12 +91,12 @@ class FluxLoraLoader:
             encoders = text_encoders.encoders
             parts += [match_lora(opened, part) for part in (encoders.clip_l, encoders.t5)]
         refuse_unmatched(opened, parts)
-        made = replace(model, loras=(*model.loras, (opened, strength)))
+        changed = replace(model, loras=(*model.loras, (opened, strength)))
         if text_encoders is not None:
             text_encoders = replace(
                 text_encoders, loras=(*text_encoders.loras, (opened, strength_text))
             )
-        return (made, text_encoders, "\n".join(str(part) for part in parts if part.matched))
+        return (changed, text_encoders, "\n".join(str(part) for part in parts if part.matched))
 
 
 class FluxMergeLoras:

@@ -54,7 +54,9 @@ class FluxCompare:
             comparison(a.cpu()[..., :3].float(), b.cpu()[..., :3].float(), (name_a, name_b), gain)
             for a, b in zip(image_a, image_b, strict=True)
         ]
-        return torch.stack([sheet for sheet, _ in pairs]), "\n".join(said for _, said in pairs)
+        return torch.stack([sheet for sheet, _ in pairs]), "\n".join(
+            caption for _, caption in pairs
+        )
 
 
 class FluxGrid:

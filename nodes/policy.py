@@ -112,8 +112,8 @@ class OffloadPolicy:
             pin,
             {k.removesuffix("_mode"): v for k, v in own.items() if v != AS_ALL},
         )
-        said = predicted(policy)
-        return {"ui": {"text": (said,)}, "result": (policy, said)}
+        text = predicted(policy)
+        return {"ui": {"text": (text,)}, "result": (policy, text)}
 
 
 def predicted(policy: Policy) -> str:
@@ -121,10 +121,10 @@ def predicted(policy: Policy) -> str:
     device = host.device()
     free = free_bytes(device)
     if free is None:
-        found = plan_picture(UNKNOWN, vram=EXAMPLE, policy=policy)
-        return f"FLUX.1-dev, fp8_scaled, 1024x1024, on a card of {EXAMPLE / 1e9:g} GB: {found}"
-    found = plan_picture(measure_machine(device), vram=free, policy=policy)
-    return f"FLUX.1-dev, fp8_scaled, 1024x1024, on this card: {found}"
+        planned = plan_picture(UNKNOWN, vram=EXAMPLE, policy=policy)
+        return f"FLUX.1-dev, fp8_scaled, 1024x1024, on a card of {EXAMPLE / 1e9:g} GB: {planned}"
+    planned = plan_picture(measure_machine(device), vram=free, policy=policy)
+    return f"FLUX.1-dev, fp8_scaled, 1024x1024, on this card: {planned}"
 
 
 class FluxMemoryReport:
@@ -155,6 +155,6 @@ class FluxMemoryReport:
         return float("nan")  # parts may have run again though the picture did not change
 
     def show(self, image: Tensor):
-        said = str(host.latest)
+        text = str(host.latest)
         drawn = timeline(host.latest) if host.latest.parts else torch.zeros(1, 1, 3)
-        return {"ui": {"text": (said,)}, "result": (image, drawn[None], said)}
+        return {"ui": {"text": (text,)}, "result": (image, drawn[None], text)}

@@ -35,6 +35,7 @@ class FluxSampler:
     RETURN_NAMES = ("latent", "report")
     OUTPUT_TOOLTIPS = ("For VAE Decode.", "Memory and time of each part, as text.")
 
+    # long: a table of inputs
     @classmethod
     def INPUT_TYPES(cls):
         return {

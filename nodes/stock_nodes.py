@@ -14,6 +14,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from flux_core.sampling.latents import latent_size
+
 from . import host
 
 SIZE = {"min": 16, "max": 16384, "step": 16}
@@ -125,7 +127,7 @@ class EmptySD3LatentImage:
         }
 
     def make(self, width: int, height: int, batch_size: int):
-        return ({"samples": torch.zeros(batch_size, 16, height // 8, width // 8)},)
+        return ({"samples": torch.zeros(batch_size, 16, *latent_size(height, width))},)
 
 
 class ImageScaleBy:

@@ -78,7 +78,7 @@ class FluxTextEncode:
     ):
         encoders = text_encoders.encoders
         runner = HostOffloadRunner(text_encoders.policy, host.device())
-        (found,) = encode_prompts(
+        (encoding,) = encode_prompts(
             runner,
             encoders,
             [prompt],
@@ -87,5 +87,5 @@ class FluxTextEncode:
             text_encoders.loras,
         )
         host.account(runner.report)
-        extra = {"pooled_output": found.pooled.float(), "guidance": float(guidance)}
-        return ([[found.context.float(), extra]],)
+        extra = {"pooled_output": encoding.pooled.float(), "guidance": float(guidance)}
+        return ([[encoding.context.float(), extra]],)

@@ -63,6 +63,7 @@ class FluxTrainSettings:
     RETURN_NAMES = ("settings", "timesteps")
     OUTPUT_TOOLTIPS = ("For FluxTrainLora.", "Which noise levels are drawn how often.")
 
+    # long: a table of inputs
     @classmethod
     def INPUT_TYPES(cls):
         return {
@@ -276,7 +277,8 @@ class FluxTrainLora:
         sample_cfg: float = 1.0,
         sample_shift: str = "host",
     ):
-        side = dataset.folders[0].resolutions[0] // 16 * 16
+        side = dataset.folders[0].resolutions[0]
+        side -= side % 16  # what a picture's side may be
         samples = SamplesConfig(
             tuple(line.strip() for line in sample_prompts.splitlines() if line.strip()),
             sample_every,
@@ -334,15 +336,15 @@ class FluxResumeTraining:
     def resume(
         self, model: FluxModel, text_encoders: FluxTextEncoders, vae: HostVAE, run: str, steps: int
     ):
-        home = host.output_folder().resolve() / RUNS
-        config = read_run(host.inside(home, run))
-        config = replace(config, output=str(home), steps=steps or config.steps)
+        runs_folder = host.output_folder().resolve() / RUNS
+        config = read_run(host.inside(runs_folder, run))
+        config = replace(config, output=str(runs_folder), steps=steps or config.steps)
         return trained_with(config, model, text_encoders, vae, True)
 
 
 def run_names() -> list[str]:
-    home = host.output_folder() / RUNS
-    return sorted(path.parent.name for path in home.glob("*/config.json"))
+    runs_folder = host.output_folder() / RUNS
+    return sorted(path.parent.name for path in runs_folder.glob("*/config.json"))
 
 
 def trained_with(
@@ -361,29 +363,29 @@ def trained_with(
         )
     parts = TrainingModels(model.transformer, text_encoders.encoders, vae.first_stage_model)
     runner = HostOffloadRunner(model.policy, host.device())
-    with host.stages() as told:
+    with host.stages() as show:
 
-        def tell(news: TrainingEvent) -> None:
-            shown = to_pil(torch.cat(news.pictures, dim=1)) if news.pictures else None
-            told(str(news), news.done, news.all, shown)
+        def tell(event: TrainingEvent) -> None:
+            shown = to_pil(torch.cat(event.pictures, dim=1)) if event.pictures else None
+            show(str(event), event.done, event.all, shown)
 
         trained = Trainer(config, parts, host.device(), runner=runner, on_event=tell).run(resume)
     host.account(runner.report)
     path = publish(trained.files[0])
     loss = trained.history.curve()
     samples = torch.stack(trained.samples) if trained.samples else torch.zeros(1, 64, 64, 3)
-    made = replace(model, loras=((load_lora(path), 1.0),))
-    said = f"{path}\n{config.steps} steps, last loss {trained.history.losses[-1]:.4f}"
-    return {"ui": {"text": (said,)}, "result": (made, loss[None], samples, str(path))}
+    with_lora = replace(model, loras=((load_lora(path), 1.0),))
+    summary = f"{path}\n{config.steps} steps, last loss {trained.history.losses[-1]:.4f}"
+    return {"ui": {"text": (summary,)}, "result": (with_lora, loss[None], samples, str(path))}
 
 
 def publish(path: Path) -> Path:
     """A copy of a LoRA where the loaders look for LoRAs."""
-    home = host.output_folder().resolve() / "loras"
-    home.mkdir(parents=True, exist_ok=True)
-    partial = home / (path.name + ".partial")
+    runs_folder = host.output_folder().resolve() / "loras"
+    runs_folder.mkdir(parents=True, exist_ok=True)
+    partial = runs_folder / (path.name + ".partial")
     try:
         partial.write_bytes(path.read_bytes())
-        return partial.replace(home / path.name)
+        return partial.replace(runs_folder / path.name)
     finally:
         partial.unlink(missing_ok=True)

@@ -154,5 +154,5 @@ def test_tables_of_nodes_are_up_to_date():
 
 @pytest.mark.parametrize("name", ["README.md", "docs/benchmarks.md"])
 def test_what_was_not_measured_is_said(name):
-    said = " ".join(TEXTS[name].split())
-    assert "Nothing has been measured on a GPU yet, nor with FLUX.1-dev's weights" in said
+    page_text = " ".join(TEXTS[name].split())
+    assert "Nothing has been measured on a GPU yet, nor with FLUX.1-dev's weights" in page_text

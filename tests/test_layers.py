@@ -15,13 +15,13 @@ HOST_MODULES = {"comfy", "folder_paths", "nodes", "server", "execution", "latent
 
 def imported(path: Path) -> set[tuple[int, str]]:
     """(relative level, module) of every import in a file."""
-    found: set[tuple[int, str]] = set()
+    modules_imported: set[tuple[int, str]] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {(0, alias.name) for alias in node.names}
+            modules_imported |= {(0, alias.name) for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found.add((node.level, node.module or ""))
-    return found
+            modules_imported.add((node.level, node.module or ""))
+    return modules_imported
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "flux_core").rglob("*.py")), ids=lambda p: p.name)

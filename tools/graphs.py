@@ -178,6 +178,7 @@ CALIBRATED = "fp8_scaled"
 SEEN = ("a small blue circle in the top left on a yellow background", "a green star on black")
 
 
+# long: a table of nodes
 def compare_precisions() -> Description:
     """One prompt at every precision, on one sheet, each against bf16; one of them calibrated."""
     graph: Description = {
@@ -258,6 +259,7 @@ def compare_precisions() -> Description:
 CONCEPT = "a red crescent on a blue background"
 
 
+# long: a table of nodes
 def train_lora() -> Description:
     """Teach the pocket model a shape that it cannot draw, and draw it without and with the LoRA."""
     parts = {"model": ("loader", 0), "text_encoders": ("loader", 1), "vae": ("loader", 2)}

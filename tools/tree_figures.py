@@ -39,9 +39,7 @@ BANNED_NAME = re.compile(
     "take|told|walk"
 )
 #: Words that no name has in it.
-BANNED_WORD = re.compile(
-    "(^|_)(foresees?|lend|residency|rivals|settle|standins|patcher|compensate)(_|$)"
-)
+BANNED_WORD = re.compile("(^|_)(foresees?|lend|residency|rivals|settle|standins|compensate)(_|$)")
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -112,7 +112,7 @@ def ui_node(name: str, node: Node, number: int, incoming: dict, outgoing: dict) 
         properties |= {"cnr_id": "comfy-core", "ver": "0.3.64"}
     if node.models:
         properties["models"] = node.models
-    made = {
+    node_entry = {
         "id": number,
         "type": node.type,
         "pos": [node.x, node.y],
@@ -137,7 +137,7 @@ def ui_node(name: str, node: Node, number: int, incoming: dict, outgoing: dict) 
         "properties": properties,
         "widgets_values": values,
     }
-    return made | ({"title": node.title} if node.title else {})
+    return node_entry | ({"title": node.title} if node.title else {})
 
 
 def diagram(workflow: dict[str, Any]) -> Image.Image:

@@ -33,8 +33,8 @@ def record_second_moments(module: nn.Module, run: Callable[[], object]) -> dict[
     def add(name: str, x: Tensor) -> None:
         if not x.numel():
             return
-        moments = second_moments_of(x).cpu()
-        sums[name] = moments if name not in sums else sums[name].add_(moments)
+        products = second_moments_of(x).cpu()
+        sums[name] = products if name not in sums else sums[name].add_(products)
         counts[name] = counts.get(name, 0) + x.shape[:-1].numel()
 
     with torch.no_grad(), observe(module, add):

@@ -113,11 +113,13 @@ def load_text_encoders(
         tokenizers: a folder with ``tokenizer`` (CLIP-L) and ``tokenizer_2`` (T5), by default found
             beside the weights.
     """
-    found = find_tokenizers(clip_l, t5) if tokenizers is None else both_in(Path(tokenizers))
+    tokenizer_folders = (
+        find_tokenizers(clip_l, t5) if tokenizers is None else both_in(Path(tokenizers))
+    )
     return TextEncoders(
         load_clip_l(clip_l, precision=precision, compute=compute, device=device),
         load_t5(t5, precision=precision, compute=compute, device=device),
-        Tokenizers.load(*found),
+        Tokenizers.load(*tokenizer_folders),
     )
 
 
@@ -130,10 +132,10 @@ def find_tokenizers(clip_l: str | Path, t5: str | Path) -> tuple[Path, Path]:
 
     Raises ``FileNotFoundError`` saying where they were looked for.
     """
-    found = []
+    tokenizer_folders = []
     for weights, name in ((clip_l, "tokenizer"), (t5, "tokenizer_2")):
-        home = Path(weights) if Path(weights).is_dir() else Path(weights).parent
-        places = [home / name, home.parent / name]
+        model_folder = Path(weights) if Path(weights).is_dir() else Path(weights).parent
+        places = [model_folder / name, model_folder.parent / name]
         existing = [place for place in places if place.is_dir()]
         if not existing:
             looked = " or ".join(map(str, places))
@@ -141,5 +143,5 @@ def find_tokenizers(clip_l: str | Path, t5: str | Path) -> tuple[Path, Path]:
                 f"no tokenizer for {weights}: expected the folder {looked}; it is the folder "
                 f"{name!r} of the FLUX.1 repository on Hugging Face"
             )
-        found.append(existing[0])
-    return found[0], found[1]
+        tokenizer_folders.append(existing[0])
+    return tokenizer_folders[0], tokenizer_folders[1]

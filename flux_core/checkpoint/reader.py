@@ -176,10 +176,10 @@ def open_source(path: str | Path) -> Source:
         return open_index(indices[0])
     files = sorted([*path.glob("*.safetensors"), *path.glob("*.gguf")])
     if len(files) != 1:
-        found = ", ".join(f.name for f in files) or "none"
+        listed = ", ".join(f.name for f in files) or "none"
         raise CheckpointError(
             f"{path}: expected an *.index.json or one .safetensors or .gguf file in this folder, "
-            f"found {found}"
+            f"found {listed}"
         )
     return open_file(files[0])
 

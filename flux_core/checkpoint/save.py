@@ -59,15 +59,15 @@ def to_diffusers(net: FluxControlNet, tensors: dict[str, Tensor]) -> dict[str, T
     """A ControlNet's native tensors in diffusers' names, fused ones taken apart again."""
     config = net.config
     recipes = diffusers_body(config.depth, config.depth_single_blocks) | CONTROLNET_OWN
-    made: dict[str, Tensor] = {}
+    renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         names = recipes[name].names if name in recipes else (name,)
         sizes = [tensor.shape[0]]
         if len(names) > 1:
             sizes = [config.hidden_size] * 3
             sizes += [tensor.shape[0] - sum(sizes)] * (len(names) - 3)
-        made.update(zip(names, tensor.split(sizes), strict=True))
-    return made
+        renamed.update(zip(names, tensor.split(sizes), strict=True))
+    return renamed
 
 
 def plan_of(module: nn.Module) -> PrecisionPlan | None:

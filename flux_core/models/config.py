@@ -19,13 +19,13 @@ AXES_DIM = (16, 56, 56)
 
 def count_blocks(names: Iterable[str], prefix: str) -> int:
     """Count the consecutive numbers N for which some name starts with ``<prefix>N.``."""
-    found = {
+    numbers = {
         int(head)
         for name in names
         if name.startswith(prefix) and (head := name[len(prefix) :].split(".")[0]).isdigit()
     }
     count = 0
-    while count in found:
+    while count in numbers:
         count += 1
     return count
 

@@ -36,10 +36,10 @@ class LiveBytes(TorchDispatchMode):
         inside = {
             t.untyped_storage()._cdata for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)
         }
-        for made in tree_iter(out):
-            if not isinstance(made, Tensor):
+        for tensor in tree_iter(out):
+            if not isinstance(tensor, Tensor):
                 continue
-            storage = made.untyped_storage()
+            storage = tensor.untyped_storage()
             key = storage._cdata
             if key in self.seen or key in inside:
                 continue

@@ -158,7 +158,9 @@ def plan_picture(
         policy: ``auto`` unless given; its ``vram_budget`` counts where it is smaller.
     """
     parts, policy = flux1_dev(precision), policy or OffloadPolicy()
-    image = width * height // 256
+    side = parts.vae.config.compression
+    rows, columns = height // side, width // side
+    image = (rows // 2) * (columns // 2)
     budget = int(vram if policy.vram_budget is None else min(vram, policy.vram_budget))
     bounded = policy.vram_budget is not None or policy.mode != "stream"
 
@@ -179,7 +181,7 @@ def plan_picture(
     )
     text = planned([parts.clip_l, parts.t5], t5_work(parts.t5, T5_LENGTH), 0)
     body = planned([parts.transformer], drawing, image)
-    vae = planned([parts.vae], vae_work(parts.vae, height // 8, width // 8, 1), 0)
+    vae = planned([parts.vae], vae_work(parts.vae, rows, columns, 1), 0)
     streamed = body.modules[0].streamed
     from_disk = 0.0 if ram is None else max(0.0, streamed - RAM_SHARE * ram)
     moved = cost_of(parts.clip_l).all_blocks + cost_of(parts.t5).all_blocks
@@ -191,7 +193,6 @@ def plan_picture(
         vae,
         before=(moved + brought) / machine.link + t5_flops(parts.t5) / machine.flops,
         step=max(body.seconds, from_disk / DISK),
-        after=vae.weights / machine.link
-        + vae_flops(parts.vae, height // 8, width // 8) / machine.flops,
+        after=vae.weights / machine.link + vae_flops(parts.vae, rows, columns) / machine.flops,
         from_disk=from_disk,
     )

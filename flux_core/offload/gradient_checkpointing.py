@@ -59,8 +59,8 @@ class GradientCheckpoint(torch.autograd.Function):
             wanted = [t for t in (*inputs, *call.parameters) if t.requires_grad]
             with call.second() as block:
                 outputs = call.outputs(block, inputs)
-                found = iter(torch.autograd.grad(outputs, wanted, grads, allow_unused=True))
-        return None, *(next(found) if need else None for need in needed)
+                gradients = iter(torch.autograd.grad(outputs, wanted, grads, allow_unused=True))
+        return None, *(next(gradients) if need else None for need in needed)
 
 
 class Call:
@@ -86,8 +86,8 @@ class Call:
         flat = list(self.flat)
         for place, tensor in zip(self.places, tensors, strict=True):
             flat[place] = tensor
-        made = type(block).forward(block, *tree_unflatten(flat, self.spec))
-        return made if isinstance(made, tuple) else (made,)
+        result = type(block).forward(block, *tree_unflatten(flat, self.spec))
+        return result if isinstance(result, tuple) else (result,)
 
     def compute(self, using: Using, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         with using() as block:
@@ -100,12 +100,12 @@ def gradient_checkpointed(block: nn.Module, first: Using, second: Using, on_host
 
     def forward(*args: Any) -> Any:
         if not torch.is_grad_enabled():
-            with first() as made:
-                return type(made).forward(made, *args)
+            with first() as result:
+                return type(result).forward(result, *args)
         call = Call(first, second, parameters, on_host, args)
         tensors = [t for t in tree_flatten(args)[0] if isinstance(t, Tensor)]
-        made = GradientCheckpoint.apply(call, *tensors, *parameters)
-        outputs = list(cast(Iterable[Tensor], made))
+        result = GradientCheckpoint.apply(call, *tensors, *parameters)
+        outputs = list(cast(Iterable[Tensor], result))
         return tuple(outputs) if len(outputs) > 1 else outputs[0]
 
     return forward

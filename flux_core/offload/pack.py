@@ -58,26 +58,26 @@ def twin(module: M, tensors: dict[int, Tensor]) -> M:
     memo: dict[int, object] = {}
     for _, _, _, tensor in named_tensors(module, set()):
         memo[id(tensor)] = in_place_of(tensor, tensors.get(id(tensor), tensor))
-    made = copy.deepcopy(module, memo)
-    made.__dict__.pop("forward", None)
-    return made
+    copied = copy.deepcopy(module, memo)
+    copied.__dict__.pop("forward", None)
+    return copied
 
 
 def copied_to(module: M, device: torch.device) -> M:
     """The module itself where it is on the device, else a twin with its tensors copied there."""
-    found = {
+    moved = {
         id(t): t.to(device) for _, _, _, t in named_tensors(module, set()) if t.device != device
     }
-    return twin(module, found) if found else module
+    return twin(module, moved) if moved else module
 
 
 class BufferLayout:
     """Where a module's tensors lie in one flat buffer of ``size`` bytes."""
 
-    def __init__(self, found: Iterable[tuple[str, Tensor]]) -> None:
+    def __init__(self, moved: Iterable[tuple[str, Tensor]]) -> None:
         self.places: list[TensorSlice] = []
         end = 0
-        for name, tensor in found:
+        for name, tensor in moved:
             self.places.append(TensorSlice(name, tensor.dtype, tensor.shape, end, tensor.nbytes))
             end += aligned(tensor.nbytes)
         self.size = end

@@ -146,15 +146,15 @@ class Placement:
             if weights.onloaded is None or has_attached(weights.module)
         ]
         changed: list[nn.Module] = []
-        beside = {weights: self.branches_of(weights) for weights in (self.rest, *self.blocks)}
+        attached = {weights: self.branches_of(weights) for weights in (self.rest, *self.blocks)}
         ring: Ring | None = None
         try:
             for number, weights in enumerate((self.rest, *self.blocks)):
                 if not number or number - 1 in resident:
-                    beside[weights].onload(self.device, self.separate)
+                    attached[weights].onload(self.device, self.separate)
             if moving:
                 blocks = [self.blocks[i] for i in moving]
-                pairs = [Pair(b, beside[b]) if beside[b].size else b for b in blocks]
+                pairs = [Pair(b, attached[b]) if attached[b].size else b for b in blocks]
                 turns = pairs if training is None else [*pairs, *reversed(pairs)]
                 ring = Ring(turns, self.device, slots, poison)
                 for turn, number in enumerate(moving):
@@ -180,7 +180,7 @@ class Placement:
         finally:
             for owner in changed:
                 owner.__dict__.pop("forward", None)
-            for weights in beside.values():
+            for weights in attached.values():
                 weights.offload()
             if ring is not None:
                 ring.close()

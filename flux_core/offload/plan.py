@@ -28,12 +28,12 @@ UNKNOWN = Machine(25e9, 70e12)
 
 def nbytes(module: nn.Module, left_out: set[int]) -> int:
     """Bytes that a module's tensors take in a buffer, but for some modules and what is trained."""
-    found = {
+    sizes_by_id = {
         id(t): aligned(t.nbytes)
         for _, owner, _, t in named_tensors(module, left_out)
         if not is_trained(owner)
     }
-    return sum(found.values())
+    return sum(sizes_by_id.values())
 
 
 @dataclass(frozen=True)
@@ -156,11 +156,11 @@ class Plan:
             slots = max(module.slots for module in self.modules)
             streamed = self.passes * self.streamed / GB
             moved = f"{streamed:.2f} GB streamed a step through {slots} slots"
-        said = f"{resident} of {blocks} blocks resident, {moved}; peak {self.peak / GB:.1f} GB"
+        text = f"{resident} of {blocks} blocks resident, {moved}; peak {self.peak / GB:.1f} GB"
         if self.seconds:
             seconds = self.passes * self.seconds
-            said += f"; {seconds:.2f} s a step, {max(0.0, self.slowdown):.0%} lost by streaming"
-        return said
+            text += f"; {seconds:.2f} s a step, {max(0.0, self.slowdown):.0%} lost by streaming"
+        return text
 
 
 def choose_resident(

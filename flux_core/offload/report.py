@@ -110,27 +110,27 @@ class MemoryReport:
             f"weights on {self.device} at once: {self.peak / MIB:.1f} MiB (policy {modes})"
         )
         for name, part in self.parts.items():
-            lines += [f"{name}: {said}" for said in notes(part)]
+            lines += [f"{name}: {remarks}" for remarks in notes(part)]
         return "\n".join(lines)
 
 
 def notes(part: PartReport) -> list[str]:
     """What is worth a line about one part."""
-    said = []
+    remarks = []
     if part.copies:
-        said.append(
+        remarks.append(
             f"{part.copies} blocks streamed, {part.streamed / MIB:.1f} MiB at "
             f"{part.bandwidth / 1e9:.1f} GB/s, {part.stalled:.2f} s stalled"
         )
     if part.pinned:
-        said.append(f"{part.pinned / MIB:.1f} MiB pinned on the host")
+        remarks.append(f"{part.pinned / MIB:.1f} MiB pinned on the host")
     if part.step:
-        said.append(f"predicted {part.step:.3f} s a pass over its blocks")
+        remarks.append(f"predicted {part.step:.3f} s a pass over its blocks")
     if part.tile:
-        said.append(f"in tiles of {8 * part.tile} pixels, blended")
+        remarks.append(f"in tiles of {8 * part.tile} pixels, blended")
     if part.replans:
-        said.append(f"ran out of memory {part.replans} times and was planned again")
+        remarks.append(f"ran out of memory {part.replans} times and was planned again")
     if part.restarts:
-        said.append(f"{part.restarts} blocks were asked for out of turn")
-    said += [f"{count} layers {how}" for how, count in sorted(part.kernels.items())]
-    return said
+        remarks.append(f"{part.restarts} blocks were asked for out of turn")
+    remarks += [f"{count} layers {how}" for how, count in sorted(part.kernels.items())]
+    return remarks

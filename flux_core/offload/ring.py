@@ -71,7 +71,7 @@ class Ring:
                 f"a ring has {slots} slots, expected at least 2: one copies, one works"
             )
         self.host_weights, self.device, self.poison = host_weights, device, poison
-        self.kinds = [home.kind for home in host_weights]
+        self.kinds = [weights.kind for weights in host_weights]
         self.copies = self.bytes = self.restarts = 0
         self.next = 0
         self.trace = Trace(device)
@@ -79,10 +79,10 @@ class Ring:
         self.stages: list[Stage] = []
         self.worker: ThreadPoolExecutor | None = None
         self.slots: list[Slot] = []
-        size = max(home.size for home in host_weights)
+        size = max(weights.size for weights in host_weights)
         self.slots = [Slot(size, device) for _ in range(min(slots, len(host_weights)))]
         if threaded is None:
-            threaded = device.type == "cuda" and not all(home.pinned for home in host_weights)
+            threaded = device.type == "cuda" and not all(weights.pinned for weights in host_weights)
         if device.type == "cuda":
             self.lane = torch.cuda.Stream(device)
             # the buffers' memory may still be in use by what was computed before
@@ -112,27 +112,27 @@ class Ring:
 
     def fill(self, slot: Slot, number: int) -> None:
         """Copy a block into a slot, in the order of the copy lane."""
-        home = self.host_weights[number]
+        weights = self.host_weights[number]
         with torch.inference_mode():  # a thread begins without it, and slots may belong to it
             if self.lane is None:
                 started = self.trace.clock.mark()
-                home.copy_into(slot.buffer)
+                weights.copy_into(slot.buffer)
                 self.trace.add(COPY, number, started, started, self.trace.clock.mark())
                 return
             stage: Stage | None = None
-            if not home.pinned:
+            if not weights.pinned:
                 stage = self.stages[0]
                 self.stages.append(self.stages.pop(0))
                 stage.emptied.synchronize()  # on the thread: the one that computes goes on
-                home.copy_into(stage.buffer)
+                weights.copy_into(stage.buffer)
             assert slot.copied is not None and slot.used is not None
             with torch.cuda.stream(self.lane):
                 self.lane.wait_event(slot.used)
                 started = self.trace.clock.mark()
                 if stage is None:
-                    home.copy_into(slot.buffer)
+                    weights.copy_into(slot.buffer)
                 else:
-                    whole = slice(0, home.size)
+                    whole = slice(0, weights.size)
                     slot.buffer[whole].copy_(stage.buffer[whole], non_blocking=True)
                     stage.emptied.record(self.lane)
                 self.trace.add(COPY, number, started, started, self.trace.clock.mark())
@@ -190,10 +190,10 @@ class Ring:
 
     def share_kernel_choices(self) -> None:
         """Let the blocks know how their twins multiplied, for the report."""
-        for home, kind in zip(self.host_weights, self.kinds, strict=True):
+        for weights, kind in zip(self.host_weights, self.kinds, strict=True):
             twins = [slot.twins[kind] for slot in self.slots if kind in slot.twins]
             if twins:
-                learn_from_twin(home.module, twins[0])
+                learn_from_twin(weights.module, twins[0])
 
     @contextmanager
     def using(self, index: int) -> Iterator[nn.Module]:

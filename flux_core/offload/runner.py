@@ -220,7 +220,9 @@ class OffloadRunner:
             with self.hold(name, *modules, work=work, policies=policies) as plan:
                 return function(plan)
         except torch.OutOfMemoryError as error:
-            said = str(error).split("\n")[0]  # the error itself holds the frames, and their tensors
+            reason = str(error).split("\n")[
+                0
+            ]  # the error itself holds the frames, and their tensors
         for placement in self.known:
             placement.evict()
         if self.device.type == "cuda":
@@ -229,7 +231,10 @@ class OffloadRunner:
         planned = plan_budget(self.policy, free, self.plan(modules, work or Work(), policies))
         smaller = int(RETRY * planned)
         log.warning(
-            "%s ran out of memory (%s); trying once more within %.2f GB", name, said, smaller / 1e9
+            "%s ran out of memory (%s); trying once more within %.2f GB",
+            name,
+            reason,
+            smaller / 1e9,
         )
         before, self.policy = self.policy, shrunk(self.policy, smaller)
         try:

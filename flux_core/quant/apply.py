@@ -93,8 +93,8 @@ def quantize(
             raise ValueError(f"{full}: {reason}: nothing was quantized")
     for full, parent, name, linear in layers:
         format = FORMATS[plan.of(full)]
-        moments = second_moments[full].to(worker) if full in second_moments else None
-        quantized = QuantizedLinear.from_linear(linear, format, moments)
+        of_layer = second_moments[full].to(worker) if full in second_moments else None
+        quantized = QuantizedLinear.from_linear(linear, format, of_layer)
         quantized.train(linear.training)
         setattr(parent, name, quantized)
     return module

@@ -15,7 +15,7 @@ from torch import Tensor
 #: The host's block; smaller powers of four serve widths that it does not divide.
 BLOCK = 256
 _CORE = ((1, 1, 1, -1), (1, 1, -1, 1), (1, -1, 1, 1), (-1, 1, 1, 1))
-_made: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
+_matrices: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
 
 
 def block_of(width: int, largest: int = BLOCK) -> int:
@@ -29,14 +29,14 @@ def block_of(width: int, largest: int = BLOCK) -> int:
 def hadamard(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The orthogonal matrix (size, size); size is a power of four."""
     key = (size, device, dtype)
-    if key not in _made:
+    if key not in _matrices:
         with torch.inference_mode(False):  # it may later serve a training
             core = torch.tensor(_CORE, dtype=torch.float32) / 2
             matrix = torch.ones(1, 1)
             while matrix.shape[0] < size:
                 matrix = torch.kron(matrix, core)
-            _made[key] = matrix.to(device, dtype)
-    return _made[key]
+            _matrices[key] = matrix.to(device, dtype)
+    return _matrices[key]
 
 
 def rotate(x: Tensor, block: int) -> Tensor:

@@ -23,6 +23,8 @@ COMPUTES = ("auto", "dequantize", "native")
 
 #: The most that one native product may take in 32 bits.
 PRODUCT_BYTES = 128 * 2**20
+#: Tokens that a part of a product is a multiple of.
+ROWS = 256
 
 
 class KernelChoice(NamedTuple):
@@ -161,7 +163,8 @@ class QuantizedLinear(nn.Module):
         the largest tensor of the run. A compiler fuses that away, and is left alone.
         """
         block, tensors = self.format.block(self.in_features), self.tensors()
-        part = max(256, PRODUCT_BYTES // (4 * self.out_features) // 256 * 256)
+        rows = PRODUCT_BYTES // (4 * self.out_features)
+        part = max(ROWS, rows // ROWS * ROWS)
         if torch.compiler.is_compiling() or len(x) <= part:
             return kernel.multiply(x, tensors, block)
         out = x.new_empty(len(x), self.out_features)

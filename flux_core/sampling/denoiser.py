@@ -121,8 +121,8 @@ class Denoiser:
         extra = extra_channels(self.transformer.reads)
         if extra and c.picture is None:
             log.warning("this model reads a picture beside the noise, and none was given")
-        found = extra_latents(extra, c.picture, c.mask, self.batch, self.height, self.width)
-        return None if found is None else found.to(self.device)
+        beside_noise = extra_latents(extra, c.picture, c.mask, self.batch, self.height, self.width)
+        return None if beside_noise is None else beside_noise.to(self.device)
 
     def _packed(self, control: Control) -> Tensor:
         """A control's condition as its net reads it."""
@@ -144,14 +144,14 @@ class Denoiser:
         return expand(pack(cond), self.batch)
 
     def _residuals(self, sigma: float, inputs: dict[str, Tensor]) -> list[ControlResiduals]:
-        found = []
+        beside_noise = []
         for control, cond in self.controls:
             first = 1.0 if control.start <= 0 else self._sigma_at(control.start)
             last = 0.0 if control.end >= 1 else self._sigma_at(control.end)
             if last <= sigma <= first:
                 residuals = control.net(cond=cond, mode=control.mode, **inputs)
-                found.append(scaled(residuals, control.strength))
-        return found
+                beside_noise.append(scaled(residuals, control.strength))
+        return beside_noise
 
     def _sigma_at(self, share: float) -> float:
         return float(self.table.sigma(torch.tensor(1.0 - share)))

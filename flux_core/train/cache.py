@@ -23,6 +23,7 @@ from ..offload import OffloadRunner
 from ..offload.pack import named_tensors
 from ..offload.workload import encode, vae_work
 from ..sampling.images import to_pixels
+from ..sampling.latents import latent_size
 from ..sampling.prompts import encode_prompts
 from .dataset import DataProblems, Item, open_mask, open_picture
 
@@ -139,7 +140,8 @@ class EncodingCache:
                 problems.add(item.picture, f"is broken ({error})", on_fault)
                 lost.add(id(item))
                 continue
-            work = vae_work(vae, item.size.height // 8, item.size.width // 8, 1, decoding=False)
+            size = latent_size(item.size.height, item.size.width)
+            work = vae_work(vae, *size, 1, decoding=False)
             latents = runner.run(
                 "VAE encoder",
                 [vae],

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from ..offload import OffloadRunner
+from ..sampling.latents import image_tokens, latent_size
 from .buckets import BatchSampler
 from .cache import EncodingCache, OnProgress, TensorStore
 from .config import ConfigError, TrainConfig
@@ -35,9 +36,14 @@ class TrainingData:
     sampler: BatchSampler
 
     @property
-    def pixels(self) -> int:
-        """Of the largest picture."""
-        return max(item.size.width * item.size.height for item in (*self.items, *self.validation))
+    def image_tokens(self) -> int:
+        """Tokens of the largest picture."""
+        sizes = (latent_size(item.size.height, item.size.width) for item in self.all_items)
+        return max(image_tokens(*size) for size in sizes)
+
+    @property
+    def all_items(self) -> tuple[Item, ...]:
+        return (*self.items, *self.validation)
 
     @property
     def text_length(self) -> int:

@@ -21,6 +21,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ..sampling.latents import latent_size
 from .buckets import Size, bucket_for, buckets
 from .config import ConfigError, DataConfig
 
@@ -230,5 +231,6 @@ def open_mask(path: Path, size: Size) -> Tensor:
     """A mask of latents' size (1, h, w) in [0, 1], 1 where to learn."""
     with Image.open(path) as opened:
         picture = covered(ImageOps.exif_transpose(opened).convert("L"), size)
-        small = picture.resize((size.width // 8, size.height // 8), Image.Resampling.BOX)
+        rows, columns = latent_size(size.height, size.width)
+        small = picture.resize((columns, rows), Image.Resampling.BOX)
     return torch.from_numpy(np.asarray(small, dtype=np.float32) / 255)[None]

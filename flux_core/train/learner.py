@@ -64,7 +64,7 @@ class Learner:
         kept = TENSORS_A_PARAMETER * sum(p.nbytes for p in self.parameters)
         return training_work(
             self.transformer,
-            image_tokens=data.pixels // 256,
+            image_tokens=data.image_tokens,
             text_tokens=data.text_length,
             batch=share,
             on_host=self.config.offload.activations_on_host,
@@ -123,7 +123,7 @@ class Learner:
         return sampling_work(
             self.transformer,
             [],
-            image_tokens=data.pixels // 256,
+            image_tokens=data.image_tokens,
             text_tokens=data.text_length,
             batch=1,
             vectors=1,

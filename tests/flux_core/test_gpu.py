@@ -81,9 +81,9 @@ def test_native_kernels_equal_their_references(precision):
             continue
         for tokens in (1, 17, 40, 333):
             x = torch.randn(tokens, 256, generator=generator).cuda().bfloat16()
-            found = kernel.multiply(x, tensors, format.block(256)).float()
+            result = kernel.multiply(x, tensors, format.block(256)).float()
             expected = kernel.reference(x, tensors, format.block(256))
-            assert tiny.relative(found, expected) < 0.02
+            assert tiny.relative(result, expected) < 0.02
     if len(reasons) == len(format.kernels):
         pytest.skip("; ".join(reasons))
 

@@ -43,10 +43,10 @@ def test_pictures_have_the_size_asked_for_and_the_seed_decides(pipeline):
 def test_policies_give_the_same_picture_to_the_bit(precision):
     pictures = {}
     for mode in ("none", "component"):
-        made = FluxPipeline.from_pocket(
+        opened = FluxPipeline.from_pocket(
             precision=precision, policy=OffloadPolicy(mode), device="cpu"
         )
-        drawn = made(PROMPT, negative_prompt="white", cfg=2.0, **SMALL)
+        drawn = opened(PROMPT, negative_prompt="white", cfg=2.0, **SMALL)
         pictures[mode] = drawn.images
         assert list(drawn.report.parts) == ["text encoders", "transformer", "VAE decoder"]
         assert mode in str(drawn.report)

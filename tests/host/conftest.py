@@ -23,11 +23,11 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-HOME = os.environ.get("COMFYUI_PATH")
+COMFYUI = os.environ.get("COMFYUI_PATH")
 
 
 def pytest_collection_modifyitems(items):
-    if not HOME:
+    if not COMFYUI:
         skip = pytest.mark.skip(reason="COMFYUI_PATH names no ComfyUI installation")
         for item in items:
             if Path(__file__).parent in item.path.parents:
@@ -78,11 +78,11 @@ class Server:
 
     def pictures(self, entry: dict[str, Any]) -> list[Path]:
         """Files that a prompt saved, in the order of its nodes."""
-        found = []
+        files = []
         for _, out in sorted(entry["outputs"].items(), key=lambda item: int(item[0])):
             for image in out.get("images", []):
-                found.append(self.base / image["type"] / image["subfolder"] / image["filename"])
-        return found
+                files.append(self.base / image["type"] / image["subfolder"] / image["filename"])
+        return files
 
 
 @pytest.fixture(scope="session")
@@ -97,7 +97,7 @@ def server(tmp_path_factory):
     command = [os.environ.get("COMFYUI_PYTHON", sys.executable), "main.py", "--cpu"]
     command += ["--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(base)]
     with open(log, "w") as out:
-        process = subprocess.Popen(command, cwd=HOME, stdout=out, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, cwd=COMFYUI, stdout=out, stderr=subprocess.STDOUT)
     started = Server(f"http://127.0.0.1:{port}", base, log)
     try:
         for _ in range(600):

@@ -14,8 +14,8 @@ import sys
 import weakref
 from pathlib import Path
 
-home, root = map(Path, sys.argv[1:])
-sys.path.insert(0, str(home))
+comfyui, root = map(Path, sys.argv[1:])
+sys.path.insert(0, str(comfyui))
 sys.argv = ["main.py", "--cpu"]
 
 import comfy.options  # noqa: E402
@@ -33,7 +33,7 @@ package = importlib.util.module_from_spec(spec)
 sys.modules[spec.name] = package
 spec.loader.exec_module(package)
 core = sys.modules["flux_core"]
-patcher = sys.modules[f"{spec.name}.nodes.memory_manager"]
+nodes_manager = sys.modules[f"{spec.name}.nodes.memory_manager"]
 placement = sys.modules["flux_core.offload.placement"]
 assert not any(name.endswith(".flux_core") for name in sys.modules), "one copy of the core"
 
@@ -79,7 +79,7 @@ def held(module):
 
 
 def run(module):
-    return patcher.run(
+    return nodes_manager.run(
         "transformer", core.OffloadPolicy("none", separate_memory=True), [module], lambda plan: plan
     )
 

@@ -171,8 +171,8 @@ def test_the_host_opens_a_controlnet_that_we_save(server):
             "denoise": 1.0,
         },
     }
-    found = server.pictures(server.run(stock))[-1]
-    difference = np.abs(pixels(found) - pixels(expected))
+    picture_file = server.pictures(server.run(stock))[-1]
+    difference = np.abs(pixels(picture_file) - pixels(expected))
     assert difference.mean() < 2, f"mean difference {difference.mean():.2f} of 255"
 
 
@@ -227,5 +227,5 @@ def test_the_memory_report_is_drawn(server):
     drawn = pixels(server.pictures(entry)[-1])
     assert drawn.shape == (560, 1000, 3) and drawn.std() > 20
     assert "transformer" in entry["outputs"]["90"]["text"][0]
-    said = entry["outputs"][policy]["text"][0]
-    assert "FLUX.1-dev" in said and "peak" in said
+    shown_text = entry["outputs"][policy]["text"][0]
+    assert "FLUX.1-dev" in shown_text and "peak" in shown_text

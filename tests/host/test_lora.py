@@ -108,9 +108,9 @@ def lesson(name: str, steps: int) -> dict[str, Any]:
 def test_a_lora_is_trained_in_the_graph_and_opens_in_the_host_s_own_loader(server):
     prompt = lesson("short", 30)
     train = key_of(prompt, "FluxTrainLora")
-    said = server.run(prompt)["outputs"][train]["text"][0]
+    shown_text = server.run(prompt)["outputs"][train]["text"][0]
     path = server.base / "output" / "loras" / "short.safetensors"
-    assert str(path) in said and "30 steps" in said and path.is_file()
+    assert str(path) in shown_text and "30 steps" in shown_text and path.is_file()
     if version(server) < (0, 21):
         return
     run = server.base / "output" / "training" / "short"
@@ -118,8 +118,8 @@ def test_a_lora_is_trained_in_the_graph_and_opens_in_the_host_s_own_loader(serve
     plain = drawn(server, as_the_stock_sampler())
     expected = drawn(server, with_lora(as_the_stock_sampler(), path.name))
     for name in (path.name, "kohya.safetensors"):
-        found = drawn(server, with_stock_lora(with_stock_sampler("euler", "simple"), name))
-        off, moved = np.abs(found - expected).mean(), np.abs(expected - plain).mean()
+        picture_drawn = drawn(server, with_stock_lora(with_stock_sampler("euler", "simple"), name))
+        off, moved = np.abs(picture_drawn - expected).mean(), np.abs(expected - plain).mean()
         assert off < 1.5 and moved > 3 * off, f"{name}: off by {off:.2f}, moved by {moved:.2f}"
 
 

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> Path:
     """A models folder with a LoRA for the pocket model's transformer and T5, in kohya's names."""
-    home = tmp_path_factory.mktemp("models")
+    models_folder = tmp_path_factory.mktemp("models")
     pipeline = FluxPipeline.from_pocket(precision="fp32")
     generator = torch.Generator().manual_seed(0)
     file = {}
@@ -36,15 +36,15 @@ def models(tmp_path_factory) -> Path:
                 down = torch.randn(4, layer.in_features, generator=generator)
                 up = torch.randn(layer.out_features, 4, generator=generator)
                 file |= {f"{key}.lora_down.weight": 0.1 * down, f"{key}.lora_up.weight": 0.1 * up}
-    tiny.save(file, home / "loras" / "strong.safetensors")
+    tiny.save(file, models_folder / "loras" / "strong.safetensors")
     tiny.save(
         {
             "lora_unet_nothing.lora_down.weight": torch.zeros(2, 2),
             "lora_unet_nothing.lora_up.weight": torch.zeros(2, 2),
         },
-        home / "loras" / "foreign.safetensors",
+        models_folder / "loras" / "foreign.safetensors",
     )
-    return home
+    return models_folder
 
 
 @pytest.fixture
@@ -80,8 +80,10 @@ def test_a_lora_changes_the_picture_and_only_behind_its_node(loaded):
     node = NODE_CLASS_MAPPINGS["FluxLoraLoader"]
     assert "strong.safetensors" in node.INPUT_TYPES()["required"]["lora"][0]
     plain = drawn(model, encoders)
-    with_lora, with_text, said = node().load(model, "strong.safetensors", 0.8, 0.5, True, encoders)
-    assert "tensors applied" in said and "not matched" not in said
+    with_lora, with_text, report_text = node().load(
+        model, "strong.safetensors", 0.8, 0.5, True, encoders
+    )
+    assert "tensors applied" in report_text and "not matched" not in report_text
     changed = drawn(with_lora, with_text)
     assert not torch.equal(changed, plain)
     assert not torch.equal(drawn(with_lora, encoders), changed)
@@ -107,20 +109,22 @@ def test_merged_is_the_same_as_beside(models, loaded, tmp_path, monkeypatch):
     _, encoders = loaded
     full = load_transformer(pocket_file("diffusion_models"), precision="fp32")
     model = FluxModel(full, OffloadPolicy("none"))
-    beside, _, _ = NODE_CLASS_MAPPINGS["FluxLoraLoader"]().load(
+    with_branch, _, _ = NODE_CLASS_MAPPINGS["FluxLoraLoader"]().load(
         model, "strong.safetensors", 0.3, 1.0, True
     )
     merge = NODE_CLASS_MAPPINGS["FluxMergeLoras"]()
-    (path,) = merge.merge(beside, "mine", False)
+    (path,) = merge.merge(with_branch, "mine", False)
     merged = load_transformer(path, precision="fp32")
-    expected = drawn(beside, encoders)
+    expected = drawn(with_branch, encoders)
     assert tiny.relative(drawn(FluxModel(merged, model.policy), encoders), expected) < 1e-3
     with pytest.raises(FileExistsError, match="exists already"):
-        merge.merge(beside, "mine", False)
+        merge.merge(with_branch, "mine", False)
     with pytest.raises(ValueError, match="no LoRA on this model"):
         merge.merge(model, "other", False)
     with pytest.raises(ValueError, match="load it in bf16 to merge"):
-        merge.merge(FluxModel(loaded[0].transformer, model.policy, loras=beside.loras), "b", False)
+        merge.merge(
+            FluxModel(loaded[0].transformer, model.policy, loras=with_branch.loras), "b", False
+        )
     command = [
         sys.executable,
         str(ROOT),

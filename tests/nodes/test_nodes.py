@@ -239,11 +239,11 @@ class TestFolders:
         for prefix, (folder, suffix) in parts.items():
             file = SafetensorsFile(host.POCKET / folder / f"fluxfit_pocket{suffix}.safetensors")
             everything |= {prefix + name: file.read(name) for name in file.entries}
-        home = tmp_path / "checkpoints"
-        home.mkdir()
-        save_file(everything, home / "all.safetensors")
+        checkpoints_folder = tmp_path / "checkpoints"
+        checkpoints_folder.mkdir()
+        save_file(everything, checkpoints_folder / "all.safetensors")
         for name in ("tokenizer", "tokenizer_2"):
-            (home / name).symlink_to(host.POCKET / "text_encoders" / name)
+            (checkpoints_folder / name).symlink_to(host.POCKET / "text_encoders" / name)
         monkeypatch.setenv("FLUXFIT_MODELS", str(tmp_path))
         node = NODE_CLASS_MAPPINGS["FluxLoaderFP8"]()
         loaded = node.load(
@@ -261,12 +261,16 @@ def test_conditioning_of_something_else_is_refused():
 class TestMemory:
     def test_a_policy_says_what_it_will_take(self):
         node = NODE_CLASS_MAPPINGS["OffloadPolicy"]()
-        made = node.make("stream", vram_budget=6.0, slots=3, ram_budget=8.0, t5_mode="none")
-        policy, said = made["result"]
+        answer = node.make("stream", vram_budget=6.0, slots=3, ram_budget=8.0, t5_mode="none")
+        policy, shown_text = answer["result"]
         assert policy == OffloadPolicy(
             "stream", 6_000_000_000, 3, 8_000_000_000, parts={"t5": "none"}
         )
-        assert "FLUX.1-dev" in said and "peak 5." in said and made["ui"]["text"] == (said,)
+        assert (
+            "FLUX.1-dev" in shown_text
+            and "peak 5." in shown_text
+            and answer["ui"]["text"] == (shown_text,)
+        )
         least = node.make("stream")["result"]
         assert least[0].vram_budget is None and "57 blocks stay" in least[1]
         with pytest.raises(ValueError, match="t5 mode is 'fast'"):
@@ -276,9 +280,13 @@ class TestMemory:
         latents, _ = sample(loaded, positive, empty())
         image = loaded[2].decode(latents["samples"])
         shown = NODE_CLASS_MAPPINGS["FluxMemoryReport"]().show(image)
-        passed, drawn, said = shown["result"]
+        passed, drawn, shown_text = shown["result"]
         assert passed is image and drawn.shape == (1, 560, 1000, 3) and drawn.std() > 0.05
-        assert "transformer" in said and "VAE decoder" in said and shown["ui"]["text"] == (said,)
+        assert (
+            "transformer" in shown_text
+            and "VAE decoder" in shown_text
+            and shown["ui"]["text"] == (shown_text,)
+        )
 
     def test_a_controlnet_may_have_a_policy_of_its_own(self, loaded):
         node = NODE_CLASS_MAPPINGS["ControlNetUpscalerFP8"]

@@ -138,9 +138,9 @@ class TestComparing:
     def test_compare_says_how_near(self):
         a = torch.rand(1, 32, 48, 3, generator=torch.Generator().manual_seed(0))
         b = (a + 0.01).clamp(0, 1)
-        sheet, said = node("FluxCompare").compare(a, b, "one", "two", 8.0)
+        sheet, shown_text = node("FluxCompare").compare(a, b, "one", "two", 8.0)
         assert sheet.shape[0] == 1 and sheet.shape[2] >= 3 * 48
-        assert said == "PSNR 40.0 dB, SSIM 1.000"
+        assert shown_text == "PSNR 40.0 dB, SSIM 1.000"
         assert node("FluxCompare").compare(a, a, "one", "two", 8.0)[1] == "the same to the bit"
 
     def test_unlike_sizes_are_refused_with_both(self):
@@ -169,6 +169,7 @@ def test_gguf_files_are_offered(monkeypatch, tmp_path):
     assert "flux1-dev-Q8_0.gguf" in specs["transformer"][0]
 
 
+# long: one file through every option of the command
 def test_the_command_quantizes_a_file(tmp_path, capsys, monkeypatch):
     import sys
 
@@ -237,8 +238,8 @@ def test_the_command_quantizes_a_file(tmp_path, capsys, monkeypatch):
     assert "needs --clip-l and --t5" in capsys.readouterr().err and not tuned.exists()
     wanted += ["--t5", str(texts / "fluxfit_pocket_t5.safetensors")]
     assert command_line.main() == 0
-    found = [load_transformer(p, precision="as_stored") for p in (tuned, out)]
-    pairs = list(zip(*map(quantized_linears, found), strict=True))
+    opened = [load_transformer(p, precision="as_stored") for p in (tuned, out)]
+    pairs = list(zip(*map(quantized_linears, opened), strict=True))
     assert pairs and not any(torch.equal(a.codes, b.codes) for a, b in pairs)
     assert all(torch.equal(a.scale, b.scale) for a, b in pairs)
 
@@ -257,32 +258,32 @@ def codes_of(model):
 class TestCalibrating:
     def test_it_draws_nearer_and_leaves_the_model_as_it_was(self, loaded, positive, tmp_path):
         state = {k: v.clone() for k, v in loaded[0].transformer.state_dict().items()}
-        made, none = calibrated(loaded, positive)
+        tuned_model, none = calibrated(loaded, positive)
         assert none == ()
         now = loaded[0].transformer.state_dict()
         assert state.keys() == now.keys() and all(torch.equal(state[k], now[k]) for k in state)
         ours = {t.untyped_storage().data_ptr() for t in now.values()}
-        theirs = made.transformer.state_dict().values()
+        theirs = tuned_model.transformer.state_dict().values()
         assert not any(t.untyped_storage().data_ptr() in ours for t in theirs)
         nearest = node("FluxTransformerLoader").load(POCKET, "fp8_scaled", "auto")[0]
         values = defaults("FluxSampler", steps=4)
         drawn = [
             node("FluxSampler").sample(model=m, positive=positive, latent=empty(), **values)[0]
-            for m in (loaded[0], made, nearest)
+            for m in (loaded[0], tuned_model, nearest)
         ]
         exact, near, far = (latent["samples"] for latent in drawn)
         assert (near - exact).norm() < 0.7 * (far - exact).norm()
-        node("FluxSaveQuantized").save("tuned", False, model=made)
+        node("FluxSaveQuantized").save("tuned", False, model=tuned_model)
         saved = tmp_path / "output" / "diffusion_models" / "tuned.safetensors"
         assert load_transformer(saved, precision="as_stored").state_dict().keys() == {
-            *made.transformer.state_dict()
+            *tuned_model.transformer.state_dict()
         }
 
     def test_streamed_it_comes_out_the_same(self, loaded, positive):
         expected = codes_of(calibrated(loaded, positive, precision="int8")[0])
         streamed = (replace(loaded[0], policy=OffloadPolicy("stream")), *loaded[1:])
-        found = codes_of(calibrated(streamed, positive, precision="int8")[0])
-        assert expected and all(map(torch.equal, found, expected))
+        opened = codes_of(calibrated(streamed, positive, precision="int8")[0])
+        assert expected and all(map(torch.equal, opened, expected))
 
     def test_a_plan_and_a_controlnet_are_followed(self, loaded, positive):
         plan = PrecisionPlan("int8", {"single_blocks.0.linear1": "bf16"})
@@ -291,10 +292,10 @@ class TestCalibrating:
             vae=loaded[2],
             **defaults("FluxControlNet", controlnet=UPSCALER, precision="bf16"),
         )
-        made, controls = calibrated(loaded, positive, plan=plan, control=control)
-        assert quantized_names(made.transformer) == {"int8"}
+        tuned_model, controls = calibrated(loaded, positive, plan=plan, control=control)
+        assert quantized_names(tuned_model.transformer) == {"int8"}
         assert isinstance(
-            made.transformer.get_submodule("single_blocks.0.linear1"), torch.nn.Linear
+            tuned_model.transformer.get_submodule("single_blocks.0.linear1"), torch.nn.Linear
         )
         (tuned,) = controls
         assert quantized_names(tuned.net) == {"fp8_scaled"}

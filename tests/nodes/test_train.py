@@ -26,7 +26,7 @@ FILES = {
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
+def working_folder(tmp_path, monkeypatch):
     """An empty folder with pictures in its input folder."""
     monkeypatch.chdir(tmp_path)
     training_runs.write_pictures(tmp_path / "input" / "mine" / "flat")
@@ -50,7 +50,7 @@ def settings(**more):
     return node("FluxTrainSettings").make(**defaults("FluxTrainSettings", steps=2) | more)[0]
 
 
-def train(loaded, dataset, made, **more):
+def train(loaded, dataset, train_settings, **more):
     model, encoders, vae = loaded[:3]
     given = (
         defaults(
@@ -64,11 +64,11 @@ def train(loaded, dataset, made, **more):
     )
     with torch.inference_mode():  # as the host does
         return node("FluxTrainLora").train(
-            model, encoders, vae, dataset=dataset, settings=made, **given
+            model, encoders, vae, dataset=dataset, settings=train_settings, **given
         )["result"]
 
 
-def test_a_dataset_is_chosen_by_name_and_shown(home):
+def test_a_dataset_is_chosen_by_name_and_shown(working_folder):
     assert host.dataset_names() == ["mine/flat", "crescent"]
     dataset, pictures, report = opened(trigger="abc")
     assert report == "5 pictures: 5 of 64x64" and pictures.ndim == 4
@@ -79,15 +79,15 @@ def test_a_dataset_is_chosen_by_name_and_shown(home):
     with pytest.raises(FileNotFoundError, match="no folder 'nothing'"):
         opened("nothing")
     before = FluxDataset.IS_CHANGED("mine/flat")
-    (home / "input" / "mine" / "flat" / "0.txt").write_text("another")
+    (working_folder / "input" / "mine" / "flat" / "0.txt").write_text("another")
     assert FluxDataset.IS_CHANGED("mine/flat") != before
 
 
-def test_training_gives_a_model_with_the_lora_and_its_file(home, loaded):
+def test_training_gives_a_model_with_the_lora_and_its_file(working_folder, loaded):
     dataset = opened()[0]
     model, loss, samples, path = train(loaded, dataset, settings())
     assert len(model.loras) == 1 and loss.shape[-1] == 3 and samples.shape == (2, 64, 64, 3)
-    assert Path(path) == home / "output" / "loras" / "mine.safetensors"
+    assert Path(path) == working_folder / "output" / "loras" / "mine.safetensors"
     assert "mine.safetensors" in host.model_names("loras")
     applied = node("FluxLoraLoader").load(
         **defaults("FluxLoraLoader", model=loaded[0], lora="mine.safetensors")
@@ -101,7 +101,7 @@ def test_training_gives_a_model_with_the_lora_and_its_file(home, loaded):
         train(loaded, dataset, settings(rank=8))
 
 
-def test_a_cancelled_run_goes_on_where_it_was(home, loaded, monkeypatch):
+def test_a_cancelled_run_goes_on_where_it_was(working_folder, loaded, monkeypatch):
     dataset = opened()[0]
     *_, path = train(loaded, dataset, settings(steps=4), name="whole")
 
@@ -117,15 +117,17 @@ def test_a_cancelled_run_goes_on_where_it_was(home, loaded, monkeypatch):
         train(loaded, dataset, settings(steps=4), name="parts")
     assert run_names() == ["parts", "whole"]
     with torch.inference_mode():
-        made = node("FluxResumeTraining").resume(*loaded[:3], run="parts", steps=0)["result"]
-    whole, parts = (Path(p).read_bytes()[-1000:] for p in (path, made[3]))
+        train_settings = node("FluxResumeTraining").resume(*loaded[:3], run="parts", steps=0)[
+            "result"
+        ]
+    whole, parts = (Path(p).read_bytes()[-1000:] for p in (path, train_settings[3]))
     assert whole == parts
     with torch.inference_mode():
         longer = node("FluxResumeTraining").resume(*loaded[:3], run="parts", steps=6)
     assert "6 steps" in longer["ui"]["text"][0]
 
 
-def test_what_cannot_be_trained_is_said(home, loaded):
+def test_what_cannot_be_trained_is_said(working_folder, loaded):
     model, encoders, vae = loaded[:3]
     dataset = opened()[0]
     *_, path = train(loaded, dataset, settings())
@@ -155,14 +157,17 @@ def command(*args: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_command(home):
-    config = home / "input" / "run.toml"
+def test_the_command(working_folder):
+    config = working_folder / "input" / "run.toml"
     config.write_text(CONFIG)
     done = command(str(config), "--quantize", "float8_e4m3fn")
     assert done.returncode == 0, done.stderr
     assert "LoRA: output/training/fox/fox.safetensors" in done.stdout
-    assert (home / "output/training/fox/timesteps.png").is_file()
-    assert '"precision": "fp8_e4m3fn"' in (home / "output/training/fox/config.json").read_text()
+    assert (working_folder / "output/training/fox/timesteps.png").is_file()
+    assert (
+        '"precision": "fp8_e4m3fn"'
+        in (working_folder / "output/training/fox/config.json").read_text()
+    )
     again = command(str(config))
     assert again.returncode == 1 and "resume it, or choose another name" in again.stderr
     resumed = command(str(config), "--resume", "--quantize", "float8_e4m3fn")

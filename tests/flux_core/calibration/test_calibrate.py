@@ -51,14 +51,14 @@ class TestModels:
         kwargs = tiny_models.inputs()
         expected = model(**kwargs)
         nearest = quantize(copy.deepcopy(model), name)
-        made = copy.deepcopy(model)
-        assert calibrate(made, name, lambda: made(**kwargs)) is made
-        lost = [tiny_models.relative(m(**kwargs), expected) for m in (made, nearest)]
+        quantized = copy.deepcopy(model)
+        assert calibrate(quantized, name, lambda: quantized(**kwargs)) is quantized
+        lost = [tiny_models.relative(m(**kwargs), expected) for m in (quantized, nearest)]
         assert lost[0] < 0.7 * lost[1]
         path = tmp_path / "made.safetensors"
-        save_module(made, path)
+        save_module(quantized, path)
         again = load_transformer(path, precision="as_stored")
-        pairs = zip(quantized_linears(again), quantized_linears(made), strict=True)
+        pairs = zip(quantized_linears(again), quantized_linears(quantized), strict=True)
         assert all(torch.equal(a.codes.float(), b.codes.float()) for a, b in pairs)
 
     def test_layers_that_were_not_reached_take_the_nearest(self):
@@ -67,8 +67,8 @@ class TestModels:
         name = "single_blocks.0.linear2"
         del known[name]
         weight = model.get_submodule(name).weight
-        made = quantize(model, "int8", known).get_submodule(name)
-        assert torch.equal(made.codes, FORMATS["int8"].quantize(weight)["codes"])
+        quantized = quantize(model, "int8", known).get_submodule(name)
+        assert torch.equal(quantized.codes, FORMATS["int8"].quantize(weight)["codes"])
 
     def test_what_does_not_serve_is_refused_and_changes_nothing(self):
         model = tiny_models.randomise(FluxTransformer(tiny_models.DEV)).requires_grad_(False)

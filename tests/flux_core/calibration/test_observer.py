@@ -32,18 +32,18 @@ class TestObserving:
         names = {n for n, m in model.named_modules() if isinstance(m, nn.Linear) and "_blocks" in n}
         assert set(expected) == names
         with placement_of(model, CPU).running(resident, 2, poison=True):
-            found = second_moments(model, kwargs)
-        assert set(found) == names
-        assert all(torch.equal(found[name], expected[name]) for name in names)
+            streamed = second_moments(model, kwargs)
+        assert set(streamed) == names
+        assert all(torch.equal(streamed[name], expected[name]) for name in names)
 
     def test_so_are_those_of_t5(self):
         model = load_t5(pocket_file("text_encoders", "_t5"), precision="fp32")
         ids = torch.arange(12)[None] % 7
         expected = record_second_moments(model, lambda: model(ids))
         with placement_of(model, CPU).running((), 2, poison=True):
-            found = record_second_moments(model, lambda: model(ids))
-        assert expected and set(found) == set(expected)
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
+            streamed = record_second_moments(model, lambda: model(ids))
+        assert expected and set(streamed) == set(expected)
+        assert all(torch.equal(streamed[name], expected[name]) for name in expected)
 
     def test_nothing_is_left_on_the_model(self):
         model = tiny_models.randomise(FluxTransformer(tiny_models.DEV))

@@ -72,9 +72,9 @@ def test_k_quants_are_read_as_the_package_reads_them(kind, tmp_path):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    found = open_source(tmp_path / "m.gguf").read("extra.weight")
-    assert found.shape == expected.shape
-    assert torch.equal(found.nan_to_num(), expected.nan_to_num())
+    read_tensor = open_source(tmp_path / "m.gguf").read("extra.weight")
+    assert read_tensor.shape == expected.shape
+    assert torch.equal(read_tensor.nan_to_num(), expected.nan_to_num())
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8_scaled", "int8"])
@@ -82,8 +82,8 @@ def test_any_precision_is_made_of_it(precision, tmp_path):
     model, kwargs = transformer(), tiny.inputs()
     path = write(tmp_path / "m.gguf", model.state_dict(), "Q8_0")
     with torch.no_grad():
-        found = load_transformer(path, precision=precision)(**kwargs)
-        assert tiny.relative(found.float(), model(**kwargs)) < 0.08
+        read_tensor = load_transformer(path, precision=precision)(**kwargs)
+        assert tiny.relative(read_tensor.float(), model(**kwargs)) < 0.08
 
 
 def test_t5_under_the_names_of_llama_cpp(tmp_path):
@@ -102,8 +102,8 @@ def test_t5_under_the_names_of_llama_cpp(tmp_path):
     path = write(tmp_path / "t5.gguf", tensors, "F16", "t5encoder")
     ids = torch.randint(0, 200, (2, 9), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        found = load_t5(path, precision="fp32")(ids)
-        assert tiny.relative(found, theirs(input_ids=ids).last_hidden_state) < 2e-3
+        read_tensor = load_t5(path, precision="fp32")(ids)
+        assert tiny.relative(read_tensor, theirs(input_ids=ids).last_hidden_state) < 2e-3
 
 
 def test_bad_files_are_refused_by_name(tmp_path):
@@ -125,8 +125,8 @@ def test_bad_files_are_refused_by_name(tmp_path):
 
 def test_inspect_names_the_kinds(tmp_path):
     path = write(tmp_path / "m.gguf", transformer().state_dict(), "Q8_0")
-    said = describe_file(path)
-    assert "transformer (native layout)" in said and "Q8_0" in said
+    described = describe_file(path)
+    assert "transformer (native layout)" in described and "Q8_0" in described
 
 
 def test_without_the_package_the_way_out_is_said(tmp_path, monkeypatch):

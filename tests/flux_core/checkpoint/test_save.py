@@ -65,22 +65,22 @@ def test_controlnet_and_t5_are_saved_too(precision, tmp_path):
 
 
 def test_layers_are_marked_as_the_host_marks_them(tmp_path):
-    found = {}
+    noted = {}
     for precision in sorted(FORMATS):
         path = save_module(transformer(precision), tmp_path / f"{precision}.safetensors")
         tensors = load_file(path)
         marker = tensors.get(f"{LAYER}.comfy_quant")
-        said = None if marker is None else json.loads(bytes(marker.tolist()))
-        found[precision] = said
+        parsed_note = None if marker is None else json.loads(bytes(marker.tolist()))
+        noted[precision] = parsed_note
         scale = tensors.get(f"{LAYER}.weight_scale")
-        if said is None:
+        if parsed_note is None:
             assert scale is None
         else:
             assert scale is not None and scale.dtype == torch.float32
             assert scale.shape == (tensors[f"{LAYER}.weight"].shape[0], 1)
     width = tiny.DEV.hidden_size
     block = FORMATS["int8"].block(width)
-    assert found == {
+    assert noted == {
         "fp8_e4m3fn": None,
         "fp8_e5m2": None,
         "fp8_scaled": {"format": "float8_e4m3fn", "full_precision_matrix_mult": True},
@@ -146,8 +146,8 @@ def test_a_quantized_file_is_loaded_at_any_precision(tmp_path):
     with torch.no_grad():
         expected = load_transformer(path, precision="fp32")(**kwargs)
         for precision in ("fp8_scaled", "int8", "bf16"):
-            found = load_transformer(path, precision=precision)(**kwargs)
-            assert tiny.relative(found.float(), expected) < 0.06
+            noted = load_transformer(path, precision=precision)(**kwargs)
+            assert tiny.relative(noted.float(), expected) < 0.06
 
 
 def test_a_plan_decides_by_layer_and_travels_with_the_file(tmp_path):

@@ -49,9 +49,9 @@ def test_transformer_equals_diffusers(layout, guidance, tmp_path):
         kwargs["guidance"] = None
     with torch.no_grad():
         expected = theirs(**tiny.to_diffusers(kwargs), return_dict=False)[0]
-        found = ours(**kwargs)
+        result = ours(**kwargs)
     assert ours.config.guidance_embed is guidance
-    assert tiny.relative(found, expected) < 1e-5
+    assert tiny.relative(result, expected) < 1e-5
 
 
 CONTROLNETS = {
@@ -97,13 +97,13 @@ def test_controlnet_and_its_residuals_equal_diffusers(kind, layout, tmp_path):
             controlnet_single_block_samples=single,
             return_dict=False,
         )[0]
-        found = our_base(**kwargs, control=residuals)
+        result = our_base(**kwargs, control=residuals)
     assert len(residuals.double) == len(double)
     for a, b in zip(residuals.double, double, strict=True):
         assert tiny.relative(a, b) < 1e-5
     for a, b in zip(residuals.single, single or [], strict=True):
         assert tiny.relative(a, b) < 1e-5
-    assert tiny.relative(found, expected) < 1e-5
+    assert tiny.relative(result, expected) < 1e-5
 
 
 @pytest.mark.parametrize("layout", ["diffusers", "native"])

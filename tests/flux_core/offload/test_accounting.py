@@ -29,7 +29,7 @@ placement_on_card = partial(placement_of, separate=True)
 
 
 @pytest.fixture(scope="module")
-def made():
+def shared_model():
     config = TransformerConfig(
         vec_in_dim=32, context_in_dim=48, hidden_size=768, depth=2, depth_single_blocks=6
     )
@@ -37,9 +37,9 @@ def made():
 
 
 @pytest.fixture
-def model(made):
-    yield made
-    placement_on_card(made, CPU).evict()
+def model(shared_model):
+    yield shared_model
+    placement_on_card(shared_model, CPU).evict()
 
 
 def drawn(model, runner: OffloadRunner) -> tuple[torch.Tensor, int, int]:
@@ -202,7 +202,7 @@ def test_pinning_keeps_to_its_budget_and_a_refusal_is_told_once(model, monkeypat
     monkeypatch.setattr("flux_core.offload.host_weights.PINS", pins)
     monkeypatch.setattr(pins, "register", lambda flat: "")
     placement = placement_on_card(model, CPU)
-    sizes = [home.size for home in placement.blocks]
+    sizes = [block_weights.size for block_weights in placement.blocks]
     kwargs = tiny.inputs()
     with torch.no_grad():
         kwargs |= {"txt": torch.randn(2, 5, 48), "y": torch.randn(2, 32)}
@@ -212,7 +212,7 @@ def test_pinning_keeps_to_its_budget_and_a_refusal_is_told_once(model, monkeypat
         assert torch.equal(model(**kwargs), expected)
         with placement.running(()):
             assert torch.equal(model(**kwargs), expected)
-    assert all(home.unchanged for home in placement.host_weights)
+    assert all(block_weights.unchanged for block_weights in placement.host_weights)
     monkeypatch.setattr(pins, "register", lambda flat: "not permitted")
     placement.pin(range(8), 10**12)
     placement.pin(range(8), 10**12)

@@ -30,17 +30,17 @@ BUDGET = 11_000_000
 def test_gradients_through_codes_are_those_of_the_dequantized_layer(name, dtype):
     torch.manual_seed(0)
     plain = nn.Linear(64, 48).to(dtype)
-    made = QuantizedLinear.from_linear(copy.deepcopy(plain), FORMATS[name])
+    quantized = QuantizedLinear.from_linear(copy.deepcopy(plain), FORMATS[name])
     with torch.no_grad():
-        plain.weight.copy_(made.dequantize(torch.float32))
+        plain.weight.copy_(quantized.dequantize(torch.float32))
     x, grad = torch.randn(2, 5, 64).to(dtype), torch.randn(2, 5, 48).to(dtype)
-    found = []
-    for layer in (plain, made):
+    gradients_seen = []
+    for layer in (plain, quantized):
         given = x.clone().requires_grad_()
         out = layer(given)
         out.backward(grad)
-        found.append((out, given.grad, layer.bias.grad))
-    for expected, got in zip(*found, strict=True):
+        gradients_seen.append((out, given.grad, layer.bias.grad))
+    for expected, got in zip(*gradients_seen, strict=True):
         assert tiny.relative(got, expected) < (1e-5 if dtype == torch.float32 else 5e-3)
 
 
@@ -191,5 +191,5 @@ def test_predicted_bytes_are_what_a_step_takes(on_host, card, monkeypatch):
             step.lora.zero_grad(set_to_none=True)
             with LiveBytes() as counted:
                 step.run()
-    found = counted.peak - sum(p.nbytes for p in step.lora.parameters())  # their gradients
-    assert abs(found - work.activations) < 0.06 * found
+    gradients_seen = counted.peak - sum(p.nbytes for p in step.lora.parameters())  # their gradients
+    assert abs(gradients_seen - work.activations) < 0.06 * gradients_seen

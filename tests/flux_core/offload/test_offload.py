@@ -121,14 +121,14 @@ def test_slots_filled_on_a_thread_hold_the_same_bits(slots):
         expected = model(**kwargs)
         host_weights = placement_of(model, CPU).blocks
         ring = Ring(host_weights, CPU, slots, threaded=True)
-        for number, home in enumerate(host_weights):
-            home.module.forward = lambda *a, n=number: ring.run(n, *a)
+        for number, block_weights in enumerate(host_weights):
+            block_weights.module.forward = lambda *a, n=number: ring.run(n, *a)
         try:
             for _ in range(5):
                 assert torch.equal(model(**kwargs), expected)
         finally:
-            for home in host_weights:
-                del home.module.forward
+            for block_weights in host_weights:
+                del block_weights.module.forward
             ring.close()
     assert ring.restarts == 0
 
@@ -261,23 +261,23 @@ def test_modulations_ahead_are_those_of_the_step_and_unforeseen_ones_are_live():
             )
             for sigma in (0.9, 0.5, 0.1)
         }
-        ahead = PrecomputedModulations(model, vecs)
+        precomputed = PrecomputedModulations(model, vecs)
         for sigma in (0.5, 0.9):
-            assert ahead.select((sigma, "positive"))
+            assert precomputed.select((sigma, "positive"))
             given = kwargs | {"timesteps": torch.full((2,), sigma)}
             expected = model(**given)
-            model.ahead = ahead
+            model.precomputed = precomputed
             assert tiny.relative(model(**given), expected) < 1e-5
-            model.ahead = None
-        assert not ahead.select((0.7, "positive"))
+            model.precomputed = None
+        assert not precomputed.select((0.7, "positive"))
 
 
 def test_a_long_run_is_foreseen_in_windows(monkeypatch):
     expected = drawn("bf16", OffloadPolicy("none"))
     monkeypatch.setattr("flux_core.offload.modulations.WINDOW", 2)
-    found = drawn("bf16", OffloadPolicy("none"))
-    assert tiny.relative(found, expected) < 0.02
-    assert torch.equal(drawn("bf16", OffloadPolicy("stream")), found)
+    latents_drawn = drawn("bf16", OffloadPolicy("none"))
+    assert tiny.relative(latents_drawn, expected) < 0.02
+    assert torch.equal(drawn("bf16", OffloadPolicy("stream")), latents_drawn)
 
 
 class LinearBranch(torch.nn.Module):

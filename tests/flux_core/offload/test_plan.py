@@ -54,28 +54,28 @@ def test_no_slot_is_read_before_its_copy_or_overwritten_in_use(data):
 
 def test_the_ring_does_what_the_schedule_says():
     blocks = blocks_of(tiny.randomise(FluxTransformer(tiny.DEV)))
-    said = []
+    events = []
 
-    class Told(Ring):
+    class RecordingRing(Ring):
         def fetch(self, slot):
-            said.append((COPY, self.next, self.slots.index(slot)))
+            events.append((COPY, self.next, self.slots.index(slot)))
             super().fetch(slot)
 
-    ring = Told([HostWeights(block, set()) for block in blocks], torch.device("cpu"), 3)
+    ring = RecordingRing([HostWeights(block, set()) for block in blocks], torch.device("cpu"), 3)
     steps = 3
     for _ in range(steps):
         for number in range(len(blocks)):
             slot, _ = ring.enter(number)
-            said.append((COMPUTE, number, ring.slots.index(slot)))
+            events.append((COMPUTE, number, ring.slots.index(slot)))
             ring.leave(slot)
     expected = make_schedule(len(blocks), range(len(blocks)), 3, steps)
     wanted = [(entry.lane, entry.block, entry.slot) for entry in expected]
-    copies = [entry for entry in said if entry[0] == COPY]
+    copies = [entry for entry in events if entry[0] == COPY]
     for entry in copies[steps * len(blocks) :]:  # for a step that a schedule of three has not
-        said.reverse()
-        said.remove(entry)
-        said.reverse()
-    assert said == wanted
+        events.reverse()
+        events.remove(entry)
+        events.reverse()
+    assert events == wanted
 
 
 def test_copies_hide_behind_computing_where_they_can():
@@ -105,14 +105,18 @@ def test_sizes_are_those_of_flux1_dev():
 
 @pytest.mark.parametrize(("link", "tflops"), [(12.5, 100), (25, 200), (55, 440)])
 def test_streaming_is_free_where_arithmetic_says_so(link, tflops):
-    found = plan(6, link, tflops)
-    assert found.fits and found.drawing.modules[0].streamed
-    assert found.drawing.slowdown <= 0.05
+    planned_picture = plan(6, link, tflops)
+    assert planned_picture.fits and planned_picture.drawing.modules[0].streamed
+    assert planned_picture.drawing.slowdown <= 0.05
 
 
 def test_an_h100_at_float8_speed_loses_at_most_a_tenth_within_6_gb():
-    found = plan(6, 55, 1200)
-    assert found.fits and found.drawing.slowdown <= 0.1 and found.peak <= 6e9
+    planned_picture = plan(6, 55, 1200)
+    assert (
+        planned_picture.fits
+        and planned_picture.drawing.slowdown <= 0.1
+        and planned_picture.peak <= 6e9
+    )
 
 
 def test_more_memory_is_never_slower_and_never_overrun():
@@ -126,16 +130,16 @@ def test_more_memory_is_never_slower_and_never_overrun():
 
 
 def test_too_little_memory_is_said_with_what_is_needed():
-    found = plan(0.5, 12.5, 100)
-    assert not found.fits
-    assert str(found).startswith("does not fit: it needs 1.")
+    planned_picture = plan(0.5, 12.5, 100)
+    assert not planned_picture.fits
+    assert str(planned_picture).startswith("does not fit: it needs 1.")
 
 
 def test_too_little_host_memory_is_read_from_disk():
     assert plan(4, 25, 70, ram=64e9).from_disk == 0
-    found = plan(4, 25, 70, ram=1e9)
-    assert found.from_disk > 4e9 and found.step > 1.3
-    assert "from disk a step" in str(found)
+    planned_picture = plan(4, 25, 70, ram=1e9)
+    assert planned_picture.from_disk > 4e9 and planned_picture.step > 1.3
+    assert "from disk a step" in str(planned_picture)
 
 
 @settings(max_examples=500, deadline=None)
@@ -149,7 +153,7 @@ def test_plans_keep_to_their_budget_or_say_so(data):
         modes.append(data.draw(st.sampled_from(MODES)))
     budget = data.draw(st.one_of(st.none(), st.integers(0, 1500)))
     activations = data.draw(st.integers(0, 50))
-    found = make_plan(
+    planned_picture = make_plan(
         costs,
         modes,
         OffloadPolicy(slots=data.draw(st.integers(2, 4))),
@@ -157,17 +161,17 @@ def test_plans_keep_to_their_budget_or_say_so(data):
         activations=activations,
         machine=data.draw(st.sampled_from([None, Machine(10.0, 1.0)])),
     )
-    for cost, mode, m in zip(costs, modes, found.modules, strict=True):
+    for cost, mode, m in zip(costs, modes, planned_picture.modules, strict=True):
         held = cost.rest + sum(cost.blocks[n] for n in m.resident) + 20 * m.modulations
         assert m.held == held
         assert m.streamed == sum(b for n, b in enumerate(cost.blocks) if n not in m.resident)
         if mode in ("none", "component"):
             assert not m.streamed
-    assert found.peak == found.weights + activations
-    if budget is not None and found.fits:
-        assert found.peak <= budget
-    if not found.fits and set(modes) <= {"auto", "stream"}:
-        assert budget < found.least
+    assert planned_picture.peak == planned_picture.weights + activations
+    if budget is not None and planned_picture.fits:
+        assert planned_picture.peak <= budget
+    if not planned_picture.fits and set(modes) <= {"auto", "stream"}:
+        assert budget < planned_picture.least
 
 
 def test_blocks_that_stay_are_spread_where_the_link_is_short():

@@ -31,23 +31,23 @@ def test_less_is_lost_on_inputs_that_were_not_seen(name, width):
     format, weight = FORMATS[name], 0.1 * torch.randn(64, width)
     x = correlated(2048, width)
     seen, other = x[:1024], x[1024:]
-    found = gptq_quantize(format, weight, second_moments_of(seen) / len(seen))
+    rounded = gptq_quantize(format, weight, second_moments_of(seen) / len(seen))
     nearest = format.quantize(weight)
-    assert found["codes"].dtype == format.storage and found["codes"].shape == weight.shape
+    assert rounded["codes"].dtype == format.storage and rounded["codes"].shape == weight.shape
     if format.scaled:
-        assert torch.equal(found["scale"], nearest["scale"])
-    lost = [output_error(format, tensors, weight, other) for tensors in (found, nearest)]
+        assert torch.equal(rounded["scale"], nearest["scale"])
+    lost = [output_error(format, tensors, weight, other) for tensors in (rounded, nearest)]
     assert lost[0] < 0.6 * lost[1]
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_inputs_that_do_not_go_together_take_the_nearest(name):
     format, weight = FORMATS[name], torch.randn(16, 512)
-    found, scale = gptq_codes(format, weight, 3.0 * torch.eye(256).expand(2, 256, 256))
+    rounded, scale = gptq_codes(format, weight, 3.0 * torch.eye(256).expand(2, 256, 256))
     tensors = format.quantize(weight)
     nearest, expected = tensors["codes"], tensors.get("scale")
     # rotated there and back the identity is one to rounding, and a tie may fall either way
-    assert (found.float() != nearest.float()).float().mean() < 1e-3
+    assert (rounded.float() != nearest.float()).float().mean() < 1e-3
     assert (scale is None and expected is None) or torch.equal(scale, expected)
 
 

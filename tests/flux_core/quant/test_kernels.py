@@ -33,11 +33,11 @@ def random(*shape: int, seed: int = 0, deviation: float = 1.0) -> torch.Tensor:
 
 
 def linear(out_features: int, in_features: int, seed: int = 1) -> nn.Linear:
-    made = nn.Linear(in_features, out_features)
+    new_layer = nn.Linear(in_features, out_features)
     with torch.no_grad():
-        made.weight.copy_(random(out_features, in_features, seed=seed, deviation=0.02))
-        made.bias.copy_(random(out_features, seed=seed + 1))
-    return made
+        new_layer.weight.copy_(random(out_features, in_features, seed=seed, deviation=0.02))
+        new_layer.bias.copy_(random(out_features, seed=seed + 1))
+    return new_layer
 
 
 @pytest.mark.parametrize(("kernel", "precision"), NATIVE)
@@ -46,10 +46,10 @@ def test_kernel_equals_its_reference(kernel, precision, dtype):
     format = FORMATS[precision]
     tensors = format.quantize(random(96, 128, deviation=0.02))
     x = random(7, 128, seed=2).to(dtype)
-    found = kernel.multiply(x, tensors, format.block(128))
+    result = kernel.multiply(x, tensors, format.block(128))
     expected = kernel.reference(x, tensors, format.block(128))
-    assert found.dtype == dtype
-    assert tiny.relative(found, expected) < (1e-5 if dtype == torch.float32 else 5e-3)
+    assert result.dtype == dtype
+    assert tiny.relative(result, expected) < (1e-5 if dtype == torch.float32 else 5e-3)
 
 
 @pytest.mark.parametrize("precision", sorted(FORMATS))

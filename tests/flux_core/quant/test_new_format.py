@@ -128,8 +128,8 @@ def test_its_loss_is_measured_and_gptq_takes_the_nearest(caplog):
     assert errors["int8"] < errors["toy4"] < 0.2
     linear = torch.nn.Linear(64, 32)
     with caplog.at_level(logging.WARNING):
-        moments = second_moments_of(torch.randn(8, 64))
-        layer = QuantizedLinear.from_linear(linear, FORMATS["toy4"], moments)
+        second_moments = second_moments_of(torch.randn(8, 64))
+        layer = QuantizedLinear.from_linear(linear, FORMATS["toy4"], second_moments)
     assert "toy4 cannot be rounded column by column" in caplog.text
     nearest = FORMATS["toy4"].quantize(linear.weight.detach())
     assert all(torch.equal(layer.tensors()[n], t) for n, t in nearest.items())

@@ -145,9 +145,9 @@ def test_t5_is_quantized_but_its_embedding(precision, tmp_path):
     assert ours.shared.weight.dtype == torch.bfloat16
     ids = torch.randint(0, 200, (3, 11), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        found = ours.float()(ids)
-    assert found.isfinite().all()
-    assert tiny.relative(found, theirs(input_ids=ids).last_hidden_state.detach()) < 0.15
+        result = ours.float()(ids)
+    assert result.isfinite().all()
+    assert tiny.relative(result, theirs(input_ids=ids).last_hidden_state.detach()) < 0.15
 
 
 def test_casting_a_quantized_module_leaves_its_codes(tmp_path):

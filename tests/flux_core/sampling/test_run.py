@@ -123,13 +123,13 @@ class TestWhatALoraChanges:
         plain, changed = request(transformer), request(transformer, loras=[(lora, 1.0)])
 
         def observed(one: DrawRequest) -> tuple[dict[str, Tensor], dict[str, float]]:
-            moments = while_drawing(
+            of_each = while_drawing(
                 runner, [one], lambda draw_all: record_second_moments(transformer, draw_all)
             )
             layers = while_drawing(
                 runner, [one], lambda draw_all: measure_sensitivity(transformer, draw_all)
             )
-            return moments, {name: layer.errors["int8"] for name, layer in layers.items()}
+            return of_each, {name: layer.errors["int8"] for name, layer in layers.items()}
 
         before, errors_before = observed(plain)
         with_lora, errors_with_lora = observed(changed)
@@ -144,7 +144,7 @@ class TestWhatALoraChanges:
     def test_a_control_net_beside_hears_it_too(self, transformer, lora):
         net = tiny_models.randomise(FluxControlNet(tiny_models.UPSCALER), seed=2)
         controls = [Control(net, torch.ones(1, 16, 4, 6))]
-        moments = [
+        of_each = [
             while_drawing(
                 OffloadRunner(None, CPU),
                 [request(transformer, controls=controls, loras=loras)],
@@ -153,22 +153,22 @@ class TestWhatALoraChanges:
             for loras in ((), [(lora, 1.0)])
         ]
         name = "double_blocks.1.img_mlp.2"
-        assert all(len(of_module) == 2 and name in of_module[1] for of_module in moments)
-        assert not torch.equal(moments[0][1][name], moments[1][1][name])
+        assert all(len(of_module) == 2 and name in of_module[1] for of_module in of_each)
+        assert not torch.equal(of_each[0][1][name], of_each[1][1][name])
 
 
 def test_nobody_else_makes_a_noise_schedule_or_runs_a_sampler():
     """Callers build a request; what a run is put together of stands in one file."""
     from pathlib import Path
 
-    home = Path(inspect.getfile(draw))
-    root = home.parents[2]
+    run_file = Path(inspect.getfile(draw))
+    root = run_file.parents[2]
     folders = ("flux_core", "nodes", "cli")
     elsewhere = [
         path.relative_to(root).as_posix()
         for folder in folders
         for path in sorted((root / folder).rglob("*.py"))
-        if path != home
+        if path != run_file
         and any(word in path.read_text(encoding="utf-8") for word in ("SAMPLERS[", "Denoiser("))
     ]
     assert not elsewhere

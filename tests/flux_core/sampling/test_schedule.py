@@ -24,10 +24,10 @@ TABLES = {
 @pytest.mark.parametrize("key", RECORDED)
 def test_sigmas_are_the_host_s(key):
     model, scheduler, steps = key.split("/")
-    found = make_sigmas(TABLES[model], scheduler, int(steps))
+    sigmas_made = make_sigmas(TABLES[model], scheduler, int(steps))
     expected = torch.tensor(RECORDED[key])
-    assert found.shape == expected.shape
-    assert (found - expected).abs().max() < 1e-6
+    assert sigmas_made.shape == expected.shape
+    assert (sigmas_made - expected).abs().max() < 1e-6
 
 
 def test_diffsynth_s_shift_is_a_factor_of_three():
