@@ -3,8 +3,6 @@
 if __name__ != "flux_core":  # a second copy would have a second set of pinned memory
     raise ImportError(f"import flux_core by that name, not as {__name__}")
 
-__version__ = "0.1.0"
-
 from .calibration.calibrate import calibrate
 from .calibration.second_moments import record_second_moments
 from .checkpoint.errors import CheckpointError
@@ -32,6 +30,9 @@ from .quant import (
     set_compute,
 )
 from .sampling.conditioning import Conditioning, Control
+from .version import read_version
+
+__version__ = read_version()
 
 __all__ = [
     "AutoEncoder",

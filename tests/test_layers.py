@@ -49,3 +49,49 @@ def test_importing_the_core_touches_no_gpu_and_no_network():
         "assert not any(m.split('.')[0] in ('comfy', 'nodes', 'folder_paths') for m in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+#: The core's parts; one imports only from itself and from those below it.
+LAYERS = (
+    "pipeline",
+    "train",
+    "calibration",
+    "report",
+    "sampling",
+    "offload",
+    "lora",
+    "checkpoint",
+    "models",
+    "quant",
+    "pocket",
+    "version",
+)
+
+
+def layers_imported(path: Path) -> set[str]:
+    """The layers that a file of the core imports, at its top or inside its functions."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    layers: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        module = node.module.split(".") if node.module else []
+        target = [*parts[: len(parts) - node.level], *module]
+        layers |= {target[1]} if len(target) > 1 else {alias.name for alias in node.names}
+    return layers & set(LAYERS)
+
+
+def test_imports_of_the_core_run_downwards():
+    upwards = set()
+    for path in sorted((ROOT / "flux_core").rglob("*.py")):
+        name = path.relative_to(ROOT / "flux_core").with_suffix("").parts
+        if name != ("__init__",):
+            assert name[0] in LAYERS, f"{path} is in no layer"
+            above = LAYERS[: LAYERS.index(name[0])]
+            upwards |= {(".".join(name), up) for up in layers_imported(path) if up in above}
+    assert not upwards
+
+
+def test_nodes_know_no_command():
+    for path in sorted((ROOT / "nodes").rglob("*.py")):
+        assert not any("cli" in module.split(".") for _, module in imported(path)), path
