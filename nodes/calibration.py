@@ -15,10 +15,9 @@ from flux_core.report.pictures import bars
 from flux_core.sampling.run import DrawRequest, SamplingSettings, while_drawing
 
 from . import host
-from .loaders import plan_input
 from .memory_manager import HostOffloadRunner
 from .sampler import start_latents
-from .widgets import STEADY, number, whole, words
+from .widgets import STEADY, choice, free_number, integer, plan_input, socket, text
 from .wires import (
     CATEGORY,
     FLUX_CONTROL,
@@ -34,16 +33,16 @@ T = TypeVar("T")
 
 def drawing_inputs(precision: str, help: str, **more: Any) -> dict[str, dict[str, Any]]:
     """Inputs of a node that draws prompts, ``more`` of its own behind the format."""
-    prompt = ("CONDITIONING", {"tooltip": "Another prompt to draw."})
+    prompt = socket("CONDITIONING", "Another prompt to draw.")
     return {
         "required": {
-            "model": (FLUX_MODEL, {"tooltip": "A transformer loaded in bf16."}),
-            "positive": ("CONDITIONING", {"tooltip": "A prompt to draw."}),
-            "latent": ("LATENT", {"tooltip": "The size to draw at."}),
-            "precision": (list(FORMATS), {"default": precision, "tooltip": help}),
+            "model": socket(FLUX_MODEL, "A transformer loaded in bf16."),
+            "positive": socket("CONDITIONING", "A prompt to draw."),
+            "latent": socket("LATENT", "The size to draw at."),
+            "precision": choice(list(FORMATS), help, default=precision),
             **more,
-            "steps": whole(4, 1, 100, "Steps drawn of each prompt."),
-            "seed": whole(0, 0, 0xFFFFFFFFFFFFFFFF, "Of the noise.", **STEADY),
+            "steps": integer(4, 1, 100, "Steps drawn of each prompt."),
+            "seed": integer(0, 0, 0xFFFFFFFFFFFFFFFF, "Of the noise.", **STEADY),
         },
         "optional": {"positive_2": prompt, "positive_3": prompt},
     }
@@ -106,11 +105,11 @@ class FluxMeasurePrecision:
         inputs = drawing_inputs(
             "int8",
             "The format of all the other layers.",
-            bits_per_weight=number(
+            bits_per_weight=free_number(
                 8.5, 8.0, 16.0, 0.1, "The budget: 8 keeps no layer in 16 bits, 16 keeps all."
             ),
         )
-        inputs["required"]["save_as"] = words(
+        inputs["required"]["save_as"] = text(
             "",
             "A name under models/precision_plans to keep the plan under; empty keeps it on the "
             "wire alone.",
@@ -173,7 +172,7 @@ class FluxCalibrate:
         inputs = drawing_inputs("fp8_scaled", "The format of what comes out.")
         inputs["optional"] |= {
             "plan": plan_input(),
-            "control": (FLUX_CONTROL, {"tooltip": "ControlNets to draw with, and to calibrate."}),
+            "control": socket(FLUX_CONTROL, "ControlNets to draw with, and to calibrate."),
         }
         return inputs
 

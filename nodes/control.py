@@ -13,8 +13,9 @@ from flux_core.models.controlnet import UNION_MODES
 from flux_core.sampling.images import to_pixels
 
 from . import host
-from .loaders import PRECISION_CHOICES, PRECISION_HELP, compute_input, policy_input
+from .loaders import PRECISION_CHOICES, PRECISION_HELP
 from .vae import HostVAE
+from .widgets import choice, compute_input, number, policy_input, socket
 from .wires import CATEGORY, FLUX_CONTROL, controls_of
 
 FOLDER = "controlnet"
@@ -24,55 +25,23 @@ NO_MODE = "none"
 def common_inputs(strength: float) -> dict[str, Any]:
     """Inputs of every ControlNet node."""
     return {
-        "vae": ("VAE", {"tooltip": "The VAE of FluxLoaderFP8: the picture is encoded with it."}),
-        "image": ("IMAGE", {"tooltip": "The picture that guides the drawing."}),
-        "controlnet": (
-            host.model_names(FOLDER),
-            {"tooltip": "A file of the folder models/controlnet."},
+        "vae": socket("VAE", "The VAE of FluxLoaderFP8: the picture is encoded with it."),
+        "image": socket("IMAGE", "The picture that guides the drawing."),
+        "controlnet": choice(host.model_names(FOLDER), "A file of the folder models/controlnet."),
+        "precision": choice(PRECISION_CHOICES, PRECISION_HELP, default="fp8_scaled"),
+        "strength": number(
+            strength, 0.0, 10.0, 0.01, "How much the ControlNet says; 0 leaves it out."
         ),
-        "precision": (
-            PRECISION_CHOICES,
-            {"default": "fp8_scaled", "tooltip": PRECISION_HELP},
+        "start": number(
+            0.0, 0.0, 1.0, 0.01, "From which share of the schedule on; 0 is the beginning."
         ),
-        "strength": (
-            "FLOAT",
-            {
-                "default": strength,
-                "min": 0.0,
-                "max": 10.0,
-                "step": 0.01,
-                "tooltip": "How much the ControlNet says; 0 leaves it out.",
-            },
-        ),
-        "start": (
-            "FLOAT",
-            {
-                "default": 0.0,
-                "min": 0.0,
-                "max": 1.0,
-                "step": 0.01,
-                "tooltip": "From which share of the schedule on; 0 is the beginning.",
-            },
-        ),
-        "end": (
-            "FLOAT",
-            {
-                "default": 1.0,
-                "min": 0.0,
-                "max": 1.0,
-                "step": 0.01,
-                "tooltip": "Until which share of the schedule; 1 is the end.",
-            },
-        ),
+        "end": number(1.0, 0.0, 1.0, 0.01, "Until which share of the schedule; 1 is the end."),
     }
 
 
 def optional_inputs() -> dict[str, Any]:
     return {
-        "control": (
-            FLUX_CONTROL,
-            {"tooltip": "More ControlNets to use beside this one."},
-        ),
+        "control": socket(FLUX_CONTROL, "More ControlNets to use beside this one."),
         "compute": compute_input(),
         "policy": policy_input("Where its weights wait; without it, with the transformer's."),
     }
@@ -133,13 +102,14 @@ class FluxControlNet:
         return {
             "required": common_inputs(0.7)
             | {
-                "mode": (
+                "mode": choice(
                     [NO_MODE, *UNION_MODES],
-                    {"default": NO_MODE, "tooltip": "What the picture is; union models alone ask."},
+                    "What the picture is; union models alone ask.",
+                    default=NO_MODE,
                 )
             },
             "optional": optional_inputs()
-            | {"mask": ("MASK", {"tooltip": "1 where to paint; for inpainting ControlNets."})},
+            | {"mask": socket("MASK", "1 where to paint; for inpainting ControlNets.")},
         }
 
     def make(
@@ -181,26 +151,16 @@ class ControlNetUpscalerFP8:
         return {
             "required": common
             | {
-                "upscale_factor": (
-                    "FLOAT",
-                    {
-                        "default": 4.0,
-                        "min": 1.0,
-                        "max": 8.0,
-                        "step": 0.25,
-                        "tooltip": "Sides grow by this; they are rounded to multiples of 16.",
-                    },
+                "upscale_factor": number(
+                    4.0, 1.0, 8.0, 0.25, "Sides grow by this; they are rounded to multiples of 16."
                 ),
-                "tile_blur": (
-                    "FLOAT",
-                    {
-                        "default": 1.0,
-                        "min": 1.0,
-                        "max": 16.0,
-                        "step": 0.5,
-                        "tooltip": "Tile pre-processing: the picture is first made this many times "
-                        "smaller, so that its noise and artefacts go. 1 leaves it as it is.",
-                    },
+                "tile_blur": number(
+                    1.0,
+                    1.0,
+                    16.0,
+                    0.5,
+                    "Tile pre-processing: the picture is first made this many times "
+                    "smaller, so that its noise and artefacts go. 1 leaves it as it is.",
                 ),
             },
             "optional": optional_inputs(),

@@ -12,7 +12,7 @@ from flux_core.train.config import ON_EMPTY, ON_FAULT, DataConfig
 from flux_core.train.dataset import DataProblems, Item, open_picture, read_items, summarize
 
 from . import host
-from .widgets import ADVANCED, one_of, whole, words
+from .widgets import ADVANCED, choice, integer, socket, text, toggle
 from .wires import FLUX_DATASET, TRAINING
 
 #: Pictures of a dataset that are shown.
@@ -49,36 +49,32 @@ class FluxDataset:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "folder": one_of(
+                "folder": choice(
                     host.dataset_names(), "A folder with pictures, inside ComfyUI's input folder."
                 ),
-                "resolution": whole(
+                "resolution": integer(
                     512, 64, 2048, "Side of a square whose area pictures are brought to.", step=16
                 ),
-                "repeats": whole(1, 1, 1000, "How often each picture comes in an epoch."),
-                "trigger": words("", "Put before every caption, such as a name for the concept."),
+                "repeats": integer(1, 1, 1000, "How often each picture comes in an epoch."),
+                "trigger": text("", "Put before every caption, such as a name for the concept."),
             },
             "optional": {
-                "dataset": (FLUX_DATASET, {"tooltip": "More folders, before this one."}),
-                "bucket_step": whole(
+                "dataset": socket(FLUX_DATASET, "More folders, before this one."),
+                "bucket_step": integer(
                     64, 16, 256, "Sides are multiples of this.", step=16, **ADVANCED
                 ),
-                "masks": (
-                    "BOOLEAN",
-                    {
-                        "default": True,
-                        "tooltip": "Read NAME.mask.png beside a picture: white is "
-                        "learned, black is not.",
-                        "advanced": True,
-                    },
+                "masks": toggle(
+                    True,
+                    "Read NAME.mask.png beside a picture: white is learned, black is not.",
+                    advanced=True,
                 ),
-                "broken": one_of(
+                "broken": choice(
                     ON_FAULT,
                     "What to do about pictures that cannot be opened.",
                     default="refuse",
                     **ADVANCED,
                 ),
-                "empty_captions": one_of(
+                "empty_captions": choice(
                     ON_EMPTY,
                     "What to do about pictures without a caption.",
                     default="refuse",

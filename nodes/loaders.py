@@ -21,17 +21,16 @@ from flux_core.checkpoint.build import AS_STORED
 from flux_core.checkpoint.load import find_tokenizers
 from flux_core.checkpoint.reader import open_source
 from flux_core.models.text_encoders import Tokenizers
-from flux_core.quant import COMPUTES, PRECISIONS, full_dtype
+from flux_core.quant import PRECISIONS, full_dtype
 from flux_core.quant.registry import FULL_PRECISIONS
 
 from . import host
 from .vae import HostVAE
+from .widgets import choice, compile_input, compute_input, plan_input, policy_input
 from .wires import (
     CATEGORY,
     FLUX_MODEL,
     FLUX_TEXT_ENCODERS,
-    OFFLOAD_POLICY,
-    PRECISION_PLAN,
     FluxModel,
     FluxTextEncoders,
 )
@@ -54,41 +53,6 @@ PRECISION_HELP = (
 )
 #: What a person can choose as a precision; the last leaves it to the file.
 PRECISION_CHOICES = [*PRECISIONS, AS_STORED]
-
-
-def compute_input() -> tuple:
-    return (
-        list(COMPUTES),
-        {
-            "default": "auto",
-            "tooltip": "How layers of one byte multiply. native: on 8-bit matrix units, faster "
-            "where the card has them. dequantize: widened first, the nearest to bf16. auto: native "
-            "on a card that can.",
-        },
-    )
-
-
-def compile_input() -> tuple:
-    return (
-        "BOOLEAN",
-        {
-            "default": False,
-            "tooltip": "Compile the transformer's blocks with torch.compile: the first picture of "
-            "a size takes a minute longer, later steps less. Needs Triton.",
-            "advanced": True,
-        },
-    )
-
-
-def plan_input() -> tuple:
-    return (
-        PRECISION_PLAN,
-        {"tooltip": "Decides the transformer's precision layer by layer, instead of the choice."},
-    )
-
-
-def policy_input(tooltip: str = "Where parts wait; without it, auto.") -> tuple:
-    return (OFFLOAD_POLICY, {"tooltip": tooltip})
 
 
 def choices(part: str) -> list[str]:
@@ -129,28 +93,23 @@ class FluxLoaderFP8:
         file = "A file of the folder models/{}."
         return {
             "required": {
-                "transformer": (
-                    choices("transformer"),
-                    {"tooltip": file.format("diffusion_models or models/checkpoints")},
+                "transformer": choice(
+                    choices("transformer"), file.format("diffusion_models or models/checkpoints")
                 ),
-                "transformer_precision": (
-                    PRECISION_CHOICES,
-                    {"default": "fp8_scaled", "tooltip": PRECISION_HELP},
+                "transformer_precision": choice(
+                    PRECISION_CHOICES, PRECISION_HELP, default="fp8_scaled"
                 ),
-                "clip_l": (choices("clip_l"), {"tooltip": file.format("text_encoders")}),
-                "clip_l_precision": (
-                    full,
-                    {"default": "bf16", "tooltip": "CLIP-L is small; leave it at bf16."},
+                "clip_l": choice(choices("clip_l"), file.format("text_encoders")),
+                "clip_l_precision": choice(
+                    full, "CLIP-L is small; leave it at bf16.", default="bf16"
                 ),
-                "t5": (choices("t5"), {"tooltip": file.format("text_encoders")}),
-                "t5_precision": (
-                    PRECISION_CHOICES,
-                    {"default": "fp8_scaled", "tooltip": PRECISION_HELP + "T5 bears it well."},
+                "t5": choice(choices("t5"), file.format("text_encoders")),
+                "t5_precision": choice(
+                    PRECISION_CHOICES, PRECISION_HELP + "T5 bears it well.", default="fp8_scaled"
                 ),
-                "vae": (choices("vae"), {"tooltip": file.format("vae")}),
-                "vae_precision": (
-                    full,
-                    {"default": "bf16", "tooltip": "fp32 is exact and slower, fp16 may overflow."},
+                "vae": choice(choices("vae"), file.format("vae")),
+                "vae_precision": choice(
+                    full, "fp32 is exact and slower, fp16 may overflow.", default="bf16"
                 ),
             },
             "optional": {
@@ -233,14 +192,11 @@ class FluxTransformerLoader:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "transformer": (
+                "transformer": choice(
                     choices("transformer"),
-                    {"tooltip": "A file of models/diffusion_models or models/checkpoints."},
+                    "A file of models/diffusion_models or models/checkpoints.",
                 ),
-                "precision": (
-                    PRECISION_CHOICES,
-                    {"default": "fp8_scaled", "tooltip": PRECISION_HELP},
-                ),
+                "precision": choice(PRECISION_CHOICES, PRECISION_HELP, default="fp8_scaled"),
                 "compute": compute_input(),
             },
             "optional": {

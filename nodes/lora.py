@@ -12,6 +12,7 @@ from flux_core.lora import Lora, load_lora, match_lora, merge_loras
 from flux_core.lora.match import refuse_unmatched
 
 from . import host
+from .widgets import choice, number, socket, text, toggle
 from .wires import CATEGORY, FLUX_MODEL, FLUX_TEXT_ENCODERS, FluxModel, FluxTextEncoders
 
 FOLDER = "loras"
@@ -30,8 +31,7 @@ def open_lora(path: Path) -> Lora:
 
 
 def strength_input(tooltip: str) -> tuple:
-    options = {"default": 1.0, "min": -20.0, "max": 20.0, "step": 0.01, "tooltip": tooltip}
-    return ("FLOAT", options)
+    return number(1.0, -20.0, 20.0, 0.01, tooltip)
 
 
 class FluxLoraLoader:
@@ -57,19 +57,15 @@ class FluxLoraLoader:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "model": (FLUX_MODEL, {"tooltip": "From a loader, or the LoRA before."}),
-                "lora": (
-                    host.model_names(FOLDER),
-                    {"tooltip": "A file of the folder models/loras."},
-                ),
+                "model": socket(FLUX_MODEL, "From a loader, or the LoRA before."),
+                "lora": choice(host.model_names(FOLDER), "A file of the folder models/loras."),
                 "strength": strength_input("For the transformer; 0 leaves it out."),
                 "strength_text": strength_input("For the text encoders, where it has layers."),
-                "on": ("BOOLEAN", {"default": True, "tooltip": "Off passes everything through."}),
+                "on": toggle(True, "Off passes everything through."),
             },
             "optional": {
-                "text_encoders": (
-                    FLUX_TEXT_ENCODERS,
-                    {"tooltip": "Wire these through where the LoRA was trained on them too."},
+                "text_encoders": socket(
+                    FLUX_TEXT_ENCODERS, "Wire these through where the LoRA was trained on them too."
                 )
             },
         }
@@ -118,18 +114,9 @@ class FluxMergeLoras:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "model": (FLUX_MODEL, {"tooltip": "From FluxLoraLoader."}),
-                "name": (
-                    "STRING",
-                    {
-                        "default": "merged",
-                        "tooltip": "Written to output/diffusion_models under this name.",
-                    },
-                ),
-                "overwrite": (
-                    "BOOLEAN",
-                    {"default": False, "tooltip": "Whether a file of that name is replaced."},
-                ),
+                "model": socket(FLUX_MODEL, "From FluxLoraLoader."),
+                "name": text("merged", "Written to output/diffusion_models under this name."),
+                "overwrite": toggle(False, "Whether a file of that name is replaced."),
             }
         }
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from flux_core.report.pictures import against, comparison, grid
 
+from .widgets import integer, number, socket, text, toggle
 from .wires import CATEGORY
 
 CELLS = 8
@@ -30,19 +31,12 @@ class FluxCompare:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "image_a": ("IMAGE", {"tooltip": "The reference."}),
-                "image_b": ("IMAGE", {"tooltip": "What is compared with it, of the same size."}),
-                "name_a": ("STRING", {"default": "A", "tooltip": "Written under the first."}),
-                "name_b": ("STRING", {"default": "B", "tooltip": "Written under the second."}),
-                "gain": (
-                    "FLOAT",
-                    {
-                        "default": 8.0,
-                        "min": 1.0,
-                        "max": 256.0,
-                        "step": 1.0,
-                        "tooltip": "By how much the difference is enlarged; grey is none.",
-                    },
+                "image_a": socket("IMAGE", "The reference."),
+                "image_b": socket("IMAGE", "What is compared with it, of the same size."),
+                "name_a": text("A", "Written under the first."),
+                "name_b": text("B", "Written under the second."),
+                "gain": number(
+                    8.0, 1.0, 256.0, 1.0, "By how much the difference is enlarged; grey is none."
                 ),
             }
         }
@@ -76,28 +70,15 @@ class FluxGrid:
     @classmethod
     def INPUT_TYPES(cls):
         cells = {
-            f"image_{i}": ("IMAGE", {"tooltip": f"Picture {i}; its first where there are several."})
+            f"image_{i}": socket("IMAGE", f"Picture {i}; its first where there are several.")
             for i in range(1, CELLS + 1)
         }
         return {
             "required": {
                 "image_1": cells.pop("image_1"),
-                "labels": (
-                    "STRING",
-                    {
-                        "default": "",
-                        "multiline": True,
-                        "tooltip": "One line a picture, in order.",
-                    },
-                ),
-                "columns": (
-                    "INT",
-                    {"default": 3, "min": 1, "max": CELLS, "tooltip": "Pictures in a row."},
-                ),
-                "compare_to_first": (
-                    "BOOLEAN",
-                    {"default": True, "tooltip": "Add PSNR and SSIM against the first picture."},
-                ),
+                "labels": text("", "One line a picture, in order.", multiline=True),
+                "columns": integer(3, 1, CELLS, "Pictures in a row."),
+                "compare_to_first": toggle(True, "Add PSNR and SSIM against the first picture."),
             },
             "optional": cells,
         }

@@ -14,6 +14,7 @@ from flux_core.offload.policy import MODES, PARTS
 from flux_core.report.timeline import timeline
 
 from . import host
+from .widgets import choice, integer, number, socket, toggle
 from .wires import CATEGORY, OFFLOAD_POLICY
 
 AS_ALL = "as mode"
@@ -43,25 +44,21 @@ class OffloadPolicy:
     @classmethod
     def INPUT_TYPES(cls):
         def gigabytes(tooltip: str) -> tuple:
-            options = {"default": 0.0, "min": 0.0, "max": 1024.0, "step": 0.1, "tooltip": tooltip}
-            return ("FLOAT", options)
+            return number(0.0, 0.0, 1024.0, 0.1, tooltip)
 
         own = {
-            f"{part}_mode": (
-                [AS_ALL, *MODES],
-                {"default": AS_ALL, "tooltip": f"Another mode for {part}.", "advanced": True},
+            f"{part}_mode": choice(
+                [AS_ALL, *MODES], f"Another mode for {part}.", default=AS_ALL, advanced=True
             )
             for part in PARTS
         }
         return {
             "required": {
-                "mode": (
+                "mode": choice(
                     list(MODES),
-                    {
-                        "default": "auto",
-                        "tooltip": "auto: planned; none: all stay on the card; component: one part "
-                        "at a time; stream: block by block.",
-                    },
+                    "auto: planned; none: all stay on the card; component: one part "
+                    "at a time; stream: block by block.",
+                    default="auto",
                 )
             },
             "optional": {
@@ -69,27 +66,19 @@ class OffloadPolicy:
                     "Gigabytes of the card that a run may take in all; 0 is what is free for auto "
                     "and the least for stream."
                 ),
-                "slots": (
-                    "INT",
-                    {
-                        "default": 2,
-                        "min": 2,
-                        "max": 8,
-                        "tooltip": "Buffers that streamed blocks pass through; auto may take more.",
-                        "advanced": True,
-                    },
+                "slots": integer(
+                    2,
+                    2,
+                    8,
+                    "Buffers that streamed blocks pass through; auto may take more.",
+                    advanced=True,
                 ),
                 "ram_budget": gigabytes(
                     "Gigabytes of host memory that may be pinned for fast copies, and above which "
                     "weights stay in their file; 0 is half of it."
                 ),
-                "pin": (
-                    "BOOLEAN",
-                    {
-                        "default": True,
-                        "tooltip": "Pin weights on the host, for copies at full speed.",
-                        "advanced": True,
-                    },
+                "pin": toggle(
+                    True, "Pin weights on the host, for copies at full speed.", advanced=True
                 ),
             }
             | own,
@@ -145,9 +134,7 @@ class FluxMemoryReport:
     @classmethod
     def INPUT_TYPES(cls):
         return {
-            "required": {
-                "image": ("IMAGE", {"tooltip": "What is made last, so that this runs after it."})
-            }
+            "required": {"image": socket("IMAGE", "What is made last, so that this runs after it.")}
         }
 
     @classmethod

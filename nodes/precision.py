@@ -11,6 +11,7 @@ from flux_core import Control, PrecisionPlan, save_module
 
 from . import host
 from .loaders import PREVIEW_KEY
+from .widgets import choice, socket, text, toggle
 from .wires import (
     CATEGORY,
     FLUX_CONTROL,
@@ -39,7 +40,7 @@ class FluxPrecisionPlan:
     @classmethod
     def INPUT_TYPES(cls):
         where = "A file of the folder models/precision_plans."
-        return {"required": {"name": (host.plan_names(), {"tooltip": where})}}
+        return {"required": {"name": choice(host.plan_names(), where)}}
 
     @classmethod
     def IS_CHANGED(cls, name: str) -> str:
@@ -76,25 +77,13 @@ class FluxSaveQuantized:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "name": (
-                    "STRING",
-                    {
-                        "default": "FluxFit/flux1_int8",
-                        "tooltip": "The files' name, without ending.",
-                    },
-                ),
-                "overwrite": (
-                    "BOOLEAN",
-                    {"default": False, "tooltip": "Replace files of that name."},
-                ),
+                "name": text("FluxFit/flux1_int8", "The files' name, without ending."),
+                "overwrite": toggle(False, "Replace files of that name."),
             },
             "optional": {
-                "model": (FLUX_MODEL, {"tooltip": "Goes to output/diffusion_models."}),
-                "text_encoders": (
-                    FLUX_TEXT_ENCODERS,
-                    {"tooltip": "Their T5 goes to output/clip."},
-                ),
-                "control": (FLUX_CONTROL, {"tooltip": "Its ControlNets go to output/controlnet."}),
+                "model": socket(FLUX_MODEL, "Goes to output/diffusion_models."),
+                "text_encoders": socket(FLUX_TEXT_ENCODERS, "Their T5 goes to output/clip."),
+                "control": socket(FLUX_CONTROL, "Its ControlNets go to output/controlnet."),
             },
         }
 

@@ -17,6 +17,7 @@ from flux_core.sampling.sigmas import SCHEDULERS, SHIFTS
 from . import host
 from .memory_manager import HostOffloadRunner
 from .preview import preview
+from .widgets import choice, integer, number, socket
 from .wires import CATEGORY, FLUX_CONTROL, FLUX_MODEL, FluxModel, conditioning_of, controls_of
 
 
@@ -40,76 +41,42 @@ class FluxSampler:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "model": (FLUX_MODEL, {"tooltip": "From FluxLoaderFP8."}),
-                "positive": ("CONDITIONING", {"tooltip": "What to draw."}),
-                "latent": (
-                    "LATENT",
-                    {"tooltip": "Size, batch, and with denoise below 1 the start."},
+                "model": socket(FLUX_MODEL, "From FluxLoaderFP8."),
+                "positive": socket("CONDITIONING", "What to draw."),
+                "latent": socket("LATENT", "Size, batch, and with denoise below 1 the start."),
+                "seed": integer(
+                    0,
+                    0,
+                    0xFFFFFFFFFFFFFFFF,
+                    "The same seed gives the same picture.",
+                    control_after_generate=True,
                 ),
-                "seed": (
-                    "INT",
-                    {
-                        "default": 0,
-                        "min": 0,
-                        "max": 0xFFFFFFFFFFFFFFFF,
-                        "control_after_generate": True,
-                        "tooltip": "The same seed gives the same picture.",
-                    },
+                "steps": integer(20, 1, 1000, "20 for dev, 4 for schnell."),
+                "cfg": number(
+                    1.0,
+                    0.0,
+                    30.0,
+                    0.1,
+                    "True guidance against the negative prompt; above 1 every step "
+                    "takes twice as long. FLUX.1 dev is made for 1.",
                 ),
-                "steps": (
-                    "INT",
-                    {"default": 20, "min": 1, "max": 1000, "tooltip": "20 for dev, 4 for schnell."},
-                ),
-                "cfg": (
-                    "FLOAT",
-                    {
-                        "default": 1.0,
-                        "min": 0.0,
-                        "max": 30.0,
-                        "step": 0.1,
-                        "tooltip": "True guidance against the negative prompt; above 1 every step "
-                        "takes twice as long. FLUX.1 dev is made for 1.",
-                    },
-                ),
-                "sampler": (
-                    list(SAMPLERS),
-                    {"default": "euler", "tooltip": "How steps are taken."},
-                ),
-                "scheduler": (
-                    list(SCHEDULERS),
-                    {"default": "simple", "tooltip": "How steps are spaced."},
-                ),
-                "shift": (
+                "sampler": choice(list(SAMPLERS), "How steps are taken.", default="euler"),
+                "scheduler": choice(list(SCHEDULERS), "How steps are spaced.", default="simple"),
+                "shift": choice(
                     list(SHIFTS),
-                    {
-                        "default": "host",
-                        "tooltip": "host: as the stock KSampler. resolution: grows with the "
-                        "size of the picture, as FLUX.1 was trained. diffsynth: a fixed 3.",
-                    },
+                    "host: as the stock KSampler. resolution: grows with the "
+                    "size of the picture, as FLUX.1 was trained. diffsynth: a fixed 3.",
+                    default="host",
                 ),
-                "denoise": (
-                    "FLOAT",
-                    {
-                        "default": 1.0,
-                        "min": 0.01,
-                        "max": 1.0,
-                        "step": 0.01,
-                        "tooltip": "1 starts from noise; less keeps more of the latent.",
-                    },
+                "denoise": number(
+                    1.0, 0.01, 1.0, 0.01, "1 starts from noise; less keeps more of the latent."
                 ),
             },
             "optional": {
-                "negative": (
-                    "CONDITIONING",
-                    {"tooltip": "What to avoid; read where cfg is not 1."},
-                ),
-                "control": (FLUX_CONTROL, {"tooltip": "ControlNets."}),
-                "sigmas": (
-                    "SIGMAS",
-                    {
-                        "tooltip": "Instead of steps, scheduler, shift and denoise.",
-                        "advanced": True,
-                    },
+                "negative": socket("CONDITIONING", "What to avoid; read where cfg is not 1."),
+                "control": socket(FLUX_CONTROL, "ControlNets."),
+                "sigmas": socket(
+                    "SIGMAS", "Instead of steps, scheduler, shift and denoise.", advanced=True
                 ),
             },
         }

@@ -6,6 +6,7 @@ from flux_core.sampling.prompts import encode_prompts
 
 from . import host
 from .memory_manager import HostOffloadRunner
+from .widgets import integer, number, socket, text
 from .wires import CATEGORY, FLUX_TEXT_ENCODERS, FluxTextEncoders
 
 
@@ -27,43 +28,27 @@ class FluxTextEncode:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "text_encoders": (FLUX_TEXT_ENCODERS, {"tooltip": "From FluxLoaderFP8."}),
-                "prompt": (
-                    "STRING",
-                    {"multiline": True, "default": "", "tooltip": "What to draw, in English."},
-                ),
-                "guidance": (
-                    "FLOAT",
-                    {
-                        "default": 3.5,
-                        "min": 0.0,
-                        "max": 100.0,
-                        "step": 0.1,
-                        "tooltip": "How strictly dev follows the prompt; schnell ignores it.",
-                    },
+                "text_encoders": socket(FLUX_TEXT_ENCODERS, "From FluxLoaderFP8."),
+                "prompt": text("", "What to draw, in English.", multiline=True),
+                "guidance": number(
+                    3.5, 0.0, 100.0, 0.1, "How strictly dev follows the prompt; schnell ignores it."
                 ),
             },
             "optional": {
-                "clip_prompt": (
-                    "STRING",
-                    {
-                        "multiline": True,
-                        "default": "",
-                        "tooltip": "Another text for CLIP-L alone; empty means the same.",
-                        "advanced": True,
-                    },
+                "clip_prompt": text(
+                    "",
+                    "Another text for CLIP-L alone; empty means the same.",
+                    multiline=True,
+                    advanced=True,
                 ),
-                "t5_length": (
-                    "INT",
-                    {
-                        "default": 0,
-                        "min": 0,
-                        "max": 512,
-                        "step": 8,
-                        "tooltip": "Tokens that T5 gives: 512 for dev, 256 for schnell and as the "
-                        "host has it; 0 takes what the tokenizer is made for.",
-                        "advanced": True,
-                    },
+                "t5_length": integer(
+                    0,
+                    0,
+                    512,
+                    "Tokens that T5 gives: 512 for dev, 256 for schnell and as the "
+                    "host has it; 0 takes what the tokenizer is made for.",
+                    step=8,
+                    advanced=True,
                 ),
             },
         }

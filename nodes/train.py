@@ -29,7 +29,7 @@ from . import host
 from .dataset import Dataset
 from .memory_manager import HostOffloadRunner
 from .vae import HostVAE
-from .widgets import ADVANCED, STEADY, number, one_of, whole, words
+from .widgets import ADVANCED, STEADY, choice, free_number, integer, socket, text, toggle
 from .wires import (
     FLUX_DATASET,
     FLUX_MODEL,
@@ -68,17 +68,17 @@ class FluxTrainSettings:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "steps": whole(1000, 1, 1_000_000, "Updates in all."),
-                "batch": whole(1, 1, 256, "Pictures a step."),
-                "rank": whole(16, 1, 512, "Size of the LoRA."),
-                "layers": one_of(LAYERS, "Which layers it is beside.", default="attention and mlp"),
-                "learning_rate": number(1e-4, 0.0, 10.0, 1e-6, "1e-4 is usual for adamw."),
-                "timesteps": one_of(TIMESTEPS, "How noise levels are drawn.", default="sigmoid"),
-                "seed": whole(0, 0, 2**53, "The same seed trains the same LoRA.", **STEADY),
+                "steps": integer(1000, 1, 1_000_000, "Updates in all."),
+                "batch": integer(1, 1, 256, "Pictures a step."),
+                "rank": integer(16, 1, 512, "Size of the LoRA."),
+                "layers": choice(LAYERS, "Which layers it is beside.", default="attention and mlp"),
+                "learning_rate": free_number(1e-4, 0.0, 10.0, 1e-6, "1e-4 is usual for adamw."),
+                "timesteps": choice(TIMESTEPS, "How noise levels are drawn.", default="sigmoid"),
+                "seed": integer(0, 0, 2**53, "The same seed trains the same LoRA.", **STEADY),
             },
             "optional": {
-                "alpha": number(0.0, 0.0, 4096.0, 0.5, "Strength; 0 is the rank.", **ADVANCED),
-                "shift": number(
+                "alpha": free_number(0.0, 0.0, 4096.0, 0.5, "Strength; 0 is the rank.", **ADVANCED),
+                "shift": free_number(
                     3.0,
                     0.01,
                     100.0,
@@ -86,26 +86,30 @@ class FluxTrainSettings:
                     "For timesteps = shift: more than 1 is more noise.",
                     **ADVANCED,
                 ),
-                "weighting": one_of(
+                "weighting": choice(
                     WEIGHTINGS, "How much each noise level counts.", default="none", **ADVANCED
                 ),
-                "guidance": number(
+                "guidance": free_number(
                     1.0, 0.0, 100.0, 0.1, "What FLUX.1 dev is told while it learns.", **ADVANCED
                 ),
-                "caption_dropout": number(
+                "caption_dropout": free_number(
                     0.0, 0.0, 1.0, 0.01, "Share of pictures learned without caption.", **ADVANCED
                 ),
-                "optimizer": one_of(
+                "optimizer": choice(
                     OPTIMIZERS, "adamw needs no package.", default="adamw", **ADVANCED
                 ),
-                "weight_decay": number(0.01, 0.0, 10.0, 1e-4, "Pulls weights to 0.", **ADVANCED),
-                "schedule": one_of(
+                "weight_decay": free_number(
+                    0.01, 0.0, 10.0, 1e-4, "Pulls weights to 0.", **ADVANCED
+                ),
+                "schedule": choice(
                     SCHEDULES, "Of the learning rate.", default="constant", **ADVANCED
                 ),
-                "warmup": whole(0, 0, 100_000, "Steps to the full learning rate.", **ADVANCED),
-                "accumulation": whole(1, 1, 1024, "Batches a step.", **ADVANCED),
-                "clip": number(1.0, 0.0, 1000.0, 0.1, "Largest norm of gradients.", **ADVANCED),
-                "ema": number(
+                "warmup": integer(0, 0, 100_000, "Steps to the full learning rate.", **ADVANCED),
+                "accumulation": integer(1, 1, 1024, "Batches a step.", **ADVANCED),
+                "clip": free_number(
+                    1.0, 0.0, 1000.0, 0.1, "Largest norm of gradients.", **ADVANCED
+                ),
+                "ema": free_number(
                     0.0,
                     0.0,
                     0.9999,
@@ -113,8 +117,8 @@ class FluxTrainSettings:
                     "Decay of a running mean, which is what is written; 0 is none.",
                     **ADVANCED,
                 ),
-                "save_every": whole(250, 0, 100_000, "Steps between checkpoints.", **ADVANCED),
-                "validate_every": whole(
+                "save_every": integer(250, 0, 100_000, "Steps between checkpoints.", **ADVANCED),
+                "validate_every": integer(
                     0,
                     0,
                     100_000,
@@ -122,14 +126,11 @@ class FluxTrainSettings:
                     "pictures, which is then not trained on; 0 is never.",
                     **ADVANCED,
                 ),
-                "activations_on_host": (
-                    "BOOLEAN",
-                    {
-                        "default": False,
-                        "tooltip": "Keeps what the backward pass needs in host "
-                        "memory: less of the card for a little time.",
-                        "advanced": True,
-                    },
+                "activations_on_host": toggle(
+                    False,
+                    "Keeps what the backward pass needs in host "
+                    "memory: less of the card for a little time.",
+                    advanced=True,
                 ),
             },
         }
@@ -212,9 +213,9 @@ TRAINED_TOOLTIPS = (
     "The LoRA's file, in models of the output folder: FluxLoraLoader and LoraLoader list it.",
 )
 PARTS = {
-    "model": (FLUX_MODEL, {"tooltip": "The base, of any precision but fp16; stays as it is."}),
-    "text_encoders": (FLUX_TEXT_ENCODERS, {"tooltip": "From FluxLoaderFP8."}),
-    "vae": ("VAE", {"tooltip": "From FluxLoaderFP8."}),
+    "model": socket(FLUX_MODEL, "The base, of any precision but fp16; stays as it is."),
+    "text_encoders": socket(FLUX_TEXT_ENCODERS, "From FluxLoaderFP8."),
+    "vae": socket("VAE", "From FluxLoaderFP8."),
 }
 
 
@@ -237,28 +238,28 @@ class FluxTrainLora:
         return {
             "required": PARTS
             | {
-                "dataset": (FLUX_DATASET, {"tooltip": "From FluxDataset."}),
-                "settings": (FLUX_TRAIN_SETTINGS, {"tooltip": "From FluxTrainSettings."}),
-                "name": words("my_lora", "Of the run, in output/training, and of the LoRA."),
-                "existing": one_of(
+                "dataset": socket(FLUX_DATASET, "From FluxDataset."),
+                "settings": socket(FLUX_TRAIN_SETTINGS, "From FluxTrainSettings."),
+                "name": text("my_lora", "Of the run, in output/training, and of the LoRA."),
+                "existing": choice(
                     ("resume", "refuse"),
                     "Where a run of this name exists: go on with it (it must have the same "
                     "settings), or refuse.",
                     default="resume",
                 ),
-                "sample_prompts": words(
+                "sample_prompts": text(
                     "",
                     "One a line: drawn at the beginning, between and at the end.",
                     multiline=True,
                 ),
-                "sample_every": whole(
+                "sample_every": integer(
                     250, 0, 100_000, "Steps between samples; 0 is only at the end."
                 ),
             },
             "optional": {
-                "sample_steps": whole(20, 1, 1000, "Of the sampler.", **ADVANCED),
-                "sample_cfg": number(1.0, 0.0, 30.0, 0.1, "1 for FLUX.1 dev.", **ADVANCED),
-                "sample_shift": one_of(SHIFTS, "As in FluxSampler.", default="host", **ADVANCED),
+                "sample_steps": integer(20, 1, 1000, "Of the sampler.", **ADVANCED),
+                "sample_cfg": free_number(1.0, 0.0, 30.0, 0.1, "1 for FLUX.1 dev.", **ADVANCED),
+                "sample_shift": choice(SHIFTS, "As in FluxSampler.", default="host", **ADVANCED),
             },
         }
 
@@ -328,8 +329,8 @@ class FluxResumeTraining:
         return {
             "required": PARTS
             | {
-                "run": one_of(run_names(), "A folder of output/training."),
-                "steps": whole(0, 0, 1_000_000, "Updates in all; 0 is as many as it began with."),
+                "run": choice(run_names(), "A folder of output/training."),
+                "steps": integer(0, 0, 1_000_000, "Updates in all; 0 is as many as it began with."),
             }
         }
 
