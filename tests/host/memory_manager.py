@@ -32,6 +32,7 @@ spec = importlib.util.spec_from_file_location(
 package = importlib.util.module_from_spec(spec)
 sys.modules[spec.name] = package
 spec.loader.exec_module(package)
+assert "FluxSampler" in package.NODE_CLASS_MAPPINGS
 core = sys.modules["flux_core"]
 nodes_manager = sys.modules[f"{spec.name}.nodes.memory_manager"]
 placement = sys.modules["flux_core.offload.placement"]
