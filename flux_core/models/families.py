@@ -13,7 +13,7 @@ and a line in ``FAMILIES``, in front of those that it could be taken for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from .config import Shapes, TransformerConfig, VAEConfig
@@ -26,7 +26,7 @@ DIFFUSERS_QKV = "transformer_blocks.0.attn.add_q_proj.weight"
 
 @dataclass(frozen=True)
 class Layout:
-    """One spelling of a family's checkpoints.
+    """One spelling of a family's checkpoints; unlike ones have unlike names.
 
     ``key`` is there, under whatever prefix, and ``fits`` holds of the shapes beside it; ``key_map``
     gives the native tensors.
@@ -42,11 +42,11 @@ class Layout:
 class Family:
     """What FluxFit knows of a model family.
 
-    ``members``: models that are this family to us. ``matches``: whether a configuration, of the
-    same layout, is its. ``sigma_shift`` is the exponent mu with which the host shifts its sigmas
-    and ``sigma_entries`` the length of the host's table. ``encoders``: what reads the prompt;
-    ``needs_pooled``: whether it takes CLIP's pooled vector beside the context. ``vae``: channels
-    and constants of its latents.
+    ``members``: models that are this family to us. ``matches``: whether a configuration is its; it
+    is asked of every transformer, and must not hold for those of other families. ``sigma_shift`` is
+    the exponent mu with which the host shifts its sigmas and ``sigma_entries`` the length of the
+    host's table. ``encoders``: what reads the prompt; ``needs_pooled``: whether it takes CLIP's
+    pooled vector beside the context. ``vae``: channels and constants of its latents.
     """
 
     name: str
@@ -147,6 +147,11 @@ def config_from_shapes(shapes: Shapes) -> TransformerConfig:
     raise missing or KeyError("no model family has these shapes")
 
 
-def transformer_layouts() -> dict[str, Layout]:
-    """All layouts of transformers by name."""
-    return {layout.name: layout for family in FAMILIES for layout in family.layouts}
+def transformer_layouts(families: Sequence[Family] = FAMILIES) -> dict[str, Layout]:
+    """All layouts of transformers by name; raises ``ValueError`` where two have one name."""
+    layouts: dict[str, Layout] = {}
+    for family in families:
+        for layout in family.layouts:
+            if layouts.setdefault(layout.name, layout) is not layout:
+                raise ValueError(f"{family.name} names a layout {layout.name!r}, as another does")
+    return layouts

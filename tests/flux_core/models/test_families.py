@@ -19,6 +19,7 @@ from flux_core.models.families import (
     Family,
     config_from_shapes,
     family_of,
+    transformer_layouts,
 )
 from flux_core.models.transformer import FluxTransformer
 from flux_core.sampling.run import DrawRequest, SamplingSettings, sample
@@ -147,6 +148,14 @@ class TestWhatARecordDecides:
         assert family_of(TransformerConfig()) is FLUX1_DEV
         assert family_of(TransformerConfig(guidance_embed=False, depth=8)) is FLUX1_SCHNELL
         assert family_of(TransformerConfig(depth=8)) is FLUX1_LITE
+
+    def test_unlike_layouts_have_unlike_names(self):
+        other = dataclasses.replace(FLUX1_DEV.layouts[0], key="blocks.0.weight")
+        new = dataclasses.replace(FLUX1_DEV, name="new", layouts=(other,))
+        with pytest.raises(ValueError, match="new names a layout 'native', as another does"):
+            transformer_layouts((*FAMILIES, new))
+        new = dataclasses.replace(new, layouts=(dataclasses.replace(other, name="new native"),))
+        assert set(transformer_layouts((new, *FAMILIES))) == {"new native", "native", "diffusers"}
 
     def test_shapes_of_no_family_name_what_is_missing(self):
         with pytest.raises(KeyError, match=r"img_in\.weight"):
