@@ -99,11 +99,22 @@ def parse(data: Any) -> Graph:
     raise WorkflowError("is neither a workflow (nodes and links) nor an API prompt (class_type)")
 
 
+#: Inputs that were called otherwise, by node; old files keep meaning what they said.
+RENAMED = {"OffloadPolicy": {"clip_mode": "clip_l_mode"}}
+
+
+def input_name(type_: str, name: str) -> str:
+    """What an input of a node is called now."""
+    return RENAMED.get(type_, {}).get(name, name)
+
+
 def from_api(data: dict[str, dict]) -> Graph:
     graph: Graph = {}
     for key, item in data.items():
         inputs = {
-            name: Link(str(value[0]), int(value[1])) if is_api_link(value) else value
+            input_name(item["class_type"], name): (
+                Link(str(value[0]), int(value[1])) if is_api_link(value) else value
+            )
             for name, value in item.get("inputs", {}).items()
         }
         graph[str(key)] = Step(str(key), item["class_type"], inputs)
@@ -149,6 +160,7 @@ def widget_values(node_class: type, item: dict, label: str) -> dict[str, Any]:
     values = item.get("widgets_values", [])
     specs = {n: s for n, s in input_specs(node_class).items() if is_widget(s[0])}
     if isinstance(values, dict):
+        values = {input_name(node_class.__name__, name): value for name, value in values.items()}
         return {name: values[name] for name in specs if name in values}
     by_name: dict[str, Any] = {}
     rest = iter(values)
@@ -311,6 +323,7 @@ def set_value(graph: Graph, assignment: str) -> None:
     if len(steps) != 1:
         by_name = f"{len(steps)} nodes" if steps else "no node"
         raise WorkflowError(f"--set {assignment!r}: {by_name} called {node!r}")
+    name = input_name(steps[0].type, name)
     if steps[0].type in NODES and name not in input_specs(NODES[steps[0].type]):
         raise WorkflowError(f"--set {assignment!r}: {steps[0].label} has no input {name!r}")
     steps[0].inputs[name] = value

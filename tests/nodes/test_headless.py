@@ -261,3 +261,16 @@ def test_saving_never_overwrites_and_stays_in_its_folder(tmp_path, monkeypatch):
     assert [Path(n).name for n in names] == ["b_00001.png", "b_00002.png"]
     with pytest.raises(ValueError, match="leaves the folder"):
         save.save(picture, "../../b")
+
+
+@pytest.mark.parametrize("form", ["api", "ui", "set"])
+def test_an_input_under_its_old_name_keeps_its_value(form):
+    values = {"mode": "auto"} | ({} if form == "set" else {"clip_mode": "stream"})
+    data = {"7": {"class_type": "OffloadPolicy", "inputs": values}}
+    if form == "ui":
+        node = {"id": 7, "type": "OffloadPolicy", "widgets_values": values}
+        data = {"nodes": [node], "links": []}
+    graph = headless.parse(data)
+    if form == "set":
+        headless.set_value(graph, "7.clip_mode=stream")
+    assert graph["7"].inputs == {"mode": "auto", "clip_l_mode": "stream"}
