@@ -9,15 +9,13 @@ policy takes them from here, so that all give the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..models.blocks import Block
-from ..models.layers import ModulationLayer
-from ..models.transformer import FluxBody
+from .blocks import PrecomputedLayer, modulations_of
 from .pack import copied_to
 
 #: Sigma, and which of the prompts.
@@ -29,7 +27,7 @@ WINDOW = 64
 class PrecomputedModulations:
     """All modulations of one model for known vectors; ``select`` says which are current."""
 
-    def __init__(self, body: FluxBody, vecs: Mapping[Key, Tensor]) -> None:
+    def __init__(self, body: nn.Module, vecs: Mapping[Key, Tensor]) -> None:
         """``vecs`` are (B, D) on the device, by whatever key ``select`` will be given."""
         self.body = body
         self.numbers = {key: i for i, key in enumerate(vecs)}
@@ -43,7 +41,7 @@ class PrecomputedModulations:
         """All layers' modulations of the vectors from number ``first`` on."""
         some = self.vecs[first : first + WINDOW]
         self.window = range(first, first + len(some))
-        layers = list(layers_of(self.body))
+        layers = cast(list[PrecomputedLayer], modulations_of(self.body))
         start = 0
         for layer in layers:
             self.places[id(layer)] = (start, start + layer.width)
@@ -52,7 +50,9 @@ class PrecomputedModulations:
         self.rows = some.new_empty(*some.shape[:2], start)
         for layer in layers:
             first, last = self.places[id(layer)]
-            raw = copied_to(layer, some.device).raw(some.flatten(0, 1))
+            raw = cast(PrecomputedLayer, copied_to(cast(nn.Module, layer), some.device)).raw(
+                some.flatten(0, 1)
+            )
             self.rows[..., first:last] = raw.unflatten(0, some.shape[:2])
         if not self.current.numel():
             #: One step's, always at one place, so that a compiled block reads it without asking.
@@ -68,11 +68,6 @@ class PrecomputedModulations:
         self.current.copy_(self.rows[number - self.window.start])
         return True
 
-    def of(self, layer: ModulationLayer) -> Tensor:
+    def of(self, layer: PrecomputedLayer) -> Tensor:
         first, last = self.places[id(layer)]
         return self.current[:, first:last]
-
-
-def layers_of(body: FluxBody) -> Iterator[ModulationLayer]:
-    for block in (*body.double_blocks, *body.single_blocks):
-        yield from cast(Block, block).modulation_layers()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from flux_core import OffloadPolicy
 from flux_core.offload import OffloadRunner, Work
+from flux_core.offload.modulations import PrecomputedModulations
 from flux_core.offload.plan import cost_of
 
 CPU = torch.device("cpu")
@@ -27,8 +28,11 @@ class Precomputed(nn.Module):
         self.width = width
         self.lin = nn.Linear(width, width)
 
-    def forward(self, vec: Tensor) -> Tensor:
+    def raw(self, vec: Tensor) -> Tensor:
         return self.lin(vec)
+
+    def forward(self, vec: Tensor) -> Tensor:
+        return self.raw(vec)
 
 
 class GatedBlock(nn.Module):
@@ -88,6 +92,16 @@ def test_a_new_kind_of_block_is_planned_and_streamed_with_the_same_bits(model, m
     part = runner.report.parts["new"]
     assert bool(part.streamed) == (mode in ("stream", "auto"))
     assert all("forward" not in module.__dict__ for module in model.modules())
+
+
+def test_what_it_computes_before_a_run_is_precomputed(model):
+    vecs = {(sigma, "positive"): torch.randn(2, 64) for sigma in (1.0, 0.5)}
+    precomputed = PrecomputedModulations(model, vecs)
+    for key, vec in vecs.items():
+        assert precomputed.select(key)
+        for block in model.layers:
+            assert torch.allclose(precomputed.of(block.scale), block.scale(vec), atol=1e-6)
+    assert not precomputed.select((0.25, "positive"))
 
 
 def test_its_cost_is_what_it_says(model):
