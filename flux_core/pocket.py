@@ -17,13 +17,9 @@ class PocketSampling(TypedDict):
 #: What the pocket model is best drawn with: its distilled guidance was never trained, so it needs
 #: true guidance, and most steps where the shape is decided.
 POCKET_SAMPLING: PocketSampling = {"steps": 30, "cfg": 2.5, "shift": "diffsynth"}
+ROOT = Path(__file__).resolve().parents[1]
 #: Beside the core in the folder that was cloned; installed, in the package ``fluxfit``.
-ASSETS = next(
-    folder
-    for root in (Path(__file__).resolve().parents[1],)
-    for folder in (root / "assets", root / "fluxfit" / "assets")
-    if folder.is_dir()
-)
+ASSETS = ROOT / "assets" if (ROOT / "assets").is_dir() else ROOT / "fluxfit" / "assets"
 POCKET = ASSETS / "pocket"
 
 

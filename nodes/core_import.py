@@ -15,26 +15,26 @@ NAME = "flux_core"
 FOLDER = Path(__file__).resolve().parents[1] / NAME
 
 
-def import_core(folder: Path = FOLDER) -> None:
+def import_core() -> None:
     """Import the core from beside this folder, whatever else is installed.
 
     Raises ``ImportError`` where one of another place, which may be of another version, is imported
     already.
     """
-    if not folder.is_dir():  # installed by pip, which lays it on the search path
+    if not FOLDER.is_dir():  # installed by pip, which lays it on the search path
         return
     if NAME in sys.modules:
         other = sys.modules[NAME]
         place = Path(str(other.__file__)).resolve().parent
-        if place != folder:
+        if place != FOLDER:
             version = getattr(other, "__version__", "of no version")
             raise ImportError(
                 f"{NAME} {version} of {place} is imported already, FluxFit needs its own, "
-                f"{folder}: uninstall the other one"
+                f"{FOLDER}: uninstall the other one"
             )
         return
     spec = importlib.util.spec_from_file_location(
-        NAME, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        NAME, FOLDER / "__init__.py", submodule_search_locations=[str(FOLDER)]
     )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

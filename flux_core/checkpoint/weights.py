@@ -237,9 +237,8 @@ class Weights:
     def make(self, recipe: Recipe) -> Stored:
         """One native tensor; raises ``KeyError`` where the file lacks a member."""
         parts = [self.read(name) for name in recipe.names]
-        if (
-            recipe.transform == "swap" or len(parts) > 1
-        ):  # rows of another layout are not told apart
+        # rows of another layout are not told apart
+        if recipe.transform == "swap" or len(parts) > 1:
             parts = [Stored(p.full(torch.float32)) if isinstance(p, StoredAs) else p for p in parts]
         if recipe.transform == "swap":
             (part,) = parts

@@ -51,7 +51,7 @@ class HostWeights:
     @property
     def module(self) -> nn.Module:
         module = self._module()
-        assert module is not None, "a home is kept by its module"
+        assert module is not None, "host weights are kept by their module"
         return module
 
     @property
@@ -145,7 +145,7 @@ class HostWeights:
         return twin(self.module, self.views_on(buffer))
 
 
-class Pair:
+class WeightsWithBranches:
     """A block's tensors, and behind them those of the LoRAs that are beside it for a run."""
 
     def __init__(self, own: HostWeights, branches: HostWeights) -> None:

@@ -59,7 +59,7 @@ class PrecomputedModulations:
             self.current = torch.empty_like(self.rows[0])
 
     def select(self, key: Key) -> bool:
-        """Make one vector's modulations current; False where it was not foreseen."""
+        """Make one vector's modulations current; False where it was not precomputed."""
         number = self.numbers.get(key)
         if number is None:
             return False

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .blocks import blocks_of, has_attached, modulation_parts, modulations_of, parts_of
 from .gradient_checkpointing import gradient_checkpointed
-from .host_weights import HostWeights, Pair
+from .host_weights import HostWeights, WeightsWithBranches
 from .memory import has_own_memory
 from .pack import copied_to
 from .ring import Ring
@@ -119,12 +119,12 @@ class Placement:
 
     def branches_of(self, weights: HostWeights) -> HostWeights:
         """The branches beside a block, or beside the rest."""
-        known = self.branches.get(weights)
-        if known is None or not known.unchanged:
-            known = self.branches[weights] = HostWeights(
+        branches = self.branches.get(weights)
+        if branches is None or not branches.unchanged:
+            branches = self.branches[weights] = HostWeights(
                 weights.module, weights.left_out, branches=True
             )
-        return known
+        return branches
 
     @contextmanager
     def running(
@@ -154,8 +154,10 @@ class Placement:
                     attached[weights].onload(self.device, self.separate)
             if moving:
                 blocks = [self.blocks[i] for i in moving]
-                pairs = [Pair(b, attached[b]) if attached[b].size else b for b in blocks]
-                turns = pairs if training is None else [*pairs, *reversed(pairs)]
+                passing = [
+                    WeightsWithBranches(b, attached[b]) if attached[b].size else b for b in blocks
+                ]
+                turns = passing if training is None else [*passing, *reversed(passing)]
                 ring = Ring(turns, self.device, slots, poison)
                 for turn, number in enumerate(moving):
                     block = self.blocks[number].module
@@ -231,7 +233,7 @@ def through(ring: Ring, number: int):
 
 
 def live(layer: nn.Module, device: torch.device):
-    """A modulation that nobody foresaw: its weights come to the device for this one call."""
+    """A modulation that was not precomputed: its weights come to the device for this one call."""
 
     def forward(vec: Tensor):
         return type(layer).forward(copied_to(layer, device), vec)

@@ -92,10 +92,10 @@ class MemoryReport:
 
     @property
     def peak(self) -> int:
-        """Most bytes of weights on the device at once: all that stay, and the largest guest."""
+        """Most bytes of weights on the device at once: all that stay, and one other part."""
         staying = sum(p.size for p in self.parts.values() if p.mode == "none")
-        guests = [p.size for p in self.parts.values() if p.mode != "none"]
-        return staying + max(guests, default=0)
+        passing = [p.size for p in self.parts.values() if p.mode != "none"]
+        return staying + max(passing, default=0)
 
     def __str__(self) -> str:
         lines = [f"{'part':<14}{'weights':>11}{'computing':>12}{'moving':>10}{'predicted':>14}"]

@@ -22,7 +22,7 @@ from torch import nn
 
 from .blocks import learn_from_twin
 from .clock import Trace
-from .host_weights import HostWeights, Pair
+from .host_weights import HostWeights, WeightsWithBranches
 from .memory import device_buffer
 from .schedule import COMPUTE, COPY
 
@@ -60,7 +60,7 @@ class Ring:
 
     def __init__(
         self,
-        host_weights: Sequence[HostWeights | Pair],
+        host_weights: Sequence[HostWeights | WeightsWithBranches],
         device: torch.device,
         slots: int = 2,
         poison: bool = False,

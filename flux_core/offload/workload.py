@@ -53,6 +53,36 @@ class ModulationsOnMeta:
         return torch.empty(self.batch, layer.width, device="meta", dtype=self.dtype)
 
 
+def one_of_each_block(model: FluxTransformer) -> FluxTransformer:
+    """The model on meta with one block of each kind: all are the same, and one leaves nothing
+    behind for the next."""
+    small = cast(FluxTransformer, on_meta(model))
+    for blocks in (small.double_blocks, small.single_blocks):
+        del blocks[1:]
+    set_compute(small, "dequantize")
+    return small
+
+
+def velocity_on_meta(
+    model: FluxTransformer, image_tokens: int, text_tokens: int, batch: int
+) -> Tensor:
+    """What a transformer on meta gives, (B, L, out_channels), for inputs without numbers."""
+    config = model.config
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, device="meta")
+
+    return model(
+        img=empty(batch, image_tokens, config.in_channels),
+        img_ids=empty(image_tokens, 3),
+        txt=empty(batch, text_tokens, config.context_in_dim),
+        txt_ids=empty(text_tokens, 3),
+        timesteps=empty(batch),
+        y=empty(batch, config.vec_in_dim),
+        guidance=empty(batch),
+    )
+
+
 def transformer_bytes(
     model: FluxTransformer, image_tokens: int, text_tokens: int, batch: int
 ) -> int:
@@ -62,27 +92,9 @@ def transformer_bytes(
     model = getattr(model, "_orig_mod", model)  # a compiled module holds the one that it was
 
     def count() -> int:
-        small = cast(FluxTransformer, on_meta(model))
-        for blocks in (small.double_blocks, small.single_blocks):
-            del blocks[1:]  # all the same, and one leaves nothing behind for the next
-        set_compute(small, "dequantize")
+        small = one_of_each_block(model)
         small.precomputed = ModulationsOnMeta(small, batch)
-        config = model.config
-
-        def empty(*shape: int) -> Tensor:
-            return torch.empty(shape, device="meta")
-
-        return peak_bytes(
-            lambda: small(
-                img=empty(batch, image_tokens, config.in_channels),
-                img_ids=empty(image_tokens, 3),
-                txt=empty(batch, text_tokens, config.context_in_dim),
-                txt_ids=empty(text_tokens, 3),
-                timesteps=empty(batch),
-                y=empty(batch, config.vec_in_dim),
-                guidance=empty(batch),
-            )
-        )
+        return peak_bytes(lambda: velocity_on_meta(small, image_tokens, text_tokens, batch))
 
     return counted(model, (image_tokens, text_tokens, batch), count)
 
@@ -133,32 +145,17 @@ def training_work(
     """
     config, item = transformer.config, transformer.dtype.itemsize
     depth = config.depth + config.depth_single_blocks
-    inputs = (
-        item * batch * (image_tokens + text_tokens) * config.hidden_size
-    )  # of a block, in either stream
+    # of a block, in either stream
+    inputs = item * batch * (image_tokens + text_tokens) * config.hidden_size
 
     def count() -> int:
-        small = cast(FluxTransformer, on_meta(transformer))
-        for blocks in (small.double_blocks, small.single_blocks):
-            del blocks[1:]
-        set_compute(small, "dequantize")
-
-        def empty(*shape: int) -> Tensor:
-            return torch.empty(shape, device="meta")
+        small = one_of_each_block(transformer)
 
         def step() -> None:
             for block in (*small.double_blocks, *small.single_blocks):
                 here = partial(fused, block)
                 block.forward = gradient_checkpointed(block, here, here)
-            velocity = small(
-                img=empty(batch, image_tokens, config.in_channels),
-                img_ids=empty(image_tokens, 3),
-                txt=empty(batch, text_tokens, config.context_in_dim),
-                txt_ids=empty(text_tokens, 3),
-                timesteps=empty(batch),
-                y=empty(batch, config.vec_in_dim),
-                guidance=empty(batch),
-            )
+            velocity = velocity_on_meta(small, image_tokens, text_tokens, batch)
             velocity.float().square().mean().backward()
 
         return peak_bytes(step, gradients=True)

@@ -16,17 +16,14 @@ well: whole, it would take as much as the model. Axis letters: N blocks, C colum
 
 from __future__ import annotations
 
-import logging
 import math
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from .format import Format, RowFormat, row_tensors
 from .hadamard import BLOCK
-
-log = logging.getLogger(__name__)
+from .notices import warn_once
 
 #: Added to M's diagonal, as a share of its mean: inputs that were not seen count for so much.
 DAMPING = 0.01
@@ -53,14 +50,8 @@ def gptq_quantize(format: Format, weight: Tensor, second_moments: Tensor) -> dic
     """
     if isinstance(format, RowFormat):
         return row_tensors(*gptq_codes(format, weight, second_moments))
-    warn_of_nearest(format.name)
+    warn_once(f"{format.name} cannot be rounded column by column: its nearest codes are taken")
     return format.quantize(weight)
-
-
-@cache
-def warn_of_nearest(format: str) -> None:
-    """Log once that a format is not rounded by GPTQ."""
-    log.warning("%s cannot be rounded column by column: its nearest codes are taken", format)
 
 
 def gptq_codes(

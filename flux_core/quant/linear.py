@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,8 +12,7 @@ from torch.nn import functional as F
 from .format import Format, RowFormat
 from .gptq import gptq_quantize
 from .kernels import Kernel, kernel_error
-
-log = logging.getLogger(__name__)
+from .notices import warn_once
 
 #: How a quantized layer multiplies: ``auto`` is ``native`` where the device has matrix units for
 #: the codes, and ``dequantize`` on a CPU, where nothing is won.
@@ -222,13 +220,3 @@ def linear_remade(x: Tensor, make: Callable[[], Tensor], bias: Tensor | None = N
     if x.requires_grad and torch.is_grad_enabled():
         return RemadeWeightLinear.apply(x, make, bias)  # pyright: ignore[reportReturnType]
     return F.linear(x, make(), bias)
-
-
-_warned: set[str] = set()
-
-
-def warn_once(message: str) -> None:
-    """Log a fallback the first time that it happens."""
-    if message not in _warned:
-        _warned.add(message)
-        log.warning("%s", message)

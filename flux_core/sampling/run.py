@@ -28,7 +28,7 @@ from .conditioning import Conditioning, Control
 from .denoiser import Denoiser, keep_outside
 from .latents import destandardise, host_noise, image_tokens, standardise
 from .samplers import SAMPLERS, step_noise
-from .sigmas import SHIFTS, SigmaTable, make_sigmas, table_for
+from .sigmas import SHIFTS, SigmaTable, check_steps, make_sigmas, table_for, wrong_shift
 
 T = TypeVar("T")
 #: Steps done before this one, steps in all, and the picture as it is believed now: standardised
@@ -71,8 +71,8 @@ class SamplingSettings:
         if self.sampler not in SAMPLERS:
             raise ValueError(f"sampler is {self.sampler!r}, expected one of {', '.join(SAMPLERS)}")
         if self.shift not in SHIFTS:
-            raise ValueError(f"shift is {self.shift!r}, expected one of {', '.join(SHIFTS)}")
-        make_sigmas(SigmaTable(0.0), self.scheduler, self.steps, self.denoise)
+            raise wrong_shift(self.shift)
+        check_steps(self.scheduler, self.steps, self.denoise)
 
     def noise_schedule(self, transformer: FluxTransformer, shape: Sequence[int]) -> NoiseSchedule:
         """The host's noise and sigmas for latents of a shape (B, 16, h, w)."""

@@ -60,7 +60,11 @@ def table_for(family: Family, shift: str = "host", tokens: int = MAX_TOKENS) -> 
         return resolution_table(tokens)
     if shift == "diffsynth":
         return SigmaTable(math.log(DIFFSYNTH_FACTOR))
-    raise ValueError(f"shift is {shift!r}, expected one of {', '.join(SHIFTS)}")
+    raise wrong_shift(shift)
+
+
+def wrong_shift(shift: str) -> ValueError:
+    return ValueError(f"shift is {shift!r}, expected one of {', '.join(SHIFTS)}")
 
 
 def resolution_table(tokens: int) -> SigmaTable:
@@ -111,6 +115,16 @@ SCHEDULERS: dict[str, Callable[[SigmaTable, int], list[float]]] = {
 }
 
 
+def check_steps(scheduler: str, steps: int, denoise: float) -> None:
+    """Raise ``ValueError`` for what ``make_sigmas`` cannot make."""
+    if scheduler not in SCHEDULERS:
+        raise ValueError(f"scheduler is {scheduler!r}, expected one of {', '.join(SCHEDULERS)}")
+    if steps < 1:
+        raise ValueError(f"steps is {steps}, expected at least 1")
+    if not 0 < denoise <= 1:
+        raise ValueError(f"denoise is {denoise}, expected more than 0 and at most 1")
+
+
 def make_sigmas(table: SigmaTable, scheduler: str, steps: int, denoise: float = 1.0) -> Tensor:
     """Sigmas (steps + 1,) float32, falling to 0.
 
@@ -118,12 +132,7 @@ def make_sigmas(table: SigmaTable, scheduler: str, steps: int, denoise: float = 
     the number of steps stays, and the first sigma falls. Raises ``ValueError`` for zero steps, an
     unknown scheduler, or a denoise outside (0, 1].
     """
-    if scheduler not in SCHEDULERS:
-        raise ValueError(f"scheduler is {scheduler!r}, expected one of {', '.join(SCHEDULERS)}")
-    if steps < 1:
-        raise ValueError(f"steps is {steps}, expected at least 1")
-    if not 0 < denoise <= 1:
-        raise ValueError(f"denoise is {denoise}, expected more than 0 and at most 1")
+    check_steps(scheduler, steps, denoise)
     if denoise > 0.9999:
         return torch.tensor(SCHEDULERS[scheduler](table, steps))
     return torch.tensor(SCHEDULERS[scheduler](table, int(steps / denoise)))[-(steps + 1) :]

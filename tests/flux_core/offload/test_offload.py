@@ -251,7 +251,7 @@ def test_bad_policies_are_refused(options, message):
         OffloadPolicy(**options)
 
 
-def test_modulations_ahead_are_those_of_the_step_and_unforeseen_ones_are_live():
+def test_precomputed_modulations_are_those_of_the_step_and_others_are_live():
     model = tiny.randomise(FluxTransformer(tiny.DEV))
     kwargs = tiny.inputs()
     with torch.no_grad():
@@ -272,7 +272,7 @@ def test_modulations_ahead_are_those_of_the_step_and_unforeseen_ones_are_live():
         assert not precomputed.select((0.7, "positive"))
 
 
-def test_a_long_run_is_foreseen_in_windows(monkeypatch):
+def test_a_long_run_is_precomputed_in_windows(monkeypatch):
     expected = drawn("bf16", OffloadPolicy("none"))
     monkeypatch.setattr("flux_core.offload.modulations.WINDOW", 2)
     latents_drawn = drawn("bf16", OffloadPolicy("none"))

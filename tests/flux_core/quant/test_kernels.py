@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from flux_core import FluxTransformer, kernels_used, quantize, set_compute
-from flux_core.quant import FORMATS, QuantizedLinear
+from flux_core.quant import FORMATS, QuantizedLinear, notices
 from flux_core.quant import linear as linear_module
 from flux_core.quant.hadamard import block_of, hadamard, rotate
 from flux_core.quant.kernels import Float8Rows, Float8Tensor, Int8Kitchen, Int8Tokens, kernel_error
@@ -120,7 +120,7 @@ def test_nothing_becomes_nan_or_infinite(
 
 
 def test_a_shape_that_no_kernel_takes_falls_back_and_says_so_once(caplog):
-    linear_module._warned.clear()
+    notices._warned.clear()
     model = nn.Sequential(*(linear(20, 20) for _ in range(3)))
     set_compute(quantize(model, "fp8_scaled"), "native")
     with caplog.at_level(logging.WARNING):
