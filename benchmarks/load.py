@@ -2,8 +2,8 @@
 
     python -m benchmarks.load --gigabytes 2 --precision int8
 
-Writes a transformer of FLUX.1's width with as many blocks as the size asks for (random codes), and
-loads it in a fresh process, as stored. Needs Linux.
+Writes a transformer of FLUX.1's width with as many blocks as the size asks for (random
+weights), and loads it in a fresh process, as stored. Needs Linux.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from flux_core import FluxTransformer, quantize, save_module
 from flux_core.models.config import TransformerConfig
@@ -36,14 +37,16 @@ print(peak() - before, seconds)
 
 
 def write(path: Path, config: TransformerConfig, precision: str) -> Path:
-    """A file of random codes, made without the 16-bit model."""
+    """A file of random weights, made layer by layer."""
     with torch.device("meta"):
         model = quantize(FluxTransformer(config), precision)
+    quantized: dict[tuple[int, int], dict[str, Tensor]] = {}  # searching codes takes long
     for layer in list(model.modules()):
         if isinstance(layer, QuantizedLinear):
-            codes = torch.randint(-100, 100, layer.codes.shape, dtype=torch.int8)
-            layer.codes = codes.view(layer.format.storage)
-            layer.scale = None if layer.scale is None else torch.ones(layer.scale.shape)
+            shape = layer.out_features, layer.in_features
+            if shape not in quantized:
+                quantized[shape] = layer.format.quantize(torch.randn(shape) / 50)
+            layer.set_tensors({name: tensor.clone() for name, tensor in quantized[shape].items()})
     for name, p in list(model.named_parameters()):
         owner, _, attribute = name.rpartition(".")
         value = torch.zeros(p.shape, dtype=torch.bfloat16)

@@ -31,11 +31,12 @@ from flux_core.models.config import VAEConfig
 from flux_core.models.text_encoders import T5_LENGTH, T5Encoder
 from flux_core.offload import OffloadRunner
 from flux_core.offload.activations import LiveBytes
-from flux_core.offload.estimate import T5_XXL
 from flux_core.offload.placement import placement_of
-from flux_core.offload.workload import decode, t5_work, vae_work
+from flux_core.sampling.estimate import T5_XXL
+from flux_core.sampling.prompts import t5_work
 from flux_core.sampling.run import DrawRequest, SamplingSettings
 from flux_core.sampling.run import draw as draw_latents
+from flux_core.sampling.vae import decode_pictures
 
 GB = 1e9
 
@@ -221,12 +222,7 @@ def picture(args: argparse.Namespace, meter: Meter) -> None:
                 text = Conditioning(context, torch.randn(1, 768))
                 request = DrawRequest(transformer, text, torch.zeros(shape), settings)
                 (latents,) = draw_latents(runner, [request])
-                runner.run(
-                    "VAE decoder",
-                    [vae],
-                    lambda plan, z=latents: decode(vae, z, plan, device),
-                    vae_work(vae, side, side, 1),
-                )
+                decode_pictures(runner, vae, [latents])
             seconds = time.perf_counter() - started
         for module in (t5, transformer, vae):
             placement_of(module, runner.device).evict()

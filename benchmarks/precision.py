@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from flux_core import FluxTransformer, kernels_used, quantize, set_compute
 from flux_core.models.config import TransformerConfig
 from flux_core.quant import FORMATS, QuantizedLinear
+from flux_core.quant.apply import module_bytes
 from flux_core.quant.hadamard import rotate
 from flux_core.sampling.latents import image_ids, text_ids
 
@@ -153,7 +154,7 @@ def bench_step(args: argparse.Namespace) -> None:
         if args.compile:
             refuse_recompiling(ready, inputs)
         base = base or seconds
-        size = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+        size = module_bytes(model)
         peak = torch.cuda.max_memory_allocated() / 1e9 if args.device == "cuda" else float("nan")
         print(
             f"| {precision} | {compute} | {1 / seconds:.2f} | {base / seconds:.2f} | "

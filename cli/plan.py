@@ -32,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from flux_core.offload.estimate import plan_picture
     from flux_core.offload.machine import Machine
     from flux_core.quant import PRECISIONS
+    from flux_core.sampling.estimate import plan_picture
     from flux_core.sampling.images import check_size
 
     check_size(args.width, args.height)

@@ -92,14 +92,13 @@ def calibrated(
     args: argparse.Namespace, transformer: FluxTransformer, plan: PrecisionPlan
 ) -> FluxTransformer:
     """The transformer quantized for what it reads while it draws some prompts."""
-    import torch
-
     from flux_core import load_text_encoders, record_second_moments
     from flux_core.calibration.calibrate import calibrated_copy
+    from flux_core.models.families import family_of
     from flux_core.offload import OffloadRunner
     from flux_core.sampling.conditioning import Conditioning
     from flux_core.sampling.images import check_size
-    from flux_core.sampling.latents import CONSTANTS, latent_size
+    from flux_core.sampling.latents import zero_latents
     from flux_core.sampling.prompts import encode_prompts
     from flux_core.sampling.run import DrawRequest, SamplingSettings, while_drawing
 
@@ -108,7 +107,7 @@ def calibrated(
     check_size(args.side, args.side)
     runner = OffloadRunner(None, host.device())
     encoders = load_text_encoders(args.clip_l, args.t5)
-    start = torch.zeros(1, CONSTANTS.z_channels, *latent_size(args.side, args.side))
+    start = zero_latents(family_of(transformer).vae, 1, args.side, args.side)
     settings = SamplingSettings(steps=args.steps)
     requests = [
         DrawRequest(

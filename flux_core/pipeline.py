@@ -12,18 +12,19 @@ from torch.nn import functional as F
 from .checkpoint.load import load_text_encoders, load_transformer, load_vae
 from .lora import LoraStack, match_lora
 from .lora.match import refuse_unmatched
+from .models.families import family_of
 from .models.text_encoders import TextEncoders
 from .models.transformer import FluxTransformer
 from .models.vae import AutoEncoder
 from .offload import MemoryReport, OffloadPolicy, OffloadRunner
-from .offload.workload import decode, encode, vae_work
 from .pocket import pocket_file
 from .quant import full_dtype
 from .sampling.conditioning import Conditioning, Control
-from .sampling.images import check_size, to_images, to_pixels
-from .sampling.latents import CONSTANTS, latent_size
+from .sampling.images import check_size, to_pixels
+from .sampling.latents import zero_latents
 from .sampling.prompts import encode_prompts
 from .sampling.run import DrawRequest, SamplingSettings, StepCallback, draw
+from .sampling.vae import decode_pictures, encode_pixels
 
 
 @dataclass(frozen=True)
@@ -136,10 +137,9 @@ class FluxPipeline:
             parts = (self.transformer, self.text_encoders.clip_l, self.text_encoders.t5)
             refuse_unmatched(lora, [match_lora(lora, part) for part in parts])
         positive, negative = self._encode(runner, prompt, negative_prompt, cfg, guidance, loras)
-        shape = (batch_size, CONSTANTS.z_channels, *latent_size(height, width))
-        latents = torch.zeros(shape)
+        latents = zero_latents(family_of(self.transformer).vae, batch_size, height, width)
         if image is not None:
-            latents = self._latents(runner, image).expand(shape).clone()
+            latents = self._latents(runner, image).expand_as(latents).clone()
         if condition is not None:
             read = {"picture": self._latents(runner, condition)}
             if condition_mask is not None:
@@ -152,28 +152,17 @@ class FluxPipeline:
             latents,
             settings,
             negative=negative,
-            mask=None if mask is None else F.interpolate(mask[:, None].float(), shape[-2:]),
+            mask=None if mask is None else F.interpolate(mask[:, None].float(), latents.shape[-2:]),
             controls=controls,
             loras=loras,
         )
         (drawn,) = draw(runner, [request], callback=callback)
-        pictures = runner.run(
-            "VAE decoder",
-            [self.vae],
-            lambda plan: to_images(decode(self.vae, drawn, plan, self.device)),
-            vae_work(self.vae, *shape[-2:], batch_size),
-        )
+        (pictures,) = decode_pictures(runner, self.vae, [drawn])
         return Images(pictures, runner.report)
 
     def _latents(self, runner: OffloadRunner, image: Tensor) -> Tensor:
         """Raw latents (B, 16, h, w) of pictures (B, H, W, 3)."""
-        pixels = to_pixels(image)
-        return runner.run(
-            "VAE encoder",
-            [self.vae],
-            lambda plan: encode(self.vae, pixels, plan, self.device),
-            vae_work(self.vae, *latent_size(*image.shape[1:3]), len(image), decoding=False),
-        )
+        return encode_pixels(runner, self.vae, to_pixels(image))
 
     def _encode(
         self,

@@ -59,7 +59,10 @@ def observe_drawing(
     controls: Sequence[Control] = (),
 ) -> T:
     """Call a function with the model on the device; it is given what draws all the prompts."""
-    start, settings = start_latents(latent["samples"]), SamplingSettings(seed=seed, steps=steps)
+    start, settings = (
+        start_latents(latent["samples"], model),
+        SamplingSettings(seed=seed, steps=steps),
+    )
     requests = [
         DrawRequest(
             model.transformer,

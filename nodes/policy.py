@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from flux_core import OffloadPolicy as Policy
-from flux_core.offload.estimate import plan_picture
 from flux_core.offload.machine import measure_machine
 from flux_core.offload.memory import free_bytes
 from flux_core.offload.plan import UNKNOWN
 from flux_core.offload.policy import MODES, PARTS
 from flux_core.report.timeline import timeline
+from flux_core.sampling.estimate import plan_picture
 
 from . import host
 from .widgets import choice, integer, number, socket, toggle

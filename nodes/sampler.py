@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flux_core import Control
-from flux_core.sampling.latents import CONSTANTS, destandardise
+from flux_core.models.families import family_of
+from flux_core.sampling.latents import destandardise
 from flux_core.sampling.run import DrawRequest, SamplingSettings, draw
 from flux_core.sampling.samplers import SAMPLERS
 from flux_core.sampling.sigmas import SCHEDULERS, SHIFTS
@@ -100,7 +101,7 @@ class FluxSampler:
         request = DrawRequest(
             model.transformer,
             conditioning_of(positive),
-            start := start_latents(latent["samples"]),
+            start := start_latents(latent["samples"], model),
             SamplingSettings(
                 seed=seed,
                 steps=steps,
@@ -130,18 +131,17 @@ class FluxSampler:
         return (kept | {"samples": drawn}, str(runner.report))
 
 
-def start_latents(samples: Tensor) -> Tensor:
-    """Latents to start from: an empty one of any channels is what FLUX.1 takes for nothing."""
+def start_latents(samples: Tensor, model: FluxModel) -> Tensor:
+    """Raw latents (B, 16, h, w) to start from, as the model's VAE has them.
+
+    An empty one of any channels (B, C, h, w) is what the model takes for nothing.
+    """
     if samples.ndim != 4:
         raise ValueError(f"latent has shape {tuple(samples.shape)}, expected (B, 16, h, w)")
     if not bool(samples.count_nonzero()):
-        shape = (samples.shape[0], CONSTANTS.z_channels, *samples.shape[2:])
-        return destandardise(torch.zeros(shape))
-    if samples.shape[1] != CONSTANTS.z_channels:
-        raise ValueError(
-            f"latent has {samples.shape[1]} channels, FLUX.1 takes {CONSTANTS.z_channels}: "
-            "it was encoded with another model's VAE"
-        )
+        vae = family_of(model.transformer).vae
+        shape = (samples.shape[0], vae.z_channels, *samples.shape[2:])
+        return destandardise(torch.zeros(shape), vae)
     return samples
 
 

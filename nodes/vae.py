@@ -10,8 +10,8 @@ from flux_core import AutoEncoder, OffloadPolicy
 from flux_core.models.tiling import tiled
 from flux_core.offload import Work
 from flux_core.offload.plan import Plan
-from flux_core.offload.workload import decode, encode, vae_work
 from flux_core.sampling.images import to_images, to_pixels
+from flux_core.sampling.vae import decode, encode, vae_work
 
 from . import host
 from .memory_manager import run

@@ -69,4 +69,4 @@ def unquantized_tensors(module: nn.Module, plan: PrecisionPlan) -> list[Tensor]:
     replaced = {
         id(layer.weight) for name, _, _, layer in linears(module) if plan.of(name) in FORMATS
     }
-    return [t for _, _, _, t in named_tensors(module, set()) if id(t) not in replaced]
+    return [t for _, _, _, t in named_tensors(module) if id(t) not in replaced]

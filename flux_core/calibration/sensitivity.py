@@ -1,4 +1,4 @@
-"""Which layers lose most in one byte: measured on what really goes through them.
+"""Which layers lose most by a format: measured on what really goes through them.
 
     error(layer, format) = |x W^T - x W'^T| / |x W^T|,   x = a sample of the layer's inputs
 
@@ -20,6 +20,8 @@ from ..quant.precision import PrecisionPlan
 from ..quant.registry import FORMATS
 from .observer import observe
 
+#: Bits of a weight in a layer that a plan keeps from being quantized.
+FULL_BITS = 16
 #: Tokens kept of every call of a layer, and in all.
 TOKENS_A_CALL, TOKENS = 32, 256
 
@@ -69,14 +71,17 @@ def layer_errors(
 
 
 def choose_plan(measured: Mapping[str, LayerErrors], precision: str, bits: float) -> PrecisionPlan:
-    """Keep 16 bits where they help most, within ``bits`` a weight on average (8 to 16).
+    """Keep 16 bits where they help most, within ``bits`` a weight on average.
 
-    Raises ``ValueError`` for fewer bits than the precision itself takes.
+    Raises ``ValueError`` for fewer bits than the precision itself takes, and more than 16.
     """
-    if not 8 <= bits <= 16:
-        raise ValueError(f"the budget is {bits} bits a weight, expected 8 to 16")
+    least = FORMATS[precision].weight_bits
+    if not least <= bits <= FULL_BITS:
+        raise ValueError(
+            f"the budget is {bits} bits a weight, {precision} takes {least:g} to {FULL_BITS}"
+        )
     total = sum(layer.weights for layer in measured.values())
-    left = total * (bits - 8) / 8  # bytes beyond one a weight
+    left = total * (bits - least) / (FULL_BITS - least)  # weights that 16 bits can be paid for
 
     def worth(name: str) -> float:
         return measured[name].errors[precision] ** 2 / measured[name].weights

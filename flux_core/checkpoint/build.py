@@ -24,7 +24,7 @@ from ..quant import (
     quantize,
     set_compute,
 )
-from ..quant.apply import linears
+from ..quant.apply import linears, module_bytes
 from ..quant.precision import as_plan
 from .detect import Part, find_part
 from .errors import CheckpointError
@@ -44,7 +44,7 @@ AS_STORED = "as_stored"
 def load_part(
     path: str | Path,
     kind: str,
-    new_module: Callable[[Shapes], nn.Module],
+    new_module: Callable[[str, Shapes], nn.Module],
     *,
     precision: Precision = "bf16",
     compute: str = "auto",
@@ -57,7 +57,7 @@ def load_part(
     Args:
         path: a safetensors file, a folder, or an index of shards.
         kind: ``transformer``, ``controlnet``, ``vae``, ``clip_l`` or ``t5``.
-        new_module: makes the module from native shapes; called on the meta device.
+        new_module: makes the module from its layout and native shapes; called on the meta device.
         precision: how linear layers are stored; ``as_stored`` is as the file has them.
         compute: how quantized layers multiply.
         ram_budget: bytes of host memory; a part that takes more stays on disk, in its file where
@@ -75,7 +75,7 @@ def load_part(
     recipes = part.key_map(weights.shapes)
     try:
         with torch.device("meta"):
-            module = new_module(native_shapes(recipes, weights.shapes))
+            module = new_module(part.layout, native_shapes(recipes, weights.shapes))
     except (KeyError, ValueError, ZeroDivisionError) as error:
         raise CheckpointError(f"{path}: {part} is incomplete or malformed: {error}") from error
     plan = stored_plan(module, recipes, weights) if asked is None else asked
@@ -83,7 +83,7 @@ def load_part(
         quantize(module, plan)
     set_compute(module, compute)
     dtype = full_dtype(plan.precision)
-    size = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+    size = module_bytes(module)
     spill: Spill | None = None
     if ram_budget is not None and size > ram_budget:
         weights.mapped = True

@@ -33,6 +33,13 @@ class Part:
         under = f" under {self.prefix!r}" if self.prefix else ""
         return f"{self.kind} ({self.layout} layout{under})"
 
+    @property
+    def title(self) -> str:
+        """What it is, in words."""
+        if self.kind == "transformer":
+            return f"a {transformer_layouts()[self.layout].model} transformer"
+        return NAMES[self.kind]
+
     def key_map(self, shapes: Shapes) -> Recipes:
         """How the native tensors are made of the file's, for its shapes below the prefix."""
         if self.kind == "transformer":
@@ -158,7 +165,7 @@ NAMES = {
 def describe(source: Source, parts: list[Part]) -> str:
     """What a file holds, in words, for an error message."""
     if parts:
-        return " and ".join(NAMES[p.kind] for p in parts)
+        return " and ".join(part.title for part in parts)
     shapes = source.shapes
     for mark, family in STRANGERS:
         if any(mark in name for name in shapes):

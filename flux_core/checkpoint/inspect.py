@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
-from ..models.config import ControlNetConfig, VAEConfig
-from ..models.families import config_from_shapes
+from ..models.config import ControlNetConfig, Shapes, VAEConfig
+from ..models.families import recognize
 from ..models.keymaps import native_shapes
 from .detect import Part, describe, find_parts
 from .reader import open_source
 from .source import Source, total_bytes
 from .weights import Weights
 
-CONFIGS = {
-    "transformer": config_from_shapes,
-    "controlnet": ControlNetConfig.from_shapes,
-    "vae": VAEConfig.from_shapes,
+CONFIGS: dict[str, Callable[[str, Shapes], object]] = {
+    "transformer": lambda layout, shapes: recognize(layout, shapes)[1],
+    "controlnet": lambda _, shapes: ControlNetConfig.from_shapes(shapes),
+    "vae": lambda _, shapes: VAEConfig.from_shapes(shapes),
 }
 MIB = 2**20
 
@@ -57,5 +58,6 @@ def sizes(part: Part, weights: Weights) -> str:
     """The model's sizes, read as the loader reads them."""
     if part.kind not in CONFIGS:
         return ""
-    config = CONFIGS[part.kind](native_shapes(part.key_map(weights.shapes), weights.shapes))
+    native = native_shapes(part.key_map(weights.shapes), weights.shapes)
+    config = CONFIGS[part.kind](part.layout, native)
     return f"\n    {config}"

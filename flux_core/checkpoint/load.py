@@ -10,7 +10,7 @@ from typing_extensions import Unpack
 
 from ..models.config import ControlNetConfig, Shapes, VAEConfig
 from ..models.controlnet import FluxControlNet
-from ..models.families import config_from_shapes
+from ..models.families import new_transformer
 from ..models.text_encoders import (
     ClipEncoder,
     T5Encoder,
@@ -55,17 +55,13 @@ def load_transformer(path: str | Path, **options: Unpack[Options]) -> FluxTransf
 
     Raises ``CheckpointError`` (a ``ValueError``) naming the file and what is wrong with it.
     """
-
-    def new(shapes: Shapes) -> FluxTransformer:
-        return FluxTransformer(config_from_shapes(shapes))
-
-    return cast(FluxTransformer, load_part(path, "transformer", new, **options))
+    return cast(FluxTransformer, load_part(path, "transformer", new_transformer, **options))
 
 
 def load_controlnet(path: str | Path, **options: Unpack[Options]) -> FluxControlNet:
     """Open a FLUX.1 ControlNet of any public layout; arguments as ``load_transformer``."""
 
-    def new(shapes: Shapes) -> FluxControlNet:
+    def new(_: str, shapes: Shapes) -> FluxControlNet:
         return FluxControlNet(ControlNetConfig.from_shapes(shapes))
 
     return cast(FluxControlNet, load_part(path, "controlnet", new, **options))
@@ -73,14 +69,20 @@ def load_controlnet(path: str | Path, **options: Unpack[Options]) -> FluxControl
 
 def load_clip_l(path: str | Path, **options: Unpack[Options]) -> ClipEncoder:
     """Open CLIP-L's text model; arguments as ``load_transformer``."""
-    return cast(
-        ClipEncoder, load_part(path, "clip_l", lambda s: ClipEncoder(clip_l_config(s)), **options)
-    )
+
+    def new(_: str, shapes: Shapes) -> ClipEncoder:
+        return ClipEncoder(clip_l_config(shapes))
+
+    return cast(ClipEncoder, load_part(path, "clip_l", new, **options))
 
 
 def load_t5(path: str | Path, **options: Unpack[Options]) -> T5Encoder:
     """Open T5's encoder; arguments as ``load_transformer``."""
-    return cast(T5Encoder, load_part(path, "t5", lambda s: T5Encoder(t5_config(s)), **options))
+
+    def new(_: str, shapes: Shapes) -> T5Encoder:
+        return T5Encoder(t5_config(shapes))
+
+    return cast(T5Encoder, load_part(path, "t5", new, **options))
 
 
 def load_vae(
@@ -88,7 +90,7 @@ def load_vae(
 ) -> AutoEncoder:
     """Open the autoencoder, native or diffusers layout, alone or in a host checkpoint."""
 
-    def new(shapes: Shapes) -> AutoEncoder:
+    def new(_: str, shapes: Shapes) -> AutoEncoder:
         return AutoEncoder(VAEConfig.from_shapes(shapes))
 
     precisions = {kind: name for name, kind in FULL_PRECISIONS.items()}

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..models.keymaps import Recipe
 from ..quant import FORMATS, Format, RowFormat
 from ..quant.hadamard import rotate
-from ..quant.int8 import Int8
+from ..quant.int8 import int8_in_blocks
 from .errors import CheckpointError
 from .source import Source
 
@@ -78,7 +78,7 @@ class Stored:
         if self.scale is None:
             return {"codes": self.values}, format
         if self.block != format.block(self.values.shape[-1]):
-            format = Int8(self.block)
+            format = int8_in_blocks(self.block)
         return {"codes": self.values, "scale": rows_scale(self).contiguous()}, format
 
     def to(self, device: torch.device) -> Stored:

@@ -41,6 +41,12 @@ class FluxControlNet(FluxBody):
     """A ControlNet of any public layout, told apart by its config alone."""
 
     part = "controlnet"
+    high_precision = (
+        *FluxBody.high_precision,
+        "pos_embed_input",
+        "controlnet_blocks",
+        "controlnet_single_blocks",
+    )
 
     def __init__(self, config: ControlNetConfig) -> None:
         super().__init__(config)
@@ -55,6 +61,11 @@ class FluxControlNet(FluxBody):
         self.controlnet_single_blocks = nn.ModuleList(
             nn.Linear(dim, dim) for _ in range(config.depth_single_blocks)
         )
+
+    def residual_bytes(self, image_tokens: int, batch: int) -> int:
+        """Bytes of the residuals that ``forward`` gives."""
+        count = len(self.controlnet_blocks) + len(self.controlnet_single_blocks)
+        return count * batch * image_tokens * self.config.hidden_size * self.dtype.itemsize
 
     @property
     def wants_mask(self) -> bool:

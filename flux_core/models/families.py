@@ -1,64 +1,33 @@
 """Model families: one record each, and no ``if`` of a family's name anywhere else.
 
-A record says how a family's checkpoints are told and read (layouts), which of the models of one
-layout it is (its configuration), how the host spaces its sigmas, and what else it draws with. The
-families here are FLUX.1's, which share two layouts. A family with other key names brings
+A record (``family.Family``) says how a family's checkpoints are told and read (layouts), which of
+the models of one layout it is (its configuration), the class of its transformer, how the host
+spaces its sigmas, and what else it draws with. The families here are FLUX.1's, which share two
+layouts. A family with other key names brings
 
 - a ``Layout`` for each spelling: a key that tells it, and its key map (``keymaps``);
 - ``read_config``, and the class of its transformer where its layers are new;
 - its sigma table, its encoders, its VAE;
 
-and a line in ``FAMILIES``, in front of those that it could be taken for.
+and a line in ``FAMILIES``, in front of those that share its layouts and that it could be taken for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
 
-from .config import Shapes, TransformerConfig, VAEConfig
-from .keymaps import Recipes, diffusers_transformer, native
+from torch import nn
+
+from .config import Shapes
+from .family import Family, Layout
+from .keymaps import diffusers_transformer, native
+from .transformer import FluxTransformer
 
 #: A native and a diffusers key that every FLUX.1 transformer and ControlNet has.
 NATIVE_QKV = "double_blocks.0.img_attn.qkv.weight"
 DIFFUSERS_QKV = "transformer_blocks.0.attn.add_q_proj.weight"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """One spelling of a family's checkpoints; unlike ones have unlike names.
-
-    ``key`` is there, under whatever prefix, and ``fits`` holds of the shapes beside it; ``key_map``
-    gives the native tensors.
-    """
-
-    name: str
-    key: str
-    fits: Callable[[Shapes], bool]
-    key_map: Callable[[Shapes], Recipes]
-
-
-@dataclass(frozen=True)
-class Family:
-    """What FluxFit knows of a model family.
-
-    ``members``: models that are this family to us. ``matches``: whether a configuration is its; it
-    is asked of every transformer, and must not hold for those of other families. ``sigma_shift`` is
-    the exponent mu with which the host shifts its sigmas and ``sigma_entries`` the length of the
-    host's table. ``encoders``: what reads the prompt; ``needs_pooled``: whether it takes CLIP's
-    pooled vector beside the context. ``vae``: channels and constants of its latents.
-    """
-
-    name: str
-    members: tuple[str, ...]
-    layouts: tuple[Layout, ...]
-    matches: Callable[[TransformerConfig], bool]
-    sigma_shift: float
-    sigma_entries: int
-    read_config: Callable[[Shapes], TransformerConfig] = TransformerConfig.from_shapes
-    encoders: tuple[str, ...] = ("clip_l", "t5")
-    needs_pooled: bool = True
-    vae: VAEConfig = field(default_factory=VAEConfig)
 
 
 def is_flux1_native(shapes: Shapes) -> bool:
@@ -99,6 +68,7 @@ FLUX1_DEV = Family(
     members=("dev", "Krea", "Kontext", "Fill", "Canny", "Depth"),
     layouts=FLUX1_LAYOUTS,
     matches=lambda config: config.guidance_embed,
+    transformer=FluxTransformer,
     sigma_shift=1.15,
     sigma_entries=10_000,
 )
@@ -122,29 +92,45 @@ FLUX1_LITE = replace(
 FAMILIES = (FLUX1_LITE, FLUX1_SCHNELL, FLUX1_DEV)
 
 
-def family_of(config: TransformerConfig) -> Family:
-    """The family of a configuration; raises ``ValueError`` where there is none."""
-    for family in FAMILIES:
-        if family.matches(config):
-            return family
-    raise ValueError(f"no model family has {config}")
+def recognize(
+    layout: str, shapes: Shapes, families: Sequence[Family] = FAMILIES
+) -> tuple[Family, Any]:
+    """Of which family a transformer is, and its configuration.
 
+    Args:
+        layout: the name of the layout that its file has; only families with it are asked.
+        shapes: the native shapes.
 
-def config_from_shapes(shapes: Shapes) -> TransformerConfig:
-    """A transformer's configuration from native shapes, as its family reads it.
-
-    Raises ``KeyError`` on a missing key.
+    Raises ``KeyError`` for a tensor that is missing, ``ValueError`` where no family matches.
     """
-    missing: KeyError | None = None
-    for family in FAMILIES:
-        try:
+    for family in families:
+        if family.has_layout(layout):
             config = family.read_config(shapes)
-        except KeyError as error:  # another family may do without
-            missing = missing or error
-            continue
-        if family.matches(config):
-            return config
-    raise missing or KeyError("no model family has these shapes")
+            if family.matches(config):
+                return family, config
+    raise ValueError(f"no model family of the layout {layout!r} is like this")
+
+
+def new_transformer(layout: str, shapes: Shapes) -> nn.Module:
+    """The transformer that native shapes of a layout ask for; errors as ``recognize``."""
+    family, config = recognize(layout, shapes)
+    model = cast(Any, family.transformer(config))
+    model.family = family
+    return model
+
+
+def family_of(transformer: nn.Module) -> Family:
+    """The family that a transformer was opened as; of one made by hand, the first that matches.
+
+    Raises ``ValueError`` where there is none.
+    """
+    model = cast(Any, transformer)
+    if model.family is not None:
+        return model.family
+    for family in FAMILIES:
+        if family.matches(model.config):
+            return family
+    raise ValueError(f"no model family has {model.config}")
 
 
 def transformer_layouts(families: Sequence[Family] = FAMILIES) -> dict[str, Layout]:

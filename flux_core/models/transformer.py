@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .blocks import Block, DoubleStreamBlock, SingleStreamBlock
 from .config import BodyConfig, TransformerConfig
-from .families import family_of
+from .family import Family
 from .layers import (
     LastLayer,
     MLPEmbedder,
@@ -54,6 +54,17 @@ class ModulationSource(Protocol):
 class FluxBody(nn.Module):
     """The embedders and blocks that the transformer and its ControlNets share."""
 
+    #: Top-level modules that are never quantized: they are 0.5 % of the bytes, and errors made
+    #: there reach every block.
+    high_precision: tuple[str, ...] = (
+        "img_in",
+        "txt_in",
+        "time_in",
+        "vector_in",
+        "guidance_in",
+        "final_layer",
+    )
+
     def __init__(self, config: BodyConfig) -> None:
         super().__init__()
         dim, sizes = config.hidden_size, (config.num_heads, config.mlp_hidden)
@@ -84,6 +95,11 @@ class FluxBody(nn.Module):
             return [m for layer in layers for m in layer.split(self.precomputed.of(layer))]
         return [m for layer in layers for m in layer(vec)]
 
+    def block_input_bytes(self, image_tokens: int, text_tokens: int, batch: int) -> int:
+        """Bytes of what a block reads, which checkpointing keeps of it for its gradients."""
+        width = self.img_in.out_features
+        return self.dtype.itemsize * batch * (image_tokens + text_tokens) * width
+
     @property
     def reads(self) -> int:
         """Packed channels that a token has for this model; a control LoRA may widen it."""
@@ -111,8 +127,26 @@ class FluxTransformer(FluxBody):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
-        self.config, self.family = config, family_of(config)
+        self.config = config
+        #: What it was opened as; None where it was made by hand (``families.family_of``).
+        self.family: Family | None = None
         self.final_layer = LastLayer(config.hidden_size, config.out_channels)
+
+    def meta_inputs(self, image_tokens: int, text_tokens: int, batch: int) -> dict[str, Tensor]:
+        """What ``forward`` reads, without numbers, of the shapes that it gives."""
+
+        def empty(*shape: int) -> Tensor:
+            return torch.empty(shape, device="meta")
+
+        return {
+            "img": empty(batch, image_tokens, self.config.in_channels),
+            "img_ids": empty(image_tokens, 3),
+            "txt": empty(batch, text_tokens, self.config.context_in_dim),
+            "txt_ids": empty(text_tokens, 3),
+            "timesteps": empty(batch),
+            "y": empty(batch, self.config.vec_in_dim),
+            "guidance": empty(batch),
+        }
 
     def forward(
         self,

@@ -82,7 +82,7 @@ class FusedAttention(TorchFunctionMode):
 
 def on_meta(module: nn.Module) -> nn.Module:
     """A module like another without numbers."""
-    return twin(module, {id(t): t.to("meta") for *_, t in named_tensors(module, set())})
+    return twin(module, {id(t): t.to("meta") for *_, t in named_tensors(module)})
 
 
 def peak_bytes(function: Callable[[], object], gradients: bool = False) -> int:

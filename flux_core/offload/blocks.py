@@ -9,14 +9,16 @@ Nothing here knows a class of models, blocks, layers or LoRAs. Whoever wants to 
                                                 "trained": has gradients, and never moves
     layer.twin_key(), layer.learn_from_twin()   how it computes, where layers of one layout differ
 
-and a module without one of them has no blocks, nothing to compute ahead, ordinary weights.
+and a module without one of them has no blocks, nothing to compute ahead, ordinary weights. What is
+called at every step of a run is a ``SteppedModel`` too, so that the run's memory can be counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 FOR_A_RUN, TRAINED = "for a run", "trained"
@@ -40,7 +42,36 @@ class OffloadBlock(Protocol):
     def modulation_layers(self) -> Sequence[nn.Module]: ...
 
 
-def blocks_of(module: nn.Module) -> list[nn.Module]:
+class SteppedModel(Protocol):
+    """A model that is called at every step of a run, with so many tokens of image and text.
+
+    ``meta_inputs`` are arguments of a call, on meta. ``block_input_bytes`` is what a block reads
+    and checkpointing keeps of it. ``precomputed`` is what the model asks for modulations.
+    """
+
+    precomputed: Any
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def offload_blocks(self) -> list[nn.Module]: ...
+
+    def meta_inputs(
+        self, image_tokens: int, text_tokens: int, batch: int
+    ) -> Mapping[str, Tensor]: ...
+
+    def block_input_bytes(self, image_tokens: int, text_tokens: int, batch: int) -> int: ...
+
+
+class ResidualModel(Protocol):
+    """A model whose residuals wait for the transformer, as a ControlNet's do."""
+
+    def offload_blocks(self) -> list[nn.Module]: ...
+
+    def residual_bytes(self, image_tokens: int, batch: int) -> int: ...
+
+
+def blocks_of(module: object) -> list[nn.Module]:
     """The blocks of a model in the order in which they run; empty where it has none."""
     ask = getattr(module, "offload_blocks", None)
     return [] if ask is None else ask()
@@ -51,13 +82,13 @@ def parts_of(module: nn.Module) -> set[int]:
     return {id(part) for part in module.modules()}
 
 
-def modulations_of(module: nn.Module) -> list[nn.Module]:
+def modulations_of(module: object) -> list[nn.Module]:
     """The layers of a model, or of a block, that are computed before a run."""
     owners = [module] if hasattr(module, "modulation_layers") else blocks_of(module)
     return [layer for owner in owners for layer in owner.modulation_layers()]  # type: ignore[operator]
 
 
-def modulation_width(module: nn.Module) -> int:
+def modulation_width(module: object) -> int:
     """Numbers a picture that all modulations of a model take."""
     return sum(int(layer.width) for layer in modulations_of(module))  # type: ignore[arg-type]
 

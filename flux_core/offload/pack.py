@@ -7,7 +7,7 @@ device: the same bytes in a slot, read through a twin of the block whose tensors
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -30,7 +30,7 @@ class TensorSlice:
 
 
 def named_tensors(
-    module: nn.Module, left_out: set[int]
+    module: nn.Module, left_out: Collection[int] = ()
 ) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
     """Full name, owner, attribute and tensor of all parameters and buffers, but of some modules."""
     for path, owner in module.named_modules():
@@ -56,7 +56,7 @@ def in_place_of(tensor: Tensor, new: Tensor) -> Tensor:
 def twin(module: M, tensors: dict[int, Tensor]) -> M:
     """A module like another, some tensors (by id) replaced; the rest is shared."""
     memo: dict[int, object] = {}
-    for _, _, _, tensor in named_tensors(module, set()):
+    for _, _, _, tensor in named_tensors(module):
         memo[id(tensor)] = in_place_of(tensor, tensors.get(id(tensor), tensor))
     copied = copy.deepcopy(module, memo)
     copied.__dict__.pop("forward", None)
@@ -65,9 +65,7 @@ def twin(module: M, tensors: dict[int, Tensor]) -> M:
 
 def copied_to(module: M, device: torch.device) -> M:
     """The module itself where it is on the device, else a twin with its tensors copied there."""
-    moved = {
-        id(t): t.to(device) for _, _, _, t in named_tensors(module, set()) if t.device != device
-    }
+    moved = {id(t): t.to(device) for _, _, _, t in named_tensors(module) if t.device != device}
     return twin(module, moved) if moved else module
 
 

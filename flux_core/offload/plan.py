@@ -9,7 +9,7 @@ card may not be there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -26,8 +26,9 @@ GB = 1e9
 UNKNOWN = Machine(25e9, 70e12)
 
 
-def nbytes(module: nn.Module, left_out: set[int]) -> int:
-    """Bytes that a module's tensors take in a buffer, but for some modules and what is trained."""
+def packed_bytes(module: nn.Module, left_out: Collection[int] = ()) -> int:
+    """Bytes that a module's tensors take in a buffer, but for those of some modules inside it (by
+    id) and what is trained; ``quant.apply.module_bytes`` has them all, and as they are stored."""
     sizes_by_id = {
         id(t): aligned(t.nbytes)
         for _, owner, _, t in named_tensors(module, left_out)
@@ -66,9 +67,9 @@ def cost_of(
     blocks = blocks_of(module)
     inside = set[int]().union(*map(parts_of, blocks))
     return Cost(
-        rest=nbytes(module, inside),
-        blocks=tuple(nbytes(block, modulation_parts(block)) for block in blocks),
-        modulations=sum(nbytes(layer, set()) for layer in modulations_of(module)),
+        rest=packed_bytes(module, inside),
+        blocks=tuple(packed_bytes(block, modulation_parts(block)) for block in blocks),
+        modulations=sum(packed_bytes(layer) for layer in modulations_of(module)),
         seconds=tuple(
             batch * block_seconds(block, machine, image_tokens, text_tokens) for block in blocks
         ),

@@ -32,12 +32,6 @@ PASSES, COMPUTED = 2, 3
 BEGAN = time.monotonic()
 
 
-def module_bytes(module: nn.Module) -> int:
-    """Bytes of a module's parameters and buffers."""
-    tensors = [*module.parameters(), *module.buffers()]
-    return sum(t.numel() * t.element_size() for t in tensors)
-
-
 @dataclass(frozen=True)
 class Work:
     """What a part will compute, for its plan: bytes beside the weights, and tokens.

@@ -13,27 +13,23 @@ from .linear import COMPUTES, QuantizedLinear
 from .precision import Precision, as_plan
 from .registry import FORMATS, full_dtype
 
-#: Top-level modules whose linear layers are never quantized: they are 0.5 % of the bytes, and
-#: errors made there reach every block.
-KEPT = (
-    "img_in",
-    "txt_in",
-    "time_in",
-    "vector_in",
-    "guidance_in",
-    "final_layer",
-    "pos_embed_input",
-    "controlnet_blocks",
-    "controlnet_single_blocks",
-)
+
+def module_bytes(module: nn.Module) -> int:
+    """Bytes of a module's parameters and buffers, as they are stored."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def linears(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Linear]]:
-    """Every Linear that may be quantized: its full name, its parent, its name there, itself."""
+    """Every Linear that may be quantized: its full name, its parent, its name there, itself.
+
+    Those inside of the top-level modules that ``module.high_precision`` names may not.
+    """
+    kept = getattr(module, "high_precision", ())
     for path, parent in module.named_modules():
         for name, child in parent.named_children():
             full = f"{path}.{name}".lstrip(".")
-            if isinstance(child, nn.Linear) and full.split(".")[0] not in KEPT:
+            if isinstance(child, nn.Linear) and full.split(".")[0] not in kept:
                 yield full, parent, name, child
 
 

@@ -6,6 +6,7 @@ need not know what they are. A new one is a file beside this and a line of the r
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -58,6 +59,12 @@ class Format(ABC):
     def weight_shape(self, shapes: Mapping[str, Sizes]) -> Sizes:
         """The shape (out, in) of a weight whose tensors have these shapes in a file."""
         return shapes["weight"]
+
+    @property
+    def weight_bits(self) -> float:
+        """Bits that a weight takes in a file's ``weight``; scales come to them."""
+        weight = next(s for s in self.tensors(256, 256).values() if s.file_name == "weight")
+        return 8 * weight.dtype.itemsize * math.prod(weight.shape) / 256**2
 
     def block(self, in_features: int) -> int:
         """The block in which weights of a width are rotated; 1 where they are not."""

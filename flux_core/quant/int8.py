@@ -6,6 +6,8 @@ outlier coarsens the steps of its whole row. The rotation spreads it over a bloc
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,12 @@ from .kernels import Int8Kitchen, Int8Tokens
 from .scales import best_scale
 
 LIMIT = 127
+
+
+@cache
+def int8_in_blocks(largest: int) -> Int8:
+    """The format with rotations of at most ``largest``; layers alike share one."""
+    return Int8(largest)
 
 
 class Int8(RowFormat):

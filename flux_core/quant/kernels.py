@@ -3,15 +3,14 @@
     y = (x~ codes^T) * (token scale) * (row scale),   x~ = x / token scale, rounded as the codes are
 
 A kernel multiplies rounded inputs with codes on 8-bit matrix units. Whether a device has it is not
-looked up but tried: a small product is compared with ``reference``, once a device. So a missing
-instruction, an old library and a wrong result are all told the same way, with their reason.
+looked up but tried (``kernel_trial``): a small product is compared with ``reference``, once a
+device. So a missing instruction, an old library and a wrong result are all told the same way.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -154,26 +153,3 @@ class Int8Kitchen(Int8Tokens):
         return comfy_kitchen.int8_linear(
             x, codes, scale, None, x.dtype, convrot=block > 1, convrot_groupsize=max(block, 4)
         )
-
-
-@cache
-def kernel_error(
-    kernel: Kernel, device: torch.device, storage: torch.dtype, dtype: torch.dtype
-) -> str:
-    """Why a kernel cannot be used on a device, in words; empty where it works."""
-    with torch.inference_mode():
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(48, 64, generator=generator).to(device, dtype)
-        weight = torch.randn(32, 64, generator=generator)
-        tensors = {
-            "codes": (weight * 30).to(storage).to(device),
-            "scale": torch.full((32, 1), 1 / 30, device=device),
-        }
-        block = 16 if storage == torch.int8 else 1
-        try:
-            output = kernel.multiply(x, tensors, block).float()
-        except Exception as error:  # whatever it is, it is the reason
-            return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120]}"
-        expected = kernel.reference(x, tensors, block)
-        off = float((output - expected).norm() / expected.norm())
-    return "" if off < 0.02 else f"its result is {off:.0%} off the reference's"

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from .format import Format, RowFormat
 from .gptq import gptq_quantize
-from .kernels import Kernel, kernel_error
+from .kernel_trial import kernel_error
+from .kernels import Kernel
 from .notices import warn_once
 
 #: How a quantized layer multiplies: ``auto`` is ``native`` where the device has matrix units for
@@ -132,11 +133,10 @@ class QuantizedLinear(nn.Module):
             return KernelChoice(None, "a CPU wins nothing by 8 bits")
         if not self.format.kernels:
             return KernelChoice(None, "the format has no kernel")
-        storage = next(iter(self.tensors().values())).dtype
         reasons = []
         for kernel in self.format.kernels:
             reason = kernel.refuses(self.out_features, self.in_features) or kernel_error(
-                kernel, device, storage, dtype
+                kernel, self.format, device, dtype
             )
             if not reason:
                 return KernelChoice(kernel)
@@ -152,7 +152,7 @@ class QuantizedLinear(nn.Module):
         out = self.multiply_native(kernel, x.reshape(-1, self.in_features))
         if self.bias is not None:
             out = out + self.bias.to(x.dtype)
-        return out.unflatten(0, x.shape[:-1]) if x.ndim != 2 else out
+        return out.view(*x.shape[:-1], self.out_features)
 
     def multiply_native(self, kernel: Kernel, x: Tensor) -> Tensor:
         """The kernel's product with x (tokens, in), many tokens in parts.

@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..models.config import VAEConfig
 from .latents import CONSTANTS, expand, standardise
 
 CHANNELS, SIDE = CONSTANTS.z_channels, CONSTANTS.compression
@@ -35,7 +36,13 @@ def extra_channels(in_channels: int) -> int:
 
 
 def extra_latents(
-    extra: int, picture: Tensor | None, mask: Tensor | None, batch: int, height: int, width: int
+    extra: int,
+    picture: Tensor | None,
+    mask: Tensor | None,
+    batch: int,
+    height: int,
+    width: int,
+    vae: VAEConfig = CONSTANTS,
 ) -> Tensor | None:
     """What to put beside noisy latents, (batch, extra, height, width); None where it is nothing.
 
@@ -43,13 +50,14 @@ def extra_latents(
         extra: channels, as ``extra_channels`` has them.
         picture: raw latents (1 or B, 16, h, w) of any size; none is all zeros.
         mask: (1 or B, 1, H, W) in [0, 1] of any size, 1 where to paint; none is everywhere.
+        vae: whose latents these are.
     """
     if not extra:
         return None
     latents = torch.zeros(1, CHANNELS, height, width) if picture is None else picture.float()
     if latents.shape[-2:] != (height, width):
         latents = F.interpolate(latents, (height, width), mode="bilinear")
-    latents = standardise(expand(latents, batch))
+    latents = standardise(expand(latents, batch), vae)
     if extra == PICTURE:
         return latents
     large = (height * SIDE, width * SIDE)

@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..models.families import family_of
 from ..models.transformer import ControlResiduals, FluxBody, FluxTransformer
 from ..offload.modulations import PrecomputedModulations
 from .concat import extra_channels, extra_latents
 from .conditioning import Conditioning, Control
+from .inputs import model_inputs
 from .latents import (
-    CONSTANTS,
     expand,
     image_ids,
     pack,
     standardise,
-    text_ids,
     unpack,
 )
 from .samplers import Model
@@ -58,6 +58,7 @@ class Denoiser:
         device: torch.device,
     ) -> None:
         self.transformer, self.cfg, self.table = transformer, cfg, table
+        self.vae = family_of(transformer).vae
         self.batch, self.height, self.width = shape[0], shape[-2], shape[-1]
         self.device = device
         self.img_ids = image_ids(self.height, self.width).to(device)
@@ -121,21 +122,24 @@ class Denoiser:
         extra = extra_channels(self.transformer.reads)
         if extra and c.picture is None:
             log.warning("this model reads a picture beside the noise, and none was given")
-        beside_noise = extra_latents(extra, c.picture, c.mask, self.batch, self.height, self.width)
+        beside_noise = extra_latents(
+            extra, c.picture, c.mask, self.batch, self.height, self.width, self.vae
+        )
         return None if beside_noise is None else beside_noise.to(self.device)
 
     def _packed(self, control: Control) -> Tensor:
         """A control's condition as its net reads it."""
         cond = control.cond.to(self.device)
         if control.net.config.hint:
-            size = (self.height * CONSTANTS.compression, self.width * CONSTANTS.compression)
+            side = self.vae.compression
+            size = (self.height * side, self.width * side)
             return expand(F.interpolate(cond.float(), size, mode="bilinear"), self.batch)
         if cond.shape[-2:] != (self.height, self.width):
             raise ValueError(
                 f"the control picture is {cond.shape[-1] * 8}x{cond.shape[-2] * 8} pixels, "
                 f"the picture to draw {self.width * 8}x{self.height * 8}"
             )
-        cond = standardise(cond.float())
+        cond = standardise(cond.float(), self.vae)
         if control.net.wants_mask:
             mask = torch.ones_like(cond[:, :1]) if control.mask is None else control.mask.to(cond)
             mask = F.interpolate(mask, cond.shape[-2:], mode="area")
@@ -161,15 +165,8 @@ class Denoiser:
             body.precomputed = precomputed if precomputed.select((sigma, name)) else None
         timesteps, pooled, guidance = self._vector_inputs(sigma, c)
         extra = self.extra[name]
-        inputs: dict[str, Tensor] = {
-            "img": pack(x) if extra is None else pack(torch.cat([x, extra], dim=1)),
-            "img_ids": self.img_ids,
-            "txt": c.context,
-            "txt_ids": text_ids(c.context.shape[1]).to(self.device),
-            "timesteps": timesteps,
-            "y": pooled,
-            "guidance": guidance,
-        }
+        latents = x if extra is None else torch.cat([x, extra], dim=1)
+        inputs = model_inputs(latents, self.img_ids, c.context, pooled, timesteps, guidance)
         control = self._residuals(sigma, inputs)
         tokens = self.transformer(**inputs, control=control)
         return unpack(tokens.float(), self.height, self.width)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..models.config import VAEConfig
 
-CONSTANTS = VAEConfig()  # the two that every FLUX.1 VAE shares
+CONSTANTS = VAEConfig()  # of FLUX.1's latents; a family's record has its own
 
 PIXELS_A_LATENT = 8
 LATENTS_A_TOKEN = 2  # to a side: the transformer reads latents packed 2x2
@@ -35,14 +35,19 @@ def token_grid(height: int, width: int) -> tuple[int, int]:
     return height // LATENTS_A_TOKEN, width // LATENTS_A_TOKEN
 
 
-def standardise(latents: Tensor) -> Tensor:
-    """Raw VAE latents (B, C, h, w) to what the transformer sees."""
-    return (latents - CONSTANTS.shift_factor) * CONSTANTS.scale_factor
+def zero_latents(vae: VAEConfig, batch: int, height: int, width: int) -> Tensor:
+    """Zeros (B, C, h, w) for pictures of so many pixels, of which nothing is kept."""
+    return torch.zeros(batch, vae.z_channels, *latent_size(height, width))
 
 
-def destandardise(latents: Tensor) -> Tensor:
+def standardise(latents: Tensor, vae: VAEConfig = CONSTANTS) -> Tensor:
+    """Raw latents (B, C, h, w) of a VAE to what the transformer sees."""
+    return (latents - vae.shift_factor) * vae.scale_factor
+
+
+def destandardise(latents: Tensor, vae: VAEConfig = CONSTANTS) -> Tensor:
     """Inverse of ``standardise``, (B, C, h, w)."""
-    return latents / CONSTANTS.scale_factor + CONSTANTS.shift_factor
+    return latents / vae.scale_factor + vae.shift_factor
 
 
 def expand(x: Tensor, batch: int) -> Tensor:

@@ -4,11 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from ..lora import LoraStack
-from ..models.text_encoders import TextEncoders, TextEncoding
-from ..offload import OffloadRunner
-from ..offload.workload import t5_work
+from ..models.text_encoders import T5Encoder, TextEncoders, TextEncoding
+from ..offload import OffloadRunner, Work
+from ..offload.activations import on_meta, peak_bytes
+from ..offload.workload import counted
+from ..quant import set_compute
 from .run import run_with_loras
+
+
+def t5_work(t5: T5Encoder, text_tokens: int) -> Work:
+    """Encoding one prompt of so many tokens; CLIP-L takes less."""
+
+    def count() -> int:
+        small = set_compute(on_meta(t5), "dequantize")
+        return peak_bytes(
+            lambda: small(torch.empty(1, text_tokens, dtype=torch.long, device="meta"))
+        )
+
+    return Work(counted(t5, text_tokens, count), image_tokens=0, text_tokens=text_tokens)
 
 
 def encode_prompts(

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from ..lora import LoraStack, lora_applied
+from ..models.config import VAEConfig
+from ..models.families import family_of
 from ..models.transformer import FluxTransformer
 from ..offload import OffloadPolicy, OffloadRunner, Work
 from ..offload.plan import Plan
@@ -77,7 +79,7 @@ class SamplingSettings:
     def noise_schedule(self, transformer: FluxTransformer, shape: Sequence[int]) -> NoiseSchedule:
         """The host's noise and sigmas for latents of a shape (B, 16, h, w)."""
         tokens = image_tokens(shape[-2], shape[-1])
-        table = table_for(transformer.family, self.shift, tokens)
+        table = table_for(family_of(transformer), self.shift, tokens)
         sigmas = self.sigmas
         if sigmas is None:
             sigmas = make_sigmas(table, self.scheduler, self.steps, self.denoise)
@@ -95,8 +97,8 @@ class DrawRequest:
         mask: (1 or B, 1, h, w) in [0, 1], 1 where to draw and 0 where to keep ``latents``.
         loras: with their strengths, beside the transformer's layers for this run.
 
-    Raises ``ValueError`` for latents of odd sides, and for prompts that the transformer's family
-    does not read.
+    Raises ``ValueError`` for latents of odd sides or of another VAE, and for prompts that the
+    transformer's family does not read.
     """
 
     transformer: FluxTransformer
@@ -115,7 +117,12 @@ class DrawRequest:
                 f"latents are {width}x{height}, sides must be even: "
                 "width and height of the picture must be multiples of 16"
             )
-        family = self.transformer.family
+        family = family_of(self.transformer)
+        if self.latents.shape[1] != family.vae.z_channels:
+            raise ValueError(
+                f"latents have {self.latents.shape[1]} channels, {family.name} takes "
+                f"{family.vae.z_channels}: they were encoded with another model's VAE"
+            )
         for name, prompt in (("positive", self.positive), ("negative", self.negative)):
             if family.needs_pooled and prompt is not None and prompt.pooled is None:
                 raise ValueError(f"{name} has no pooled CLIP vector: it was not encoded for FLUX.1")
@@ -123,6 +130,11 @@ class DrawRequest:
     @cached_property
     def noise_schedule(self) -> NoiseSchedule:
         return self.settings.noise_schedule(self.transformer, self.latents.shape)
+
+    @property
+    def vae(self) -> VAEConfig:
+        """Channels and constants of the latents."""
+        return family_of(self.transformer).vae
 
     @property
     def steps(self) -> int:
@@ -245,7 +257,7 @@ def sample(
     Returns raw latents (B, 16, h, w), float32 on the CPU.
     """
     device, settings, schedule = torch.device(device), request.settings, request.noise_schedule
-    start = standardise(request.latents.float()).to(device)
+    start = standardise(request.latents.float(), request.vae).to(device)
     noise, sigmas = schedule.noise.to(device), schedule.sigmas.to(device)
     denoiser = Denoiser(
         request.transformer,
@@ -268,4 +280,4 @@ def sample(
         model = keep_outside(denoiser, request.mask.to(start), start, noise)
     with denoiser.precompute_modulations(schedule.sigmas):
         x = SAMPLERS[settings.sampler](model, x, sigmas, step_noise(x, settings.seed), report)
-    return destandardise(x).cpu()
+    return destandardise(x, request.vae).cpu()

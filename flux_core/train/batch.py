@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..models.text_encoders import TextEncoding
-from ..sampling.latents import CONSTANTS, host_noise, image_tokens, latent_size, standardise
+from ..sampling.latents import host_noise, image_tokens, latent_size, standardise
 from .buckets import Size
 from .config import ObjectiveConfig, TrainConfig
 from .data import TrainingData
@@ -88,7 +88,7 @@ def build_batch(
     Raises ``FileNotFoundError`` where the cache has lost one of them.
     """
     encoded = [data.cache.latents(item) for item in items]
-    latents = standardise(torch.cat([latents for latents, _ in encoded]))
+    latents = standardise(torch.cat([latents for latents, _ in encoded]), data.vae)
     masks = [mask for _, mask in encoded]
     mask = None
     if any(m is not None for m in masks):
@@ -112,7 +112,7 @@ def training_batch(
     numbers = data.sampler.at(position)
     count = len(numbers)
     generator = torch.Generator().manual_seed(combined_seed(config.seed, TRAINING_STREAM, position))
-    shape = noise_shape(count, data.items[numbers[0]].size)
+    shape = noise_shape(data, count, data.items[numbers[0]].size)
     times = draw_times(objective, count, image_tokens(*shape[-2:]), generator)
     noise = torch.randn(shape, generator=generator)
     dropped = torch.rand(count, generator=generator) < objective.caption_dropout
@@ -135,12 +135,12 @@ def validation_batches(data: TrainingData, config: TrainConfig) -> Iterator[Batc
     for number, item in enumerate(data.validation):
         for level in range(count):
             seed = combined_seed(config.seed, VALIDATION_STREAM, number, level)
-            noise = host_noise(noise_shape(1, item.size), seed)
+            noise = host_noise(noise_shape(data, 1, item.size), seed)
             yield build_batch(
                 data, config.objective, [item], [item.caption], times[level : level + 1], noise
             )
 
 
-def noise_shape(count: int, size: Size) -> tuple[int, int, int, int]:
+def noise_shape(data: TrainingData, count: int, size: Size) -> tuple[int, int, int, int]:
     """(B, 16, h, w) of so many pictures of a size in pixels."""
-    return count, CONSTANTS.z_channels, *latent_size(size.height, size.width)
+    return count, data.vae.z_channels, *latent_size(size.height, size.width)

@@ -21,10 +21,9 @@ from ..models.text_encoders import CACHED_PROMPTS, TextEncoders, TextEncoding
 from ..models.vae import AutoEncoder
 from ..offload import OffloadRunner
 from ..offload.pack import named_tensors
-from ..offload.workload import encode, vae_work
 from ..sampling.images import to_pixels
-from ..sampling.latents import latent_size
 from ..sampling.prompts import encode_prompts
+from ..sampling.vae import encode_pixels
 from .dataset import DataProblems, Item, open_mask, open_picture
 
 #: Bytes of each tensor that a fingerprint reads, from its beginning and from its end.
@@ -39,7 +38,7 @@ def fingerprint(module: nn.Module) -> str:
     Whoever trains or quantizes a model anew changes the ends of its tensors too.
     """
     digest = hashlib.sha256()
-    for name, _, _, tensor in named_tensors(module, set()):
+    for name, _, _, tensor in named_tensors(module):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         flat = tensor.detach().reshape(-1).view(torch.uint8) if tensor.numel() else None
         if flat is not None:
@@ -140,14 +139,7 @@ class EncodingCache:
                 problems.add(item.picture, f"is broken ({error})", on_fault)
                 lost.add(id(item))
                 continue
-            size = latent_size(item.size.height, item.size.width)
-            work = vae_work(vae, *size, 1, decoding=False)
-            latents = runner.run(
-                "VAE encoder",
-                [vae],
-                lambda plan, p=pixels: encode(vae, p, plan, runner.device),
-                work,
-            )
+            latents = encode_pixels(runner, vae, pixels)
             self.store.put(self.latent_key(item), {"latents": latents} | mask)
         if missing:
             on_progress("encoding pictures", len(missing), len(missing))

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import torch
 
+from ..models.config import VAEConfig
+from ..models.families import family_of
 from ..offload import OffloadRunner
-from ..sampling.latents import image_tokens, latent_size
+from ..sampling.latents import CONSTANTS, image_tokens, latent_size
 from .buckets import BatchSampler
 from .cache import EncodingCache, OnProgress, TensorStore
 from .config import ConfigError, TrainConfig
@@ -28,12 +30,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Items to train on and to validate with, their encodings, and the order of batches."""
+    """Items to train on and to validate with, their encodings, and the order of batches.
+
+    ``vae``: channels and constants of the latents, as the transformer's family has them.
+    """
 
     items: list[Item]
     validation: list[Item]
     cache: EncodingCache
     sampler: BatchSampler
+    vae: VAEConfig = CONSTANTS
 
     @property
     def image_tokens(self) -> int:
@@ -121,4 +127,5 @@ def prepare(
         config.batch * workers,
         config.seed,
     )
-    return TrainingData(items, validation, cache, sampler)
+    vae = family_of(models.transformer).vae
+    return TrainingData(items, validation, cache, sampler, vae)

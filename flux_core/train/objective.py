@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..models.text_encoders import TextEncoding
 from ..models.transformer import FluxTransformer
-from ..sampling.latents import image_ids, pack, text_ids, unpack
+from ..sampling.inputs import model_inputs
+from ..sampling.latents import image_ids, unpack
 from .batch import Batch
 from .config import ObjectiveConfig
 
@@ -38,15 +39,10 @@ def predict_velocity(
         text: context (B, N, D) and pooled (B, P).
     """
     height, width = noisy.shape[-2:]
-    device = noisy.device
+    img_ids = image_ids(height, width).to(noisy.device)
+    guidances = torch.full_like(times, guidance)
     tokens = transformer(
-        img=pack(noisy),
-        img_ids=image_ids(height, width).to(device),
-        txt=text.context,
-        txt_ids=text_ids(text.context.shape[1]).to(device),
-        timesteps=times,
-        y=text.pooled,
-        guidance=torch.full_like(times, guidance),
+        **model_inputs(noisy, img_ids, text.context, text.pooled, times, guidances)
     )
     return unpack(tokens.float(), height, width)
 

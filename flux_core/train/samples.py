@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..models.families import family_of
 from ..models.text_encoders import TextEncoding
 from ..models.transformer import FluxTransformer
 from ..models.vae import AutoEncoder
 from ..offload import OffloadRunner
-from ..offload.workload import decode, vae_work
 from ..sampling.conditioning import Conditioning
-from ..sampling.images import to_images
-from ..sampling.latents import CONSTANTS, latent_size
+from ..sampling.latents import zero_latents
 from ..sampling.run import DrawRequest, SamplingSettings, draw
+from ..sampling.vae import decode_pictures
 from .config import SamplesConfig
 
 
@@ -37,8 +37,7 @@ def draw_samples(
     settings = SamplingSettings(
         seed=config.seed, steps=config.steps, cfg=config.cfg, shift=config.shift
     )
-    size = latent_size(config.height, config.width)
-    start = torch.zeros(1, CONSTANTS.z_channels, *size)
+    start = zero_latents(family_of(transformer).vae, 1, config.height, config.width)
 
     def conditioning(text: TextEncoding) -> Conditioning:
         return Conditioning(text.context, text.pooled, config.guidance)
@@ -54,9 +53,4 @@ def draw_samples(
         name="samples",
         callback=lambda step, total, _: on_progress(step, total),
     )
-    return runner.run(
-        "VAE decoder",
-        [vae],
-        lambda plan: [to_images(decode(vae, z, plan, runner.device))[0] for z in latents],
-        vae_work(vae, *size, 1),
-    )
+    return [pictures[0] for pictures in decode_pictures(runner, vae, latents)]

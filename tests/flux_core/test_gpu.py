@@ -16,7 +16,7 @@ from flux_core import (
 from flux_core.offload.placement import placement_of
 from flux_core.quant import FORMATS, quantized_linears
 from flux_core.quant.gptq import gptq_codes, loss, second_moments_of
-from flux_core.quant.kernels import kernel_error
+from flux_core.quant.kernel_trial import kernel_error
 from tests import tiny_models as tiny
 
 pytestmark = [
@@ -75,7 +75,7 @@ def test_native_kernels_equal_their_references(precision):
     tensors = {name: tensor.cuda() for name, tensor in tensors.items()}
     reasons = []
     for kernel in format.kernels:
-        reason = kernel_error(kernel, device, format.storage, torch.bfloat16)
+        reason = kernel_error(kernel, format, device, torch.bfloat16)
         if reason:
             reasons.append(f"{kernel.name}: {reason}")
             continue

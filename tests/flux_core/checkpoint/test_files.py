@@ -274,7 +274,7 @@ def test_inspect_says_parts_precision_and_size(native, tmp_path):
 MEASURE = """
 import resource, sys, torch
 from flux_core import load_transformer
-from flux_core.offload.runner import module_bytes
+from flux_core.quant.apply import module_bytes
 torch.set_num_threads(1)
 small, large, precision = sys.argv[1:]
 load_transformer(small, precision=precision)  # what the first load of all takes

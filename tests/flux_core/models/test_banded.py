@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from flux_core import AutoEncoder
 from flux_core.models import banded
 from flux_core.models.config import VAEConfig
-from flux_core.offload.workload import vae_work
+from flux_core.sampling.vae import vae_work
 from tests import tiny_models
 
 

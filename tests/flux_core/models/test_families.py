@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 
 from flux_core import Conditioning, load_transformer
-from flux_core.models.config import TransformerConfig
 from flux_core.models.families import (
     FAMILIES,
     FLUX1_DEV,
     FLUX1_LITE,
     FLUX1_SCHNELL,
     Family,
-    config_from_shapes,
     family_of,
+    recognize,
     transformer_layouts,
 )
 from flux_core.models.transformer import FluxTransformer
@@ -139,15 +138,38 @@ class TestWhatARecordDecides:
         with_it = Conditioning(without.context, torch.zeros(1, tiny_models.POOLED))
         with pytest.raises(ValueError, match="negative has no pooled CLIP vector"):
             DrawRequest(model, with_it, start, negative=without)
-        model.family = dataclasses.replace(FLUX1_SCHNELL, needs_pooled=False)
+        model.family = dataclasses.replace(FLUX1_SCHNELL, encoders=("t5",))
         settings = SamplingSettings(steps=1)
         drawn = sample(DrawRequest(model, without, start, settings))
         assert torch.equal(drawn, sample(DrawRequest(model, with_it, start, settings)))
 
-    def test_a_configuration_belongs_to_the_first_family_that_matches(self):
-        assert family_of(TransformerConfig()) is FLUX1_DEV
-        assert family_of(TransformerConfig(guidance_embed=False, depth=8)) is FLUX1_SCHNELL
-        assert family_of(TransformerConfig(depth=8)) is FLUX1_LITE
+    def test_a_model_made_by_hand_is_of_the_first_family_that_matches(self):
+        for member in ("dev", "schnell", "Flex.1"):
+            assert family_of(transformer(MEMBERS[member])) is MEMBERS[member].family
+
+    def test_a_configuration_is_read_by_a_family_with_the_file_s_layout(self):
+        """One that would take everything is not asked about files that are spelled otherwise."""
+        shapes = {k: v.shape for k, v in transformer(MEMBERS["dev"]).state_dict().items()}
+        layout = dataclasses.replace(FLUX1_DEV.layouts[0], name="new")
+        greedy = dataclasses.replace(
+            FLUX1_DEV, name="new", layouts=(layout,), matches=lambda config: True
+        )
+        families = (greedy, *FAMILIES)
+        assert recognize("native", shapes, families)[0] is FLUX1_DEV
+        assert recognize("new", shapes, families)[0] is greedy
+
+    def test_latents_are_what_the_family_s_vae_makes(self):
+        model = transformer(MEMBERS["dev"])
+        text = Conditioning(
+            torch.zeros(1, 5, tiny_models.CONTEXT), torch.zeros(1, tiny_models.POOLED)
+        )
+        with pytest.raises(ValueError, match="latents have 4 channels, FLUX.1-dev takes 16"):
+            DrawRequest(model, text, torch.zeros(1, 4, 4, 4))
+        start, settings = torch.ones(1, 16, 4, 4), SamplingSettings(steps=1, denoise=0.5)
+        drawn = sample(DrawRequest(model, text, start, settings))
+        vae = dataclasses.replace(FLUX1_DEV.vae, shift_factor=0.5)
+        model.family = dataclasses.replace(FLUX1_DEV, vae=vae)
+        assert not torch.equal(sample(DrawRequest(model, text, start, settings)), drawn)
 
     def test_unlike_layouts_have_unlike_names(self):
         other = dataclasses.replace(FLUX1_DEV.layouts[0], key="blocks.0.weight")
@@ -159,7 +181,7 @@ class TestWhatARecordDecides:
 
     def test_shapes_of_no_family_name_what_is_missing(self):
         with pytest.raises(KeyError, match=r"img_in\.weight"):
-            config_from_shapes({})
+            recognize("native", {})
 
 
 def test_no_family_is_asked_for_by_name_elsewhere():

@@ -15,8 +15,9 @@ from flux_core.offload.blocks import blocks_of
 from flux_core.offload.memory import PINS, Pins
 from flux_core.offload.placement import placement_of
 from flux_core.offload.plan import cost_of
-from flux_core.offload.workload import decode, sampling_work, vae_work
+from flux_core.offload.workload import sampling_work
 from flux_core.sampling.run import DrawRequest, SamplingSettings, sample
+from flux_core.sampling.vae import decode, vae_work
 from tests import tiny_models as tiny
 
 CPU = torch.device("cpu")

@@ -13,11 +13,10 @@ from flux_core import OffloadPolicy
 from flux_core.offload import OffloadRunner, Work
 from flux_core.offload.modulations import PrecomputedModulations
 from flux_core.offload.plan import cost_of
+from flux_core.offload.workload import sampling_work, training_work
 
 CPU = torch.device("cpu")
 OFFLOAD = Path(__file__).resolve().parents[3] / "flux_core" / "offload"
-#: Part of the core whose classes a branch on a type would tie offloading to.
-FOREIGN = ("models", "lora", "quant")
 
 
 class Precomputed(nn.Module):
@@ -60,16 +59,31 @@ class NewModel(nn.Module):
 
     def __init__(self, width: int = 64, depth: int = 6) -> None:
         super().__init__()
+        self.width, self.precomputed = width, None
         self.first = nn.Linear(width, width)
         self.layers = nn.ModuleList(GatedBlock(width) for _ in range(depth))
 
     def offload_blocks(self) -> list[nn.Module]:
         return list(self.layers)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.first.weight.dtype
+
+    def meta_inputs(self, image_tokens: int, text_tokens: int, batch: int) -> dict[str, Tensor]:
+        x = torch.empty(batch, image_tokens + text_tokens, self.width, device="meta")
+        return {"x": x, "vec": torch.empty(batch, self.width, device="meta")}
+
+    def block_input_bytes(self, image_tokens: int, text_tokens: int, batch: int) -> int:
+        return 4 * batch * (image_tokens + text_tokens) * self.width
+
     def forward(self, x: Tensor, vec: Tensor) -> Tensor:
         x = self.first(x)
         for block in self.layers:
-            x = block(x, block.scale(vec))
+            scale = (
+                block.scale(vec) if self.precomputed is None else self.precomputed.of(block.scale)
+            )
+            x = block(x, scale if x.ndim == 2 else scale[:, None])
         return x
 
 
@@ -117,29 +131,38 @@ def test_a_model_that_says_nothing_has_no_blocks():
     assert not cost.blocks and cost.rest and not cost.modulations
 
 
+def core_imports(path: Path) -> set[str]:
+    """What a file of offload/ takes from other folders of the core, as ``folder.module.name``."""
+    taken: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level > 1:
+            taken |= {f"{node.module or ''}.{alias.name}".lstrip(".") for alias in node.names}
+        elif isinstance(node, ast.Import):
+            taken |= {alias.name for alias in node.names if alias.name.startswith("flux_core")}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("flux_core"):
+            taken.add(str(node.module))
+    return taken
+
+
 @pytest.mark.parametrize("path", sorted(OFFLOAD.glob("*.py")), ids=lambda path: path.stem)
-def test_no_branch_is_taken_on_a_class_of_another_folder(path):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    foreign = {
-        alias.asname or alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom)
-        and node.level == 2
-        and (node.module or "").split(".")[0] in FOREIGN
-        for alias in node.names
-    }
-    calls = [
-        call
-        for call in ast.walk(tree)
-        if isinstance(call, ast.Call)
-        and isinstance(call.func, ast.Name)
-        and call.func.id in ("isinstance", "issubclass")
-    ]
-    names = {name.id for call in calls for name in ast.walk(call) if isinstance(name, ast.Name)}
-    assert not names & foreign
-    imports = {
-        (node.module or "").split(".")[0]
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.level == 2
-    }
-    assert "lora" not in imports
+def test_nothing_is_taken_from_models_or_loras(path):
+    """Two functions of quant/ are all that offload/ imports: what it does not have it asks for."""
+    assert core_imports(path) <= {"quant.kernels_used", "quant.set_compute"}
+
+
+def test_the_bytes_of_a_run_are_counted_of_what_a_model_says():
+    """A transformer of other blocks and other inputs than FLUX.1's."""
+    model = NewModel(width=32, depth=5).requires_grad_(False)
+    tokens = {"image_tokens": 7, "text_tokens": 3, "batch": 2}
+    few, many = (sampling_work(model, [], **tokens, vectors=v).activations for v in (1, 4))
+    assert many - few == 3 * 2 * 5 * 32 * 4  # of five blocks, two pictures, a vector more
+    larger = sampling_work(model, [], **tokens | {"image_tokens": 70}, vectors=1)
+    assert larger.activations > few
+    for layer in model.modules():
+        if isinstance(layer, Precomputed):
+            layer.requires_grad_(True)
+    kept, back = (
+        training_work(model, **tokens, on_host=on_host, kept=100).activations
+        for on_host in (False, True)
+    )
+    assert kept - back == 5 * model.block_input_bytes(**tokens)

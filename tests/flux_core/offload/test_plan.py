@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from flux_core import FluxTransformer, OffloadPolicy
 from flux_core.offload.blocks import blocks_of
-from flux_core.offload.estimate import flux1_dev, plan_picture
 from flux_core.offload.host_weights import HostWeights
 from flux_core.offload.machine import Machine
 from flux_core.offload.plan import Cost, choose_resident, cost_of, make_plan
 from flux_core.offload.policy import MODES
 from flux_core.offload.ring import Ring
 from flux_core.offload.schedule import COMPUTE, COPY, make_schedule, simulate, step_seconds
+from flux_core.sampling.estimate import flux1_dev, plan_picture
 from tests import tiny_models as tiny
 
 

@@ -14,7 +14,8 @@ from flux_core import FluxTransformer, kernels_used, quantize, set_compute
 from flux_core.quant import FORMATS, QuantizedLinear, notices
 from flux_core.quant import linear as linear_module
 from flux_core.quant.hadamard import block_of, hadamard, rotate
-from flux_core.quant.kernels import Float8Rows, Float8Tensor, Int8Kitchen, Int8Tokens, kernel_error
+from flux_core.quant.kernel_trial import kernel_error
+from flux_core.quant.kernels import Float8Rows, Float8Tensor, Int8Kitchen, Int8Tokens
 from tests import tiny_models as tiny
 
 NATIVE = [
@@ -147,13 +148,13 @@ def test_a_kernel_that_gives_wrong_results_is_not_used():
         def multiply(self, x, tensors, block):
             return super().multiply(x, tensors, block) * 1.5
 
-    assert kernel_error(Float8Rows(), CPU, torch.float8_e4m3fn, torch.float32) == ""
-    reason = kernel_error(Wrong(), CPU, torch.float8_e4m3fn, torch.float32)
+    assert kernel_error(Float8Rows(), FORMATS["fp8_e4m3fn"], CPU, torch.float32) == ""
+    reason = kernel_error(Wrong(), FORMATS["fp8_e4m3fn"], CPU, torch.float32)
     assert reason == "its result is 50% off the reference's"
 
 
 def test_a_missing_library_is_a_reason_and_no_error():
-    reason = kernel_error(Int8Kitchen(), CPU, torch.int8, torch.float32)
+    reason = kernel_error(Int8Kitchen(), FORMATS["int8"], CPU, torch.float32)
     assert reason.startswith(("ModuleNotFoundError", "RuntimeError: comfy-kitchen"))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flux_core import FluxTransformer, PrecisionPlan, load_transformer, quantize
-from flux_core.calibration.sensitivity import layer_errors, record_inputs
+from flux_core.calibration.sensitivity import choose_plan, layer_errors, record_inputs
 from flux_core.checkpoint.inspect import describe_file
 from flux_core.checkpoint.save import save_module
 from flux_core.lora import load_lora, lora_applied
@@ -16,6 +16,7 @@ from flux_core.lora.branch import float_weight
 from flux_core.offload.placement import placement_of
 from flux_core.quant import FORMATS, Format, QuantizedLinear, TensorSpec, quantized_names
 from flux_core.quant.gptq import second_moments_of
+from flux_core.quant.kernels import Kernel
 from tests import tiny_models as tiny
 
 LAYER = "double_blocks.0.img_attn.qkv"
@@ -107,6 +108,35 @@ def test_what_is_saved_is_loaded_to_the_bit(layers, as_stored, budget, tmp_path)
     assert "transformer" in describe_file(path)
 
 
+class Unpacking(Kernel):
+    """A kernel for packed codes, right or ``off`` by a factor."""
+
+    name = "toy kernel"
+
+    def __init__(self, off: float = 1.0) -> None:
+        self.off = off
+
+    def quantize_inputs(self, x):
+        return x, torch.ones(len(x), 1)
+
+    def multiply(self, x, tensors, block):
+        return self.off * self.reference(x, tensors, block)
+
+    def reference(self, x, tensors, block):
+        return x @ FORMATS["toy4"].dequantize(tensors, x.dtype).T
+
+
+def test_its_kernels_are_tried_with_its_own_tensors(monkeypatch):
+    layer = QuantizedLinear.from_linear(torch.nn.Linear(64, 32), FORMATS["toy4"])
+    monkeypatch.setattr(layer.format, "kernels", (Unpacking(1.5), Unpacking()))
+    layer.set_compute("native")
+    for shape in ((64,), (3, 64), (2, 3, 64)):
+        x = torch.randn(shape)
+        expected = torch.nn.functional.linear(x, layer.dequantize(torch.float32), layer.bias)
+        assert tiny.relative(layer(x), expected) < 1e-6 and layer(x).shape == expected.shape
+    assert layer.kernel_choice(x.device, x.dtype).kernel is layer.format.kernels[1]
+
+
 def test_it_is_loaded_at_another_precision(tmp_path):
     model, kwargs = transformer(), tiny.inputs()
     path = save_module(model, tmp_path / "m.safetensors")
@@ -126,6 +156,11 @@ def test_its_loss_is_measured_and_gptq_takes_the_nearest(caplog):
         measured = layer_errors(model, inputs, ["int8", "toy4"])
     errors = measured[LAYER].errors
     assert errors["int8"] < errors["toy4"] < 0.2
+    plan = choose_plan(measured, "toy4", 7)  # (7 - 4) / (16 - 4) of the weights may keep 16 bits
+    total = sum(layer.weights for layer in measured.values())
+    assert 0.1 * total < sum(measured[name].weights for name in plan.layers) <= total / 4
+    with pytest.raises(ValueError, match=r"the budget is 3 bits a weight, toy4 takes 4 to 16"):
+        choose_plan(measured, "toy4", 3)
     linear = torch.nn.Linear(64, 32)
     with caplog.at_level(logging.WARNING):
         second_moments = second_moments_of(torch.randn(8, 64))

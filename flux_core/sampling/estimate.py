@@ -19,12 +19,15 @@ from ..models.config import TransformerConfig, VAEConfig
 from ..models.text_encoders import T5_LENGTH, ClipEncoder, T5Encoder
 from ..models.transformer import FluxTransformer
 from ..models.vae import AutoEncoder
+from ..offload import OffloadPolicy, Work
+from ..offload.activations import on_meta
+from ..offload.machine import Machine
+from ..offload.plan import GB, Plan, cost_of, make_plan
+from ..offload.workload import sampling_work
 from ..quant import quantize, set_compute
-from . import OffloadPolicy, Work
-from .activations import on_meta
-from .machine import Machine
-from .plan import GB, Plan, cost_of, make_plan
-from .workload import sampling_work, t5_work, vae_work
+from .latents import image_tokens, latent_size
+from .prompts import t5_work
+from .vae import vae_work
 
 #: Published sizes of T5 1.1 XXL's encoder and of CLIP-L's text model.
 T5_XXL = T5Config(
@@ -158,9 +161,8 @@ def plan_picture(
         policy: ``auto`` unless given; its ``vram_budget`` counts where it is smaller.
     """
     parts, policy = flux1_dev(precision), policy or OffloadPolicy()
-    side = parts.vae.config.compression
-    rows, columns = height // side, width // side
-    image = (rows // 2) * (columns // 2)
+    rows, columns = latent_size(height, width)
+    image = image_tokens(rows, columns)
     budget = int(vram if policy.vram_budget is None else min(vram, policy.vram_budget))
     bounded = policy.vram_budget is not None or policy.mode != "stream"
 

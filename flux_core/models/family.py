@@ -1,0 +1,63 @@
+"""What a model family is to FluxFit: a record. The records themselves stand in ``families``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from .config import Shapes, TransformerConfig, VAEConfig
+from .keymaps import Recipes
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One spelling of a family's checkpoints; unlike ones have unlike names.
+
+    ``key`` is there, under whatever prefix, and ``fits`` holds of the shapes beside it; ``key_map``
+    gives the native tensors. ``model`` is what messages call that which is spelled so.
+    """
+
+    name: str
+    key: str
+    fits: Callable[[Shapes], bool]
+    key_map: Callable[[Shapes], Recipes]
+    model: str = "FLUX.1"
+
+
+@dataclass(frozen=True)
+class Family:
+    """What FluxFit knows of a model family.
+
+    Args:
+        members: models that are this family to us.
+        layouts: spellings of its checkpoints; families may share them.
+        matches: whether a configuration is its, among the families that share a layout.
+        transformer: makes its transformer from a configuration.
+        sigma_shift: the exponent mu with which the host shifts its sigmas.
+        sigma_entries: the length of the host's table of sigmas.
+        read_config: the configuration from native shapes; raises ``KeyError`` on a missing key.
+        encoders: the text encoders that its prompts need, ``clip_l`` and ``t5``.
+        vae: channels and constants of its latents.
+    """
+
+    name: str
+    members: tuple[str, ...]
+    layouts: tuple[Layout, ...]
+    matches: Callable[[Any], bool]
+    transformer: Callable[[Any], nn.Module]
+    sigma_shift: float
+    sigma_entries: int
+    read_config: Callable[[Shapes], Any] = TransformerConfig.from_shapes
+    encoders: tuple[str, ...] = ("clip_l", "t5")
+    vae: VAEConfig = field(default_factory=VAEConfig)
+
+    @property
+    def needs_pooled(self) -> bool:
+        """Whether the transformer reads CLIP's pooled vector beside the context."""
+        return "clip_l" in self.encoders
+
+    def has_layout(self, name: str) -> bool:
+        return any(layout.name == name for layout in self.layouts)

@@ -1,0 +1,35 @@
+"""What the transformer and its ControlNets are called with, for drawing and for training."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .latents import pack, text_ids
+
+
+def model_inputs(
+    latents: Tensor,
+    img_ids: Tensor,
+    context: Tensor,
+    pooled: Tensor,
+    timesteps: Tensor,
+    guidance: Tensor,
+) -> dict[str, Tensor]:
+    """The arguments of ``FluxTransformer.forward``, all on the device of the latents.
+
+    Args:
+        latents: (B, C, h, w), noisy and standardised, with what else the model reads beside them.
+        img_ids: positions of their tokens, (L, 3).
+        context: (B, N, D).
+        pooled: (B, P).
+        timesteps, guidance: (B,).
+    """
+    return {
+        "img": pack(latents),
+        "img_ids": img_ids,
+        "txt": context,
+        "txt_ids": text_ids(context.shape[1]).to(latents.device),
+        "timesteps": timesteps,
+        "y": pooled,
+        "guidance": guidance,
+    }
