@@ -13,6 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..quant.cpu_products import with_fast_products
 from .config import ControlNetConfig
 from .layers import rotary_table
 from .transformer import ControlResiduals, FluxBody
@@ -72,6 +73,7 @@ class FluxControlNet(FluxBody):
         """Whether the condition is latents with a mask channel (inpainting)."""
         return self.config.cond_channels == self.config.in_channels + 4
 
+    @with_fast_products
     def forward(
         self,
         img: Tensor,

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..quant.cpu_products import with_fast_products
+
 
 class Modulation(NamedTuple):
     """Shift, scale and gate of one residual branch, each (B, 1, D)."""
@@ -120,6 +122,7 @@ class ModulationLayer(nn.Module):
         """Numbers that ``raw`` gives for a vector."""
         return int(self.lin.out_features)
 
+    @with_fast_products
     def raw(self, vec: Tensor) -> Tensor:
         """All shifts, scales and gates side by side, (B, 3 * count * D)."""
         return self.lin(F.silu(vec))

@@ -27,6 +27,7 @@ from transformers import (
 from transformers.models.t5.modeling_t5 import T5Block
 
 from ..quant import quantized_linears
+from ..quant.cpu_products import with_fast_products
 from .blocks import count_weights
 from .config import Shapes, count_blocks
 
@@ -97,6 +98,7 @@ class ClipEncoder(nn.Module):
         self.length = config.max_position_embeddings
         self.vocabulary = config.vocab_size
 
+    @with_fast_products
     def forward(self, ids: Tensor) -> Tensor:
         """Token numbers (B, N) to the vector at the first end token, (B, P)."""
         return self.text_model(input_ids=ids).pooler_output
@@ -130,6 +132,7 @@ class T5Encoder(nn.Module):
         """The layers in the order in which they run."""
         return list(self.encoder.block)
 
+    @with_fast_products
     def forward(self, ids: Tensor) -> Tensor:
         """Token numbers (B, N) to context (B, N, D), padding attended to as FLUX.1 was trained."""
         return self.encoder(input_ids=ids).last_hidden_state

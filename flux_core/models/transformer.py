@@ -18,6 +18,7 @@ from typing import NamedTuple, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from ..quant.cpu_products import with_fast_products
 from .blocks import Block, DoubleStreamBlock, SingleStreamBlock
 from .config import BodyConfig, TransformerConfig
 from .family import Family
@@ -110,6 +111,7 @@ class FluxBody(nn.Module):
         """The dtype of activations: that of the embedders, which stay in high precision."""
         return self.img_in.weight.dtype
 
+    @with_fast_products
     def embed_vector(self, timesteps: Tensor, y: Tensor, guidance: Tensor | None) -> Tensor:
         """Timesteps (B,), pooled text (B, P) and guidance (B,) to the modulation vector (B, D)."""
         vec = self.time_in(timestep_embedding(timesteps, 256).to(self.dtype))
@@ -148,6 +150,7 @@ class FluxTransformer(FluxBody):
             "guidance": empty(batch),
         }
 
+    @with_fast_products
     def forward(
         self,
         img: Tensor,

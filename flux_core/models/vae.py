@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..quant.cpu_products import with_fast_products
 from .banded import enlarge_conv, norm_silu_conv
 from .config import VAEConfig
 
@@ -132,6 +133,7 @@ class Encoder(nn.Module):
         self.norm_out = group_norm(last, groups)
         self.conv_out = nn.Conv2d(last, 2 * config.z_channels, 3, padding=1)
 
+    @with_fast_products
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) to mean and log variance (B, 2 z, h, w)."""
         x = self.conv_in(x)
@@ -159,6 +161,7 @@ class Decoder(nn.Module):
         self.norm_out = group_norm(last, groups)
         self.conv_out = nn.Conv2d(last, config.in_channels, 3, padding=1)
 
+    @with_fast_products
     def forward(self, z: Tensor) -> Tensor:
         """(B, z, h, w) to (B, 3, H, W)."""
         x = self.mid(self.conv_in(z))

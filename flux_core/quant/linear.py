@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .cpu_products import fast_products
 from .format import Format, RowFormat
 from .gptq import gptq_quantize
 from .kernel_trial import kernel_error
@@ -212,7 +213,8 @@ class RemadeWeightLinear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor | None]:
         (grad,) = grads
         of_bias = grad.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
-        return grad @ ctx.make(), None, of_bias
+        with fast_products(grad.device):
+            return grad @ ctx.make(), None, of_bias
 
 
 def linear_remade(x: Tensor, make: Callable[[], Tensor], bias: Tensor | None = None) -> Tensor:
