@@ -142,7 +142,7 @@ OTHERS: dict[str, Callable[[FluxTransformer], FluxTransformer]] = {
 
 
 def ours(precision: str, compute: str) -> Callable[[FluxTransformer], FluxTransformer]:
-    return lambda model: set_compute(quantize(model, precision), compute)  # type: ignore
+    return lambda model: set_compute(quantize(model, precision), compute)
 
 
 @torch.no_grad()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from flux_core.models.config import ControlNetConfig, TransformerConfig, VAEConfig
+from flux_core.models.transformer import FluxTransformer
 
 HEADS, HEAD = 2, 128
 HIDDEN = HEADS * HEAD
@@ -38,6 +40,11 @@ def randomise(module: nn.Module, seed: int = 0, deviation: float = 0.05) -> nn.M
             )
             p.copy_(mean + deviation * torch.randn(p.shape, generator=generator))
     return module.eval()
+
+
+def flux_transformer(config: TransformerConfig = DEV, seed: int = 0) -> FluxTransformer:
+    """Ours, of random float32 numbers."""
+    return cast(FluxTransformer, randomise(FluxTransformer(config), seed))
 
 
 def diffusers_transformer(guidance: bool = True) -> nn.Module:

@@ -60,7 +60,7 @@ def main() -> None:
     print(f"{args.out}: {len(plan.layers)} of {len(measured)} layers keep 16 bits; {chart}")
     original = copy.deepcopy(pipeline.transformer)
     for name, precision in (("without a plan", args.precision), ("with the plan", plan)):
-        pipeline.transformer = quantize(copy.deepcopy(original), precision)  # type: ignore
+        pipeline.transformer = quantize(copy.deepcopy(original), precision)
         draw()
         near = [psnr(a, b) for a, b in zip(drawn, exact, strict=True)]
         print(f"{args.precision} {name}: mean PSNR {sum(near) / len(near):.1f} dB against bf16")

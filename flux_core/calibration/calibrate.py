@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ def calibrate(
     with torch.inference_mode(False):
         for tensor in unquantized_tensors(module, plan):
             tensor.data = tensor.data.clone()
-    return cast(M, quantize(module, plan, second_moments, worker))
+    return quantize(module, plan, second_moments, worker)
 
 
 def calibrated_copy(
@@ -60,7 +60,7 @@ def calibrated_copy(
     plan = as_plan(precision)
     with torch.inference_mode(False):
         copies = {id(t): t.detach().clone() for t in unquantized_tensors(module, plan)}
-    return cast(M, quantize(twin(module, copies), plan, second_moments, worker))
+    return quantize(twin(module, copies), plan, second_moments, worker)
 
 
 def unquantized_tensors(module: nn.Module, plan: PrecisionPlan) -> list[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from .gptq import second_moments_error
 from .linear import COMPUTES, QuantizedLinear
 from .precision import Precision, as_plan
 from .registry import FORMATS, full_dtype
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def module_bytes(module: nn.Module) -> int:
@@ -44,11 +47,11 @@ def quantized_names(module: nn.Module) -> set[str]:
 
 @torch.inference_mode(False)  # the weights may later serve a training
 def quantize(
-    module: nn.Module,
+    module: M,
     precision: Precision,
     second_moments: Mapping[str, Tensor] = {},
     worker: torch.device | str = "cpu",
-) -> nn.Module:
+) -> M:
     """Change how a transformer, ControlNet or T5 stores its linear layers, in place.
 
     ``bf16``, ``fp16`` and ``fp32`` cast the whole module. A quantized precision replaces its
@@ -96,7 +99,7 @@ def quantize(
     return module
 
 
-def set_compute(module: nn.Module, compute: str) -> nn.Module:
+def set_compute(module: M, compute: str) -> M:
     """Choose how a module's quantized layers multiply: ``auto``, ``dequantize`` or ``native``.
 
     Returns the module. Raises ``ValueError`` for another name.

@@ -7,7 +7,6 @@ import torch
 
 from flux_core import (
     FluxPipeline,
-    FluxTransformer,
     OffloadPolicy,
     kernels_used,
     quantize,
@@ -17,7 +16,7 @@ from flux_core.offload.placement import placement_of
 from flux_core.quant import FORMATS, quantized_linears
 from flux_core.quant.gptq import gptq_codes, loss, second_moments_of
 from flux_core.quant.kernel_trial import kernel_error
-from tests import tiny_models as tiny
+from tests import tiny_models
 
 pytestmark = [
     pytest.mark.gpu,
@@ -39,8 +38,8 @@ def test_policies_give_the_same_picture_to_the_bit(precision):
 
 def test_streaming_reads_no_slot_too_early_or_too_late():
     """A hundred runs of a deep model with small blocks, where copies and kernels race."""
-    model = tiny.randomise(FluxTransformer(tiny.DEV)).cuda()
-    kwargs = {name: value.cuda() for name, value in tiny.inputs().items()}
+    model = tiny_models.flux_transformer().cuda()
+    kwargs = {name: value.cuda() for name, value in tiny_models.inputs().items()}
     with torch.no_grad():
         expected = model(**kwargs)
         model.cpu()
@@ -83,36 +82,36 @@ def test_native_kernels_equal_their_references(precision):
             x = torch.randn(tokens, 256, generator=generator).cuda().bfloat16()
             result = kernel.multiply(x, tensors, format.block(256)).float()
             expected = kernel.reference(x, tensors, format.block(256))
-            assert tiny.relative(result, expected) < 0.02
+            assert tiny_models.relative(result, expected) < 0.02
     if len(reasons) == len(format.kernels):
         pytest.skip("; ".join(reasons))
 
 
 @pytest.mark.parametrize("precision", sorted(FORMATS))
 def test_native_compiled_equals_dequantized_within_its_bound(precision):
-    model = tiny.randomise(FluxTransformer(tiny.DEV)).cuda()
-    kwargs = {name: value.cuda() for name, value in tiny.inputs().items()}
+    model = tiny_models.flux_transformer().cuda()
+    kwargs = {name: value.cuda() for name, value in tiny_models.inputs().items()}
     with torch.no_grad():
         exact = model(**kwargs)
         quantize(model.bfloat16(), precision)
         errors = {}
         for compute in ("dequantize", "native"):
             set_compute(model, compute)
-            errors[compute] = tiny.relative(model(**kwargs), exact)
+            errors[compute] = tiny_models.relative(model(**kwargs), exact)
         print(kernels_used(model))
         assert errors["native"] < 1.5 * errors["dequantize"] + 0.005  # activations in bfloat16
         eager = model(**kwargs)
         compiled = torch.compile(model)
-        assert tiny.relative(compiled(**kwargs), eager) < 0.02
+        assert tiny_models.relative(compiled(**kwargs), eager) < 0.02
         with torch.compiler.set_stance("fail_on_recompile"):
             compiled(**kwargs | {"timesteps": kwargs["timesteps"] * 0.5})
             compiled(**kwargs | {"txt": kwargs["txt"] * 0.5})
 
 
 def test_auto_is_native_where_the_card_has_matrix_units():
-    model = quantize(tiny.randomise(FluxTransformer(tiny.DEV)).bfloat16(), "int8").cuda()
+    model = quantize(tiny_models.flux_transformer().bfloat16(), "int8").cuda()
     with torch.no_grad():
-        model(**{name: value.cuda() for name, value in tiny.inputs().items()})
+        model(**{name: value.cuda() for name, value in tiny_models.inputs().items()})
     if torch.cuda.get_device_capability() >= (7, 5):
         kernel_choices = [
             way for layer in quantized_linears(model) for way in layer.kernel_choices.values()

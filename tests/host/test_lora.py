@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from flux_core import FluxPipeline
-from tests import tiny_models as tiny
+from tests import tiny_models
 from tests.flux_core.lora.test_control_lora import control_file
 from tests.host.prompts import (
     api,
@@ -44,7 +44,7 @@ def test_a_lora_does_what_the_host_s_own_loader_makes_of_it(server):
                 f"{key}.lora_up.weight": 0.3 * up,
                 f"{key}.alpha": torch.tensor(2.0),
             }
-    tiny.save(file, server.base / "models" / "loras" / "strong.safetensors")
+    tiny_models.save(file, server.base / "models" / "loras" / "strong.safetensors")
     plain = drawn(server, as_the_stock_sampler())
     a = drawn(server, with_lora(as_the_stock_sampler(), "strong.safetensors", 0.9))
     stock = with_stock_sampler("euler", "simple")
@@ -58,7 +58,7 @@ def test_a_control_lora_reads_the_picture_of_the_stock_conditioning(server):
     file = control_file(FluxPipeline.from_pocket(precision="fp32").transformer)
     file = {name: t if name.endswith(".scale") else 0.3 * t for name, t in file.items()}
     file["img_in.lora_A.weight"][:, 64:] *= 30  # so that the picture shows
-    tiny.save(file, server.base / "models" / "loras" / "control.safetensors")
+    tiny_models.save(file, server.base / "models" / "loras" / "control.safetensors")
     ours = with_lora(as_the_stock_sampler(), "control.safetensors")
     loader, sampler = key_of(ours, "FluxLoaderFP8"), key_of(ours, "FluxSampler")
     inputs = dict(ours[sampler]["inputs"])

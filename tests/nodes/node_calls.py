@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from fluxfit.nodes import NODE_CLASS_MAPPINGS, headless
 
 
@@ -17,3 +18,23 @@ def defaults(name: str, /, **given):
         if headless.is_widget(kind)
     }
     return values | given
+
+
+SETTINGS = {
+    "seed": 5,
+    "steps": 3,
+    "cfg": 1.0,
+    "sampler": "euler",
+    "scheduler": "simple",
+    "shift": "resolution",
+    "denoise": 1.0,
+}
+
+
+def empty(channels=16, side=64, batch=1):
+    return {"samples": torch.zeros(batch, channels, side // 8, side // 8)}
+
+
+def sample(loaded, positive, latent, **options):
+    node = NODE_CLASS_MAPPINGS["FluxSampler"]()
+    return node.sample(loaded[0], positive, latent, **{**SETTINGS, **options})

@@ -14,7 +14,7 @@ from fluxfit.nodes.wires import FluxModel, FluxTextEncoders
 
 from flux_core import FluxPipeline, OffloadPolicy, load_transformer
 from flux_core.pocket import pocket_file
-from tests import tiny_models as tiny
+from tests import tiny_models
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,8 +36,8 @@ def models(tmp_path_factory) -> Path:
                 down = torch.randn(4, layer.in_features, generator=generator)
                 up = torch.randn(layer.out_features, 4, generator=generator)
                 file |= {f"{key}.lora_down.weight": 0.1 * down, f"{key}.lora_up.weight": 0.1 * up}
-    tiny.save(file, models_folder / "loras" / "strong.safetensors")
-    tiny.save(
+    tiny_models.save(file, models_folder / "loras" / "strong.safetensors")
+    tiny_models.save(
         {
             "lora_unet_nothing.lora_down.weight": torch.zeros(2, 2),
             "lora_unet_nothing.lora_up.weight": torch.zeros(2, 2),
@@ -93,7 +93,11 @@ def test_a_lora_changes_the_picture_and_only_behind_its_node(loaded):
     twice, _, _ = node().load(with_lora, "strong.safetensors", -0.8, 1.0, True)
     assert len(twice.loras) == 2 and twice.loras[0][0] is twice.loras[1][0]
     undone = drawn(twice, encoders)  # the same added and taken away: to rounding
-    assert tiny.relative(undone, plain) < 0.05 < tiny.relative(drawn(with_lora, encoders), plain)
+    assert (
+        tiny_models.relative(undone, plain)
+        < 0.05
+        < tiny_models.relative(drawn(with_lora, encoders), plain)
+    )
 
 
 def test_a_lora_of_another_model_is_an_error_that_shows_keys(loaded):
@@ -116,7 +120,7 @@ def test_merged_is_the_same_as_beside(models, loaded, tmp_path, monkeypatch):
     (path,) = merge.merge(with_branch, "mine", False)
     merged = load_transformer(path, precision="fp32")
     expected = drawn(with_branch, encoders)
-    assert tiny.relative(drawn(FluxModel(merged, model.policy), encoders), expected) < 1e-3
+    assert tiny_models.relative(drawn(FluxModel(merged, model.policy), encoders), expected) < 1e-3
     with pytest.raises(FileExistsError, match="exists already"):
         merge.merge(with_branch, "mine", False)
     with pytest.raises(ValueError, match="no LoRA on this model"):

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from flux_core import (
-    FluxTransformer,
     OffloadPolicy,
     calibrate,
     load_transformer,
@@ -32,7 +31,7 @@ def second_moments(model: nn.Module, kwargs: dict) -> dict[str, torch.Tensor]:
 
 
 def test_what_a_policy_left_on_the_device_goes_back_first():
-    model = tiny_models.randomise(FluxTransformer(tiny_models.DEV)).requires_grad_(False)
+    model = tiny_models.flux_transformer().requires_grad_(False)
     kwargs, runner = tiny_models.inputs(), OffloadRunner(AS_A_CARD, CPU)
     owned = {name: p for name, p in model.named_parameters() if name.endswith("bias")}
     run = partial(runner.run, "transformer", [model], lambda _: model(**kwargs))
@@ -47,7 +46,7 @@ def test_what_a_policy_left_on_the_device_goes_back_first():
 class TestModels:
     @pytest.mark.parametrize("name", FORMATS)
     def test_a_calibrated_model_is_nearer_and_its_file_the_same(self, name, tmp_path):
-        model = tiny_models.randomise(FluxTransformer(tiny_models.DEV)).requires_grad_(False)
+        model = tiny_models.flux_transformer().requires_grad_(False)
         kwargs = tiny_models.inputs()
         expected = model(**kwargs)
         nearest = quantize(copy.deepcopy(model), name)
@@ -62,7 +61,7 @@ class TestModels:
         assert all(torch.equal(a.codes.float(), b.codes.float()) for a, b in pairs)
 
     def test_layers_that_were_not_reached_take_the_nearest(self):
-        model = tiny_models.randomise(FluxTransformer(tiny_models.DEV)).requires_grad_(False)
+        model = tiny_models.flux_transformer().requires_grad_(False)
         known = second_moments(model, tiny_models.inputs())
         name = "single_blocks.0.linear2"
         del known[name]
@@ -71,7 +70,7 @@ class TestModels:
         assert torch.equal(quantized.codes, FORMATS["int8"].quantize(weight)["codes"])
 
     def test_what_does_not_serve_is_refused_and_changes_nothing(self):
-        model = tiny_models.randomise(FluxTransformer(tiny_models.DEV)).requires_grad_(False)
+        model = tiny_models.flux_transformer().requires_grad_(False)
         known = second_moments(model, tiny_models.inputs())
         name = "double_blocks.1.img_mlp.2"
         for wrong, message in (

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from flux_core import (
-    FluxTransformer,
     load_t5,
     record_second_moments,
 )
@@ -26,7 +25,7 @@ def second_moments(model: nn.Module, kwargs: dict) -> dict[str, torch.Tensor]:
 class TestObserving:
     @pytest.mark.parametrize("resident", [(), {0, 3}])
     def test_streamed_layers_are_observed_by_their_names(self, resident):
-        model = tiny_models.randomise(FluxTransformer(tiny_models.DEV)).requires_grad_(False)
+        model = tiny_models.flux_transformer().requires_grad_(False)
         kwargs = tiny_models.inputs()
         expected = second_moments(model, kwargs)
         names = {n for n, m in model.named_modules() if isinstance(m, nn.Linear) and "_blocks" in n}
@@ -46,7 +45,7 @@ class TestObserving:
         assert all(torch.equal(streamed[name], expected[name]) for name in expected)
 
     def test_nothing_is_left_on_the_model(self):
-        model = tiny_models.randomise(FluxTransformer(tiny_models.DEV))
+        model = tiny_models.flux_transformer()
         with pytest.raises(RuntimeError, match="stop"), observe(model, lambda *_: None):
             raise RuntimeError("stop")
         assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())

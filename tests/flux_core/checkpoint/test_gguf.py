@@ -12,8 +12,8 @@ from flux_core import CheckpointError, FluxTransformer, load_t5, load_transforme
 from flux_core.checkpoint.gguf import T5_BLOCK, T5_NAMES
 from flux_core.checkpoint.inspect import describe_file
 from flux_core.checkpoint.reader import open_source
-from tests import tiny_models as tiny
-from tests.flux_core.models.test_parity import t5_model
+from tests import tiny_models
+from tests.flux_core.models.test_text_encoders import t5_model
 
 gguf = pytest.importorskip("gguf")
 COMMON = ("F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
@@ -40,16 +40,16 @@ def write(path, tensors, kind, architecture="flux"):
 
 
 def transformer() -> FluxTransformer:
-    return tiny.randomise(FluxTransformer(tiny.DEV))  # type: ignore[return-value]
+    return tiny_models.flux_transformer()
 
 
 @pytest.mark.parametrize("kind", COMMON)
 def test_transformer_of_every_common_kind(kind, tmp_path):
-    model, kwargs = transformer(), tiny.inputs()
+    model, kwargs = transformer(), tiny_models.inputs()
     path = write(tmp_path / "m.gguf", model.state_dict(), kind)
     loaded = load_transformer(path, precision="fp32")
     with torch.no_grad():
-        error = tiny.relative(loaded(**kwargs), model(**kwargs))
+        error = tiny_models.relative(loaded(**kwargs), model(**kwargs))
     assert error < {"F16": 1e-3, "BF16": 5e-3, "Q8_0": 0.02}.get(kind, 0.25)
 
 
@@ -79,11 +79,11 @@ def test_k_quants_are_read_as_the_package_reads_them(kind, tmp_path):
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8_scaled", "int8"])
 def test_any_precision_is_made_of_it(precision, tmp_path):
-    model, kwargs = transformer(), tiny.inputs()
+    model, kwargs = transformer(), tiny_models.inputs()
     path = write(tmp_path / "m.gguf", model.state_dict(), "Q8_0")
     with torch.no_grad():
         read_tensor = load_transformer(path, precision=precision)(**kwargs)
-        assert tiny.relative(read_tensor.float(), model(**kwargs)) < 0.08
+        assert tiny_models.relative(read_tensor.float(), model(**kwargs)) < 0.08
 
 
 def test_t5_under_the_names_of_llama_cpp(tmp_path):
@@ -103,7 +103,7 @@ def test_t5_under_the_names_of_llama_cpp(tmp_path):
     ids = torch.randint(0, 200, (2, 9), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         read_tensor = load_t5(path, precision="fp32")(ids)
-        assert tiny.relative(read_tensor, theirs(input_ids=ids).last_hidden_state) < 2e-3
+        assert tiny_models.relative(read_tensor, theirs(input_ids=ids).last_hidden_state) < 2e-3
 
 
 def test_bad_files_are_refused_by_name(tmp_path):

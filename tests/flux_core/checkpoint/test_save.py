@@ -25,8 +25,8 @@ from flux_core.checkpoint.save import PLAN_KEY
 from flux_core.models.config import TransformerConfig
 from flux_core.quant import FORMATS, QuantizedLinear
 from flux_core.quant.int8 import Int8
-from tests import tiny_models as tiny
-from tests.flux_core.models.test_parity import t5_model
+from tests import tiny_models
+from tests.flux_core.models.test_text_encoders import t5_model
 
 LAYER = "double_blocks.0.img_attn.qkv"
 
@@ -39,7 +39,7 @@ def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 
 
 def transformer(precision: str) -> FluxTransformer:
-    return quantize(tiny.randomise(FluxTransformer(tiny.DEV)).bfloat16(), precision)  # type: ignore
+    return quantize(tiny_models.flux_transformer().bfloat16(), precision)
 
 
 @pytest.mark.parametrize("precision", sorted(FORMATS))
@@ -54,12 +54,14 @@ def test_what_is_saved_is_loaded_to_the_bit(precision, asked, tmp_path):
 
 @pytest.mark.parametrize("precision", sorted(FORMATS))
 def test_controlnet_and_t5_are_saved_too(precision, tmp_path):
-    net = quantize(tiny.randomise(FluxControlNet(tiny.UPSCALER)).bfloat16(), precision)
+    net = quantize(
+        tiny_models.randomise(FluxControlNet(tiny_models.UPSCALER)).bfloat16(), precision
+    )
     path = save_module(net, tmp_path / "c.safetensors")
     assert same(net, load_controlnet(path, precision="as_stored"))
     state = t5_model().state_dict()
     state.pop("encoder.embed_tokens.weight", None)
-    t5 = load_t5(tiny.save(state, tmp_path / "t.safetensors"), precision=precision)
+    t5 = load_t5(tiny_models.save(state, tmp_path / "t.safetensors"), precision=precision)
     path = save_module(t5, tmp_path / "q.safetensors")
     assert same(t5, load_t5(path, precision="as_stored"))
 
@@ -78,7 +80,7 @@ def test_layers_are_marked_as_the_host_marks_them(tmp_path):
         else:
             assert scale is not None and scale.dtype == torch.float32
             assert scale.shape == (tensors[f"{LAYER}.weight"].shape[0], 1)
-    width = tiny.DEV.hidden_size
+    width = tiny_models.DEV.hidden_size
     block = FORMATS["int8"].block(width)
     assert noted == {
         "fp8_e4m3fn": None,
@@ -113,7 +115,7 @@ def test_int8_of_the_host_with_another_block_and_one_scale_a_tensor(tmp_path):
             f"{name}.weight_scale": scale,
             f"{name}.comfy_quant": torch.tensor(list(json.dumps(note).encode()), dtype=torch.uint8),
         }
-        path = tiny.save(file, tmp_path / "m.safetensors")
+        path = tiny_models.save(file, tmp_path / "m.safetensors")
         for precision in ("as_stored", "int8", "fp32"):
             loaded = load_transformer(path, precision=precision)
             layer = loaded.get_submodule(name)
@@ -121,7 +123,7 @@ def test_int8_of_the_host_with_another_block_and_one_scale_a_tensor(tmp_path):
                 assert torch.equal(layer.codes, codes)
             x = torch.randn(5, shape[1], generator=torch.Generator().manual_seed(1))
             expected = torch.nn.functional.linear(x, weight, tensors[f"{name}.bias"].float())
-            assert tiny.relative(layer(x.to(torch.float32)), expected) < 0.02
+            assert tiny_models.relative(layer(x.to(torch.float32)), expected) < 0.02
 
 
 def test_a_rotation_that_makes_no_sense_is_refused(tmp_path):
@@ -132,22 +134,24 @@ def test_a_rotation_that_makes_no_sense_is_refused(tmp_path):
         ({"format": "nvfp4"}, "format 'nvfp4', expected one of"),
     ):
         raw = torch.tensor(list(json.dumps(note).encode()), dtype=torch.uint8)
-        broken = tiny.save(tensors | {f"{LAYER}.comfy_quant": raw}, tmp_path / "b.safetensors")
+        broken = tiny_models.save(
+            tensors | {f"{LAYER}.comfy_quant": raw}, tmp_path / "b.safetensors"
+        )
         with pytest.raises(CheckpointError, match=message):
             load_transformer(broken)
     tensors.pop(f"{LAYER}.weight_scale")
     with pytest.raises(CheckpointError, match="int8 without a scale"):
-        load_transformer(tiny.save(tensors, tmp_path / "b.safetensors"))
+        load_transformer(tiny_models.save(tensors, tmp_path / "b.safetensors"))
 
 
 def test_a_quantized_file_is_loaded_at_any_precision(tmp_path):
     path = save_module(transformer("int8"), tmp_path / "m.safetensors")
-    kwargs = tiny.inputs()
+    kwargs = tiny_models.inputs()
     with torch.no_grad():
         expected = load_transformer(path, precision="fp32")(**kwargs)
         for precision in ("fp8_scaled", "int8", "bf16"):
             noted = load_transformer(path, precision=precision)(**kwargs)
-            assert tiny.relative(noted.float(), expected) < 0.06
+            assert tiny_models.relative(noted.float(), expected) < 0.06
 
 
 def test_a_plan_decides_by_layer_and_travels_with_the_file(tmp_path):
@@ -223,6 +227,8 @@ def test_comfy_kitchen_reads_our_int8_as_we_do():
     )
     theirs = layout.dequantize(codes, params)
     assert (
-        tiny.relative(theirs, format.dequantize({"codes": codes, "scale": scale}, torch.float32))
+        tiny_models.relative(
+            theirs, format.dequantize({"codes": codes, "scale": scale}, torch.float32)
+        )
         < 1e-6
     )

@@ -25,7 +25,7 @@ SHAPES = {
 
 
 def new_model() -> FluxTransformer:
-    return tiny_models.randomise(FluxTransformer(tiny_models.DEV)).requires_grad_(False)
+    return tiny_models.flux_transformer().requires_grad_(False)
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -64,7 +64,7 @@ def comfy(name: str) -> str:
 @pytest.mark.parametrize("spell", [lambda name: name, comfy])
 @pytest.mark.parametrize("strength", [1.0, 0.6])
 def test_a_control_lora_is_what_its_file_says(spell, strength, tmp_path):
-    model = tiny_models.randomise(FluxTransformer(tiny_models.DEV)).requires_grad_(False)
+    model = tiny_models.flux_transformer().requires_grad_(False)
     file = control_file(model)
     spelled = {spell(name): tensor for name, tensor in file.items()}
     if spell is comfy:
@@ -91,7 +91,7 @@ def test_a_control_lora_is_what_its_file_says(spell, strength, tmp_path):
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_it_streams_beside_other_loras_to_the_same_bits(precision, tmp_path):
-    model = tiny_models.randomise(FluxTransformer(tiny_models.DEV)).requires_grad_(False).bfloat16()
+    model = tiny_models.flux_transformer().requires_grad_(False).bfloat16()
     quantize(model, precision)
     control = load_lora(
         tiny_models.save(control_file(FluxTransformer(tiny_models.DEV)), tmp_path / "a.safetensors")
@@ -110,7 +110,7 @@ def test_it_streams_beside_other_loras_to_the_same_bits(precision, tmp_path):
 
 
 def test_norms_by_diffusers_names_and_what_does_not_fit(tmp_path):
-    model = tiny_models.randomise(FluxTransformer(tiny_models.DEV))
+    model = tiny_models.flux_transformer()
     down, up = torch.randn(2, tiny_models.HIDDEN), torch.randn(tiny_models.HIDDEN, 2)
     key = "transformer.transformer_blocks.0.attn"
     file = {
@@ -127,7 +127,7 @@ def test_norms_by_diffusers_names_and_what_does_not_fit(tmp_path):
 
 
 def test_a_norm_that_fits_is_enough_to_be_applied(tmp_path):
-    model = tiny_models.randomise(FluxTransformer(tiny_models.DEV))
+    model = tiny_models.flux_transformer()
     name = "single_blocks.1.norm.key_norm"
     file = {f"{name}.scale": torch.full((tiny_models.HEAD,), 3.0)}
     file |= {

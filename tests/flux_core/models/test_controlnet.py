@@ -7,12 +7,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from flux_core import Conditioning, Control, FluxControlNet, FluxTransformer, load_controlnet
+from flux_core import (
+    Conditioning,
+    Control,
+    FluxControlNet,
+    load_controlnet,
+    load_transformer,
+)
 from flux_core.models.transformer import ControlResiduals, residual
 from flux_core.sampling.run import DrawRequest, SamplingSettings, sample
 from tests import tiny_models
 
 PIXELS = replace(tiny_models.UPSCALER, cond_channels=64, hint=True)
+
+
 MASKED = replace(tiny_models.UPSCALER, cond_channels=68)
 
 
@@ -23,7 +31,7 @@ def saved(config, tmp_path) -> FluxControlNet:
 
 
 def drawn(control: Control) -> torch.Tensor:
-    transformer = tiny_models.randomise(FluxTransformer(tiny_models.DEV))
+    transformer = tiny_models.flux_transformer()
     g = torch.Generator().manual_seed(0)
     words = Conditioning(
         torch.randn(1, 5, tiny_models.CONTEXT, generator=g),
@@ -67,7 +75,7 @@ def test_two_residuals_serve_many_blocks(blocks, cyclic, order):
 
 def test_several_nets_of_unlike_depth_add_up():
     model, kwargs = (
-        tiny_models.randomise(FluxTransformer(tiny_models.DEV)),
+        tiny_models.flux_transformer(),
         tiny_models.inputs(batch=1),
     )
     one = ControlResiduals([torch.randn(1, 6, tiny_models.HIDDEN)], [])
@@ -78,3 +86,55 @@ def test_several_nets_of_unlike_depth_add_up():
     with torch.no_grad():
         output = model(**kwargs, control=[one, two])
         assert tiny_models.relative(output, model(**kwargs, control=both)) < 1e-5
+
+
+CONTROLNETS = {
+    "upscaler": {},
+    "single blocks and modes": {"single": 3, "modes": 10},
+    "no guidance": {"guidance": False, "single": 1},
+}
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "native", "shards"])
+@pytest.mark.parametrize("kind", CONTROLNETS)
+def test_controlnet_and_its_residuals_equal_diffusers(kind, layout, tmp_path):
+    theirs = tiny_models.diffusers_controlnet(**CONTROLNETS[kind])
+    path = tiny_models.save(theirs.state_dict(), tmp_path / "c.safetensors")
+    ours = load_controlnet(path, precision="fp32")
+    if layout == "native":
+        ours = load_controlnet(
+            tiny_models.save(ours.state_dict(), tmp_path / "n.safetensors"), precision="fp32"
+        )
+    if layout == "shards":
+        path = tiny_models.save_shards(theirs.state_dict(), tmp_path / "folder")
+        ours = load_controlnet(path, precision="fp32")
+    base = tiny_models.diffusers_transformer()
+    our_base = load_transformer(
+        tiny_models.save(base.state_dict(), tmp_path / "b.safetensors"), precision="fp32"
+    )
+    kwargs = tiny_models.inputs()
+    cond = torch.randn(kwargs["img"].shape, generator=torch.Generator().manual_seed(3))
+    extra, mode = {}, None
+    if CONTROLNETS[kind].get("modes"):
+        mode = 6
+        extra["controlnet_mode"] = torch.full((2, 1), mode)
+    guided = CONTROLNETS[kind].get("guidance", True)
+    for_net = kwargs if guided else kwargs | {"guidance": None}
+    with torch.no_grad():
+        double, single = theirs(
+            **tiny_models.to_diffusers(for_net), controlnet_cond=cond, **extra, return_dict=False
+        )
+        residuals = ours(**for_net, cond=cond, mode=mode)
+        expected = base(
+            **tiny_models.to_diffusers(kwargs),
+            controlnet_block_samples=double,
+            controlnet_single_block_samples=single,
+            return_dict=False,
+        )[0]
+        result = our_base(**kwargs, control=residuals)
+    assert len(residuals.double) == len(double)
+    for a, b in zip(residuals.double, double, strict=True):
+        assert tiny_models.relative(a, b) < 1e-5
+    for a, b in zip(residuals.single, single or [], strict=True):
+        assert tiny_models.relative(a, b) < 1e-5
+    assert tiny_models.relative(result, expected) < 1e-5

@@ -59,7 +59,7 @@ def transformer(member: Member) -> FluxTransformer:
         guidance_embed=member.guidance,
         in_channels=member.in_channels,
     )
-    return tiny_models.randomise(FluxTransformer(config)).requires_grad_(False)
+    return tiny_models.flux_transformer(config).requires_grad_(False)
 
 
 def diffusers_model(member: Member):

@@ -146,7 +146,7 @@ def core_imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", sorted(OFFLOAD.glob("*.py")), ids=lambda path: path.stem)
 def test_nothing_is_taken_from_models_or_loras(path):
-    """Three functions of quant/ are all that offload/ imports: what it does not have it asks for."""
+    """Three functions of quant/ are all that offload/ imports; for the rest it asks."""
     assert core_imports(path) <= {
         "quant.kernels_used",
         "quant.set_compute",

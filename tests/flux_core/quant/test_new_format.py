@@ -17,7 +17,7 @@ from flux_core.offload.placement import placement_of
 from flux_core.quant import FORMATS, Format, QuantizedLinear, TensorSpec, quantized_names
 from flux_core.quant.gptq import second_moments_of
 from flux_core.quant.kernels import Kernel
-from tests import tiny_models as tiny
+from tests import tiny_models
 
 LAYER = "double_blocks.0.img_attn.qkv"
 
@@ -65,7 +65,7 @@ def registered(monkeypatch):
 
 
 def transformer(precision="toy4") -> FluxTransformer:
-    return quantize(tiny.randomise(FluxTransformer(tiny.DEV)).bfloat16(), precision)  # type: ignore
+    return quantize(tiny_models.flux_transformer().bfloat16(), precision)
 
 
 def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
@@ -79,7 +79,7 @@ def test_a_layer_multiplies_trains_and_keeps_its_dtypes_in_moves():
     linear = torch.nn.Linear(64, 32)
     layer = QuantizedLinear.from_linear(linear, FORMATS["toy4"])
     x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    assert tiny.relative(layer(x), linear(x)) < 0.15
+    assert tiny_models.relative(layer(x), linear(x)) < 0.15
     layer(x).sum().backward()
     assert x.grad is not None
     assert torch.equal(float_weight(layer), layer.dequantize(torch.float32))
@@ -133,12 +133,12 @@ def test_its_kernels_are_tried_with_its_own_tensors(monkeypatch):
     for shape in ((64,), (3, 64), (2, 3, 64)):
         x = torch.randn(shape)
         expected = torch.nn.functional.linear(x, layer.dequantize(torch.float32), layer.bias)
-        assert tiny.relative(layer(x), expected) < 1e-6 and layer(x).shape == expected.shape
+        assert tiny_models.relative(layer(x), expected) < 1e-6 and layer(x).shape == expected.shape
     assert layer.kernel_choice(x.device, x.dtype).kernel is layer.format.kernels[1]
 
 
 def test_it_is_loaded_at_another_precision(tmp_path):
-    model, kwargs = transformer(), tiny.inputs()
+    model, kwargs = transformer(), tiny_models.inputs()
     path = save_module(model, tmp_path / "m.safetensors")
     wide = load_transformer(path, precision="fp32")
     name = "single_blocks.0.linear1"
@@ -150,7 +150,7 @@ def test_it_is_loaded_at_another_precision(tmp_path):
 
 
 def test_its_loss_is_measured_and_gptq_takes_the_nearest(caplog):
-    model, kwargs = transformer("fp32"), tiny.inputs()
+    model, kwargs = transformer("fp32"), tiny_models.inputs()
     with torch.no_grad():
         inputs = record_inputs(model, lambda: model(**kwargs))
         measured = layer_errors(model, inputs, ["int8", "toy4"])
@@ -171,7 +171,7 @@ def test_its_loss_is_measured_and_gptq_takes_the_nearest(caplog):
 
 
 def test_it_streams_to_the_same_bits_with_a_lora_beside_it(tmp_path):
-    model, kwargs = transformer(), tiny.inputs()
+    model, kwargs = transformer(), tiny_models.inputs()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     layer = model.get_submodule("single_blocks.0.linear2")
     assert isinstance(layer, QuantizedLinear)
@@ -180,7 +180,7 @@ def test_it_streams_to_the_same_bits_with_a_lora_beside_it(tmp_path):
         f"{name}.lora_A.weight": torch.ones(2, layer.in_features),
         f"{name}.lora_B.weight": torch.ones(layer.out_features, 2),
     }
-    lora = load_lora(tiny.save(file, tmp_path / "lora.safetensors"))
+    lora = load_lora(tiny_models.save(file, tmp_path / "lora.safetensors"))
     with torch.no_grad():
         plain = model(**kwargs)
         with lora_applied(model, [(lora, 0.5)]):

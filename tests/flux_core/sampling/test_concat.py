@@ -8,7 +8,7 @@ import logging
 import pytest
 import torch
 
-from flux_core import Conditioning, FluxTransformer
+from flux_core import Conditioning
 from flux_core.sampling.concat import extra_channels, extra_latents
 from flux_core.sampling.latents import pack, standardise
 from flux_core.sampling.run import DrawRequest, SamplingSettings, sample
@@ -18,8 +18,8 @@ from tests import tiny_models
 class TestWiderModels:
     @pytest.mark.parametrize("channels", [128, 384])
     def test_they_read_the_picture_beside_the_noise(self, channels):
-        model = tiny_models.randomise(
-            FluxTransformer(dataclasses.replace(tiny_models.DEV, in_channels=channels))
+        model = tiny_models.flux_transformer(
+            dataclasses.replace(tiny_models.DEV, in_channels=channels)
         )
         seen = []
         model.img_in.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
@@ -48,9 +48,7 @@ class TestWiderModels:
             )
 
     def test_without_one_they_read_zeros_and_say_so(self, caplog):
-        model = tiny_models.randomise(
-            FluxTransformer(dataclasses.replace(tiny_models.DEV, in_channels=128))
-        )
+        model = tiny_models.flux_transformer(dataclasses.replace(tiny_models.DEV, in_channels=128))
         text = Conditioning(
             torch.zeros(1, 5, tiny_models.CONTEXT), torch.zeros(1, tiny_models.POOLED)
         )

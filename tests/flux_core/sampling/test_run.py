@@ -23,7 +23,7 @@ POLICIES = (OffloadPolicy("component"), OffloadPolicy("stream"))
 
 @pytest.fixture
 def transformer() -> FluxTransformer:
-    return tiny_models.randomise(FluxTransformer(tiny_models.DEV)).requires_grad_(False)
+    return tiny_models.flux_transformer().requires_grad_(False)
 
 
 @pytest.fixture

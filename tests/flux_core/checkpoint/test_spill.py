@@ -15,7 +15,7 @@ from flux_core.checkpoint.errors import CheckpointError
 from flux_core.models.config import TransformerConfig
 from flux_core.offload.placement import placement_of
 from flux_core.quant import FORMATS
-from tests import tiny_models as tiny
+from tests import tiny_models
 
 ROOT = Path(__file__).resolve().parents[3]
 CPU = torch.device("cpu")
@@ -23,8 +23,10 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def native(tmp_path_factory) -> Path:
-    model = tiny.randomise(FluxTransformer(tiny.DEV)).bfloat16()
-    return tiny.save(model.state_dict(), tmp_path_factory.mktemp("native") / "model.safetensors")
+    model = tiny_models.flux_transformer().bfloat16()
+    return tiny_models.save(
+        model.state_dict(), tmp_path_factory.mktemp("native") / "model.safetensors"
+    )
 
 
 @pytest.mark.parametrize("precision", ["bf16", "as_stored", *sorted(FORMATS)])
@@ -35,7 +37,7 @@ def test_weights_on_disk_are_those_in_memory_and_stream_to_the_same_bits(precisi
         model.state_dict().items(), expected.state_dict().values(), strict=True
     ):
         assert torch.equal(a.view(torch.uint8), b.view(torch.uint8)), name
-    kwargs = tiny.inputs()
+    kwargs = tiny_models.inputs()
     with torch.no_grad():
         wanted = expected(**kwargs)
         assert torch.equal(model(**kwargs), wanted)
@@ -94,7 +96,7 @@ def test_a_model_on_disk_takes_next_to_no_memory(precision, native, tmp_path):
     with torch.device("meta"):
         shapes = {k: v.shape for k, v in FluxTransformer(config).state_dict().items()}
     state = {name: torch.randn(shape).bfloat16() for name, shape in shapes.items()}
-    path = tiny.save(state, tmp_path / "large.safetensors")
+    path = tiny_models.save(state, tmp_path / "large.safetensors")
     command = [sys.executable, "-c", MEASURE, str(native), str(path), precision]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert int(done.stdout) < path.stat().st_size / 4

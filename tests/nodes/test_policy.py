@@ -1,0 +1,40 @@
+"""OffloadPolicy and the memory report."""
+
+from __future__ import annotations
+
+import pytest
+from fluxfit.nodes import NODE_CLASS_MAPPINGS
+
+from flux_core import OffloadPolicy
+from tests.nodes.node_calls import empty, sample
+
+
+class TestMemory:
+    def test_a_policy_says_what_it_will_take(self):
+        node = NODE_CLASS_MAPPINGS["OffloadPolicy"]()
+        answer = node.make("stream", vram_budget=6.0, slots=3, ram_budget=8.0, t5_mode="none")
+        policy, shown_text = answer["result"]
+        assert policy == OffloadPolicy(
+            "stream", 6_000_000_000, 3, 8_000_000_000, parts={"t5": "none"}
+        )
+        assert (
+            "FLUX.1-dev" in shown_text
+            and "peak 5." in shown_text
+            and answer["ui"]["text"] == (shown_text,)
+        )
+        least = node.make("stream")["result"]
+        assert least[0].vram_budget is None and "57 blocks stay" in least[1]
+        with pytest.raises(ValueError, match="t5 mode is 'fast'"):
+            node.make("auto", t5_mode="fast")
+
+    def test_the_report_shows_each_part_s_last_run(self, loaded, positive):
+        latents, _ = sample(loaded, positive, empty())
+        image = loaded[2].decode(latents["samples"])
+        shown = NODE_CLASS_MAPPINGS["FluxMemoryReport"]().show(image)
+        passed, drawn, shown_text = shown["result"]
+        assert passed is image and drawn.shape == (1, 560, 1000, 3) and drawn.std() > 0.05
+        assert (
+            "transformer" in shown_text
+            and "VAE decoder" in shown_text
+            and shown["ui"]["text"] == (shown_text,)
+        )

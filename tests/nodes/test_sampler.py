@@ -1,0 +1,79 @@
+"""FluxSampler: latents in and out, conditioning, masks, interrupts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fluxfit.nodes import host
+from fluxfit.nodes.sampler import start_latents
+
+from tests.nodes.node_calls import empty, sample
+
+
+class TestSampler:
+    def test_latents_come_out_raw_and_decode(self, loaded, positive):
+        latent, report = sample(loaded, positive, empty())
+        assert latent["samples"].shape == (1, 16, 8, 8)
+        assert loaded[2].decode(latent["samples"]).shape == (1, 64, 64, 3)
+        assert "transformer" in report
+
+    def test_an_empty_latent_of_four_channels_is_widened(self, loaded, positive):
+        wide = sample(loaded, positive, empty())[0]["samples"]
+        assert torch.equal(wide, sample(loaded, positive, empty(4))[0]["samples"])
+
+    def test_latents_of_another_model_are_refused(self, loaded, positive):
+        with pytest.raises(ValueError, match="latents have 4 channels, FLUX.1-[a-z]+ takes 16"):
+            sample(loaded, positive, {"samples": torch.ones(1, 4, 8, 8)})
+
+    def test_odd_sizes_are_refused(self, loaded, positive):
+        with pytest.raises(ValueError, match="must be multiples of 16"):
+            sample(loaded, positive, {"samples": torch.zeros(1, 16, 7, 8)})
+
+    def test_the_host_s_conditioning_fits(self, loaded, positive):
+        context, extra = positive[0]
+        stock = [[context, {"pooled_output": extra["pooled_output"], "guidance": 3.5}]]
+        a = sample(loaded, positive, empty())[0]["samples"]
+        assert torch.equal(a, sample(loaded, stock, empty())[0]["samples"])
+        with pytest.raises(ValueError, match="no pooled CLIP vector"):
+            sample(loaded, [[context, {}]], empty())
+        wide = [[torch.zeros(1, 7, 4096), extra]]
+        with pytest.raises(ValueError, match=r"T5 context is 4096 wide, this transformer expects"):
+            sample(loaded, wide, empty())
+
+    def test_batch_index_picks_the_noise_of_one_picture(self, loaded, positive):
+        latent = empty() | {"batch_index": [1]}
+        one = sample(loaded, positive, latent)[0]["samples"]
+        assert not torch.equal(one, sample(loaded, positive, empty())[0]["samples"])
+
+    def test_sigmas_from_a_wire_replace_the_schedule(self, loaded, positive):
+        from flux_core.models.families import FLUX1_DEV
+        from flux_core.sampling.sigmas import make_sigmas, table_for
+
+        sigmas = make_sigmas(table_for(FLUX1_DEV, "resolution", 16), "simple", 3)
+        a = sample(loaded, positive, empty())[0]["samples"]
+        b = sample(loaded, positive, empty(), sigmas=sigmas, steps=50)[0]["samples"]
+        assert torch.equal(a, b)
+
+    def test_a_noise_mask_keeps_the_rest(self, loaded, positive):
+        start = loaded[2].encode(torch.full((1, 64, 64, 3), 0.3))
+        mask = torch.zeros(1, 64, 64)
+        mask[:, :32] = 1
+        drawn = sample(loaded, positive, {"samples": start, "noise_mask": mask})[0]["samples"]
+        assert torch.allclose(drawn[:, :, 6:], start[:, :, 6:], atol=1e-4)
+        assert not torch.allclose(drawn[:, :, :2], start[:, :, :2], atol=0.1)
+
+    def test_an_interrupt_ends_the_run_at_any_step(self, loaded, positive, monkeypatch):
+        calls = []
+
+        def update(self, done, preview=None):
+            calls.append(done)
+            if len(calls) == 2:
+                raise InterruptedError
+
+        monkeypatch.setattr(host.Progress, "update", update)
+        with pytest.raises(InterruptedError):
+            sample(loaded, positive, empty())
+        assert calls == [0, 1]
+
+    def test_zero_latents_start_from_the_middle_of_the_standardised_range(self, loaded):
+        assert start_latents(torch.zeros(1, 4, 8, 8), loaded).shape == (1, 16, 8, 8)
