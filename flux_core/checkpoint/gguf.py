@@ -101,6 +101,7 @@ class GGUFFile(Source):
         return self._tensors[name].tensor_type.name
 
     def read(self, name: str) -> Tensor:
+        """A tensor of any shape, dequantized to float32; a layer's weight is (out, in)."""
         from gguf.quants import dequantize
 
         tensor = self._tensors[name]

@@ -56,6 +56,7 @@ class SafetensorsFile(Source):
         return self._metadata
 
     def read(self, name: str) -> Tensor:
+        """One tensor of any shape, read into memory of its own."""
         entry = self._entries[name]
         data = torch.empty(entry.size, dtype=torch.uint8)
         with open(self.path, "rb", buffering=0) as file:
@@ -69,6 +70,7 @@ class SafetensorsFile(Source):
         return data.view(entry.dtype).reshape(entry.shape)
 
     def map(self, name: str) -> Tensor | None:
+        """One tensor of any shape in the mapped file; None where it is empty or not aligned."""
         entry = self._entries[name]
         if entry.start % entry.dtype.itemsize or not entry.size:
             return None
@@ -98,9 +100,11 @@ class Shards(Source):
         return {name: self._files[file].entries[name] for name, file in self._where.items()}
 
     def read(self, name: str) -> Tensor:
+        """One tensor of any shape, from the file that holds it."""
         return self._files[self._where[name]].read(name)
 
     def map(self, name: str) -> Tensor | None:
+        """One tensor of any shape where it lies in its file; None where that cannot be."""
         return self._files[self._where[name]].map(name)
 
 

@@ -35,7 +35,7 @@ PLAN_KEY = "fluxfit.precision_plan"
 
 
 def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Everything to write, by its name in the native layout."""
+    """Everything to write, of any shape, by its name in the native layout."""
     for name, shape, owner, attribute in slots_of(module):
         if isinstance(owner, QuantizedLinear) and attribute == "weight":
             yield from quantized_tensors(name.removesuffix(".weight"), owner)
@@ -45,7 +45,11 @@ def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def quantized_tensors(name: str, layer: QuantizedLinear) -> Iterator[tuple[str, Tensor]]:
-    """What a quantized layer of that name stores, and the note that tells its format."""
+    """What a quantized layer of that name stores, and the note that tells its format.
+
+    Of a ``RowFormat`` these are codes (out, in), and scales (out, 1) where it has them; the note is
+    (bytes,) uint8.
+    """
     specs = layer.format.tensors(layer.out_features, layer.in_features)
     for key, tensor in layer.tensors().items():
         yield f"{name}.{specs[key].file_name}", tensor.detach()
@@ -139,7 +143,7 @@ def has_scales(module: nn.Module) -> bool:
 
 
 def bytes_of(tensor: Tensor) -> memoryview | bytes:
-    """A tensor's bytes, without a copy where it lies on the CPU already."""
+    """The bytes of a tensor of any shape, without a copy where it lies on the CPU already."""
     if not tensor.numel():
         return b""
     return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -35,10 +35,13 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, name: str) -> Tensor:
-        """One tensor, on the CPU, in memory of its own; raises ``KeyError`` for a foreign name."""
+        """One tensor of any shape, on the CPU, in memory of its own.
+
+        Raises ``KeyError`` for a foreign name.
+        """
 
     def map(self, name: str) -> Tensor | None:
-        """One tensor where it lies in its file; None where that cannot be.
+        """One tensor of any shape where it lies in its file; None where that cannot be.
 
         The system may drop it from memory and read it again. The file must not change meanwhile.
         """
@@ -91,9 +94,11 @@ class Prefixed(Source):
         return self.source.inner(name).removeprefix(self.prefix)
 
     def read(self, name: str) -> Tensor:
+        """One tensor of any shape, by its name without the prefix."""
         return self.source.read(self.prefix + name)
 
     def map(self, name: str) -> Tensor | None:
+        """One tensor of any shape where it lies in its file, by its name without the prefix."""
         return self.source.map(self.prefix + name)
 
 

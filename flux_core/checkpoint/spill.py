@@ -42,7 +42,7 @@ class Spill:
         self.end = self.size = 0
 
     def keep(self, tensor: Tensor) -> Tensor:
-        """The same numbers in a file; small ones stay where they are.
+        """The same numbers in a file, of any shape; small tensors stay where they are.
 
         Raises ``CheckpointError`` where the disk is full.
         """

@@ -47,7 +47,7 @@ class Stored:
     mapped: bool = False
 
     def full(self, dtype: torch.dtype) -> Tensor:
-        """The value in a full-precision dtype."""
+        """The value in a full-precision dtype; any shape, (out, in) for a layer's weight."""
         if self.scale is None:
             return self.values.to(dtype)
         return rotate(self.values.float() * self.scale.float(), self.block).to(dtype)
@@ -58,7 +58,7 @@ class Stored:
         return tuple(self.values.shape)
 
     def has_in_file(self, tensor: Tensor) -> bool:
-        """Whether a tensor is one that lies in the file."""
+        """Whether a tensor, of any shape, is one that lies in the file."""
         return self.mapped and tensor.data_ptr() == self.values.data_ptr()
 
     def quantized(self, format: Format) -> tuple[dict[str, Tensor], Format]:
@@ -98,9 +98,11 @@ class StoredAs(Stored):
         return self.format.weight_shape({"weight": tuple(self.values.shape)})
 
     def has_in_file(self, tensor: Tensor) -> bool:
+        """Whether a tensor, of any shape, is one of this weight's that lie in the file."""
         return self.mapped and any(tensor.data_ptr() == t.data_ptr() for t in self.tensors.values())
 
     def full(self, dtype: torch.dtype) -> Tensor:
+        """The weight (out, in) in a full-precision dtype."""
         return self.format.dequantize(self.tensors, dtype)
 
     def quantized(self, format: Format) -> tuple[dict[str, Tensor], Format]:
@@ -218,7 +220,10 @@ class Weights:
         return next(fits, "fp8_scaled" if dtype.itemsize == 1 else "bf16")
 
     def refuse_not_finite(self, name: str, values: Tensor) -> None:
-        """A sum in float32 is NaN or infinite exactly where a member is, at one pass."""
+        """Raise ``CheckpointError`` where values, of any shape, are NaN or infinite.
+
+        A sum in float32 is NaN or infinite exactly where a member is, at one pass.
+        """
         if not values.is_floating_point() or not values.numel():
             return
         wide = values if values.dtype.itemsize > 1 else values.to(torch.bfloat16)
@@ -290,6 +295,7 @@ def rotation_block(path: object, name: str, note: object) -> int:
 
 
 def swap(x: Tensor) -> Tensor:
+    """The two halves of the rows of x (rows, ...) in the other order."""
     first, second = x.chunk(2)
     return torch.cat([second, first])
 

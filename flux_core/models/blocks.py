@@ -1,6 +1,6 @@
 """FLUX.1's two kinds of blocks, and what every block says of itself to those who place it.
 
-Axis letters: B pictures, L tokens, D width, H heads, d width of a head.
+Axis letters: B pictures, L image tokens, N text tokens, D width, H heads, d width of a head.
 """
 
 from __future__ import annotations
@@ -84,6 +84,11 @@ class DoubleStreamBlock(Block):
     def forward(
         self, img: Tensor, txt: Tensor, mods: Sequence[Modulation], rotary: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
+        """The image (B, L, D) and the text (B, N, D) after the block.
+
+        ``mods`` are two of the image, then two of the text, each of tensors (B, 1, D); ``rotary``
+        are cosines and sines of both, text first, each (B or 1, N + L, 1, d).
+        """
         img_mod1, img_mod2, txt_mod1, txt_mod2 = mods
         img_qkv = self.img_attn.project(img_mod1.modulate(img))
         txt_qkv = self.txt_attn.project(txt_mod1.modulate(txt))
@@ -99,10 +104,11 @@ class DoubleStreamBlock(Block):
 
 
 def split_linear(linear: nn.Module, x: Tensor, sizes: list[int]) -> Sequence[Tensor]:
-    """The outputs of a linear layer in parts, made one by one where the weight is plain.
+    """The output of a linear layer for x (..., in) in parts (..., size), one for each size.
 
-    One output of all parts would be the largest tensor of the model, and its parts not contiguous.
-    A layer that somebody listens to is called whole.
+    They are made one by one where the weight is plain: one output of all parts would be the largest
+    tensor of the model, and its parts not contiguous. A layer that somebody listens to is called
+    whole.
     """
     if type(linear) is nn.Linear and not linear._forward_pre_hooks:
         parts = zip(linear.weight.split(sizes), linear.bias.split(sizes), strict=True)
@@ -134,6 +140,11 @@ class SingleStreamBlock(Block):
     def forward(
         self, x: Tensor, mods: Sequence[Modulation], rotary: tuple[Tensor, Tensor]
     ) -> Tensor:
+        """Text and image as one sequence, (B, N + L, D), after the block.
+
+        ``mods`` is one, of tensors (B, 1, D); ``rotary`` are cosines and sines, each
+        (B or 1, N + L, 1, d).
+        """
         (mod,) = mods
         qkv, hidden = split_linear(self.linear1, mod.modulate(x), self.sizes)
         q, k, v = split_heads(qkv, self.num_heads)

@@ -83,6 +83,7 @@ class MLPEmbedder(nn.Module):
         self.out_layer = nn.Linear(hidden, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
+        """An embedding (B, in) to the hidden size, (B, D)."""
         return self.out_layer(F.silu(self.in_layer(x)))
 
 
@@ -94,6 +95,7 @@ class RMSNorm(nn.Module):
         self.scale = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (..., dim) to the same, normalised over its last axis, in the dtype of x."""
         return F.rms_norm(x.float(), x.shape[-1:], self.scale.float(), eps=1e-6).to(x.dtype)
 
 
@@ -106,6 +108,7 @@ class QKNorm(nn.Module):
         self.key_norm = RMSNorm(dim)
 
     def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys, each (B, L, H, d), to the same, normalised over d."""
         return self.query_norm(q), self.key_norm(k)
 
 
@@ -128,11 +131,12 @@ class ModulationLayer(nn.Module):
         return self.lin(F.silu(vec))
 
     def split(self, raw: Tensor) -> list[Modulation]:
-        """What ``raw`` gave, as modulations."""
+        """What ``raw`` gave, (B, 3 * count * D), as modulations."""
         parts = raw[:, None].chunk(3 * self.count, dim=-1)
         return [Modulation(*three) for three in zip(*[iter(parts)] * 3, strict=True)]
 
     def forward(self, vec: Tensor) -> list[Modulation]:
+        """The vector (B, D) to modulations, each of three tensors (B, 1, D)."""
         return self.split(self.raw(vec))
 
 
@@ -172,5 +176,6 @@ class LastLayer(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 2 * dim))
 
     def forward(self, x: Tensor, vec: Tensor) -> Tensor:
+        """Tokens x (B, L, D) and the vector (B, D) to (B, L, out_channels)."""
         shift, scale = self.adaLN_modulation(vec)[:, None].chunk(2, dim=-1)
         return self.linear(Modulation(shift, scale, scale).modulate(x))

@@ -60,12 +60,17 @@ class Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """An empty output for q, k and v, all of them (B, H, L, d).
+
+        Axis letters: B pictures, H heads, L tokens, d width of a head.
+        """
         out = q.new_empty(*q.shape[:-1], v.shape[-1])
         ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        """Empty gradients of q, k and v, each (B, H, L, d)."""
         return tuple(torch.empty_like(t) for t in ctx.saved_tensors[:3])
 
 

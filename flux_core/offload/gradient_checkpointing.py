@@ -35,6 +35,7 @@ class OnHost:
         self.copy.copy_(tensor, non_blocking=pinned)
 
     def back(self) -> Tensor:
+        """The tensor, of any shape, on its device again."""
         return self.copy.to(self.device, non_blocking=True)
 
 
@@ -44,6 +45,7 @@ class GradientCheckpoint(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: Call, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The block's outputs for its inputs, which its parameters follow; all of any shape."""
         ctx.call = call
         ctx.needed = [t.requires_grad for t in tensors]
         inputs = tensors[: call.inputs]
@@ -52,6 +54,10 @@ class GradientCheckpoint(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of inputs and parameters, each in the shape of its tensor, or None.
+
+        ``grads`` are those of the outputs, of any shape.
+        """
         call: Call = ctx.call
         needed = ctx.needed
         with torch.enable_grad():
@@ -84,6 +90,7 @@ class Call:
         self.inputs = len(self.places)
 
     def outputs(self, block: nn.Module, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """What a block gives for tensors of any shape in the places of its arguments' tensors."""
         flat = list(self.flat)
         for place, tensor in zip(self.places, tensors, strict=True):
             flat[place] = tensor
@@ -91,6 +98,7 @@ class Call:
         return result if isinstance(result, tuple) else (result,)
 
     def compute(self, using: Using, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The same from the block that ``using`` gives; tensors of any shape."""
         with using() as block:
             return self.outputs(block, tensors)
 

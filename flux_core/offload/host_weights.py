@@ -64,7 +64,7 @@ class HostWeights:
         return self.layout.size
 
     def entries(self) -> Iterator[tuple[str, dict, str, Tensor]]:
-        """Name, owner's table, attribute and tensor of everything that the module holds now."""
+        """Name, owner's table, attribute and tensor (any shape) of what the module holds now."""
         for name, owner, attribute, tensor in named_tensors(self.module, self.left_out):
             if is_trained(owner) or is_for_a_run(owner) != self.branches:
                 continue
@@ -95,7 +95,10 @@ class HostWeights:
         self.flat = flat
 
     def copy_into(self, buffer: Tensor) -> None:
-        """Copy the tensors to where a buffer has them; from pinned memory without waiting."""
+        """Copy the tensors to where a buffer has them, (size,) uint8 or longer.
+
+        From pinned memory it copies without waiting.
+        """
         if self.flat is not None:
             buffer[: self.size].copy_(self.flat, non_blocking=True)
             return
@@ -135,13 +138,13 @@ class HostWeights:
         return type(self.module), tuple(self.layout.places), twin_keys(self.module)
 
     def views_on(self, buffer: Tensor) -> dict[int, Tensor]:
-        """For each tensor, by its id, the same in a buffer of this layout."""
+        """For each tensor, by id, the same in a buffer of this layout, (size,) uint8 or longer."""
         return {
             id(t): view for t, view in zip(self.tensors, self.layout.views(buffer), strict=True)
         }
 
     def twin_on(self, buffer: Tensor) -> nn.Module:
-        """The block reading a buffer of the same layout."""
+        """The block reading a buffer of the same layout, (size,) uint8 or longer."""
         return twin(self.module, self.views_on(buffer))
 
 
@@ -156,9 +159,11 @@ class WeightsWithBranches:
         self.kind = (own.kind, tuple(branches.layout.places))
 
     def copy_into(self, buffer: Tensor) -> None:
+        """Copy both to where a buffer has them, (size,) uint8 or longer."""
         self.own.copy_into(buffer[: self.own.size])
         self.branches.copy_into(buffer[self.own.size :])
 
     def twin_on(self, buffer: Tensor) -> nn.Module:
+        """The block reading a buffer that has both, (size,) uint8 or longer."""
         views = self.own.views_on(buffer[: self.own.size])
         return twin(self.module, views | self.branches.views_on(buffer[self.own.size :]))

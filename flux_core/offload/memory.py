@@ -27,7 +27,10 @@ def has_own_memory(device: torch.device) -> bool:
 
 
 def device_buffer(size: int, device: torch.device) -> Tensor:
-    """Bytes on a device. An ordinary tensor also under ``inference_mode``, to outlast it."""
+    """Bytes on a device, (size,) uint8.
+
+    It is an ordinary tensor also under ``inference_mode``, to outlast it.
+    """
     with torch.inference_mode(False):
         return torch.empty(size, dtype=torch.uint8, device=device)
 
@@ -61,7 +64,7 @@ class Pins:
         self.refused = False
 
     def buffer(self, size: int, budget: int) -> Tensor | None:
-        """Pinned bytes; None beyond the budget or where it fails."""
+        """Pinned bytes, (size,) uint8; None beyond the budget or where it fails."""
         if self.refused or self.total + size > budget:
             return None
         with torch.inference_mode(False):
@@ -76,7 +79,10 @@ class Pins:
         return flat
 
     def register(self, flat: Tensor) -> str:
-        """Pin memory where it lies: torch's own pinned memory is rounded up to powers of two."""
+        """Pin the memory of a tensor (size,) where it lies; returns why it failed, or nothing.
+
+        torch's own pinned memory is rounded up to powers of two.
+        """
         if not torch.cuda.is_available():
             return "there is no CUDA device"
         try:

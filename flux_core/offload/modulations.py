@@ -69,5 +69,6 @@ class PrecomputedModulations:
         return True
 
     def of(self, layer: PrecomputedLayer) -> Tensor:
+        """A layer's modulations that are current now, (B, width)."""
         first, last = self.places[id(layer)]
         return self.current[:, first:last]

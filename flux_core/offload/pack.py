@@ -32,7 +32,10 @@ class TensorSlice:
 def named_tensors(
     module: nn.Module, left_out: Collection[int] = ()
 ) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
-    """Full name, owner, attribute and tensor of all parameters and buffers, but of some modules."""
+    """Full name, owner, attribute and tensor (any shape) of all parameters and buffers.
+
+    Those of modules in ``left_out`` (ids) are not among them.
+    """
     for path, owner in module.named_modules():
         if id(owner) in left_out:
             continue
@@ -43,7 +46,7 @@ def named_tensors(
 
 
 def in_place_of(tensor: Tensor, new: Tensor) -> Tensor:
-    """Another tensor as the parameter or buffer that one was.
+    """Another tensor, of any shape, as the parameter or buffer that one was.
 
     Whether it requires a gradient stays too: matmul folds its input by that, to other bits.
     """
@@ -81,6 +84,7 @@ class BufferLayout:
         self.size = end
 
     def views(self, buffer: Tensor) -> list[Tensor]:
+        """The tensors in a buffer (size,) uint8 or longer, each in the shape that it had."""
         with torch.inference_mode(False):
             return [view_of(buffer, place) for place in self.places]
 
@@ -91,4 +95,5 @@ def aligned(size: int) -> int:
 
 
 def view_of(buffer: Tensor, place: TensorSlice) -> Tensor:
+    """The tensor at a place of a buffer (size,) uint8, in the place's shape."""
     return buffer[place.start : place.start + place.size].view(place.dtype).view(place.shape)

@@ -83,7 +83,10 @@ class RowFormat(Format):
 
     @abstractmethod
     def encode(self, scaled: Tensor) -> Tensor:
-        """The codes nearest to weights in the basis of ``rotate``, divided by their scales."""
+        """The codes nearest to weights in the basis of ``rotate``, divided by their scales.
+
+        Weights may have any shape, as GPTQ rounds single columns.
+        """
 
     def row_scales(self, weight: Tensor) -> Tensor | None:
         """Scales (out, 1) float32 of a float32 weight in the basis of ``rotate``."""
@@ -102,6 +105,7 @@ class RowFormat(Format):
         return (rotated if scale is None else rotated / scale), scale
 
     def quantize(self, weight: Tensor) -> dict[str, Tensor]:
+        """Codes of a weight (out, in) and, where the format has them, scales (out, 1), by name."""
         scaled, scale = self.prepare(weight)
         return row_tensors(self.encode(scaled), scale)
 
@@ -115,6 +119,7 @@ class RowFormat(Format):
         return codes.to(dtype) if scale is None else (codes.float() * scale).to(dtype)
 
     def dequantize(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        """The weight (out, in) that codes and scales (out, 1) stand for, in ``dtype``."""
         if self.block(tensors["codes"].shape[-1]) == 1:
             return self.rotated_weight(tensors, dtype)
         return self.rotate(self.rotated_weight(tensors, torch.float32)).to(dtype)

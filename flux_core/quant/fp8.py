@@ -15,7 +15,7 @@ from .scales import best_scale
 
 
 def saturate(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Cast to a float8 dtype, values outside its range becoming its largest."""
+    """Cast x, of any shape, to a float8 dtype, values outside its range becoming its largest."""
     limit = torch.finfo(dtype).max
     return x.clamp(-limit, limit).to(dtype)
 
@@ -26,6 +26,7 @@ class Float8Format(RowFormat):
     kernels = (Float8Rows(), Float8Tensor())
 
     def encode(self, scaled: Tensor) -> Tensor:
+        """The float8 numbers nearest to scaled weights of any shape."""
         return saturate(scaled, self.storage)
 
 
@@ -47,6 +48,7 @@ class ScaledFloat8(Float8Format):
     factors = tuple(2 ** (i / 8) for i in range(8))
 
     def row_scales(self, weight: Tensor) -> Tensor:
+        """The scales (out, 1) float32 that lose least of a weight (out, in)."""
         return best_scale(weight, torch.finfo(self.storage).max, self.factors, self.encode)
 
     def layer_note(self, in_features: int) -> dict[str, object] | None:

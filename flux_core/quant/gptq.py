@@ -75,7 +75,7 @@ def gptq_codes(
 
 
 def second_moments_error(second_moments: Tensor, width: int) -> str:
-    """Why moments do not serve a layer of a width; empty where they do."""
+    """Why moments (N, C, C) do not serve a layer of a width; empty where they do."""
     count, columns, _ = second_moments.shape
     if count * columns != width or columns != columns_of(width):
         return f"moments are of {count} times {columns} inputs, the layer reads {width}"
@@ -87,7 +87,10 @@ def second_moments_error(second_moments: Tensor, width: int) -> str:
 
 
 def damped(second_moments: Tensor) -> Tensor:
-    """Moments that can be inverted; those of inputs that were all zero become the identity."""
+    """Moments (N, C, C) that can be inverted.
+
+    Those of inputs that were all zero become the identity.
+    """
     mean = second_moments.diagonal(dim1=1, dim2=2).mean(1)
     share = torch.where(mean > 0, DAMPING * mean, torch.ones_like(mean))
     return second_moments + share[:, None, None] * torch.eye(

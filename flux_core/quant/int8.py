@@ -37,9 +37,11 @@ class Int8(RowFormat):
         self.largest = largest
 
     def encode(self, scaled: Tensor) -> Tensor:
+        """The int8 numbers nearest to scaled weights of any shape."""
         return scaled.round().clamp_(-LIMIT, LIMIT).to(torch.int8)
 
     def row_scales(self, weight: Tensor) -> Tensor:
+        """The scales (out, 1) float32 that lose least of a weight (out, in)."""
         return best_scale(weight, LIMIT, self.factors, self.encode)
 
     def block(self, in_features: int) -> int:

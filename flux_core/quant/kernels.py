@@ -70,7 +70,7 @@ class Kernel(ABC):
         in x's dtype."""
 
     def reference(self, x: Tensor, tensors: Mapping[str, Tensor], block: int) -> Tensor:
-        """The same from float32 products alone."""
+        """The same from float32 products alone: (tokens, in) to (tokens, out) float32."""
         inputs, tokens = self.quantize_inputs(rotate(x, block))
         return inputs.float() @ tensors["codes"].float().T * tokens * output_scale(tensors)
 
@@ -79,6 +79,7 @@ class Float8Kernel(Kernel):
     """``torch._scaled_mm`` of float8 inputs and codes."""
 
     def quantize_inputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs (tokens, in) as e4m3 codes and token scales (tokens, 1)."""
         return to_float8(x)
 
     def scaled_mm(self, x: Tensor, codes: Tensor, scale_a: Tensor, scale_b: Tensor) -> Tensor:
@@ -100,6 +101,7 @@ class Float8Rows(Float8Kernel):
     name = "float8, scales a row"
 
     def multiply(self, x: Tensor, tensors: Mapping[str, Tensor], block: int) -> Tensor:
+        """x (tokens, in) times codes, scaled within the product: (tokens, out) in x's dtype."""
         inputs, tokens = to_float8(x)
         columns = output_scale(tensors).contiguous()
         return self.scaled_mm(inputs, tensors["codes"], tokens, columns).to(x.dtype)
@@ -111,6 +113,7 @@ class Float8Tensor(Float8Kernel):
     name = "float8, one scale"
 
     def multiply(self, x: Tensor, tensors: Mapping[str, Tensor], block: int) -> Tensor:
+        """x (tokens, in) times codes, scaled after the product: (tokens, out) in x's dtype."""
         inputs, tokens = to_float8(x)
         one = torch.ones((), device=x.device)
         out = self.scaled_mm(inputs, tensors["codes"], one, one)
@@ -125,9 +128,11 @@ class Int8Tokens(Kernel):
     least_tokens = 32
 
     def quantize_inputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs (tokens, in) as int8 codes and token scales (tokens, 1)."""
         return to_int8(x)
 
     def multiply(self, x: Tensor, tensors: Mapping[str, Tensor], block: int) -> Tensor:
+        """x (tokens, in), rotated here, times codes: (tokens, out) in x's dtype."""
         inputs, tokens = to_int8(rotate(x, block))
         count = len(inputs)
         missing = max(self.least_tokens - count, -count % 8) if x.device.type == "cuda" else 0
@@ -143,6 +148,7 @@ class Int8Kitchen(Int8Tokens):
     name = "int8, comfy-kitchen"
 
     def multiply(self, x: Tensor, tensors: Mapping[str, Tensor], block: int) -> Tensor:
+        """x (tokens, in), rotated by the library, times codes: (tokens, out) in x's dtype."""
         import comfy_kitchen  # pyright: ignore[reportMissingImports]
 
         if x.device.type != "cuda":

@@ -147,6 +147,7 @@ class QuantizedLinear(nn.Module):
         return choice
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (..., in) to (..., out), in the dtype of x."""
         kernel = self.kernel_choice(x.device, x.dtype).kernel
         if kernel is None or x.requires_grad or not x.numel():
             return self.multiply_dequantized(x)
@@ -172,7 +173,7 @@ class QuantizedLinear(nn.Module):
         return out
 
     def multiply_dequantized(self, x: Tensor) -> Tensor:
-        """The product in the dtype of x.
+        """The product with x (..., in), in its dtype, bias added: (..., out).
 
         Codes are exact in bfloat16 and scaled weights are not, so the row scales are applied to the
         output, where they cost less as well. float16 has no room for that.
@@ -206,11 +207,13 @@ class RemadeWeightLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, make: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
+        """x (..., in) times the weight (out, in) of ``make``, and a bias (out,): (..., out)."""
         ctx.make = make
         return F.linear(x, make(), bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor | None]:
+        """The gradient (..., out) to those of x (..., in) and, where needed, of the bias (out,)."""
         (grad,) = grads
         of_bias = grad.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
         with fast_products(grad.device):
@@ -218,7 +221,10 @@ class RemadeWeightLinear(torch.autograd.Function):
 
 
 def linear_remade(x: Tensor, make: Callable[[], Tensor], bias: Tensor | None = None) -> Tensor:
-    """x times the weight that a function makes; x may have a gradient, the weight has none."""
+    """x (..., in) times the weight (out, in) that a function makes, and a bias (out,): (..., out).
+
+    x may have a gradient, the weight has none.
+    """
     if x.requires_grad and torch.is_grad_enabled():
         return RemadeWeightLinear.apply(x, make, bias)  # pyright: ignore[reportReturnType]
     return F.linear(x, make(), bias)
