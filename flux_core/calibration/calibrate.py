@@ -64,8 +64,8 @@ def calibrated_copy(
 
 
 def unquantized_tensors(module: nn.Module, plan: PrecisionPlan) -> list[Tensor]:
-    """The tensors that a plan leaves as they are. They may be views of a whole block's pinned
-    memory, which they would keep alive."""
+    """The tensors, of any shape, that a plan leaves as they are. They may be views of a whole
+    block's pinned memory, which they would keep alive."""
     replaced = {
         id(layer.weight) for name, _, _, layer in linears(module) if plan.of(name) in FORMATS
     }

@@ -45,10 +45,10 @@ class ControlResiduals(NamedTuple):
 
 
 class ModulationSource(Protocol):
-    """What knows modulations before they are needed (``offload.modulation``)."""
+    """What knows modulations before they are needed (``offload.modulations``)."""
 
     def of(self, layer: ModulationLayer) -> Tensor:
-        """What ``layer.raw`` would give at the step that is drawn now."""
+        """What ``layer.raw`` would give at the step that is drawn now, (B, width)."""
         ...
 
 
@@ -199,7 +199,7 @@ class FluxTransformer(FluxBody):
 
 
 def residual(residuals: Sequence[Tensor], index: int, blocks: int, cyclic: bool) -> Tensor:
-    """The residual of block ``index`` where few residuals serve many blocks."""
+    """The residual (B, L, D) of block ``index`` where few residuals serve many blocks."""
     if cyclic:
         return residuals[index % len(residuals)]
     return residuals[index // math.ceil(blocks / len(residuals))]

@@ -30,7 +30,9 @@ class PrecomputedLayer(Protocol):
     @property
     def width(self) -> int: ...
 
-    def raw(self, vec: Tensor) -> Tensor: ...
+    def raw(self, vec: Tensor) -> Tensor:
+        """(B, D) to (B, ``width``)."""
+        ...
 
 
 @runtime_checkable

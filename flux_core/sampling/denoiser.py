@@ -74,7 +74,8 @@ class Denoiser:
 
     @contextmanager
     def precompute_modulations(self, sigmas: Tensor) -> Iterator[None]:
-        """Modulations for all these sigmas are computed now; afterwards they are live again."""
+        """Modulations for all these sigmas (steps + 1,) are computed now; afterwards they are live
+        again."""
         prompts = {"positive": self.positive, "negative": self.negative}
         try:
             for body in self.bodies:

@@ -35,13 +35,14 @@ class SigmaTable:
     size: int = ENTRIES
 
     def sigma(self, t: Tensor) -> Tensor:
-        """The shifted sigma at time t in (0, 1]."""
+        """The shifted sigmas at times t in (0, 1], of any shape (...)."""
         if self.mu == 0:
             return t
         return math.exp(self.mu) / (math.exp(self.mu) + (1 / t - 1))
 
     @property
     def sigmas(self) -> Tensor:
+        """All of them, rising, (size,)."""
         return self.sigma(torch.arange(1, self.size + 1) / self.size)
 
 

@@ -106,7 +106,8 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
 
     def add_gradients(self, data: TrainingData, position: int) -> Tensor:
-        """This process's share of the loss of the batch at a position, its gradients added up."""
+        """This process's share of the loss of the batch at a position, a scalar; its gradients are
+        added up."""
         batch, count = training_batch(data, self.config, position, self.workers)
         if batch is None:
             return torch.zeros((), device=self.device)

@@ -58,7 +58,7 @@ class Workers:
             parameter.grad = grad.view_as(parameter)
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum of a number () over all processes."""
+        """The sum of a scalar over all processes, a scalar."""
         return value if self.accelerator is None else self.accelerator.reduce(value, "sum")
 
     def wait(self) -> None:
