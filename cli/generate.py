@@ -25,7 +25,8 @@ def run(args: argparse.Namespace) -> None:
     from flux_core import FluxPipeline, OffloadPolicy
     from flux_core.pocket import POCKET_SAMPLING
 
-    from ..nodes import host, stock_nodes
+    from ..nodes import host
+    from ..nodes.headless.stock_nodes import save_png
 
     pipeline = FluxPipeline.from_pocket(
         precision=args.precision, policy=OffloadPolicy(args.offload)
@@ -44,4 +45,4 @@ def run(args: argparse.Namespace) -> None:
         )
     args.out.mkdir(parents=True, exist_ok=True)
     print(drawn.report)
-    print(f"picture: {stock_nodes.save_png(drawn.images[0], args.out.resolve() / 'generate')}")
+    print(f"picture: {save_png(drawn.images[0], args.out.resolve() / 'generate')}")

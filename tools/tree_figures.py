@@ -298,7 +298,7 @@ def shapeless_docstrings(sources: list[Source]) -> Figure:
             if not SHAPE.search(ast.get_docstring(node) or ""):
                 places.append(source.at(node, node.name))
     name = f"of {total} public tensor functions, docstrings without a shape"
-    return Figure(name, len(places), places=places)
+    return Figure(name, len(places), 0, places)
 
 
 def pixel_divisions(sources: list[Source]) -> Figure:

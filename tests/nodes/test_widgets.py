@@ -13,7 +13,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "nodes"
 FREE = ("widgets.py", "stock_nodes.py")
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.py")), ids=lambda path: path.stem)
 def test_no_input_is_spelled_out(path):
     if path.name in FREE:
         return

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from flux_core.sampling.latents import latent_size
 
-from . import host
+from .. import host
 
 SIZE = {"min": 16, "max": 16384, "step": 16}
 

@@ -1,0 +1,39 @@
+"""Running a checked graph, one node after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .graph import NODES, Graph, Link, Step, input_specs
+from .graph_check import check
+
+
+def run(graph: Graph, on_node: Callable[[Step], None] | None = None) -> dict[str, Any]:
+    """Run a graph; returns each node's outputs (for output nodes what they show) by its number."""
+    order = check(graph)
+    results: dict[str, Any] = {}
+    with torch.inference_mode():  # as the host does
+        for key in order:
+            step = graph[key]
+            if on_node is not None:
+                on_node(step)
+            kwargs = {
+                name: results[value.node][value.slot] if isinstance(value, Link) else value
+                for name, value in step.inputs.items()
+                if name in input_specs(NODES[step.type])
+            }
+            node = NODES[step.type]()
+            converted = getattr(node, NODES[step.type].FUNCTION)(**kwargs)  # type: ignore[attr-defined]
+            results[key] = (
+                converted.get("result", converted) if isinstance(converted, dict) else converted
+            )
+    return results
+
+
+def saved_images(results: dict[str, Any]) -> list[str]:
+    """Paths that the output nodes wrote."""
+    shown = [r["ui"]["images"] for r in results.values() if isinstance(r, dict) and "ui" in r]
+    return [path for images in shown for path in images]
