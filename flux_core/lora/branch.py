@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from ..models.layers import RMSNorm
 from ..quant import QuantizedLinear
+from ..quant.products import linear, matmul
 from .deltas import Delta
 
 Layer = nn.Linear | QuantizedLinear
@@ -152,10 +153,10 @@ class LinearBranch(Branch):
             plain = y if layer.bias is None else y - layer.bias
             out = out + (plain.float() * self.gain).to(y.dtype)
         if self.down is not None and self.up is not None:
-            inner = F.linear(x, self.down)
-            out = out + F.linear((inner.float() * self.scale).to(x.dtype), self.up)
+            inner = linear(x, self.down)
+            out = out + linear((inner.float() * self.scale).to(x.dtype), self.up)
         for i in range(len(self.dense)):
-            product = F.linear(x, self.get_buffer(f"dense{i}"))
+            product = linear(x, self.get_buffer(f"dense{i}"))
             out = out + product * self.factors[i].to(x.dtype)
         for i, (_, start, count) in enumerate(self.krons):
             product = kron_product(
@@ -197,8 +198,8 @@ class NormBranch(Branch):
 
 def kron_product(x: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
     """x (..., b * d) times (w1 x w2)^T for w1 (a, b) and w2 (c, d), without building it."""
-    parts = F.linear(x.unflatten(-1, (w1.shape[1], w2.shape[1])), w2)  # (..., b, c)
-    return (w1 @ parts).flatten(-2)
+    parts = linear(x.unflatten(-1, (w1.shape[1], w2.shape[1])), w2)  # (..., b, c)
+    return matmul(w1, parts).flatten(-2)
 
 
 def float_weight(layer: Layer) -> Tensor:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ..models.layers import RMSNorm
 from ..models.transformer import FluxTransformer
 from ..quant import QuantizedLinear, quantized_linears
+from ..quant.products import Linear
 from .apply import LoraStack
 from .branch import dora_gain, float_weight
 from .match import WIDENED_LAYER, LoraMatch, linears_of, match_lora, refuse_unmatched
@@ -72,7 +73,7 @@ def widen_input(module: nn.Module, name: str, width: int) -> nn.Linear:
     """Give the layer that reads tokens more inputs, which count for nothing yet."""
     assert isinstance(module, FluxTransformer) and name == WIDENED_LAYER
     old = module.img_in
-    wide = nn.Linear(width, old.out_features, device=old.weight.device, dtype=old.weight.dtype)
+    wide = Linear(width, old.out_features, device=old.weight.device, dtype=old.weight.dtype)
     wide.weight.zero_()
     wide.weight[:, : old.in_features] = old.weight
     wide.bias.copy_(old.bias)

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from ..quant.products import linear
 from .branch import Layer, attach, detach
 from .file import Lora
 from .match import linears_of
@@ -46,8 +46,8 @@ class TrainedBranch(nn.Module):
 
     def add(self, layer: Layer, x: Tensor, y: Tensor) -> Tensor:
         """Add the LoRA's part to y (..., out), which the layer made of x (..., in)."""
-        inner = F.linear(x, self.down.to(x.dtype)) * self.scale
-        return y + F.linear(inner, self.up.to(x.dtype))
+        inner = linear(x, self.down.to(x.dtype)) * self.scale
+        return y + linear(inner, self.up.to(x.dtype))
 
 
 def layers_for(module: nn.Module, targets: Sequence[str]) -> dict[str, Layer]:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..quant.products import Linear
+from ..quant.products import linear as product
 from .layers import (
     Modulation,
     ModulationLayer,
@@ -110,9 +112,9 @@ def split_linear(linear: nn.Module, x: Tensor, sizes: list[int]) -> Sequence[Ten
     tensor of the model, and its parts not contiguous. A layer that somebody listens to is called
     whole.
     """
-    if type(linear) is nn.Linear and not linear._forward_pre_hooks:
+    if type(linear) is Linear and not linear._forward_pre_hooks:
         parts = zip(linear.weight.split(sizes), linear.bias.split(sizes), strict=True)
-        return [F.linear(x, weight, bias) for weight, bias in parts]
+        return [product(x, weight, bias) for weight, bias in parts]
     return linear(x).split(sizes, dim=-1)
 
 
@@ -123,8 +125,8 @@ class SingleStreamBlock(Block):
         super().__init__()
         self.num_heads = num_heads
         self.sizes = [3 * dim, mlp_hidden]
-        self.linear1 = nn.Linear(dim, 3 * dim + mlp_hidden)
-        self.linear2 = nn.Linear(dim + mlp_hidden, dim)
+        self.linear1 = Linear(dim, 3 * dim + mlp_hidden)
+        self.linear2 = Linear(dim + mlp_hidden, dim)
         self.norm = QKNorm(dim // num_heads)
         self.modulation = ModulationLayer(dim, 1)
 

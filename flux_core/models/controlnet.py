@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..quant.cpu_products import with_fast_products
+from ..quant.products import Conv2d, Linear
 from .config import ControlNetConfig
 from .layers import rotary_table
 from .transformer import ControlResiduals, FluxBody
@@ -32,9 +32,9 @@ UNION_MODES = {
 
 def hint_stem() -> nn.Sequential:
     """XLabs' stem: pixels (B, 3, H, W) to (B, 16, H/8, W/8)."""
-    layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, padding=1)]
+    layers: list[nn.Module] = [Conv2d(3, 16, 3, padding=1)]
     for i in range(7):
-        layers += [nn.SiLU(), nn.Conv2d(16, 16, 3, padding=1, stride=2 if i in (1, 3, 5) else 1)]
+        layers += [nn.SiLU(), Conv2d(16, 16, 3, padding=1, stride=2 if i in (1, 3, 5) else 1)]
     return nn.Sequential(*layers)
 
 
@@ -53,14 +53,14 @@ class FluxControlNet(FluxBody):
         super().__init__(config)
         self.config = config
         dim = config.hidden_size
-        self.pos_embed_input = nn.Linear(config.cond_channels, dim)
+        self.pos_embed_input = Linear(config.cond_channels, dim)
         self.input_hint_block = hint_stem() if config.hint else None
         self.controlnet_mode_embedder = (
             nn.Embedding(config.num_modes, dim) if config.num_modes else None
         )
-        self.controlnet_blocks = nn.ModuleList(nn.Linear(dim, dim) for _ in range(config.depth))
+        self.controlnet_blocks = nn.ModuleList(Linear(dim, dim) for _ in range(config.depth))
         self.controlnet_single_blocks = nn.ModuleList(
-            nn.Linear(dim, dim) for _ in range(config.depth_single_blocks)
+            Linear(dim, dim) for _ in range(config.depth_single_blocks)
         )
 
     def residual_bytes(self, image_tokens: int, batch: int) -> int:
@@ -73,7 +73,6 @@ class FluxControlNet(FluxBody):
         """Whether the condition is latents with a mask channel (inpainting)."""
         return self.config.cond_channels == self.config.in_channels + 4
 
-    @with_fast_products
     def forward(
         self,
         img: Tensor,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..quant.cpu_products import with_fast_products
+from ..quant.products import Linear
 
 
 class Modulation(NamedTuple):
@@ -79,8 +79,8 @@ class MLPEmbedder(nn.Module):
 
     def __init__(self, in_dim: int, hidden: int) -> None:
         super().__init__()
-        self.in_layer = nn.Linear(in_dim, hidden)
-        self.out_layer = nn.Linear(hidden, hidden)
+        self.in_layer = Linear(in_dim, hidden)
+        self.out_layer = Linear(hidden, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         """An embedding (B, in) to the hidden size, (B, D)."""
@@ -118,14 +118,13 @@ class ModulationLayer(nn.Module):
     def __init__(self, dim: int, count: int) -> None:
         super().__init__()
         self.count = count
-        self.lin = nn.Linear(dim, 3 * count * dim)
+        self.lin = Linear(dim, 3 * count * dim)
 
     @property
     def width(self) -> int:
         """Numbers that ``raw`` gives for a vector."""
         return int(self.lin.out_features)
 
-    @with_fast_products
     def raw(self, vec: Tensor) -> Tensor:
         """All shifts, scales and gates side by side, (B, 3 * count * D)."""
         return self.lin(F.silu(vec))
@@ -146,9 +145,9 @@ class SelfAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = Linear(dim, 3 * dim)
         self.norm = QKNorm(dim // num_heads)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, L, D) to normalised q, k and v, each (B, L, H, d)."""
@@ -164,7 +163,7 @@ def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def mlp(dim: int, hidden: int) -> nn.Sequential:
     """Linear, tanh-approximated GELU, linear."""
-    return nn.Sequential(nn.Linear(dim, hidden), nn.GELU("tanh"), nn.Linear(hidden, dim))
+    return nn.Sequential(Linear(dim, hidden), nn.GELU("tanh"), Linear(hidden, dim))
 
 
 class LastLayer(nn.Module):
@@ -172,8 +171,8 @@ class LastLayer(nn.Module):
 
     def __init__(self, dim: int, out_channels: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(dim, out_channels)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 2 * dim))
+        self.linear = Linear(dim, out_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(dim, 2 * dim))
 
     def forward(self, x: Tensor, vec: Tensor) -> Tensor:
         """Tokens x (B, L, D) and the vector (B, D) to (B, L, out_channels)."""

@@ -27,7 +27,7 @@ from transformers import (
 from transformers.models.t5.modeling_t5 import T5Block
 
 from ..quant import quantized_linears
-from ..quant.cpu_products import with_fast_products
+from ..quant.products import use_fast_linears
 from .blocks import count_weights
 from .config import Shapes, count_blocks
 
@@ -95,10 +95,10 @@ class ClipEncoder(nn.Module):
         super().__init__()
         model = CLIPTextModel(config)
         self.text_model = getattr(model, "text_model", model)  # transformers 5 has no inner model
+        use_fast_linears(self)
         self.length = config.max_position_embeddings
         self.vocabulary = config.vocab_size
 
-    @with_fast_products
     def forward(self, ids: Tensor) -> Tensor:
         """Token numbers (B, N) to the vector at the first end token, (B, P)."""
         return self.text_model(input_ids=ids).pooler_output
@@ -126,13 +126,13 @@ class T5Encoder(nn.Module):
         self.encoder.embed_tokens = self.shared  # one tensor, in files as well
         for layer in self.encoder.block:
             layer.__class__ = T5Layer
+        use_fast_linears(self)
         self.vocabulary = config.vocab_size
 
     def offload_blocks(self) -> list[nn.Module]:
         """The layers in the order in which they run."""
         return list(self.encoder.block)
 
-    @with_fast_products
     def forward(self, ids: Tensor) -> Tensor:
         """Token numbers (B, N) to context (B, N, D), padding attended to as FLUX.1 was trained."""
         return self.encoder(input_ids=ids).last_hidden_state

@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from ..quant.cpu_products import with_fast_products
+from ..quant.products import Linear
 from .blocks import Block, DoubleStreamBlock, SingleStreamBlock
 from .config import BodyConfig, TransformerConfig
 from .family import Family
@@ -70,11 +70,11 @@ class FluxBody(nn.Module):
         super().__init__()
         dim, sizes = config.hidden_size, (config.num_heads, config.mlp_hidden)
         self.axes_dim, self.theta = config.axes_dim, config.theta
-        self.img_in = nn.Linear(config.in_channels, dim)
+        self.img_in = Linear(config.in_channels, dim)
         self.time_in = MLPEmbedder(256, dim)
         self.vector_in = MLPEmbedder(config.vec_in_dim, dim)
         self.guidance_in = MLPEmbedder(256, dim) if config.guidance_embed else None
-        self.txt_in = nn.Linear(config.context_in_dim, dim)
+        self.txt_in = Linear(config.context_in_dim, dim)
         self.double_blocks = nn.ModuleList(
             DoubleStreamBlock(dim, *sizes) for _ in range(config.depth)
         )
@@ -111,7 +111,6 @@ class FluxBody(nn.Module):
         """The dtype of activations: that of the embedders, which stay in high precision."""
         return self.img_in.weight.dtype
 
-    @with_fast_products
     def embed_vector(self, timesteps: Tensor, y: Tensor, guidance: Tensor | None) -> Tensor:
         """Timesteps (B,), pooled text (B, P) and guidance (B,) to the modulation vector (B, D)."""
         vec = self.time_in(timestep_embedding(timesteps, 256).to(self.dtype))
@@ -150,7 +149,6 @@ class FluxTransformer(FluxBody):
             "guidance": empty(batch),
         }
 
-    @with_fast_products
     def forward(
         self,
         img: Tensor,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..quant.cpu_products import with_fast_products
+from ..quant.products import Conv2d
 from .banded import enlarge_conv, norm_silu_conv
 from .config import VAEConfig
 
@@ -29,11 +29,11 @@ class ResnetBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
         self.norm1 = group_norm(in_channels, groups)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = Conv2d(in_channels, out_channels, 3, padding=1)
         self.norm2 = group_norm(out_channels, groups)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = Conv2d(out_channels, out_channels, 3, padding=1)
         self.nin_shortcut = (
-            nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+            Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -49,10 +49,10 @@ class AttnBlock(nn.Module):
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
         self.norm = group_norm(channels, groups)
-        self.q = nn.Conv2d(channels, channels, 1)
-        self.k = nn.Conv2d(channels, channels, 1)
-        self.v = nn.Conv2d(channels, channels, 1)
-        self.proj_out = nn.Conv2d(channels, channels, 1)
+        self.q = Conv2d(channels, channels, 1)
+        self.k = Conv2d(channels, channels, 1)
+        self.v = Conv2d(channels, channels, 1)
+        self.proj_out = Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) to the same."""
@@ -67,7 +67,7 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+        self.conv = Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H/2, W/2)."""
@@ -79,7 +79,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, 2 H, 2 W)."""
@@ -122,7 +122,7 @@ class Encoder(nn.Module):
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         widths, groups = [config.ch * m for m in config.ch_mult], config.norm_groups
-        self.conv_in = nn.Conv2d(config.in_channels, config.ch, 3, padding=1)
+        self.conv_in = Conv2d(config.in_channels, config.ch, 3, padding=1)
         self.down = nn.ModuleList()
         last = config.ch
         for i, width in enumerate(widths):
@@ -131,9 +131,8 @@ class Encoder(nn.Module):
             last = width
         self.mid = Middle(last, groups)
         self.norm_out = group_norm(last, groups)
-        self.conv_out = nn.Conv2d(last, 2 * config.z_channels, 3, padding=1)
+        self.conv_out = Conv2d(last, 2 * config.z_channels, 3, padding=1)
 
-    @with_fast_products
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) to mean and log variance (B, 2 z, h, w)."""
         x = self.conv_in(x)
@@ -149,7 +148,7 @@ class Decoder(nn.Module):
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         widths, groups = [config.ch * m for m in config.ch_mult], config.norm_groups
-        self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
+        self.conv_in = Conv2d(config.z_channels, widths[-1], 3, padding=1)
         self.mid = Middle(widths[-1], groups)
         levels: list[Level] = []
         last = widths[-1]
@@ -159,9 +158,8 @@ class Decoder(nn.Module):
             last = widths[i]
         self.up = nn.ModuleList(reversed(levels))  # native order: level 0 is the finest
         self.norm_out = group_norm(last, groups)
-        self.conv_out = nn.Conv2d(last, config.in_channels, 3, padding=1)
+        self.conv_out = Conv2d(last, config.in_channels, 3, padding=1)
 
-    @with_fast_products
     def forward(self, z: Tensor) -> Tensor:
         """(B, z, h, w) to (B, 3, H, W)."""
         x = self.mid(self.conv_in(z))

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ..quant.cpu_products import fast_products
 from .blocks import trained_parameters
 
 #: Gives the block to compute with, for the length of a ``with``.
@@ -64,7 +63,7 @@ class GradientCheckpoint(torch.autograd.Function):
             kept = [k.back() if isinstance(k, OnHost) else k.detach() for k in ctx.kept]
             inputs = [k.requires_grad_(need) for k, need in zip(kept, needed, strict=False)]
             wanted = [t for t in (*inputs, *call.parameters) if t.requires_grad]
-            with call.second() as block, fast_products(inputs[0].device):
+            with call.second() as block:
                 outputs = call.outputs(block, inputs)
                 gradients = iter(torch.autograd.grad(outputs, wanted, grads, allow_unused=True))
         return None, *(next(gradients) if need else None for need in needed)

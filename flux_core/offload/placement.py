@@ -7,7 +7,7 @@ room. What is on the device stays there from run to run until somebody takes it 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -139,53 +139,65 @@ class Placement:
         Blocks that are not ``resident`` pass through a ring; with ``training`` forwards and back
         again. Whatever happens, the module is as it was before.
         """
-        moving = [i for i in range(len(self.blocks)) if i not in resident]
-        layers = [
-            weights.module
-            for weights in self.modulations
-            if weights.onloaded is None or has_attached(weights.module)
-        ]
-        changed: list[nn.Module] = []
         attached = {weights: self.branches_of(weights) for weights in (self.rest, *self.blocks)}
+        forwards: dict[nn.Module, Callable[..., Any]] = {}
         ring: Ring | None = None
         try:
-            for number, weights in enumerate((self.rest, *self.blocks)):
-                if not number or number - 1 in resident:
-                    attached[weights].onload(self.device, self.separate)
+            for weights in (self.rest, *(self.blocks[number] for number in resident)):
+                attached[weights].onload(self.device, self.separate)
+            moving = [number for number in range(len(self.blocks)) if number not in resident]
             if moving:
-                blocks = [self.blocks[i] for i in moving]
-                passing = [
-                    WeightsWithBranches(b, attached[b]) if attached[b].size else b for b in blocks
-                ]
-                turns = passing if training is None else [*passing, *reversed(passing)]
-                ring = Ring(turns, self.device, slots, poison)
-                for turn, number in enumerate(moving):
-                    block = self.blocks[number].module
-                    block.forward = through(ring, turn)
-                    if training is not None:
-                        first = partial(ring.using, turn)
-                        second = partial(ring.using, 2 * len(moving) - 1 - turn)
-                        block.forward = gradient_checkpointed(
-                            block, first, second, training.on_host
-                        )
-                    changed.append(block)
+                ring = self.new_ring(
+                    [self.blocks[i] for i in moving], attached, slots, poison, training
+                )
+                forwards |= self.streamed_forwards(moving, ring, training)
             if training is not None:
                 for number in resident:
                     block = self.blocks[number].module
                     here = partial(nullcontext, block)
-                    block.forward = gradient_checkpointed(block, here, here, training.on_host)
-                    changed.append(block)
-            for layer in layers:
-                layer.forward = live(layer, self.device)
-                changed.append(layer)
+                    forwards[block] = gradient_checkpointed(block, here, here, training.on_host)
+            for weights in self.modulations:
+                if weights.onloaded is None or has_attached(weights.module):
+                    forwards[weights.module] = live(weights.module, self.device)
+            for owner, forward in forwards.items():
+                owner.forward = forward
             yield ring
         finally:
-            for owner in changed:
+            for owner in forwards:
                 owner.__dict__.pop("forward", None)
             for weights in attached.values():
                 weights.offload()
             if ring is not None:
                 ring.close()
+
+    def new_ring(
+        self,
+        blocks: Sequence[HostWeights],
+        attached: Mapping[HostWeights, HostWeights],
+        slots: int,
+        poison: bool,
+        training: Training | None,
+    ) -> Ring:
+        """The ring that blocks pass through, with what is attached to them; for gradients they come
+        back in reverse."""
+        passing = [WeightsWithBranches(b, attached[b]) if attached[b].size else b for b in blocks]
+        turns = passing if training is None else [*passing, *reversed(passing)]
+        return Ring(turns, self.device, slots, poison)
+
+    def streamed_forwards(
+        self, moving: Sequence[int], ring: Ring, training: Training | None
+    ) -> dict[nn.Module, Callable[..., Any]]:
+        """What stands in the place of ``forward`` for blocks that pass through a ring."""
+        forwards: dict[nn.Module, Callable[..., Any]] = {}
+        for turn, number in enumerate(moving):
+            block = self.blocks[number].module
+            if training is None:
+                forwards[block] = through(ring, turn)
+                continue
+            first = partial(ring.using, turn)
+            second = partial(ring.using, 2 * len(moving) - 1 - turn)
+            forwards[block] = gradient_checkpointed(block, first, second, training.on_host)
+        return forwards
 
 
 def placement_of(

@@ -260,31 +260,34 @@ def one_plan(
     seconds = floor = 0.0
     for mode, cost, streams in zip(modes, costs, flexible, strict=True):
         count = len(cost.blocks)
-        resident = frozenset(range(count))
+        moving: list[int] = []
         if streams:
-            resident = frozenset(n - first for n in chosen if first <= n < first + count)
+            moving = [n for n in range(count) if first + n not in chosen]
             first += count
-        moving = [n for n in range(count) if n not in resident]
         if len(moving) <= slots:  # as many slots as blocks: they may as well stay
-            resident, moving = frozenset(range(count)), []
-        held = cost.rest + sum(cost.blocks[n] for n in resident)
-        modules.append(
-            ModulePlan(
-                mode=mode,
-                resident=resident,
-                blocks=count,
-                slots=slots if moving else 0,
-                modulations=mode == "none",
-                keep=mode in ("none", "auto"),
-                held=held + cost.modulations * (mode == "none"),
-                streamed=sum(cost.blocks[n] for n in moving),
-                ring=min(slots, len(moving)) * max((cost.blocks[n] for n in moving), default=0),
-            )
-        )
+            moving = []
+        modules.append(module_plan(cost, mode, moving, slots))
         if machine is not None:
             floor += sum(cost.seconds)
             seconds += pass_seconds(cost, moving, slots, machine)
     return Plan(tuple(modules), activations, budget, least, seconds, floor)
+
+
+def module_plan(cost: Cost, mode: str, moving: Sequence[int], slots: int) -> ModulePlan:
+    """The plan of one module of which some blocks are streamed."""
+    resident = frozenset(range(len(cost.blocks))) - set(moving)
+    held = cost.rest + sum(cost.blocks[n] for n in resident)
+    return ModulePlan(
+        mode=mode,
+        resident=resident,
+        blocks=len(cost.blocks),
+        slots=slots if moving else 0,
+        modulations=mode == "none",
+        keep=mode in ("none", "auto"),
+        held=held + cost.modulations * (mode == "none"),
+        streamed=sum(cost.blocks[n] for n in moving),
+        ring=min(slots, len(moving)) * max((cost.blocks[n] for n in moving), default=0),
+    )
 
 
 def pass_seconds(cost: Cost, moving: Sequence[int], slots: int, machine: Machine) -> float:

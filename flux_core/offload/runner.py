@@ -141,14 +141,7 @@ class OffloadRunner:
         if not plan.fits:
             log.warning("%s: %s; trying nevertheless", name, plan)
         placements = [placement_of(module, self.device, self.separate) for module in modules]
-        part = PartReport(
-            started=time.monotonic() - BEGAN,
-            predicted=plan.peak,
-            step=plan.passes * plan.seconds,
-            mode=" and ".join(sorted({m.mode for m in plan.modules})),
-            blocks=sum(m.blocks for m in plan.modules),
-            tile=plan.tile,
-        )
+        part = report_of(plan)
         try:
             with ExitStack() as stack:
                 started = time.monotonic()
@@ -161,10 +154,9 @@ class OffloadRunner:
                 ]
                 self._wait()
                 part.moving = time.monotonic() - started
-                part.size = plan.weights
+                part.pinned = sum(p.pinned for p in placements)
                 if self.separate:
                     part.size = sum(p.held for p in placements) + sum(r.size for r in rings if r)
-                part.pinned = sum(p.pinned for p in placements)
                 started = time.monotonic()
                 yield plan
                 self._wait()
@@ -260,6 +252,19 @@ class OffloadRunner:
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def report_of(plan: Plan) -> PartReport:
+    """What a run by a plan will take, to be filled with what it took."""
+    return PartReport(
+        started=time.monotonic() - BEGAN,
+        size=plan.weights,
+        predicted=plan.peak,
+        step=plan.passes * plan.seconds,
+        mode=" and ".join(sorted({module.mode for module in plan.modules})),
+        blocks=sum(module.blocks for module in plan.modules),
+        tile=plan.tile,
+    )
 
 
 def trained_seconds(cost: Cost) -> tuple[float, ...]:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .products import matmul
+
 #: The host's block; smaller powers of four serve widths that it does not divide.
 BLOCK = 256
 _CORE = ((1, 1, 1, -1), (1, 1, -1, 1), (1, -1, 1, 1), (-1, 1, 1, 1))
@@ -47,4 +49,4 @@ def rotate(x: Tensor, block: int) -> Tensor:
     """
     if block == 1:
         return x
-    return (x.reshape(-1, block) @ hadamard(block, x.device, x.dtype)).view(x.shape)
+    return matmul(x.reshape(-1, block), hadamard(block, x.device, x.dtype)).view(x.shape)

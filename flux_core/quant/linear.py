@@ -7,14 +7,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from .cpu_products import fast_products
 from .format import Format, RowFormat
 from .gptq import gptq_quantize
 from .kernel_trial import kernel_error
 from .kernels import Kernel
 from .notices import warn_once
+from .products import linear, matmul
 
 #: How a quantized layer multiplies: ``auto`` is ``native`` where the device has matrix units for
 #: the codes, and ``dequantize`` on a CPU, where nothing is won.
@@ -209,15 +208,14 @@ class RemadeWeightLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, make: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
         """x (..., in) times the weight (out, in) of ``make``, and a bias (out,): (..., out)."""
         ctx.make = make
-        return F.linear(x, make(), bias)
+        return linear(x, make(), bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor | None]:
         """The gradient (..., out) to those of x (..., in) and, where needed, of the bias (out,)."""
         (grad,) = grads
         of_bias = grad.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
-        with fast_products(grad.device):
-            return grad @ ctx.make(), None, of_bias
+        return matmul(grad, ctx.make()), None, of_bias
 
 
 def linear_remade(x: Tensor, make: Callable[[], Tensor], bias: Tensor | None = None) -> Tensor:
@@ -227,4 +225,4 @@ def linear_remade(x: Tensor, make: Callable[[], Tensor], bias: Tensor | None = N
     """
     if x.requires_grad and torch.is_grad_enabled():
         return RemadeWeightLinear.apply(x, make, bias)  # pyright: ignore[reportReturnType]
-    return F.linear(x, make(), bias)
+    return linear(x, make(), bias)

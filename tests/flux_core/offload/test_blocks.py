@@ -146,12 +146,8 @@ def core_imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", sorted(OFFLOAD.glob("*.py")), ids=lambda path: path.stem)
 def test_nothing_is_taken_from_models_or_loras(path):
-    """Three functions of quant/ are all that offload/ imports; for the rest it asks."""
-    assert core_imports(path) <= {
-        "quant.kernels_used",
-        "quant.set_compute",
-        "quant.cpu_products.fast_products",
-    }
+    """Two functions of quant/ are all that offload/ imports; for the rest it asks."""
+    assert core_imports(path) <= {"quant.kernels_used", "quant.set_compute"}
 
 
 def test_the_bytes_of_a_run_are_counted_of_what_a_model_says():
