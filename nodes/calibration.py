@@ -24,6 +24,7 @@ from .wires import (
     FLUX_MODEL,
     PRECISION_PLAN,
     FluxModel,
+    Latent,
     conditioning_of,
     controls_of,
 )
@@ -52,7 +53,7 @@ def observe_drawing(
     what: str,
     model: FluxModel,
     prompts: Sequence,
-    latent: dict,
+    latent: Latent,
     steps: int,
     seed: int,
     function: Callable[[Callable[[], object]], T],
@@ -123,7 +124,7 @@ class FluxMeasurePrecision:
         self,
         model: FluxModel,
         positive: list,
-        latent: dict,
+        latent: Latent,
         precision: str,
         bits_per_weight: float,
         steps: int,
@@ -183,7 +184,7 @@ class FluxCalibrate:
         self,
         model: FluxModel,
         positive: list,
-        latent: dict,
+        latent: Latent,
         precision: str,
         steps: int,
         seed: int,
@@ -206,8 +207,8 @@ class FluxCalibrate:
             controls,
         )
         calibrated = {}
-        for module, known in zip(modules, second_moments, strict=True):
+        for module, of_inputs in zip(modules, second_moments, strict=True):
             of = precision if plan is None or module is not model.transformer else plan
-            calibrated[module] = calibrated_copy(module, of, known, host.device())
+            calibrated[module] = calibrated_copy(module, of, of_inputs, host.device())
         tuned = tuple(replace(c, net=calibrated.get(c.net, c.net)) for c in controls)
         return replace(model, transformer=calibrated[model.transformer]), tuned

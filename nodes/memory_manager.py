@@ -94,12 +94,12 @@ def patcher_class() -> type:
 
 def patcher_of(module: nn.Module, device: torch.device) -> Any:
     """The host's patcher of a part, made once."""
-    known = _patchers.get(module)
-    if known is None or known.load_device != device:
-        known = patcher_class()(Handle(module), device, torch.device("cpu"), size=1)
-        known.part = weakref.ref(module)
-        _patchers[module] = known
-    return known
+    wrapped = _patchers.get(module)
+    if wrapped is None or wrapped.load_device != device:
+        wrapped = patcher_class()(Handle(module), device, torch.device("cpu"), size=1)
+        wrapped.part = weakref.ref(module)
+        _patchers[module] = wrapped
+    return wrapped
 
 
 class HostOffloadRunner(OffloadRunner):
@@ -111,12 +111,12 @@ class HostOffloadRunner(OffloadRunner):
 
     def budget(self, modes: Sequence[str]) -> int | None:
         """As outside of the host, and what its models would give room for."""
-        known = super().budget(modes)
-        if known is None or self.manager is None or self.policy.vram_budget is not None:
-            return known
+        budget = super().budget(modes)
+        if budget is None or self.manager is None or self.policy.vram_budget is not None:
+            return budget
         ours = set(map(id, _patchers.values()))
         theirs = [m for m in self.manager.current_loaded_models if id(m.model) not in ours]
-        return known + sum(m.model_loaded_memory() for m in theirs if m.device == self.device)
+        return budget + sum(m.model_loaded_memory() for m in theirs if m.device == self.device)
 
     def apply_plan(self, placements: Sequence[Placement], plan: Plan) -> None:
         """Ask the host for room: it takes others' models away, ours among them, then calls us."""

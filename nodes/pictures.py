@@ -86,8 +86,8 @@ class FluxGrid:
     def lay(self, labels: str, columns: int, compare_to_first: bool, **cells: Tensor):
         names = sorted(cells, key=lambda name: int(name.rpartition("_")[2]))
         images = [cells[name][0].cpu()[..., :3].float() for name in names]
-        given = labels.splitlines()
-        texts = [given[i] if i < len(given) else name for i, name in enumerate(names)]
+        lines = labels.splitlines()
+        texts = [lines[i] if i < len(lines) else name for i, name in enumerate(names)]
         if compare_to_first:
             texts[1:] = [
                 f"{text}\n{against(image, images[0])}"

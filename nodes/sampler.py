@@ -19,7 +19,15 @@ from . import host
 from .memory_manager import HostOffloadRunner
 from .preview import preview
 from .widgets import choice, integer, number, socket
-from .wires import CATEGORY, FLUX_CONTROL, FLUX_MODEL, FluxModel, conditioning_of, controls_of
+from .wires import (
+    CATEGORY,
+    FLUX_CONTROL,
+    FLUX_MODEL,
+    FluxModel,
+    Latent,
+    conditioning_of,
+    controls_of,
+)
 
 
 class FluxSampler:
@@ -86,7 +94,7 @@ class FluxSampler:
         self,
         model: FluxModel,
         positive: list,
-        latent: dict,
+        latent: Latent,
         seed: int,
         steps: int,
         cfg: float,
@@ -145,7 +153,7 @@ def start_latents(samples: Tensor, model: FluxModel) -> Tensor:
     return samples
 
 
-def mask_of(latent: dict, start: Tensor) -> Tensor | None:
+def mask_of(latent: Latent, start: Tensor) -> Tensor | None:
     """The latent's noise mask as (B, 1, h, w), 1 where to draw."""
     mask = latent.get("noise_mask")
     if mask is None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 from torch import Tensor
+from typing_extensions import Required
 
 from flux_core import Conditioning, Control, FluxTransformer, OffloadPolicy, TextEncoders
 from flux_core.lora import LoraStack
@@ -21,6 +23,19 @@ FLUX_DATASET = "FLUX_DATASET"
 FLUX_TRAIN_SETTINGS = "FLUX_TRAIN_SETTINGS"
 CATEGORY = "FluxFit"
 TRAINING = f"{CATEGORY}/training"
+
+
+class Latent(TypedDict, total=False):
+    """The host's LATENT: raw latents (B, C, h, w), and what else it may carry.
+
+    ``noise_mask`` is (B, 1, H, W) or (B, H, W), 1 where to draw. ``batch_index``: which picture of
+    a larger batch each row is.
+    """
+
+    samples: Required[Tensor]
+    noise_mask: Tensor
+    batch_index: list[int]
+    downscale_ratio_spacial: int
 
 
 @dataclass(frozen=True)

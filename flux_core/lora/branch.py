@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from ..models.layers import RMSNorm
 from ..quant import QuantizedLinear
-from ..quant.products import linear, matmul
+from ..quant.products import Linear, linear, matmul
 from .deltas import Delta
 
 Layer = nn.Linear | QuantizedLinear
@@ -224,10 +224,10 @@ def plain_forward(layer: Layer, x: Tensor) -> Tensor:
     """What a layer gives without its branch: x (..., in) to (..., out)."""
     if isinstance(layer, QuantizedLinear):
         return QuantizedLinear.forward(layer, x)
-    return nn.Linear.forward(layer, x)
+    return linear(x, layer.weight, layer.bias)
 
 
-class BranchedLinear(nn.Linear):
+class BranchedLinear(Linear):
     """A Linear with a branch beside it; layers become one by their class alone."""
 
     branch: LinearBranch
@@ -238,7 +238,7 @@ class BranchedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., width) to (..., out)."""
-        own = nn.Linear.forward(self, input[..., : self.in_features])
+        own = Linear.forward(self, input[..., : self.in_features])
         return self.branch.add(self, input, own)
 
 
@@ -268,7 +268,7 @@ class BranchedRMSNorm(RMSNorm):
 
 
 BRANCHED = {
-    nn.Linear: BranchedLinear,
+    Linear: BranchedLinear,
     QuantizedLinear: BranchedQuantizedLinear,
     RMSNorm: BranchedRMSNorm,
 }
