@@ -29,7 +29,7 @@ from fluxfit.nodes import NODE_CLASS_MAPPINGS, headless  # noqa: E402  (the pack
 
 def outputs_of(type_: str) -> list[tuple[str, str]]:
     """Name and wire type of each output."""
-    node_class = headless.NODES[type_]
+    node_class = headless.KNOWN_NODES[type_]
     types = node_class.RETURN_TYPES
     return list(zip(getattr(node_class, "RETURN_NAMES", types), types, strict=True))
 
@@ -37,7 +37,7 @@ def outputs_of(type_: str) -> list[tuple[str, str]]:
 def widgets(node: Node) -> dict[str, Any]:
     """Values of a node's widgets in order, defaults filled in."""
     values = {}
-    for name, (kind, options) in headless.input_specs(headless.NODES[node.type]).items():
+    for name, (kind, options) in headless.input_specs(headless.KNOWN_NODES[node.type]).items():
         if headless.is_widget(kind):
             first = kind[0] if isinstance(kind, list | tuple) and kind else ""
             values[name] = node.values.get(name, options.get("default", first))
@@ -66,7 +66,7 @@ def ui_workflow(graph: Description) -> dict[str, Any]:
     incoming: dict[tuple[str, str], int] = {}
     outgoing: dict[tuple[str, int], list[int]] = {}
     for name, node in graph.items():
-        specs = headless.input_specs(headless.NODES[node.type])
+        specs = headless.input_specs(headless.KNOWN_NODES[node.type])
         ordered = [key for key in specs if not headless.is_widget(specs[key][0])]
         for key, (source, slot) in node.wires.items():
             number = len(links) + 1
@@ -89,7 +89,7 @@ def ui_workflow(graph: Description) -> dict[str, Any]:
 
 def size_of(node: Node) -> list[int]:
     """Width and height that hold a node's sockets and widgets."""
-    specs = headless.input_specs(headless.NODES[node.type])
+    specs = headless.input_specs(headless.KNOWN_NODES[node.type])
     rows = max(len(specs) - len(widgets(node)), len(outputs_of(node.type)))
     height = 40 + 20 * rows + 26 * len(widgets(node))
     height += 100 * sum(bool(options.get("multiline")) for _, options in specs.values())
@@ -97,7 +97,7 @@ def size_of(node: Node) -> list[int]:
 
 
 def ui_node(name: str, node: Node, number: int, incoming: dict, outgoing: dict) -> dict[str, Any]:
-    specs = headless.input_specs(headless.NODES[node.type])
+    specs = headless.input_specs(headless.KNOWN_NODES[node.type])
     values: list[Any] = []
     for key, value in widgets(node).items():
         values.append(value)

@@ -1,12 +1,12 @@
 """Workflow files through the node classes without a host: read, checked whole, run."""
 
-from .graph import NODES, Graph, Link, Step, WorkflowError, input_specs, is_widget
+from .graph import KNOWN_NODES, Graph, Link, Step, WorkflowError, input_specs, is_widget
 from .graph_check import check
 from .run_graph import run, saved_images
 from .workflow_file import adds_control, from_api, parse, read_workflow, set_value
 
 __all__ = [
-    "NODES",
+    "KNOWN_NODES",
     "Graph",
     "Link",
     "Step",

@@ -8,9 +8,8 @@ from typing import Any
 from .. import NODE_CLASS_MAPPINGS
 from .stock_nodes import STOCK
 
-NODES: dict[str, type] = {**STOCK, **NODE_CLASS_MAPPINGS}
-
-
+#: Every node that there is without the host, by the name of its class.
+KNOWN_NODES: dict[str, type] = {**STOCK, **NODE_CLASS_MAPPINGS}
 WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN")
 
 

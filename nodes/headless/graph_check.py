@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .graph import (
-    NODES,
+    KNOWN_NODES,
     Graph,
     Link,
     Step,
@@ -20,11 +20,11 @@ from .graph import (
 
 def check(graph: Graph) -> list[str]:
     """The order in which to run; raises ``WorkflowError`` for the first thing that is wrong."""
-    unknown = sorted({s.type for s in graph.values() if s.type not in NODES})
+    unknown = sorted({s.type for s in graph.values() if s.type not in KNOWN_NODES})
     if unknown:
         raise WorkflowError(
             f"no such node: {', '.join(unknown)}; without ComfyUI there are "
-            f"{', '.join(sorted(NODES))}"
+            f"{', '.join(sorted(KNOWN_NODES))}"
         )
     order = ordered(graph)
     for key in order:
@@ -35,7 +35,7 @@ def check(graph: Graph) -> list[str]:
 
 
 def is_output(step: Step) -> bool:
-    return bool(getattr(NODES[step.type], "OUTPUT_NODE", False))
+    return bool(getattr(KNOWN_NODES[step.type], "OUTPUT_NODE", False))
 
 
 def ordered(graph: Graph) -> list[str]:
@@ -72,7 +72,7 @@ def links_of(step: Step) -> Iterator[tuple[str, Link]]:
 
 
 def check_step(step: Step, graph: Graph) -> None:
-    node_class = NODES[step.type]
+    node_class = KNOWN_NODES[step.type]
     specs = input_specs(node_class)
     missing = sorted(required_names(node_class) - set(step.inputs))
     if missing:
@@ -93,7 +93,7 @@ def check_step(step: Step, graph: Graph) -> None:
 
 def check_wire(step: Step, name: str, kind: Any, link: Link, graph: Graph) -> None:
     source = graph[link.node]
-    outputs = NODES[source.type].RETURN_TYPES  # type: ignore[attr-defined]
+    outputs = KNOWN_NODES[source.type].RETURN_TYPES  # type: ignore[attr-defined]
     if link.slot >= len(outputs):
         raise WorkflowError(f"{source.label} has no output {link.slot}")
     wanted = "COMBO" if isinstance(kind, list | tuple) else kind

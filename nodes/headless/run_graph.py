@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .graph import NODES, Graph, Link, Step, input_specs
+from .graph import KNOWN_NODES, Graph, Link, Step, input_specs
 from .graph_check import check
 
 
@@ -23,10 +23,10 @@ def run(graph: Graph, on_node: Callable[[Step], None] | None = None) -> dict[str
             kwargs = {
                 name: results[value.node][value.slot] if isinstance(value, Link) else value
                 for name, value in step.inputs.items()
-                if name in input_specs(NODES[step.type])
+                if name in input_specs(KNOWN_NODES[step.type])
             }
-            node = NODES[step.type]()
-            converted = getattr(node, NODES[step.type].FUNCTION)(**kwargs)  # type: ignore[attr-defined]
+            node = KNOWN_NODES[step.type]()
+            converted = getattr(node, KNOWN_NODES[step.type].FUNCTION)(**kwargs)  # type: ignore[attr-defined]
             results[key] = (
                 converted.get("result", converted) if isinstance(converted, dict) else converted
             )

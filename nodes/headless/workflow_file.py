@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .graph import (
-    NODES,
+    KNOWN_NODES,
     Graph,
     Link,
     Step,
@@ -90,7 +90,7 @@ def from_ui(data: dict) -> Graph:
             for slot in item.get("inputs", [])
             if slot.get("link") in origins
         }
-        node_class = NODES.get(step.type)
+        node_class = KNOWN_NODES.get(step.type)
         if node_class is not None:
             step.inputs |= widget_values(node_class, item, step.label)
         for name, link in wired.items():
@@ -152,6 +152,6 @@ def set_value(graph: Graph, assignment: str) -> None:
         by_name = f"{len(steps)} nodes" if steps else "no node"
         raise WorkflowError(f"--set {assignment!r}: {by_name} called {node!r}")
     name = input_name(steps[0].type, name)
-    if steps[0].type in NODES and name not in input_specs(NODES[steps[0].type]):
+    if steps[0].type in KNOWN_NODES and name not in input_specs(KNOWN_NODES[steps[0].type]):
         raise WorkflowError(f"--set {assignment!r}: {steps[0].label} has no input {name!r}")
     steps[0].inputs[name] = value

@@ -68,7 +68,7 @@ class TestWorkflowFiles:
             assert nodes[source]["outputs"][slot]["type"] == kind
             assert nodes[target]["inputs"][place]["type"] == kind
         for item in data["nodes"]:
-            node_class = headless.NODES[item["type"]]
+            node_class = headless.KNOWN_NODES[item["type"]]
             specs = headless.input_specs(node_class)
             wired = [n for n, (kind, _) in specs.items() if not headless.is_widget(kind)]
             assert [i["name"] for i in item["inputs"]] == wired
@@ -255,7 +255,7 @@ class TestSet:
 
 def test_saving_never_overwrites_and_stays_in_its_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    save = headless.NODES["SaveImage"]()
+    save = headless.KNOWN_NODES["SaveImage"]()
     picture = torch.rand(1, 16, 16, 3)
     names = [save.save(picture, "a/b")["ui"]["images"][0] for _ in range(2)]
     assert [Path(n).name for n in names] == ["b_00001.png", "b_00002.png"]

@@ -155,4 +155,4 @@ def test_merged_is_the_same_as_beside(models, loaded, tmp_path, monkeypatch):
 
 
 def test_the_nodes_are_known_to_the_headless_runner():
-    assert {"FluxLoraLoader", "FluxMergeLoras"} <= set(headless.NODES)
+    assert {"FluxLoraLoader", "FluxMergeLoras"} <= set(headless.KNOWN_NODES)
