@@ -241,7 +241,7 @@ def one_plan(
 ) -> Plan:
     """A plan with so many slots and one way to choose what stays."""
     flexible = [
-        mode in ("stream", "auto") and bool(cost.blocks)
+        mode in ("stream", "auto") and not may_as_well_stay(cost, range(len(cost.blocks)), slots)
         for mode, cost in zip(modes, costs, strict=True)
     ]
     fixed = activations
@@ -253,7 +253,7 @@ def one_plan(
     sizes = [size for cost in moved for size in cost.blocks]
     room = float(budget - fixed) if budget is not None else 0.0
     if room < sum(sizes):
-        room = max(0.0, room - sum(min(slots, len(c.blocks)) * c.largest for c in moved))
+        room = max(0.0, room - sum(ring_bytes(c, range(len(c.blocks)), slots) for c in moved))
     chosen = choose_resident(sizes, [t for cost in moved for t in cost.seconds], room, spread)
     modules: list[ModulePlan] = []
     first = 0
@@ -264,7 +264,7 @@ def one_plan(
         if streams:
             moving = [n for n in range(count) if first + n not in chosen]
             first += count
-        if len(moving) <= slots:  # as many slots as blocks: they may as well stay
+        if may_as_well_stay(cost, moving, slots):
             moving = []
         modules.append(module_plan(cost, mode, moving, slots))
         if machine is not None:
@@ -286,8 +286,18 @@ def module_plan(cost: Cost, mode: str, moving: Sequence[int], slots: int) -> Mod
         keep=mode in ("none", "auto"),
         held=held + cost.modulations * (mode == "none"),
         streamed=sum(cost.blocks[n] for n in moving),
-        ring=min(slots, len(moving)) * max((cost.blocks[n] for n in moving), default=0),
+        ring=ring_bytes(cost, moving, slots),
     )
+
+
+def ring_bytes(cost: Cost, moving: Sequence[int], slots: int) -> int:
+    """Bytes of the slots that some blocks pass through; each takes the largest of them."""
+    return min(slots, len(moving)) * max((cost.blocks[n] for n in moving), default=0)
+
+
+def may_as_well_stay(cost: Cost, moving: Sequence[int], slots: int) -> bool:
+    """Whether blocks take no more than the slots that they would pass through."""
+    return sum(cost.blocks[n] for n in moving) <= ring_bytes(cost, moving, slots)
 
 
 def pass_seconds(cost: Cost, moving: Sequence[int], slots: int, machine: Machine) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +23,7 @@ def test_plans_keep_to_their_budget_or_say_so(data):
         modes.append(data.draw(st.sampled_from(MODES)))
     budget = data.draw(st.one_of(st.none(), st.integers(0, 1500)))
     activations = data.draw(st.integers(0, 50))
-    planned_picture = make_plan(
+    plan = make_plan(
         costs,
         modes,
         OffloadPolicy(slots=data.draw(st.integers(2, 4))),
@@ -30,17 +31,17 @@ def test_plans_keep_to_their_budget_or_say_so(data):
         activations=activations,
         machine=data.draw(st.sampled_from([None, Machine(10.0, 1.0)])),
     )
-    for cost, mode, m in zip(costs, modes, planned_picture.modules, strict=True):
+    for cost, mode, m in zip(costs, modes, plan.modules, strict=True):
         held = cost.rest + sum(cost.blocks[n] for n in m.resident) + 20 * m.modulations
         assert m.held == held
         assert m.streamed == sum(b for n, b in enumerate(cost.blocks) if n not in m.resident)
         if mode in ("none", "component"):
             assert not m.streamed
-    assert planned_picture.peak == planned_picture.weights + activations
-    if budget is not None and planned_picture.fits:
-        assert planned_picture.peak <= budget
-    if not planned_picture.fits and set(modes) <= {"auto", "stream"}:
-        assert budget < planned_picture.least
+    assert plan.peak == plan.weights + activations
+    if budget is not None and plan.fits:
+        assert plan.peak <= budget
+    if not plan.fits and set(modes) <= {"auto", "stream"}:
+        assert budget < plan.least
 
 
 def test_blocks_that_stay_are_spread_where_the_link_is_short():
@@ -51,3 +52,12 @@ def test_blocks_that_stay_are_spread_where_the_link_is_short():
     assert choose_resident(sizes, times, 8, spread=False) == {0, 1, 2, 3}
     assert choose_resident(sizes, times, 16) == set(range(12))
     assert not choose_resident(sizes, times, 0)
+
+
+@pytest.mark.parametrize("blocks", [(1, 1, 2, 1), (9, 1, 1), (4, 4), (5,)])
+@pytest.mark.parametrize("mode", ["stream", "auto"])
+def test_blocks_that_take_no_more_than_their_slots_stay(blocks, mode):
+    """Slots are as large as the largest block, so that a few of them can take more than all."""
+    cost = Cost(1, blocks, 0, (1.0,) * len(blocks))
+    plan = make_plan([cost], [mode], OffloadPolicy(slots=3), budget=1 + sum(blocks), activations=0)
+    assert plan.fits and not plan.streamed and plan.peak == plan.least == 1 + sum(blocks)

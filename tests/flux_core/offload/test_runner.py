@@ -131,7 +131,7 @@ def policies(model):
         card_policy("component"),
         card_policy("stream"),
         card_policy("stream", slots=3),
-        card_policy("auto", vram_budget=int(0.7 * whole) + 30_000_000),
+        card_policy("auto", vram_budget=int(0.7 * whole) + 45_000_000),
         card_policy("auto", vram_budget=10**10),
     ]
 

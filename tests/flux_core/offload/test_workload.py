@@ -16,17 +16,17 @@ class Elsewhere:
     """Stands for ``OnHost`` where the CPU is the card: its copy is not counted."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        self.copy = tensor.detach().view(torch.int16).numpy().copy()
+        self.copy = tensor.detach().numpy().copy()
 
     def back(self) -> torch.Tensor:
-        return torch.from_numpy(self.copy).view(torch.bfloat16).clone()
+        return torch.from_numpy(self.copy).clone()
 
 
 @pytest.mark.parametrize("on_host", [False, True])
 def test_predicted_bytes_are_what_a_step_takes(on_host, card, monkeypatch):
     """Tokens enough for activations to be most of it."""
     monkeypatch.setattr("flux_core.offload.gradient_checkpointing.OnHost", Elsewhere)
-    step = Step("fp8_scaled")
+    step = Step("fp8_scaled", torch.float32)  # 16 bits are cast on some CPUs, which counts
     step.inputs = tiny_models.inputs(height=32, width=32, text=64)
     with step.lora.on(step.model):
         work = step.work(on_host)

@@ -16,10 +16,10 @@ BUDGET = 11_000_000
 class Step:
     """A step of the tiny model with a LoRA on every kind of layer."""
 
-    def __init__(self, precision: str) -> None:
+    def __init__(self, precision: str, dtype: torch.dtype = torch.bfloat16) -> None:
         model = tiny_models.flux_transformer()
         if precision != "fp32":
-            model = model.bfloat16()
+            model = model.to(dtype)
         if precision not in ("fp32", "bf16"):
             quantize(model, precision)
         self.model = model
