@@ -68,6 +68,7 @@ def clip_width(shapes: Shapes) -> int:
 
 MODEL_PREFIXES = ("", "model.diffusion_model.", "diffusion_model.")
 CLIP_G_WIDTH = 1280
+#: Of all parts but transformers, whose families have theirs.
 RULES = (
     Rule("controlnet", "native", NATIVE_QKV, MODEL_PREFIXES, is_controlnet),
     Rule(
@@ -76,10 +77,6 @@ RULES = (
         DIFFUSERS_QKV,
         MODEL_PREFIXES,
         lambda s: is_controlnet(s) and is_flux1_diffusers(s),
-    ),
-    *(
-        Rule("transformer", layout.name, layout.key, MODEL_PREFIXES, layout.fits)
-        for layout in transformer_layouts().values()
     ),
     Rule(
         "vae",
@@ -132,10 +129,14 @@ STRANGERS = (
 
 
 def find_parts(source: Source) -> list[Part]:
-    """Every part of FLUX.1 that the file holds, at most one of a kind."""
+    """Every part that the file holds, at most one of a kind."""
     shapes = source.shapes
     parts: dict[str, Part] = {}
-    for rule in RULES:
+    transformers = (
+        Rule("transformer", layout.name, layout.key, MODEL_PREFIXES, layout.fits)
+        for layout in transformer_layouts().values()
+    )
+    for rule in (*transformers, *RULES):
         for prefix in rule.prefixes:
             if prefix + rule.key in shapes and rule.kind not in parts:
                 inner = source.under(prefix).shapes

@@ -14,7 +14,6 @@ and a line in ``FAMILIES``, in front of those that share its layouts and that it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -92,9 +91,7 @@ FLUX1_LITE = replace(
 FAMILIES = (FLUX1_LITE, FLUX1_SCHNELL, FLUX1_DEV)
 
 
-def recognize(
-    layout: str, shapes: Shapes, families: Sequence[Family] = FAMILIES
-) -> tuple[Family, Any]:
+def recognize(layout: str, shapes: Shapes) -> tuple[Family, Any]:
     """Of which family a transformer is, and its configuration.
 
     Args:
@@ -103,7 +100,7 @@ def recognize(
 
     Raises ``KeyError`` for a tensor that is missing, ``ValueError`` where no family matches.
     """
-    for family in families:
+    for family in FAMILIES:
         if family.has_layout(layout):
             config = family.read_config(shapes)
             if family.matches(config):
@@ -133,10 +130,10 @@ def family_of(transformer: nn.Module) -> Family:
     raise ValueError(f"no model family has {model.config}")
 
 
-def transformer_layouts(families: Sequence[Family] = FAMILIES) -> dict[str, Layout]:
+def transformer_layouts() -> dict[str, Layout]:
     """All layouts of transformers by name; raises ``ValueError`` where two have one name."""
     layouts: dict[str, Layout] = {}
-    for family in families:
+    for family in FAMILIES:
         for layout in family.layouts:
             if layouts.setdefault(layout.name, layout) is not layout:
                 raise ValueError(f"{family.name} names a layout {layout.name!r}, as another does")

@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from flux_core import Conditioning, load_transformer
+from flux_core import CheckpointError, Conditioning, load_transformer, load_vae
+from flux_core.checkpoint.inspect import describe_file
+from flux_core.models import families
+from flux_core.models.config import Shapes
 from flux_core.models.families import (
     FAMILIES,
     FLUX1_DEV,
@@ -20,6 +23,8 @@ from flux_core.models.families import (
     recognize,
     transformer_layouts,
 )
+from flux_core.models.family import Layout
+from flux_core.models.keymaps import Recipe, Recipes
 from flux_core.models.transformer import FluxTransformer
 from flux_core.sampling.run import DrawRequest, SamplingSettings, sample
 from flux_core.sampling.sigmas import table_for
@@ -147,17 +152,6 @@ class TestWhatARecordDecides:
         for member in ("dev", "schnell", "Flex.1"):
             assert family_of(transformer(MEMBERS[member])) is MEMBERS[member].family
 
-    def test_a_configuration_is_read_by_a_family_with_the_file_s_layout(self):
-        """One that would take everything is not asked about files that are spelled otherwise."""
-        shapes = {k: v.shape for k, v in transformer(MEMBERS["dev"]).state_dict().items()}
-        layout = dataclasses.replace(FLUX1_DEV.layouts[0], name="new")
-        greedy = dataclasses.replace(
-            FLUX1_DEV, name="new", layouts=(layout,), matches=lambda config: True
-        )
-        families = (greedy, *FAMILIES)
-        assert recognize("native", shapes, families)[0] is FLUX1_DEV
-        assert recognize("new", shapes, families)[0] is greedy
-
     def test_latents_are_what_the_family_s_vae_makes(self):
         model = transformer(MEMBERS["dev"])
         text = Conditioning(
@@ -171,17 +165,80 @@ class TestWhatARecordDecides:
         model.family = dataclasses.replace(FLUX1_DEV, vae=vae)
         assert not torch.equal(sample(DrawRequest(model, text, start, settings)), drawn)
 
-    def test_unlike_layouts_have_unlike_names(self):
+    def test_unlike_layouts_have_unlike_names(self, monkeypatch):
         other = dataclasses.replace(FLUX1_DEV.layouts[0], key="blocks.0.weight")
         new = dataclasses.replace(FLUX1_DEV, name="new", layouts=(other,))
+        monkeypatch.setattr(families, "FAMILIES", (*FAMILIES, new))
         with pytest.raises(ValueError, match="new names a layout 'native', as another does"):
-            transformer_layouts((*FAMILIES, new))
-        new = dataclasses.replace(new, layouts=(dataclasses.replace(other, name="new native"),))
-        assert set(transformer_layouts((new, *FAMILIES))) == {"new native", "native", "diffusers"}
+            transformer_layouts()
 
     def test_shapes_of_no_family_name_what_is_missing(self):
         with pytest.raises(KeyError, match=r"img_in\.weight"):
             recognize("native", {})
+
+
+class OtherTransformer(FluxTransformer):
+    """Layers of its own would stand here."""
+
+
+def other_names(shapes: Shapes) -> Recipes:
+    """A key map: ``stem`` for the embedder, everything below ``net``."""
+    return {
+        name.removeprefix("net.").replace("stem.", "img_in."): Recipe((name,)) for name in shapes
+    }
+
+
+class TestANewFamily:
+    """One that lives in this test alone: another spelling, class, table of sigmas, and no CLIP."""
+
+    @pytest.fixture
+    def family(self, monkeypatch) -> Family:
+        layout = Layout("other names", "net.stem.weight", lambda shapes: True, other_names, "Other")
+        family = dataclasses.replace(
+            FLUX1_DEV,
+            name="Other",
+            layouts=(layout,),
+            matches=lambda config: True,  # of its own layout's files; it is not asked of others
+            transformer=OtherTransformer,
+            sigma_shift=0.5,
+            encoders=("t5",),
+        )
+        monkeypatch.setattr(families, "FAMILIES", (family, *FAMILIES))
+        return family
+
+    @pytest.fixture
+    def state(self) -> dict[str, Tensor]:
+        state = transformer(MEMBERS["schnell"]).state_dict()
+        return {f"net.{name.replace('img_in.', 'stem.')}": value for name, value in state.items()}
+
+    @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+    def test_its_files_load_as_its_class_and_draw_by_its_record(
+        self, family, state, prefix, tmp_path
+    ):
+        renamed = {prefix + name: value for name, value in state.items()}
+        path = tiny_models.save(renamed, tmp_path / "model.safetensors")
+        assert "transformer (other names layout" in describe_file(path)
+        model = load_transformer(path, precision="fp8_scaled")
+        assert type(model) is OtherTransformer and model.family is family
+        text = Conditioning(torch.zeros(1, 5, tiny_models.CONTEXT), None)
+        start, settings = torch.zeros(1, 16, 4, 4), SamplingSettings(steps=2)
+        drawn = sample(DrawRequest(model, text, start, settings))
+        model.family = FLUX1_SCHNELL
+        with pytest.raises(ValueError, match="no pooled CLIP vector"):
+            DrawRequest(model, text, start, settings)
+        model.family = dataclasses.replace(family, sigma_shift=0.0)
+        assert not torch.equal(sample(DrawRequest(model, text, start, settings)), drawn)
+
+    def test_other_files_stay_what_they_were(self, family, tmp_path):
+        expected = transformer(MEMBERS["schnell"])
+        path = tiny_models.save(expected.state_dict(), tmp_path / "model.safetensors")
+        model = load_transformer(path)
+        assert type(model) is FluxTransformer and model.family is FLUX1_SCHNELL
+
+    def test_its_file_in_another_part_s_place_is_told_by_its_name(self, family, state, tmp_path):
+        path = tiny_models.save(state, tmp_path / "model.safetensors")
+        with pytest.raises(CheckpointError, match="expected a FLUX.1 VAE .*, found an? Other tran"):
+            load_vae(path)
 
 
 def test_no_family_is_asked_for_by_name_elsewhere():
