@@ -51,8 +51,6 @@ class TestControl:
         flat = torch.full((1, 26, 26, 3), 0.4)
         assert torch.allclose(enlarge(flat, 3.0, blur), torch.full((1, 80, 80, 3), 0.4), atol=1e-5)
 
-
-class TestMemory:
     def test_a_controlnet_may_have_a_policy_of_its_own(self, loaded):
         node = NODE_CLASS_MAPPINGS["ControlNetUpscalerFP8"]
         values = {

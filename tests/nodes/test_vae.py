@@ -22,8 +22,6 @@ class TestVAE:
         assert loaded[2].encode(torch.rand(1, 70, 37, 4)).shape == (1, 16, 8, 4)
         assert loaded[2].spacial_compression_decode() == 8
 
-
-class TestMemory:
     def test_the_vae_decodes_in_tiles_where_the_budget_asks_for_it(self, loaded):
         latents = torch.randn(1, 16, 64, 64, generator=torch.Generator().manual_seed(0))
         whole = loaded[2].decode(latents)

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from functools import partial
-from unittest import mock
-
 import pytest
-import torch
 
-from flux_core import (
-    quantize,
-)
+from flux_core import quantize
 from flux_core.models.config import TransformerConfig
-from flux_core.offload.placement import placement_of
 from flux_core.offload.ring import Ring
 from tests import tiny_models
+from tests.flux_core.offload.cpu_as_card import CPU, placement_on_card
 
 
 @pytest.fixture(autouse=True)
@@ -29,38 +22,18 @@ def poisoned(monkeypatch):
     monkeypatch.setattr(Ring, "__init__", poison)
 
 
-CPU = torch.device("cpu")
-
-
-placement_on_card = partial(placement_of, separate=True)
-
-
 @pytest.fixture(scope="module")
 def shared_model():
+    """A transformer of which streaming saves something; opened once for a file of tests."""
     config = TransformerConfig(
         vec_in_dim=32, context_in_dim=48, hidden_size=768, depth=2, depth_single_blocks=6
     )
-    return quantize(
-        tiny_models.flux_transformer(config), "fp8_e4m3fn"
-    )  # float32: no casts to count
+    # in float32, because some CPUs cast 16 bits to it, which counts
+    return quantize(tiny_models.flux_transformer(config), "fp8_e4m3fn")
 
 
 @pytest.fixture
 def model(shared_model):
+    """The same, with nothing left on the device behind it."""
     yield shared_model
     placement_on_card(shared_model, CPU).evict()
-
-
-@pytest.fixture
-def card():
-    """The CPU stands for a card with memory of its own, and slots are poisoned when released."""
-    poisoned = mock.patch.object(
-        Ring,
-        "__init__",
-        lambda ring, *args, _new=Ring.__init__, **more: _new(
-            ring, *args[:3], poison=True, threaded=more.get("threaded")
-        ),
-    )
-    with ExitStack() as stack:
-        stack.enter_context(poisoned)
-        yield

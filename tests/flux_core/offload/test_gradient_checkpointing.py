@@ -17,7 +17,7 @@ MODES = ("none", "component", "stream", "stream, on the host", "auto")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", *FORMATS])
-def test_every_mode_gives_the_gradients_of_plain_autograd_to_the_bit(precision, card):
+def test_every_mode_gives_the_gradients_of_plain_autograd_to_the_bit(precision):
     step = Step(precision)
     with step.lora.on(step.model):
         expected = step.run()
@@ -43,7 +43,7 @@ def test_every_mode_gives_the_gradients_of_plain_autograd_to_the_bit(precision, 
     assert all(p.requires_grad for p in step.model.parameters())
 
 
-def test_drawing_while_training_is_drawing_with_the_lora(card):
+def test_drawing_while_training_is_drawing_with_the_lora():
     """Without gradients the same blocks run once, in the ring's order."""
     step = Step("fp8_scaled")
     with step.lora.on(step.model), torch.no_grad():
@@ -54,7 +54,7 @@ def test_drawing_while_training_is_drawing_with_the_lora(card):
                 assert torch.equal(step.model(**step.inputs), expected)
 
 
-def test_an_error_in_a_backward_pass_leaves_everything_as_it_was(card):
+def test_an_error_in_a_backward_pass_leaves_everything_as_it_was():
     step = Step("int8")
     with step.lora.on(step.model):
         expected = step.run()

@@ -23,7 +23,7 @@ class Elsewhere:
 
 
 @pytest.mark.parametrize("on_host", [False, True])
-def test_predicted_bytes_are_what_a_step_takes(on_host, card, monkeypatch):
+def test_predicted_bytes_are_what_a_step_takes(on_host, monkeypatch):
     """Tokens enough for activations to be most of it."""
     monkeypatch.setattr("flux_core.offload.gradient_checkpointing.OnHost", Elsewhere)
     step = Step("fp8_scaled", torch.float32)  # 16 bits are cast on some CPUs, which counts
