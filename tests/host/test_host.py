@@ -49,7 +49,9 @@ def test_pocket_workflows_give_the_headless_picture(name, server, tmp_path, monk
     assert len(here) == len(alone) > 0
     for mine, theirs in zip(alone, here, strict=True):
         # the host's ImageBlur adds in another order than its stand-in: a rounding in bfloat16
-        assert np.abs(pixels(mine) - pixels(theirs)).max() <= (4 if name == "upscale" else 1)
+        off = np.abs(pixels(mine) - pixels(theirs)) > (4 if name == "upscale" else 1)
+        # labels tell decibels, whose last digit is another one with another torch in the host
+        assert off.any(axis=-1).mean() <= (0.001 if name == "compare_precisions" else 0)
 
 
 def test_stock_vae_nodes_work_on_our_vae(server):
