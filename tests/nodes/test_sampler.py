@@ -76,4 +76,4 @@ class TestSampler:
         assert calls == [0, 1]
 
     def test_zero_latents_start_from_the_middle_of_the_standardised_range(self, loaded):
-        assert start_latents(torch.zeros(1, 4, 8, 8), loaded).shape == (1, 16, 8, 8)
+        assert start_latents(torch.zeros(1, 4, 8, 8), loaded[0]).shape == (1, 16, 8, 8)
