@@ -25,7 +25,10 @@ SLOW_DTYPES = slow_dtypes()
 
 
 def is_slow(x: Tensor, weight: Tensor) -> bool:
-    """Whether a product is slow. Of unlike dtypes it is none, and torch says so."""
+    """Whether x (..., in) and a weight (out, in) are slow to multiply.
+
+    Of unlike dtypes there is no product, and torch says so.
+    """
     return x.dtype in SLOW_DTYPES and x.device.type == "cpu" and weight.dtype == x.dtype
 
 
