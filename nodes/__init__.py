@@ -6,17 +6,17 @@ from .core_import import import_core
 import_core()
 
 from . import host
-from .calibration import FluxCalibrate, FluxMeasurePrecision
-from .control import ControlNetUpscalerFP8, FluxControlNet
-from .dataset import FluxDataset
-from .loaders import FluxLoaderFP8, FluxTransformerLoader
-from .lora import FluxLoraLoader, FluxMergeLoras
-from .pictures import FluxCompare, FluxGrid
-from .policy import FluxMemoryReport, OffloadPolicy
-from .precision import FluxPrecisionPlan, FluxSaveQuantized
+from .calibration import FluxFitCalibrate, FluxFitMeasurePrecision
+from .control import ControlNetUpscalerFP8, FluxFitControlNet
+from .dataset import FluxFitDataset
+from .loaders import FluxFitTransformerLoader, FluxLoaderFP8
+from .lora import FluxFitLoraLoader, FluxFitMergeLoras
+from .pictures import FluxFitCompare, FluxFitGrid
+from .policy import FluxFitMemoryReport, OffloadPolicy
+from .precision import FluxFitPrecisionPlan, FluxFitSaveQuantized
 from .sampler import FluxSampler
 from .text import FluxTextEncode
-from .train import FluxResumeTraining, FluxTrainLora, FluxTrainSettings
+from .train import FluxFitResumeTraining, FluxFitTrainLora, FluxFitTrainSettings
 
 host.register_pocket()
 
@@ -26,22 +26,22 @@ NODES: dict[type, str] = {
     FluxTextEncode: "FLUX Text Encode",
     FluxSampler: "FLUX Sampler",
     ControlNetUpscalerFP8: "ControlNet Upscaler FP8",
-    FluxControlNet: "FLUX ControlNet",
-    FluxLoraLoader: "FLUX LoRA Loader",
-    FluxMergeLoras: "FLUX Merge LoRAs",
+    FluxFitControlNet: "FLUX ControlNet",
+    FluxFitLoraLoader: "FLUX LoRA Loader",
+    FluxFitMergeLoras: "FLUX Merge LoRAs",
     OffloadPolicy: "Offload Policy",
-    FluxMemoryReport: "FLUX Memory Report",
-    FluxTransformerLoader: "FLUX Transformer Loader",
-    FluxMeasurePrecision: "FLUX Measure Precision",
-    FluxCalibrate: "FLUX Calibrate",
-    FluxPrecisionPlan: "FLUX Precision Plan",
-    FluxSaveQuantized: "FLUX Save Quantized",
-    FluxCompare: "FLUX Compare",
-    FluxGrid: "FLUX Grid",
-    FluxDataset: "FLUX Dataset",
-    FluxTrainSettings: "FLUX Train Settings",
-    FluxTrainLora: "FLUX Train LoRA",
-    FluxResumeTraining: "FLUX Resume Training",
+    FluxFitMemoryReport: "FLUX Memory Report",
+    FluxFitTransformerLoader: "FLUX Transformer Loader",
+    FluxFitMeasurePrecision: "FLUX Measure Precision",
+    FluxFitCalibrate: "FLUX Calibrate",
+    FluxFitPrecisionPlan: "FLUX Precision Plan",
+    FluxFitSaveQuantized: "FLUX Save Quantized",
+    FluxFitCompare: "FLUX Compare",
+    FluxFitGrid: "FLUX Grid",
+    FluxFitDataset: "FLUX Dataset",
+    FluxFitTrainSettings: "FLUX Train Settings",
+    FluxFitTrainLora: "FLUX Train LoRA",
+    FluxFitResumeTraining: "FLUX Resume Training",
 }
 NODE_CLASS_MAPPINGS = {node.__name__: node for node in NODES}
 NODE_DISPLAY_NAME_MAPPINGS = {node.__name__: name for node, name in NODES.items()}

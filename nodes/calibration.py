@@ -85,7 +85,7 @@ def observe_drawing(
     return result
 
 
-class FluxMeasurePrecision:
+class FluxFitMeasurePrecision:
     """Which layers to keep in 16 bits."""
 
     DESCRIPTION = (
@@ -152,7 +152,7 @@ class FluxMeasurePrecision:
         return plan, picture[None], plan.to_json()
 
 
-class FluxCalibrate:
+class FluxFitCalibrate:
     """One byte a weight, rounded for what the layers read."""
 
     DESCRIPTION = (
@@ -167,7 +167,7 @@ class FluxCalibrate:
     RETURN_TYPES = (FLUX_MODEL, FLUX_CONTROL)
     RETURN_NAMES = ("model", "control")
     OUTPUT_TOOLTIPS = (
-        "The quantized transformer, for FluxSampler and FluxSaveQuantized.",
+        "The quantized transformer, for FluxSampler and FluxFitSaveQuantized.",
         "The ControlNets, quantized alike.",
     )
 

@@ -72,7 +72,7 @@ def make_control(
             progress=lambda done, total: bar.update(100 * done // total),
         )
     if net.config.num_modes and mode is None:
-        raise ValueError(f"{path}: is a union ControlNet, choose a mode in FluxControlNet")
+        raise ValueError(f"{path}: is a union ControlNet, choose a mode in FluxFitControlNet")
     if net.wants_mask and mask is not None:
         image = image * (1 - as_large_as(mask, image).round())  # to paint anew: shown as black
     cond = to_pixels(image) if net.config.hint else vae.encode(image)
@@ -84,7 +84,7 @@ def as_large_as(mask: Tensor, image: Tensor) -> Tensor:
     return F.interpolate(mask.float(), image.shape[1:3], mode="bilinear").movedim(1, -1)
 
 
-class FluxControlNet:
+class FluxFitControlNet:
     """Any FLUX.1 ControlNet."""
 
     DESCRIPTION = (

@@ -26,7 +26,7 @@ class Dataset:
     folders: tuple[DataConfig, ...]
 
 
-class FluxDataset:
+class FluxFitDataset:
     """A folder of pictures with captions."""
 
     DESCRIPTION = (
@@ -40,7 +40,7 @@ class FluxDataset:
     RETURN_TYPES = (FLUX_DATASET, "IMAGE", "STRING")
     RETURN_NAMES = ("dataset", "pictures", "report")
     OUTPUT_TOOLTIPS = (
-        "For FluxTrainLora, or the next dataset.",
+        "For FluxFitTrainLora, or the next dataset.",
         "The first pictures with their captions, as they will be seen.",
         "How many there are in which sizes, and what is left out.",
     )

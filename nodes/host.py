@@ -280,7 +280,7 @@ def check_interrupt() -> None:
 
 #: What all nodes reported since the program began; the command line prints it.
 total = MemoryReport()
-#: Each part's last run; FluxMemoryReport shows it.
+#: Each part's last run; FluxFitMemoryReport shows it.
 latest = MemoryReport()
 
 

@@ -174,7 +174,7 @@ class FluxLoaderFP8:
         )
 
 
-class FluxTransformerLoader:
+class FluxFitTransformerLoader:
     """A transformer alone."""
 
     DESCRIPTION = (

@@ -34,7 +34,7 @@ def strength_input(tooltip: str) -> tuple:
     return number(1.0, -20.0, 20.0, 0.01, tooltip)
 
 
-class FluxLoraLoader:
+class FluxFitLoraLoader:
     """A LoRA beside the weights."""
 
     DESCRIPTION = (
@@ -95,7 +95,7 @@ class FluxLoraLoader:
         return (changed, text_encoders, "\n".join(str(part) for part in parts if part.matched))
 
 
-class FluxMergeLoras:
+class FluxFitMergeLoras:
     """LoRAs into the weights, as a file."""
 
     DESCRIPTION = (
@@ -114,7 +114,7 @@ class FluxMergeLoras:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "model": socket(FLUX_MODEL, "From FluxLoraLoader."),
+                "model": socket(FLUX_MODEL, "From FluxFitLoraLoader."),
                 "name": text("merged", "Written to output/diffusion_models under this name."),
                 "overwrite": toggle(False, "Whether a file of that name is replaced."),
             }
@@ -122,7 +122,7 @@ class FluxMergeLoras:
 
     def merge(self, model: FluxModel, name: str, overwrite: bool):
         if not model.loras:
-            raise ValueError("there is no LoRA on this model: wire it through FluxLoraLoader")
+            raise ValueError("there is no LoRA on this model: wire it through FluxFitLoraLoader")
         path = host.inside(host.output_folder(), f"diffusion_models/{name}.safetensors")
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists already: choose another name or overwrite")

@@ -13,7 +13,7 @@ from .wires import CATEGORY
 CELLS = 8
 
 
-class FluxCompare:
+class FluxFitCompare:
     """Two pictures and what differs."""
 
     DESCRIPTION = (
@@ -53,7 +53,7 @@ class FluxCompare:
         )
 
 
-class FluxGrid:
+class FluxFitGrid:
     """A sheet of labelled pictures."""
 
     DESCRIPTION = (

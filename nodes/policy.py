@@ -116,7 +116,7 @@ def predicted(policy: Policy) -> str:
     return f"FLUX.1-dev, fp8_scaled, 1024x1024, on this card: {planned}"
 
 
-class FluxMemoryReport:
+class FluxFitMemoryReport:
     """What the parts took when they ran last."""
 
     DESCRIPTION = (

@@ -24,12 +24,12 @@ from .wires import (
 )
 
 
-class FluxPrecisionPlan:
+class FluxFitPrecisionPlan:
     """A plan from a file."""
 
     DESCRIPTION = (
         "Opens a precision plan: a small JSON file under models/precision_plans that says which "
-        "layers have which precision. FluxMeasurePrecision makes them."
+        "layers have which precision. FluxFitMeasurePrecision makes them."
     )
     CATEGORY = CATEGORY
     FUNCTION = "load"
@@ -57,7 +57,7 @@ def plan_path(name: str) -> Path:
     return path
 
 
-class FluxSaveQuantized:
+class FluxFitSaveQuantized:
     """Weights to a file as they are held."""
 
     DESCRIPTION = (

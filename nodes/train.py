@@ -49,7 +49,7 @@ LAYERS = {
 RUNS = "training"
 
 
-class FluxTrainSettings:
+class FluxFitTrainSettings:
     """How a LoRA is trained."""
 
     DESCRIPTION = (
@@ -61,7 +61,7 @@ class FluxTrainSettings:
     SEARCH_ALIASES = ["training config", "hyperparameters"]
     RETURN_TYPES = (FLUX_TRAIN_SETTINGS, "IMAGE")
     RETURN_NAMES = ("settings", "timesteps")
-    OUTPUT_TOOLTIPS = ("For FluxTrainLora.", "Which noise levels are drawn how often.")
+    OUTPUT_TOOLTIPS = ("For FluxFitTrainLora.", "Which noise levels are drawn how often.")
 
     # long: a table of inputs
     @classmethod
@@ -210,7 +210,7 @@ TRAINED_TOOLTIPS = (
     "The model with the new LoRA on it.",
     "The loss over the steps.",
     "The last sample pictures.",
-    "The LoRA's file, in models of the output folder: FluxLoraLoader and LoraLoader list it.",
+    "The LoRA's file, in models of the output folder: FluxFitLoraLoader and LoraLoader list it.",
 )
 PARTS = {
     "model": socket(FLUX_MODEL, "The base, of any precision but fp16; stays as it is."),
@@ -219,7 +219,7 @@ PARTS = {
 }
 
 
-class FluxTrainLora:
+class FluxFitTrainLora:
     """Trains a LoRA."""
 
     DESCRIPTION = (
@@ -238,8 +238,8 @@ class FluxTrainLora:
         return {
             "required": PARTS
             | {
-                "dataset": socket(FLUX_DATASET, "From FluxDataset."),
-                "settings": socket(FLUX_TRAIN_SETTINGS, "From FluxTrainSettings."),
+                "dataset": socket(FLUX_DATASET, "From FluxFitDataset."),
+                "settings": socket(FLUX_TRAIN_SETTINGS, "From FluxFitTrainSettings."),
                 "name": text("my_lora", "Of the run, in output/training, and of the LoRA."),
                 "existing": choice(
                     ("resume", "refuse"),
@@ -311,7 +311,7 @@ class FluxTrainLora:
         return trained_with(config, model, text_encoders, vae, resume)
 
 
-class FluxResumeTraining:
+class FluxFitResumeTraining:
     """Goes on with a run."""
 
     DESCRIPTION = (

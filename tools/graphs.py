@@ -101,7 +101,7 @@ def drawing(
 def with_report(graph: Description) -> Description:
     """A drawing that shows what it took."""
     return graph | {
-        "memory": Node("FluxMemoryReport", 1560, 0, {}, {"image": ("decode", 0)}),
+        "memory": Node("FluxFitMemoryReport", 1560, 0, {}, {"image": ("decode", 0)}),
         "timeline": Node("PreviewImage", 1560, 140, {}, {"images": ("memory", 1)}),
     }
 
@@ -203,7 +203,7 @@ def compare_precisions() -> Description:
         model = ("loader", 0) if not i else (precision, 0)
         if precision in COMPARED:
             graph[precision] = Node(
-                "FluxTransformerLoader",
+                "FluxFitTransformerLoader",
                 380,
                 820 + 240 * i,
                 {"transformer": POCKET_FILES["transformer"], "precision": precision},
@@ -212,7 +212,7 @@ def compare_precisions() -> Description:
             )
         elif i:
             graph[precision] = Node(
-                "FluxCalibrate",
+                "FluxFitCalibrate",
                 380,
                 820 + 240 * i,
                 {"precision": CALIBRATED, "steps": 10},
@@ -245,7 +245,7 @@ def compare_precisions() -> Description:
         )
         shown[f"image_{i + 1}"] = (f"decode {precision}", 0)
     return graph | {
-        "grid": Node("FluxGrid", 1560, 0, {"labels": "\n".join(labels)}, shown),
+        "grid": Node("FluxFitGrid", 1560, 0, {"labels": "\n".join(labels)}, shown),
         "save": Node(
             "SaveImage",
             1560,
@@ -264,10 +264,10 @@ def train_lora() -> Description:
     """Teach the pocket model a shape that it cannot draw, and draw it without and with the LoRA."""
     parts = {"model": ("loader", 0), "text_encoders": ("loader", 1), "vae": ("loader", 2)}
     graph: Description = loader(POCKET_FILES, []) | {
-        "dataset": Node("FluxDataset", 380, 0, {"folder": "crescent", "resolution": 256}),
+        "dataset": Node("FluxFitDataset", 380, 0, {"folder": "crescent", "resolution": 256}),
         "pictures": Node("PreviewImage", 800, 0, {}, {"images": ("dataset", 1)}),
         "settings": Node(
-            "FluxTrainSettings",
+            "FluxFitTrainSettings",
             380,
             440,
             {
@@ -281,7 +281,7 @@ def train_lora() -> Description:
             },
         ),
         "train": Node(
-            "FluxTrainLora",
+            "FluxFitTrainLora",
             800,
             440,
             {
@@ -318,7 +318,7 @@ def train_lora() -> Description:
         )
     return graph | {
         "grid": Node(
-            "FluxGrid",
+            "FluxFitGrid",
             2400,
             0,
             {"labels": "before\nafter", "columns": 2},

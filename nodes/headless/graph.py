@@ -61,7 +61,31 @@ def is_widget(kind: Any) -> bool:
 #: Inputs that were called otherwise, by node; old files keep meaning what they said.
 RENAMED = {"OffloadPolicy": {"clip_mode": "clip_l_mode"}}
 
+#: Nodes that took a prefix, since the host knows one node of a name, and other packs had theirs.
+PREFIXED = (
+    "FluxCalibrate",
+    "FluxCompare",
+    "FluxControlNet",
+    "FluxDataset",
+    "FluxGrid",
+    "FluxLoraLoader",
+    "FluxMeasurePrecision",
+    "FluxMemoryReport",
+    "FluxMergeLoras",
+    "FluxPrecisionPlan",
+    "FluxResumeTraining",
+    "FluxSaveQuantized",
+    "FluxTrainLora",
+    "FluxTrainSettings",
+    "FluxTransformerLoader",
+)
+
 
 def input_name(type_: str, name: str) -> str:
     """What an input of a node is called now."""
     return RENAMED.get(type_, {}).get(name, name)
+
+
+def node_type(name: str) -> str:
+    """What a node is called now, for the name that a file has."""
+    return name.replace("Flux", "FluxFit", 1) if name in PREFIXED else name

@@ -16,6 +16,7 @@ from .graph import (
     input_name,
     input_specs,
     is_widget,
+    node_type,
 )
 
 #: UI nodes that only annotate, and modes that keep a node from running.
@@ -63,7 +64,7 @@ def from_api(data: dict[str, dict]) -> Graph:
             )
             for name, value in item.get("inputs", {}).items()
         }
-        graph[str(key)] = Step(str(key), item["class_type"], inputs)
+        graph[str(key)] = Step(str(key), node_type(item["class_type"]), inputs)
     return graph
 
 
@@ -84,7 +85,7 @@ def from_ui(data: dict) -> Graph:
         if item.get("mode", 0) == BYPASSED:
             continue
         models = item.get("properties", {}).get("models", [])
-        step = Step(key, item["type"], models=models)
+        step = Step(key, node_type(item["type"]), models=models)
         wired = {
             slot["name"]: origins[slot["link"]]
             for slot in item.get("inputs", [])
@@ -147,7 +148,7 @@ def set_value(graph: Graph, assignment: str) -> None:
     node, dot, name = target.strip().partition(".")
     if not (equals and dot):
         raise WorkflowError(f"--set {assignment!r}: expected NODE.INPUT=VALUE")
-    steps = [s for s in graph.values() if s.id == node or s.type == node]
+    steps = [s for s in graph.values() if s.id == node or s.type == node_type(node)]
     if len(steps) != 1:
         by_name = f"{len(steps)} nodes" if steps else "no node"
         raise WorkflowError(f"--set {assignment!r}: {by_name} called {node!r}")

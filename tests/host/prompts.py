@@ -53,7 +53,7 @@ def as_the_stock_sampler() -> dict[str, Any]:
 def with_lora(prompt: dict[str, Any], name: str, strength: float = 1.0) -> dict[str, Any]:
     """A prompt of ours with a LoRA between loader and sampler."""
     prompt["96"] = {
-        "class_type": "FluxLoraLoader",
+        "class_type": "FluxFitLoraLoader",
         "inputs": {
             "model": [key_of(prompt, "FluxLoaderFP8"), 0],
             "lora": name,

@@ -109,7 +109,7 @@ def test_the_host_opens_what_we_save(precision, server):
     ours[loader]["inputs"]["transformer_precision"] = precision
     ours[sampler]["inputs"]["shift"] = "host"
     ours["95"] = {
-        "class_type": "FluxSaveQuantized",
+        "class_type": "FluxFitSaveQuantized",
         "inputs": {"name": f"saved_{precision}", "overwrite": True, "model": [loader, 0]},
     }
     (a,) = server.pictures(server.run(ours))
@@ -127,7 +127,7 @@ def test_the_host_opens_a_controlnet_that_we_save(server):
     ours[upscaler]["inputs"]["precision"] = "fp8_e4m3fn"
     redraw["shift"] = "host"
     ours["95"] = {
-        "class_type": "FluxSaveQuantized",
+        "class_type": "FluxFitSaveQuantized",
         "inputs": {"name": "saved", "overwrite": True, "control": [upscaler, 0]},
     }
     expected = server.pictures(server.run(ours))[-1]
@@ -220,7 +220,7 @@ def test_the_memory_report_is_drawn(server):
     prompt = api("text_to_image")
     policy, decode = key_of(prompt, "OffloadPolicy"), key_of(prompt, "VAEDecode")
     prompt[policy]["inputs"]["slots"] = 3  # else it is known from before, and shows nothing anew
-    prompt["90"] = {"class_type": "FluxMemoryReport", "inputs": {"image": [decode, 0]}}
+    prompt["90"] = {"class_type": "FluxFitMemoryReport", "inputs": {"image": [decode, 0]}}
     prompt["91"] = {
         "class_type": "SaveImage",
         "inputs": {"images": ["90", 1], "filename_prefix": "timeline"},

@@ -96,8 +96,8 @@ def lesson(name: str, steps: int) -> dict[str, Any]:
     """The training graph, short, and the pictures drawn as the stock sampler draws them."""
     prompt = api("train_lora")
     prompt[key_of(prompt, "FluxLoaderFP8")]["inputs"]["transformer_precision"] = "fp32"
-    prompt[key_of(prompt, "FluxTrainSettings")]["inputs"] |= {"steps": steps, "batch": 1}
-    prompt[key_of(prompt, "FluxTrainLora")]["inputs"] |= {
+    prompt[key_of(prompt, "FluxFitTrainSettings")]["inputs"] |= {"steps": steps, "batch": 1}
+    prompt[key_of(prompt, "FluxFitTrainLora")]["inputs"] |= {
         "name": name,
         "sample_every": 0,
         "sample_steps": 2,
@@ -107,7 +107,7 @@ def lesson(name: str, steps: int) -> dict[str, Any]:
 
 def test_a_lora_is_trained_in_the_graph_and_opens_in_the_host_s_own_loader(server):
     prompt = lesson("short", 30)
-    train = key_of(prompt, "FluxTrainLora")
+    train = key_of(prompt, "FluxFitTrainLora")
     shown_text = server.run(prompt)["outputs"][train]["text"][0]
     path = server.base / "output" / "loras" / "short.safetensors"
     assert str(path) in shown_text and "30 steps" in shown_text and path.is_file()
@@ -127,8 +127,8 @@ def test_a_cancelled_training_goes_on_when_it_is_queued_again(server):
     whole = lesson("whole", 12)
     server.run(whole)
     long = lesson("parts", 12)
-    settings = long[key_of(long, "FluxTrainSettings")]["inputs"]
-    long[key_of(long, "FluxTrainLora")]["inputs"]["name"] = "parts"
+    settings = long[key_of(long, "FluxFitTrainSettings")]["inputs"]
+    long[key_of(long, "FluxFitTrainLora")]["inputs"]["name"] = "parts"
     run = server.base / "output" / "training" / "parts"
 
     def stop():

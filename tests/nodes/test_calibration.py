@@ -40,8 +40,8 @@ def empty(side=64):
 
 
 def measured(loaded, positive, **given):
-    values = defaults("FluxMeasurePrecision", steps=1, **given)
-    return node("FluxMeasurePrecision").measure(
+    values = defaults("FluxFitMeasurePrecision", steps=1, **given)
+    return node("FluxFitMeasurePrecision").measure(
         model=loaded[0], positive=positive, latent=empty(), **values
     )
 
@@ -74,7 +74,7 @@ class TestMeasuring:
         plan, _, _ = measured(
             loaded, positive, bits_per_weight=12.0, save_as="mine", precision="fp8_e5m2"
         )
-        assert node("FluxPrecisionPlan").load("mine.json") == (plan,)
+        assert node("FluxFitPrecisionPlan").load("mine.json") == (plan,)
         values = defaults("FluxSampler", steps=2)
         drawn = {}
         for name, options in (
@@ -82,7 +82,7 @@ class TestMeasuring:
             ("plain", {"precision": "fp8_e5m2"}),
             ("planned", {"precision": "bf16", "plan": plan}),
         ):
-            model = node("FluxTransformerLoader").load(POCKET, compute="auto", **options)[0]
+            model = node("FluxFitTransformerLoader").load(POCKET, compute="auto", **options)[0]
             drawn[name], report = node("FluxSampler").sample(
                 model=model, positive=positive, latent=empty(), **values
             )
@@ -93,7 +93,7 @@ class TestMeasuring:
         assert errors["bf16"] == 0 < errors["planned"] < errors["plain"]
 
     def test_a_quantized_model_is_refused(self, positive):
-        model = node("FluxTransformerLoader").load(POCKET, "int8", "auto")
+        model = node("FluxFitTransformerLoader").load(POCKET, "int8", "auto")
         with pytest.raises(ValueError, match="is quantized to int8.*load it so"):
             measured(model, positive)
 
@@ -102,12 +102,12 @@ class TestMeasuring:
         with pytest.raises(ValueError, match="leaves the folder"):
             measured(loaded, positive, save_as=name)
         with pytest.raises(ValueError, match="leaves the folder"):
-            node("FluxPrecisionPlan").load(name)
+            node("FluxFitPrecisionPlan").load(name)
 
 
 def calibrated(loaded, positive, **given):
-    values = defaults("FluxCalibrate", steps=2, **given)
-    return node("FluxCalibrate").calibrate(
+    values = defaults("FluxFitCalibrate", steps=2, **given)
+    return node("FluxFitCalibrate").calibrate(
         model=loaded[0], positive=positive, latent=empty(), **values
     )
 
@@ -126,7 +126,7 @@ class TestCalibrating:
         ours = {t.untyped_storage().data_ptr() for t in now.values()}
         theirs = tuned_model.transformer.state_dict().values()
         assert not any(t.untyped_storage().data_ptr() in ours for t in theirs)
-        nearest = node("FluxTransformerLoader").load(POCKET, "fp8_scaled", "auto")[0]
+        nearest = node("FluxFitTransformerLoader").load(POCKET, "fp8_scaled", "auto")[0]
         values = defaults("FluxSampler", steps=4)
         drawn = [
             node("FluxSampler").sample(model=m, positive=positive, latent=empty(), **values)[0]
@@ -134,7 +134,7 @@ class TestCalibrating:
         ]
         exact, near, far = (latent["samples"] for latent in drawn)
         assert (near - exact).norm() < 0.7 * (far - exact).norm()
-        node("FluxSaveQuantized").save("tuned", False, model=tuned_model)
+        node("FluxFitSaveQuantized").save("tuned", False, model=tuned_model)
         saved = tmp_path / "output" / "diffusion_models" / "tuned.safetensors"
         assert load_transformer(saved, precision="as_stored").state_dict().keys() == {
             *tuned_model.transformer.state_dict()
@@ -148,10 +148,10 @@ class TestCalibrating:
 
     def test_a_plan_and_a_controlnet_are_followed(self, loaded, positive):
         plan = PrecisionPlan("int8", {"single_blocks.0.linear1": "bf16"})
-        (control,) = node("FluxControlNet").make(
+        (control,) = node("FluxFitControlNet").make(
             image=torch.rand(1, 64, 64, 3),
             vae=loaded[2],
-            **defaults("FluxControlNet", controlnet=UPSCALER, precision="bf16"),
+            **defaults("FluxFitControlNet", controlnet=UPSCALER, precision="bf16"),
         )
         tuned_model, controls = calibrated(loaded, positive, plan=plan, control=control)
         assert quantized_names(tuned_model.transformer) == {"int8"}
@@ -163,6 +163,6 @@ class TestCalibrating:
         assert not quantized_names(control[0].net) and tuned.strength == control[0].strength
 
     def test_a_quantized_model_is_refused(self, positive):
-        model = node("FluxTransformerLoader").load(POCKET, "int8", "auto")
+        model = node("FluxFitTransformerLoader").load(POCKET, "int8", "auto")
         with pytest.raises(ValueError, match="is quantized to int8.*load it so"):
             calibrated(model, positive)

@@ -33,7 +33,7 @@ class TestControl:
         assert not torch.equal(plain["samples"], drawn["samples"])
 
     def test_start_after_end_is_refused(self, loaded):
-        node = NODE_CLASS_MAPPINGS["FluxControlNet"]()
+        node = NODE_CLASS_MAPPINGS["FluxFitControlNet"]()
         with pytest.raises(ValueError, match="start is 0.9, after end 0.1"):
             node.make(
                 mode="none",

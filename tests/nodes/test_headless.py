@@ -11,6 +11,7 @@ import pytest
 import torch
 from fluxfit.nodes import NODE_CLASS_MAPPINGS, headless
 from fluxfit.nodes.headless import WorkflowError
+from fluxfit.nodes.headless.graph import PREFIXED
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,9 +117,9 @@ class TestWorkflowFiles:
             for step in graph.values():
                 if step.type == "FluxSampler" and name in ("compare_precisions", "train_lora"):
                     step.inputs["steps"] = 3
-                if step.type == "FluxTrainSettings":
+                if step.type == "FluxFitTrainSettings":
                     step.inputs |= {"steps": 2, "batch": 1}
-                if step.type == "FluxTrainLora":
+                if step.type == "FluxFitTrainLora":
                     step.inputs |= {"sample_steps": 2, "name": path.replace("/", "_")}
             written[path] = headless.saved_images(headless.run(graph))
         for mine, again in zip(*written.values(), strict=True):
@@ -274,3 +275,12 @@ def test_an_input_under_its_old_name_keeps_its_value(form):
     if form == "set":
         headless.set_value(graph, "7.clip_mode=stream")
     assert graph["7"].inputs == {"mode": "auto", "clip_l_mode": "stream"}
+
+
+@pytest.mark.parametrize("name", PREFIXED)
+@pytest.mark.parametrize("form", ["api", "ui"])
+def test_a_node_under_its_old_name_is_found(form, name):
+    data = {"1": {"class_type": name, "inputs": {}}}
+    if form == "ui":
+        data = {"nodes": [{"id": 1, "type": name}], "links": []}
+    assert headless.parse(data)["1"].type in headless.KNOWN_NODES

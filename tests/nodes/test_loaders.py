@@ -65,5 +65,5 @@ def test_gguf_files_are_offered(monkeypatch, tmp_path):
     folder.mkdir(parents=True)
     (folder / "flux1-dev-Q8_0.gguf").write_bytes(b"GGUF")
     monkeypatch.setenv("FLUXFIT_MODELS", str(tmp_path / "models"))
-    specs = headless.input_specs(NODE_CLASS_MAPPINGS["FluxTransformerLoader"])
+    specs = headless.input_specs(NODE_CLASS_MAPPINGS["FluxFitTransformerLoader"])
     assert "flux1-dev-Q8_0.gguf" in specs["transformer"][0]

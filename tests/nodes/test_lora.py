@@ -77,7 +77,7 @@ def drawn(model, encoders, **options):
 
 def test_a_lora_changes_the_picture_and_only_behind_its_node(loaded):
     model, encoders = loaded
-    node = NODE_CLASS_MAPPINGS["FluxLoraLoader"]
+    node = NODE_CLASS_MAPPINGS["FluxFitLoraLoader"]
     assert "strong.safetensors" in node.INPUT_TYPES()["required"]["lora"][0]
     plain = drawn(model, encoders)
     with_lora, with_text, report_text = node().load(
@@ -101,7 +101,7 @@ def test_a_lora_changes_the_picture_and_only_behind_its_node(loaded):
 
 
 def test_a_lora_of_another_model_is_an_error_that_shows_keys(loaded):
-    node = NODE_CLASS_MAPPINGS["FluxLoraLoader"]()
+    node = NODE_CLASS_MAPPINGS["FluxFitLoraLoader"]()
     with pytest.raises(ValueError, match=r"nothing of it fits this model: found lora_unet_nothing"):
         node.load(loaded[0], "foreign.safetensors", 1.0, 1.0, True)
     with pytest.raises(FileNotFoundError, match="missing"):
@@ -113,10 +113,10 @@ def test_merged_is_the_same_as_beside(models, loaded, tmp_path, monkeypatch):
     _, encoders = loaded
     full = load_transformer(pocket_file("diffusion_models"), precision="fp32")
     model = FluxModel(full, OffloadPolicy("none"))
-    with_branch, _, _ = NODE_CLASS_MAPPINGS["FluxLoraLoader"]().load(
+    with_branch, _, _ = NODE_CLASS_MAPPINGS["FluxFitLoraLoader"]().load(
         model, "strong.safetensors", 0.3, 1.0, True
     )
-    merge = NODE_CLASS_MAPPINGS["FluxMergeLoras"]()
+    merge = NODE_CLASS_MAPPINGS["FluxFitMergeLoras"]()
     (path,) = merge.merge(with_branch, "mine", False)
     merged = load_transformer(path, precision="fp32")
     expected = drawn(with_branch, encoders)
@@ -155,4 +155,4 @@ def test_merged_is_the_same_as_beside(models, loaded, tmp_path, monkeypatch):
 
 
 def test_the_nodes_are_known_to_the_headless_runner():
-    assert {"FluxLoraLoader", "FluxMergeLoras"} <= set(headless.KNOWN_NODES)
+    assert {"FluxFitLoraLoader", "FluxFitMergeLoras"} <= set(headless.KNOWN_NODES)

@@ -30,7 +30,7 @@ class TestMemory:
     def test_the_report_shows_each_part_s_last_run(self, loaded, positive):
         latents, _ = sample(loaded, positive, empty())
         image = loaded[2].decode(latents["samples"])
-        shown = NODE_CLASS_MAPPINGS["FluxMemoryReport"]().show(image)
+        shown = NODE_CLASS_MAPPINGS["FluxFitMemoryReport"]().show(image)
         passed, drawn, shown_text = shown["result"]
         assert passed is image and drawn.shape == (1, 560, 1000, 3) and drawn.std() > 0.05
         assert (

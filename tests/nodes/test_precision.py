@@ -27,8 +27,8 @@ def folders(tmp_path, monkeypatch):
 
 class TestSaving:
     def test_each_part_goes_to_its_folder_and_opens_again(self, loaded, tmp_path):
-        model = node("FluxTransformerLoader").load(POCKET, "int8", "auto")[0]
-        report = node("FluxSaveQuantized").save(
+        model = node("FluxFitTransformerLoader").load(POCKET, "int8", "auto")[0]
+        report = node("FluxFitSaveQuantized").save(
             "mine", False, model=model, text_encoders=loaded[1]
         )["result"][0]
         assert len(report.splitlines()) == 2
@@ -41,7 +41,7 @@ class TestSaving:
         assert (tmp_path / "output" / "clip" / "mine_t5.safetensors").is_file()
 
     def test_a_file_is_not_replaced_unasked(self, loaded, tmp_path):
-        save = node("FluxSaveQuantized").save
+        save = node("FluxFitSaveQuantized").save
         save("mine", False, model=loaded[0])
         with pytest.raises(FileExistsError, match=r"mine\.safetensors exists already"):
             save("mine", False, model=loaded[0])
@@ -49,6 +49,6 @@ class TestSaving:
 
     def test_nothing_wired_and_bad_names_are_refused(self, loaded):
         with pytest.raises(ValueError, match="nothing is wired in"):
-            node("FluxSaveQuantized").save("mine", False)
+            node("FluxFitSaveQuantized").save("mine", False)
         with pytest.raises(ValueError, match="leaves the folder"):
-            node("FluxSaveQuantized").save("../../mine", False, model=loaded[0])
+            node("FluxFitSaveQuantized").save("../../mine", False, model=loaded[0])

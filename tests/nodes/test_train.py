@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from fluxfit.nodes import host
-from fluxfit.nodes.dataset import FluxDataset
+from fluxfit.nodes.dataset import FluxFitDataset
 from fluxfit.nodes.train import run_names
 
 from flux_core.train import ConfigError
@@ -41,20 +41,20 @@ def loaded():
 
 def opened(folder: str = "mine/flat", **more):
     sizes = {"resolution": 64, "bucket_step": 16}
-    return node("FluxDataset").open(**defaults("FluxDataset", folder=folder, **sizes) | more)[
+    return node("FluxFitDataset").open(**defaults("FluxFitDataset", folder=folder, **sizes) | more)[
         "result"
     ]
 
 
 def settings(**more):
-    return node("FluxTrainSettings").make(**defaults("FluxTrainSettings", steps=2) | more)[0]
+    return node("FluxFitTrainSettings").make(**defaults("FluxFitTrainSettings", steps=2) | more)[0]
 
 
 def train(loaded, dataset, train_settings, **more):
     model, encoders, vae = loaded[:3]
     given = (
         defaults(
-            "FluxTrainLora",
+            "FluxFitTrainLora",
             name="mine",
             sample_prompts="a red circle\n\n a blue one ",
             sample_every=1,
@@ -63,7 +63,7 @@ def train(loaded, dataset, train_settings, **more):
         | more
     )
     with torch.inference_mode():  # as the host does
-        return node("FluxTrainLora").train(
+        return node("FluxFitTrainLora").train(
             model, encoders, vae, dataset=dataset, settings=train_settings, **given
         )["result"]
 
@@ -78,9 +78,9 @@ def test_a_dataset_is_chosen_by_name_and_shown(working_folder):
         opened("../../secret")
     with pytest.raises(FileNotFoundError, match="no folder 'nothing'"):
         opened("nothing")
-    before = FluxDataset.IS_CHANGED("mine/flat")
+    before = FluxFitDataset.IS_CHANGED("mine/flat")
     (working_folder / "input" / "mine" / "flat" / "0.txt").write_text("another")
-    assert FluxDataset.IS_CHANGED("mine/flat") != before
+    assert FluxFitDataset.IS_CHANGED("mine/flat") != before
 
 
 def test_training_gives_a_model_with_the_lora_and_its_file(working_folder, loaded):
@@ -89,8 +89,8 @@ def test_training_gives_a_model_with_the_lora_and_its_file(working_folder, loade
     assert len(model.loras) == 1 and loss.shape[-1] == 3 and samples.shape == (2, 64, 64, 3)
     assert Path(path) == working_folder / "output" / "loras" / "mine.safetensors"
     assert "mine.safetensors" in host.model_names("loras")
-    applied = node("FluxLoraLoader").load(
-        **defaults("FluxLoraLoader", model=loaded[0], lora="mine.safetensors")
+    applied = node("FluxFitLoraLoader").load(
+        **defaults("FluxFitLoraLoader", model=loaded[0], lora="mine.safetensors")
     )
     assert applied[0].loras[0][0].layers.keys() == model.loras[0][0].layers.keys()
     again = train(loaded, dataset, settings())  # it is there already, and finished
@@ -117,13 +117,13 @@ def test_a_cancelled_run_goes_on_where_it_was(working_folder, loaded, monkeypatc
         train(loaded, dataset, settings(steps=4), name="parts")
     assert run_names() == ["parts", "whole"]
     with torch.inference_mode():
-        train_settings = node("FluxResumeTraining").resume(*loaded[:3], run="parts", steps=0)[
+        train_settings = node("FluxFitResumeTraining").resume(*loaded[:3], run="parts", steps=0)[
             "result"
         ]
     whole, parts = (Path(p).read_bytes()[-1000:] for p in (path, train_settings[3]))
     assert whole == parts
     with torch.inference_mode():
-        longer = node("FluxResumeTraining").resume(*loaded[:3], run="parts", steps=6)
+        longer = node("FluxFitResumeTraining").resume(*loaded[:3], run="parts", steps=6)
     assert "6 steps" in longer["ui"]["text"][0]
 
 
@@ -131,8 +131,8 @@ def test_what_cannot_be_trained_is_said(working_folder, loaded):
     model, encoders, vae = loaded[:3]
     dataset = opened()[0]
     *_, path = train(loaded, dataset, settings())
-    branched = node("FluxLoraLoader").load(
-        **defaults("FluxLoraLoader", model=model, lora=Path(path).name)
+    branched = node("FluxFitLoraLoader").load(
+        **defaults("FluxFitLoraLoader", model=model, lora=Path(path).name)
     )[0]
     with pytest.raises(ConfigError, match="there are LoRAs on this model"):
         train((branched, encoders, vae), dataset, settings())
