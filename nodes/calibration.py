@@ -15,6 +15,7 @@ from flux_core.report.pictures import bars
 from flux_core.sampling.run import DrawRequest, SamplingSettings, while_drawing
 
 from . import host
+from .conditioning import conditioning_of
 from .memory_manager import HostOffloadRunner
 from .sampler import start_latents
 from .widgets import STEADY, choice, free_number, integer, plan_input, socket, text
@@ -25,7 +26,6 @@ from .wires import (
     PRECISION_PLAN,
     FluxModel,
     Latent,
-    conditioning_of,
     controls_of,
 )
 

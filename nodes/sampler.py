@@ -16,6 +16,7 @@ from flux_core.sampling.samplers import SAMPLERS
 from flux_core.sampling.sigmas import SCHEDULERS, SHIFTS
 
 from . import host
+from .conditioning import conditioning_of
 from .memory_manager import HostOffloadRunner
 from .preview import preview
 from .widgets import choice, integer, number, socket
@@ -25,7 +26,6 @@ from .wires import (
     FLUX_MODEL,
     FluxModel,
     Latent,
-    conditioning_of,
     controls_of,
 )
 

@@ -9,10 +9,8 @@ from typing import TypedDict
 from torch import Tensor
 from typing_extensions import Required
 
-from flux_core import Conditioning, Control, FluxTransformer, OffloadPolicy, TextEncoders
+from flux_core import Control, FluxTransformer, OffloadPolicy, TextEncoders
 from flux_core.lora import LoraStack
-
-from . import host
 
 FLUX_MODEL = "FLUX_MODEL"
 FLUX_TEXT_ENCODERS = "FLUX_TEXT_ENCODERS"
@@ -55,26 +53,6 @@ class FluxTextEncoders:
     encoders: TextEncoders
     policy: OffloadPolicy
     loras: LoraStack = ()
-
-
-def conditioning_of(value: Sequence, name: str = "positive") -> Conditioning:
-    """Read the host's CONDITIONING; raises ``ValueError`` where it is not FLUX's."""
-    if not isinstance(value, list | tuple) or len(value) == 0:
-        raise ValueError(f"{name} is {type(value).__name__}, expected CONDITIONING")
-    if len(value) > 1:
-        host.log.warning("%s has %d entries; the first is drawn", name, len(value))
-    context, extra = value[0]
-    pooled = extra.get("pooled_output")
-    for key in ("control", "area", "mask", "reference_latents"):
-        if extra.get(key) is not None:
-            host.log.warning("%s carries %r, which FluxSampler does not read", name, key)
-    return Conditioning(
-        context,
-        pooled,
-        float(extra.get("guidance", 3.5)),
-        extra.get("concat_latent_image"),
-        extra.get("concat_mask"),
-    )
 
 
 def controls_of(value: Sequence[Control] | None) -> tuple[Control, ...]:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ..quant.products import Linear
 from ..quant.products import linear as product
 from .layers import (
+    Attention,
     Modulation,
     ModulationLayer,
     QKNorm,
@@ -84,18 +85,26 @@ class DoubleStreamBlock(Block):
         return linear, 4.0 * (image_tokens + text_tokens) ** 2 * width
 
     def forward(
-        self, img: Tensor, txt: Tensor, mods: Sequence[Modulation], rotary: tuple[Tensor, Tensor]
+        self,
+        img: Tensor,
+        txt: Tensor,
+        mods: Sequence[Modulation],
+        rotary: tuple[Tensor, Tensor],
+        mask: Tensor | None = None,
+        attend: Attention | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The image (B, L, D) and the text (B, N, D) after the block.
 
-        ``mods`` are two of the image, then two of the text, each of tensors (B, 1, D); ``rotary``
-        are cosines and sines of both, text first, each (B or 1, N + L, 1, d).
+        ``mods`` are two of the image, then two of the text, each of tensors (B, 1, D) or, by token,
+        (B, tokens, D); ``rotary`` are cosines and sines of both, text first, each
+        (B or 1, N + L, 1, d). ``mask`` over both as ``layers.attention`` has it; ``attend`` stands
+        in the place of that function.
         """
         img_mod1, img_mod2, txt_mod1, txt_mod2 = mods
         img_qkv = self.img_attn.project(img_mod1.modulate(img))
         txt_qkv = self.txt_attn.project(txt_mod1.modulate(txt))
         q, k, v = (torch.cat(pair, dim=1) for pair in zip(txt_qkv, img_qkv, strict=True))
-        joint = attention(q, k, v, rotary)
+        joint = (attend or attention)(q, k, v, rotary, mask)
         txt_out, img_out = joint.split([txt.shape[1], img.shape[1]], dim=1)
 
         img = torch.addcmul(img, img_mod1.gate, self.img_attn.proj(img_out))
@@ -140,17 +149,22 @@ class SingleStreamBlock(Block):
         return 2.0 * weights * tokens, 4.0 * tokens**2 * width
 
     def forward(
-        self, x: Tensor, mods: Sequence[Modulation], rotary: tuple[Tensor, Tensor]
+        self,
+        x: Tensor,
+        mods: Sequence[Modulation],
+        rotary: tuple[Tensor, Tensor],
+        mask: Tensor | None = None,
+        attend: Attention | None = None,
     ) -> Tensor:
         """Text and image as one sequence, (B, N + L, D), after the block.
 
-        ``mods`` is one, of tensors (B, 1, D); ``rotary`` are cosines and sines, each
-        (B or 1, N + L, 1, d).
+        ``mods`` is one, of tensors (B, 1, D) or (B, N + L, D); ``rotary`` are cosines and sines,
+        each (B or 1, N + L, 1, d). ``mask`` and ``attend`` are those of a double block.
         """
         (mod,) = mods
         qkv, hidden = split_linear(self.linear1, mod.modulate(x), self.sizes)
         q, k, v = split_heads(qkv, self.num_heads)
         q, k = self.norm(q, k)
-        joint = attention(q, k, v, rotary)
+        joint = (attend or attention)(q, k, v, rotary, mask)
         out = self.linear2(torch.cat([joint, F.gelu(hidden, approximate="tanh")], dim=-1))
         return torch.addcmul(x, mod.gate, out)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,20 @@ class Modulation(NamedTuple):
         """Normalise x (B, L, D) over D, then scale and shift it."""
         x = F.layer_norm(x, x.shape[-1:], eps=1e-6)
         return torch.addcmul(self.shift, x, 1 + self.scale)
+
+    def first(self, batch: int) -> Modulation:
+        """Of the first so many pictures, each (batch, 1, D)."""
+        return Modulation(*(part[:batch] for part in self))
+
+    def by_token(self, batch: int, tokens: int, still: int) -> Modulation:
+        """The first half of the batch for all tokens but the last ``still``, the second half for
+        those: from (2 batch, 1, D) to (batch, tokens, D)."""
+
+        def spread(part: Tensor) -> Tensor:
+            moving = part[:batch].expand(-1, tokens - still, -1)
+            return torch.cat([moving, part[batch:].expand(-1, still, -1)], dim=1)
+
+        return Modulation(*map(spread, self))
 
 
 def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
@@ -67,11 +81,40 @@ def apply_rotary(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     return torch.addcmul(wide * cos, swapped, sin).to(x.dtype)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Softmax attention over (B, L, H, d) with rotary positions; returns (B, L, H * d)."""
+class Attention(Protocol):
+    """What stands for ``attention`` where other code has a hand in it."""
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Queries, keys and values (B, L, H, d) to (B, L, H * d)."""
+        ...
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Softmax attention over (B, L, H, d) with rotary positions; returns (B, L, H * d).
+
+    ``mask`` is what is added to the logits, or booleans that say which pairs may meet: (L, L),
+    (B, L, L) or (B, 1 or H, L, L).
+    """
     q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    if mask is not None:
+        mask = mask if mask.dtype == torch.bool else mask.to(q.dtype)
+        mask = mask[:, None] if mask.ndim == 3 else mask
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return out.transpose(1, 2).flatten(2)
 
 
 class MLPEmbedder(nn.Module):
@@ -174,7 +217,13 @@ class LastLayer(nn.Module):
         self.linear = Linear(dim, out_channels)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(dim, 2 * dim))
 
-    def forward(self, x: Tensor, vec: Tensor) -> Tensor:
-        """Tokens x (B, L, D) and the vector (B, D) to (B, L, out_channels)."""
+    def forward(self, x: Tensor, vec: Tensor, still_tokens: int = 0) -> Tensor:
+        """Tokens x (B, L, D) and the vector (B, D) to (B, L, out_channels).
+
+        With ``still_tokens`` the vector is (2 B, D), its second half for the last so many tokens.
+        """
         shift, scale = self.adaLN_modulation(vec)[:, None].chunk(2, dim=-1)
-        return self.linear(Modulation(shift, scale, scale).modulate(x))
+        mod = Modulation(shift, scale, scale)
+        if still_tokens:
+            mod = mod.by_token(*x.shape[:2], still_tokens)
+        return self.linear(mod.modulate(x))

@@ -30,6 +30,7 @@ from .layers import (
     rotary_table,
     timestep_embedding,
 )
+from .patches import DOUBLE, SINGLE, BlockPatches, EmbeddedInputs, ForwardState, Tokens
 
 
 class ControlResiduals(NamedTuple):
@@ -89,10 +90,11 @@ class FluxBody(nn.Module):
         """The blocks in the order in which they run."""
         return [*self.double_blocks, *self.single_blocks]
 
-    def modulations(self, block: nn.Module, vec: Tensor) -> list[Modulation]:
-        """The modulations of one block for the vector (B, D), live or computed ahead."""
+    def modulations(self, block: nn.Module, vec: Tensor, known: bool = True) -> list[Modulation]:
+        """The modulations of one block for the vector (B, D), computed ahead where that vector is
+        the ``known`` one and somebody did, else live."""
         layers = cast(Block, block).modulation_layers()
-        if self.precomputed is not None:
+        if known and self.precomputed is not None:
             return [m for layer in layers for m in layer.split(self.precomputed.of(layer))]
         return [m for layer in layers for m in layer(vec)]
 
@@ -112,11 +114,12 @@ class FluxBody(nn.Module):
         return self.img_in.weight.dtype
 
     def embed_vector(self, timesteps: Tensor, y: Tensor, guidance: Tensor | None) -> Tensor:
-        """Timesteps (B,), pooled text (B, P) and guidance (B,) to the modulation vector (B, D)."""
+        """Timesteps (B,), pooled text (B, P) and guidance (B,) to the modulation vector (B, D).
+
+        Without guidance nothing is added for it, as ComfyUI's FluxDisableGuidance has it.
+        """
         vec = self.time_in(timestep_embedding(timesteps, 256).to(self.dtype))
-        if self.guidance_in is not None:
-            if guidance is None:
-                raise ValueError("this model is guidance-distilled: guidance (B,) is needed")
+        if self.guidance_in is not None and guidance is not None:
             vec = vec + self.guidance_in(timestep_embedding(guidance, 256).to(self.dtype))
         return vec + self.vector_in(y.to(self.dtype))
 
@@ -159,6 +162,9 @@ class FluxTransformer(FluxBody):
         y: Tensor,
         guidance: Tensor | None = None,
         control: ControlResiduals | Sequence[ControlResiduals] | None = None,
+        attention_mask: Tensor | None = None,
+        still_tokens: int = 0,
+        patches: BlockPatches | None = None,
     ) -> Tensor:
         """Predict the velocity.
 
@@ -169,31 +175,78 @@ class FluxTransformer(FluxBody):
             txt_ids: positions of the text, zeros, (N, 3) or (B, N, 3).
             timesteps: (B,) in [0, 1], 1 is pure noise.
             y: pooled CLIP output, (B, vec_in_dim).
-            guidance: (B,), e.g. 3.5; needed where the model has ``guidance_in``.
+            guidance: (B,), e.g. 3.5; None leaves it out.
             control: residuals of one ControlNet or of several, spread over the blocks.
+            attention_mask: over text and image tokens, as ``layers.attention`` has it.
+            still_tokens: the last so many image tokens are references, modulated as at time 0.
+            patches: other code around the blocks.
 
         Returns:
-            (B, L, out_channels). Raises ``ValueError`` where guidance is missing.
+            (B, L, out_channels).
         """
         vec = self.embed_vector(timesteps, y, guidance)
-        ids = torch.cat([txt_ids, img_ids], dim=-2)
-        rotary = rotary_table(ids, self.axes_dim, self.theta)
+        if still_tokens:
+            vec = torch.cat([vec, self.embed_vector(torch.zeros_like(timesteps), y, guidance)])
         img, txt = self.img_in(img.to(self.dtype)), self.txt_in(txt.to(self.dtype))
+        if patches is not None:
+            inputs = EmbeddedInputs(img, txt, img_ids, txt_ids)
+            img, txt, img_ids, txt_ids = patches.embedded(inputs)
+        rotary = rotary_table(torch.cat([txt_ids, img_ids], dim=-2), self.axes_dim, self.theta)
+        start = txt.shape[1]
+        state = ForwardState(vec, rotary, start, still_tokens, attention_mask)
         controls = [control] if isinstance(control, ControlResiduals) else control or []
 
+        def run(kind: str, index: int, block: nn.Module, tokens: Tokens) -> Tokens:
+            def itself(tokens: Tokens, state: ForwardState) -> Tokens:
+                return self.run_block(block, tokens, state, known=state.vec is vec)
+
+            if patches is None:
+                return itself(tokens, state)
+            return patches.block(kind, index, tokens, state, itself)
+
         for i, block in enumerate(self.double_blocks):
-            img, txt = block(img, txt, self.modulations(block, vec), rotary)
+            img, txt = run(DOUBLE, i, block, (img, txt))
             for c in controls:
                 if c.double:
-                    img = img + residual(c.double, i, len(self.double_blocks), c.cyclic)
-        joint, start = torch.cat([txt, img], dim=1), txt.shape[1]
+                    added = residual(c.double, i, len(self.double_blocks), c.cyclic)
+                    img = with_residual(img, 0, added)
+        joint = torch.cat([txt, img], dim=1)
         for i, block in enumerate(self.single_blocks):
-            joint = block(joint, self.modulations(block, vec), rotary)
+            (joint,) = run(SINGLE, i, block, (joint,))
             for c in controls:
                 if c.single:
                     added = residual(c.single, i, len(self.single_blocks), c.cyclic)
-                    joint = torch.cat([joint[:, :start], joint[:, start:] + added], dim=1)
-        return self.final_layer(joint[:, start:], vec)
+                    joint = with_residual(joint, start, added)
+        return self.final_layer(joint[:, start:], vec, still_tokens)
+
+    def run_block(
+        self, block: nn.Module, tokens: Tokens, state: ForwardState, known: bool = True
+    ) -> Tokens:
+        """A block's tokens after it: (img, txt) of (B, L, D) and (B, N, D), or (joint,).
+
+        ``known``: whether the modulations of ``state.vec`` may have been precomputed.
+        """
+        mods = self.modulations(block, state.vec, known)
+        batch = tokens[0].shape[0]
+        if state.still_tokens:
+            count = tokens[0].shape[1]
+            images = 2 if len(tokens) == 2 else 1
+            mods = [
+                mod.by_token(batch, count, state.still_tokens) if i < images else mod.first(batch)
+                for i, mod in enumerate(mods)
+            ]
+        more = [] if state.mask is None and state.attend is None else [state.mask, state.attend]
+        out = block(*tokens, mods, state.rotary, *more)
+        return out if isinstance(out, tuple) else (out,)
+
+
+def with_residual(tokens: Tensor, start: int, added: Tensor) -> Tensor:
+    """Tokens (B, T, D) with a residual (B, L, D) on those from ``start`` on; what follows them,
+    references, has none."""
+    if not start and added.shape[1] == tokens.shape[1]:
+        return tokens + added
+    end = start + added.shape[1]
+    return torch.cat([tokens[:, :start], tokens[:, start:end] + added, tokens[:, end:]], dim=1)
 
 
 def residual(residuals: Sequence[Tensor], index: int, blocks: int, cyclic: bool) -> Tensor:

@@ -5,29 +5,76 @@ Axis letters: B pictures, N text tokens, D and P widths, h and w latents, H and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from ..models.controlnet import FluxControlNet
 from ..offload import OffloadPolicy
+from .references import References
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """Where in the picture a prompt counts, and how much beside the others there.
+
+    ``area``: height, width, top and left, in latents where they are whole numbers and in shares of
+    the picture where ``shares``; the transformer sees that part alone. ``mask`` (1 or B, H, W) of
+    any size in [0, 1]. ``background``: it counts where the others leave room.
+    """
+
+    area: tuple[float, float, float, float] | None = None
+    shares: bool = False
+    mask: Tensor | None = None
+    mask_strength: float = 1.0
+    mask_bounds: bool = False  # the area is the mask's bounding box
+    strength: float = 1.0
+    background: bool = False
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether it is the whole picture, at full strength."""
+        plain = self.area is None and self.mask is None and not self.background
+        return plain and self.strength == 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionBias:
+    """What is added to the logits of attention, or booleans of which pairs may meet.
+
+    ``values`` (1 or B, T, T) over the text and over ``rows`` x ``columns`` tokens of an image,
+    which are stretched to those of the picture.
+    """
+
+    values: Tensor
+    rows: int
+    columns: int
 
 
 @dataclass(frozen=True)
 class Conditioning:
     """What a prompt becomes: context (1 or B, N, D), pooled (1 or B, P), distilled guidance.
 
-    ``pooled`` is None for families that read none (``models.families``).
+    ``pooled`` is None for families that read none (``models.families``); ``guidance`` None leaves
+    the distilled guidance out.
 
     Models with a wider input (Canny, Depth, Fill) read ``picture`` beside the noise: raw latents
     (1 or B, 16, h, w). Fill reads ``mask`` too, (1 or B, 1, H, W) with 1 where to paint.
+
+    ``region`` and the span from ``start`` to ``end``, shares of the schedule from 0 (noise) to 1,
+    say where and when it counts, if there are several.
     """
 
     context: Tensor
     pooled: Tensor | None
-    guidance: float = 3.5
+    guidance: float | None = 3.5
     picture: Tensor | None = None
     mask: Tensor | None = None
+    region: Region = field(default_factory=Region)
+    start: float = 0.0
+    end: float = 1.0
+    references: References | None = None
+    attention: AttentionBias | None = None
 
 
 @dataclass(frozen=True)

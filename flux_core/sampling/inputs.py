@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from .latents import pack, text_ids
@@ -13,8 +15,8 @@ def model_inputs(
     context: Tensor,
     pooled: Tensor,
     timesteps: Tensor,
-    guidance: Tensor,
-) -> dict[str, Tensor]:
+    guidance: Tensor | None,
+) -> dict[str, Any]:
     """The arguments of ``FluxTransformer.forward``, all on the device of the latents.
 
     Args:

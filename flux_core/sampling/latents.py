@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..models.config import VAEConfig
 
@@ -31,8 +32,8 @@ def image_tokens(height: int, width: int) -> int:
 
 
 def token_grid(height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of tokens for latents of so many rows and columns."""
-    return height // LATENTS_A_TOKEN, width // LATENTS_A_TOKEN
+    """Rows and columns of tokens for latents of so many rows and columns, odd ones rounded up."""
+    return -(-height // LATENTS_A_TOKEN), -(-width // LATENTS_A_TOKEN)
 
 
 def zero_latents(vae: VAEConfig, batch: int, height: int, width: int) -> Tensor:
@@ -58,23 +59,36 @@ def expand(x: Tensor, batch: int) -> Tensor:
 
 
 def pack(latents: Tensor) -> Tensor:
-    """Pack latents (B, C, h, w), sides even, to tokens (B, L, 4 C), the channel varying slowest."""
+    """Pack latents (B, C, h, w) to tokens (B, L, 4 C), the channel varying slowest.
+
+    Odd sides are padded with the row or column on the other side, as ComfyUI pads them.
+    """
+    height, width = latents.shape[-2:]
+    if height % LATENTS_A_TOKEN or width % LATENTS_A_TOKEN:
+        missing = (0, width % LATENTS_A_TOKEN, 0, height % LATENTS_A_TOKEN)
+        latents = F.pad(latents, missing, mode="circular")
     return rearrange(latents, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
 
 
 def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
     """Inverse of ``pack`` for latents of the given sides: (B, L, 4 C) to (B, C, h, w)."""
     rows, columns = token_grid(height, width)
-    return rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=rows, w=columns, p=2, q=2)
+    whole = rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=rows, w=columns, p=2, q=2)
+    return whole[..., :height, :width]
 
 
-def image_ids(height: int, width: int, index: int = 0) -> Tensor:
-    """Positions (index, row, column) of the tokens of latents: (L, 3) float32."""
+def image_ids(
+    height: int, width: int, index: float = 0, row: float = 0, column: float = 0
+) -> Tensor:
+    """Positions (index, row, column) of the tokens of latents: (L, 3) float32.
+
+    ``row`` and ``column`` are those of the first token.
+    """
     rows, columns = token_grid(height, width)
     ids = torch.zeros(rows, columns, 3)
     ids[..., 0] = index
-    ids[..., 1] += torch.arange(rows)[:, None]
-    ids[..., 2] += torch.arange(columns)[None, :]
+    ids[..., 1] += row + torch.arange(rows)[:, None]
+    ids[..., 2] += column + torch.arange(columns)[None, :]
     return ids.flatten(0, 1)
 
 

@@ -55,8 +55,9 @@ class SamplingSettings:
     """How a run goes; names and numbers are checked when it is made (``ValueError``).
 
     ``cfg``: true classifier-free guidance, 1 leaves the negative prompt out. ``sigmas`` (steps +
-    1,) stand in the place of ``steps``, ``scheduler`` and ``denoise``. ``batch_index``: which
-    picture of a larger batch each row is, so that it gets that one's noise.
+    1,) stand in the place of ``steps``, ``scheduler`` and ``denoise``; they may end above 0, and
+    another run goes on from there. ``batch_index``: which picture of a larger batch each row is, so
+    that it gets that one's noise. ``add_noise``: False goes on with latents that hold noise.
     """
 
     seed: int = 0
@@ -68,6 +69,7 @@ class SamplingSettings:
     denoise: float = 1.0
     sigmas: Tensor | None = None
     batch_index: Sequence[int] | None = None
+    add_noise: bool = True
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
@@ -83,7 +85,10 @@ class SamplingSettings:
         sigmas = self.sigmas
         if sigmas is None:
             sigmas = make_sigmas(table, self.scheduler, self.steps, self.denoise)
-        return NoiseSchedule(host_noise(shape, self.seed, self.batch_index), sigmas, table)
+        noise = torch.zeros(tuple(shape))
+        if self.add_noise:
+            noise = host_noise(shape, self.seed, self.batch_index)
+        return NoiseSchedule(noise, sigmas, table)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,41 +96,48 @@ class DrawRequest:
     """All that decides what is drawn, whoever asks for it.
 
     Args:
+        positive: one prompt, or several with their regions and spans.
         latents: raw latents (B, 16, h, w) to start from; they matter where the first sigma is below
             1 or a mask keeps a part.
-        negative: read where ``settings.cfg`` is not 1.
+        negative: read where ``settings.cfg`` is not 1; one or several as ``positive``.
         mask: (1 or B, 1, h, w) in [0, 1], 1 where to draw and 0 where to keep ``latents``.
         loras: with their strengths, beside the transformer's layers for this run.
 
-    Raises ``ValueError`` for latents of odd sides or of another VAE, and for prompts that the
-    transformer's family does not read.
+    Raises ``ValueError`` for latents of another VAE, and for prompts that the transformer's family
+    does not read.
     """
 
     transformer: FluxTransformer
-    positive: Conditioning
+    positive: Conditioning | Sequence[Conditioning]
     latents: Tensor
     settings: SamplingSettings = SamplingSettings()
-    negative: Conditioning | None = None
+    negative: Conditioning | Sequence[Conditioning] | None = None
     mask: Tensor | None = None
     controls: Sequence[Control] = ()
     loras: LoraStack = ()
 
     def __post_init__(self) -> None:
-        height, width = self.latents.shape[-2:]
-        if width % 2 or height % 2:
-            raise ValueError(
-                f"latents are {width}x{height}, sides must be even: "
-                "width and height of the picture must be multiples of 16"
-            )
         family = family_of(self.transformer)
         if self.latents.shape[1] != family.vae.z_channels:
             raise ValueError(
                 f"latents have {self.latents.shape[1]} channels, {family.name} takes "
                 f"{family.vae.z_channels}: they were encoded with another model's VAE"
             )
-        for name, prompt in (("positive", self.positive), ("negative", self.negative)):
-            if family.needs_pooled and prompt is not None and prompt.pooled is None:
+        for name, prompts in (("positive", self.positives), ("negative", self.negatives or ())):
+            if family.needs_pooled and any(prompt.pooled is None for prompt in prompts):
                 raise ValueError(f"{name} has no pooled CLIP vector: it was not encoded for FLUX.1")
+        if not self.positives:
+            raise ValueError("positive is empty, expected at least one prompt")
+
+    @property
+    def positives(self) -> list[Conditioning]:
+        """All prompts of what to draw."""
+        return as_list(self.positive)
+
+    @property
+    def negatives(self) -> list[Conditioning] | None:
+        """All prompts of what to avoid."""
+        return None if self.negative is None else as_list(self.negative)
 
     @cached_property
     def noise_schedule(self) -> NoiseSchedule:
@@ -153,15 +165,22 @@ class DrawRequest:
     @property
     def work(self) -> Work:
         """What the run takes beside the weights."""
-        guided = self.negative is not None and self.settings.cfg != 1.0
+        prompts = self.positives
+        if self.negatives is not None and self.settings.cfg != 1.0:
+            prompts = prompts + self.negatives
+        behind = max(prompt.references.tokens if prompt.references else 0 for prompt in prompts)
         return sampling_work(
             self.transformer,
             [control.net for control in self.controls],
-            image_tokens=image_tokens(*self.latents.shape[-2:]),
-            text_tokens=self.positive.context.shape[1],
+            image_tokens=image_tokens(*self.latents.shape[-2:]) + behind,
+            text_tokens=max(prompt.context.shape[1] for prompt in prompts),
             batch=len(self.latents),
-            vectors=self.steps * (2 if guided else 1),
+            vectors=self.steps * len(prompts),
         )
+
+
+def as_list(prompts: Conditioning | Sequence[Conditioning]) -> list[Conditioning]:
+    return [prompts] if isinstance(prompts, Conditioning) else list(prompts)
 
 
 def draw(
@@ -254,21 +273,24 @@ def sample(
 ) -> Tensor:
     """Draw a request with a transformer that is on the device already; ``draw`` brings it there.
 
-    Returns raw latents (B, 16, h, w), float32 on the CPU.
+    Returns raw latents (B, 16, h, w), float32 on the CPU. Where the last sigma is above 0 they hold
+    noise, scaled so that a run that adds none goes on from them.
     """
     device, settings, schedule = torch.device(device), request.settings, request.noise_schedule
     start = standardise(request.latents.float(), request.vae).to(device)
     noise, sigmas = schedule.noise.to(device), schedule.sigmas.to(device)
     denoiser = Denoiser(
         request.transformer,
-        request.positive,
-        request.negative,
+        request.positives,
+        request.negatives,
         settings.cfg,
         request.controls,
         schedule.table,
         request.latents.shape,
         device,
     )
+    if not len(sigmas):
+        return request.latents.float().cpu()
     x = sigmas[0] * noise + (1 - sigmas[0]) * start
 
     def report(step: int, _: Tensor, denoised: Tensor) -> None:
@@ -280,4 +302,6 @@ def sample(
         model = keep_outside(denoiser, request.mask.to(start), start, noise)
     with denoiser.precompute_modulations(schedule.sigmas):
         x = SAMPLERS[settings.sampler](model, x, sigmas, step_noise(x, settings.seed), report)
+    if 0 < sigmas[-1] < 1:
+        x = x / (1 - sigmas[-1])
     return destandardise(x, request.vae).cpu()

@@ -107,9 +107,12 @@ SAMPLERS: dict[str, Sampler] = {
 
 
 def step_noise(x: Tensor, seed: int) -> Noise:
-    """Fresh noise like x (B, C, h, w) for each step, drawn on the CPU in their order.
+    """Fresh noise like x (B, C, h, w) for each step, drawn in their order where x is, as the host
+    draws it.
 
-    It starts from ``seed + 1``, as the host's does on a CPU: the seed itself made the first noise.
+    On a CPU it starts from ``seed + 1``: there the seed itself made the first noise.
     """
-    generator = torch.Generator("cpu").manual_seed((seed + 1) % 2**64)
-    return lambda step: torch.randn(x.shape, generator=generator).to(x)
+    device = x.device
+    start = seed + 1 if device.type == "cpu" else seed
+    generator = torch.Generator(device).manual_seed(start % 2**64)
+    return lambda step: torch.randn(x.shape, generator=generator, device=device).to(x)

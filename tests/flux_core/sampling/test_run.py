@@ -110,8 +110,8 @@ class TestDrawing:
         ):
             with pytest.raises(ValueError, match=message):
                 SamplingSettings(**options)
-        with pytest.raises(ValueError, match="sides must be even"):
-            DrawRequest(transformer, conditioning(), torch.zeros(1, 16, 3, 4))
+        with pytest.raises(ValueError, match="positive is empty"):
+            DrawRequest(transformer, [], torch.zeros(1, 16, 4, 4))
 
 
 class TestWhatALoraChanges:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from fluxfit.nodes.wires import conditioning_of
+from fluxfit.nodes.conditioning import conditioning_of
 
 
 def test_conditioning_of_something_else_is_refused():

@@ -1,0 +1,88 @@
+"""Reference pictures (Kontext): their latents as tokens behind the image's.
+
+    offset                beside each other on a layer of their own: index 1, rows and columns moved
+    index                 each on a layer of its own: index 1, 2, ..., all at row 0 and column 0
+    uxo                   on the picture's layer, down and to the right of it (UNO, USO)
+    index_timestep_zero   as ``index``, and modulated as at time 0
+
+as ComfyUI's ReferenceLatent and FluxKontextMultiReferenceLatentMethod have them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .latents import LATENTS_A_TOKEN, expand, image_ids, pack, token_grid
+
+METHODS = ("offset", "index", "uxo", "index_timestep_zero")
+
+
+@dataclass(frozen=True, eq=False)
+class References:
+    """Raw latents (1 or B, 16, h, w) of any sizes, and how they are placed.
+
+    Raises ``ValueError`` for an unknown method.
+    """
+
+    latents: Sequence[Tensor]
+    method: str = "offset"
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(
+                f"reference method is {self.method!r}, expected one of {', '.join(METHODS)}"
+            )
+
+    @property
+    def still(self) -> bool:
+        """Whether they are modulated as at time 0."""
+        return self.method == "index_timestep_zero"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all of them."""
+        grids = (token_grid(*latent.shape[-2:]) for latent in self.latents)
+        return sum(rows * columns for rows, columns in grids)
+
+
+def places(
+    sizes: Sequence[tuple[int, int]], method: str, height: int, width: int
+) -> list[tuple[float, int, int]]:
+    """Index, row and column of each reference's first latent.
+
+    Args:
+        sizes: rows and columns of latents of each.
+        height, width: of the picture's latents.
+    """
+    found: list[tuple[float, int, int]] = []
+    down = right = 0
+    for number, (rows, columns) in enumerate(sizes):
+        if method in ("index", "index_timestep_zero"):
+            found.append((number + 1.0, 0, 0))
+        elif method == "uxo":
+            grid = token_grid(height, width)
+            found.append((0.0, grid[0] * 2 + down, grid[1] * 2 + right))
+            down, right = down + rows, right + columns
+        else:
+            row, column = (0, right) if rows + down > columns + right else (down, 0)
+            found.append((1.0, row, column))
+            down, right = max(down, rows + row), max(right, columns + column)
+    return found
+
+
+def reference_tokens(
+    latents: Sequence[Tensor], method: str, height: int, width: int, batch: int
+) -> tuple[Tensor, Tensor]:
+    """Standardised latents (1 or B, C, h, w) of some references as tokens (batch, R, 4 C) and their
+    positions (R, 3), for a picture of ``height`` x ``width`` latents."""
+    sizes = [(int(z.shape[-2]), int(z.shape[-1])) for z in latents]
+    tokens, ids = [], []
+    for z, (index, row, column) in zip(latents, places(sizes, method, height, width), strict=True):
+        tokens.append(pack(expand(z, batch)))
+        first = [(place + 1) // LATENTS_A_TOKEN for place in (row, column)]
+        ids.append(image_ids(z.shape[-2], z.shape[-1], index, *first))
+    return torch.cat(tokens, dim=1), torch.cat(ids).to(latents[0].device)

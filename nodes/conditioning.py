@@ -1,0 +1,145 @@
+"""The host's CONDITIONING as the core has it: every entry, or an error that says what is not drawn.
+
+An entry is ``[context, {...}]``. What stands in the second is read here by name; a name that nobody
+knows and that holds something is an error, since a picture would differ from what the graph says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from flux_core import Conditioning
+from flux_core.sampling.conditioning import AttentionBias, Region
+from flux_core.sampling.references import References
+
+DEFAULT_GUIDANCE = 3.5
+#: Names that are read, or that say nothing of the picture.
+READ = {
+    "pooled_output",
+    "guidance",
+    "concat_latent_image",
+    "concat_mask",
+    "area",
+    "strength",
+    "mask",
+    "mask_strength",
+    "set_area_to_bounds",
+    "start_percent",
+    "end_percent",
+    "clip_start_percent",
+    "clip_end_percent",
+    "default",
+    "reference_latents",
+    "reference_latents_method",
+    "attention_mask",
+    "attention_mask_img_shape",
+}
+#: Sizes that SDXL reads, and what nodes note for themselves.
+HARMLESS = {
+    "width",
+    "height",
+    "crop_w",
+    "crop_h",
+    "target_width",
+    "target_height",
+    "aesthetic_score",
+    "prompt_type",
+    "uuid",
+    "model_conds",
+    "cross_attn",
+    "control_apply_to_uncond",
+    "noise_augmentation",
+}
+#: What the stock samplers draw, by the node that puts it there.
+STOCK_ONLY = {
+    "control": "a stock ControlNet (ControlNetApplyAdvanced)",
+    "hooks": "hooks (LoRA schedules)",
+    "gligen": "GLIGEN",
+    "unclip_conditioning": "unCLIP",
+}
+
+
+def conditioning_of(value: object, name: str = "positive") -> list[Conditioning]:
+    """Read the host's CONDITIONING; raises ``ValueError`` where it is not FLUX's, or where it says
+    what FluxSampler does not draw."""
+    if not isinstance(value, list | tuple) or len(value) == 0:
+        raise ValueError(f"{name} is {type(value).__name__}, expected CONDITIONING")
+    return [entry_of(entry, name) for entry in value]
+
+
+def entry_of(entry: Sequence[Any], name: str) -> Conditioning:
+    """One entry; errors as ``conditioning_of``."""
+    context, extra = entry
+    for key, what in STOCK_ONLY.items():
+        if extra.get(key) is not None:
+            raise ValueError(
+                f"{name} carries {what}, which FluxSampler does not draw: wire the loader's MODEL "
+                "into a stock sampler, or use the FluxFit node for it"
+            )
+    unknown = [k for k, v in extra.items() if v is not None and k not in READ | HARMLESS]
+    if unknown:
+        raise ValueError(
+            f"{name} carries {', '.join(map(repr, unknown))}, which FluxSampler does not know: "
+            "wire the loader's MODEL into a stock sampler"
+        )
+    guidance = extra.get("guidance", DEFAULT_GUIDANCE)
+    return Conditioning(
+        context,
+        extra.get("pooled_output"),
+        None if guidance is None else float(guidance),
+        extra.get("concat_latent_image"),
+        extra.get("concat_mask"),
+        region_of(extra),
+        max(share(extra, "start_percent", 0.0), share(extra, "clip_start_percent", 0.0)),
+        min(share(extra, "end_percent", 1.0), share(extra, "clip_end_percent", 1.0)),
+        references_of(extra),
+        attention_of(extra, name),
+    )
+
+
+def share(extra: Mapping[str, Any], name: str, default: float) -> float:
+    value = extra.get(name)
+    return default if value is None else float(value)
+
+
+def region_of(extra: Mapping[str, Any]) -> Region:
+    """Where an entry counts."""
+    area, shares = extra.get("area"), False
+    if area is not None and area[0] == "percentage":
+        area, shares = area[1:], True
+    if area is not None and len(area) != 4:
+        raise ValueError(f"area has {len(area)} numbers, expected 4: it was made for videos")
+    return Region(
+        None if area is None else tuple(area),
+        shares,
+        extra.get("mask"),
+        share(extra, "mask_strength", 1.0),
+        bool(extra.get("set_area_to_bounds", False)),
+        share(extra, "strength", 1.0),
+        bool(extra.get("default", False)),
+    )
+
+
+def references_of(extra: Mapping[str, Any]) -> References | None:
+    """Reference latents, raw (1 or B, 16, h, w)."""
+    latents = extra.get("reference_latents")
+    if not latents:
+        return None
+    return References(tuple(latents), extra.get("reference_latents_method") or "offset")
+
+
+def attention_of(extra: Mapping[str, Any], name: str) -> AttentionBias | None:
+    """The attention mask over text and image tokens."""
+    mask: Tensor | None = extra.get("attention_mask")
+    shape = extra.get("attention_mask_img_shape")
+    if mask is None:
+        return None
+    if shape is None:
+        raise ValueError(
+            f"{name} has an attention_mask without attention_mask_img_shape: "
+            "it is over text alone, which FLUX.1 does not mask"
+        )
+    return AttentionBias(mask, int(shape[0]), int(shape[1]))
