@@ -25,6 +25,8 @@ from flux_core.quant import PRECISIONS, full_dtype
 from flux_core.quant.registry import FULL_PRECISIONS
 
 from . import host
+from .bridge.clip import host_clip
+from .bridge.model_patcher import host_model
 from .vae import HostVAE
 from .widgets import choice, compile_input, compute_input, plan_input, policy_input
 from .wires import (
@@ -79,12 +81,14 @@ class FluxLoaderFP8:
     CATEGORY = CATEGORY
     FUNCTION = "load"
     SEARCH_ALIASES = ["flux", "load flux", "fp8", "checkpoint"]
-    RETURN_TYPES = (FLUX_MODEL, FLUX_TEXT_ENCODERS, "VAE")
-    RETURN_NAMES = ("model", "text_encoders", "vae")
+    RETURN_TYPES = (FLUX_MODEL, FLUX_TEXT_ENCODERS, "VAE", "MODEL", "CLIP")
+    RETURN_NAMES = ("model", "text_encoders", "vae", "MODEL", "CLIP")
     OUTPUT_TOOLTIPS = (
         "The transformer, for FluxSampler.",
         "CLIP-L and T5, for FluxTextEncode.",
         "The VAE, for VAE Decode, VAE Encode and the ControlNet nodes.",
+        "The same transformer for stock nodes: KSampler, LoraLoader, guiders.",
+        "The same text encoders for stock nodes: CLIP Text Encode, LoraLoader.",
     )
 
     @classmethod
@@ -167,11 +171,9 @@ class FluxLoaderFP8:
             compile_blocks(model)
         tokenizers = Tokenizers.load(*tokenizer_folders(paths["clip_l"], paths["t5"]))
         encoders = TextEncoders(clip, t5_model, tokenizers)
-        return (
-            FluxModel(model, policy, preview_factors(path)),
-            FluxTextEncoders(encoders, policy),
-            HostVAE(vae_model, policy),
-        )
+        flux = FluxModel(model, policy, preview_factors(path))
+        texts = FluxTextEncoders(encoders, policy)
+        return (flux, texts, HostVAE(vae_model, policy), host_model(flux), host_clip(texts))
 
 
 class FluxFitTransformerLoader:
@@ -184,9 +186,12 @@ class FluxFitTransformerLoader:
     CATEGORY = CATEGORY
     FUNCTION = "load"
     SEARCH_ALIASES = ["flux", "unet loader", "diffusion model", "gguf"]
-    RETURN_TYPES = (FLUX_MODEL,)
-    RETURN_NAMES = ("model",)
-    OUTPUT_TOOLTIPS = ("The transformer, for FluxSampler.",)
+    RETURN_TYPES = (FLUX_MODEL, "MODEL")
+    RETURN_NAMES = ("model", "MODEL")
+    OUTPUT_TOOLTIPS = (
+        "The transformer, for FluxSampler.",
+        "The same for stock nodes: KSampler, LoraLoader, guiders.",
+    )
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -227,7 +232,8 @@ class FluxFitTransformerLoader:
             )
         if compile:
             compile_blocks(model)
-        return (FluxModel(model, policy, preview_factors(path)),)
+        flux = FluxModel(model, policy, preview_factors(path))
+        return (flux, host_model(flux))
 
 
 def share(bar: host.Progress, start: int, length: int):

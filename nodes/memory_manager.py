@@ -28,9 +28,10 @@ _patchers: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary
 class Handle(nn.Module):
     """What stands for a part where the host expects a model."""
 
-    def __init__(self, part: nn.Module) -> None:
-        super().__init__()
-        self.name = type(part).__name__
+
+def handle_of(part: nn.Module) -> Handle:
+    """A handle of a class that is called as the part is: the host's log says that name."""
+    return type(type(part).__name__, (Handle,), {})()
 
 
 @cache
@@ -40,10 +41,18 @@ def patcher_class() -> type:
     assert model_patcher is not None
 
     class PartPatcher(model_patcher.ModelPatcher):
-        """A part for the host: ``wanted`` is what its next run would have on the device."""
+        """A part for the host, and all clones of it."""
 
         part: weakref.ref[nn.Module] | None = None
-        wanted: ModulePlan | None = None
+
+        @property
+        def wanted(self) -> ModulePlan | None:
+            """What the part's next run would have on the device."""
+            return getattr(self.model, "wanted", None)
+
+        @wanted.setter
+        def wanted(self, plan: ModulePlan | None) -> None:
+            self.model.wanted = plan
 
         @property
         def placement(self) -> Placement | None:
@@ -96,9 +105,22 @@ def patcher_of(module: nn.Module, device: torch.device) -> Any:
     """The host's patcher of a part, made once."""
     wrapped = _patchers.get(module)
     if wrapped is None or wrapped.load_device != device:
-        wrapped = patcher_class()(Handle(module), device, torch.device("cpu"), size=1)
+        wrapped = patcher_class()(handle_of(module), device, torch.device("cpu"), size=1)
         wrapped.part = weakref.ref(module)
         _patchers[module] = wrapped
+    return wrapped
+
+
+def set_patcher(module: nn.Module, make: Callable[[torch.device], Any]) -> Any:
+    """The patcher of a part that has one of a class of its own, made once by ``make``.
+
+    It must not hold the part, which holds it.
+    """
+    device = host.device()
+    wrapped = _patchers.get(module)
+    if wrapped is None or wrapped.load_device != device or isinstance(wrapped.model, Handle):
+        wrapped = _patchers[module] = make(device)
+        wrapped.part = weakref.ref(module)
     return wrapped
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import cast
 
@@ -21,20 +21,33 @@ from .match import linears_of, match_lora
 LoraStack = Sequence[tuple[Lora, float]]
 
 
-class Branches:
-    """The branches of one model for one set of LoRAs, whatever their strengths."""
+#: What is added to layers, and what norms become, by layer; each with the number of its strength.
+Numbered = tuple[dict[str, list[tuple[int, Delta]]], dict[str, list[tuple[int, Tensor]]]]
 
-    def __init__(self, module: nn.Module, loras: Sequence[Lora]) -> None:
-        self.loras = tuple(loras)
+
+def numbered_deltas(module: nn.Module, loras: Sequence[Lora]) -> Numbered:
+    """What LoRAs add to a model's layers, numbered in their order."""
+    deltas: dict[str, list[tuple[int, Delta]]] = {}
+    norms: dict[str, list[tuple[int, Tensor]]] = {}
+    for number, lora in enumerate(loras):
+        matched = match_lora(lora, module)
+        for name, of_layer in matched.deltas.items():
+            deltas.setdefault(name, []).extend((number, delta) for delta in of_layer)
+        for name, value in matched.norms.items():
+            norms.setdefault(name, []).append((number, value))
+    return deltas, norms
+
+
+class Branches:
+    """The branches of one model for one set of deltas, whatever their strengths.
+
+    ``sources`` are what they were made of; they are made anew where another is among them.
+    """
+
+    def __init__(self, module: nn.Module, sources: Sequence[object], numbered: Numbered) -> None:
+        self.sources = tuple(sources)
         layers = linears_of(module)
-        deltas: dict[str, list[tuple[int, Delta]]] = {}
-        norms: dict[str, list[tuple[int, Tensor]]] = {}
-        for number, lora in enumerate(loras):
-            matched = match_lora(lora, module)
-            for name, of_layer in matched.deltas.items():
-                deltas.setdefault(name, []).extend((number, delta) for delta in of_layer)
-            for name, value in matched.norms.items():
-                norms.setdefault(name, []).append((number, value))
+        deltas, norms = numbered
         self.branches: dict[str, Branch] = {}
         with torch.inference_mode(False), torch.no_grad():
             for name, of_layer in deltas.items():
@@ -46,7 +59,7 @@ class Branches:
         self.strengths: tuple[float, ...] = ()
 
     def set_strengths(self, strengths: Sequence[float]) -> None:
-        """Give the LoRAs strengths, in their order; only numbers change."""
+        """Give the deltas strengths, in their order; only numbers change."""
         if tuple(strengths) == self.strengths:
             return
         with torch.inference_mode(False), torch.no_grad():
@@ -69,6 +82,17 @@ def dtype_of(layer: Layer, module: nn.Module) -> torch.dtype:
     return next(floats, torch.bfloat16)
 
 
+def branches_for(
+    module: nn.Module, sources: Sequence[object], numbered: Callable[[], Numbered]
+) -> Branches:
+    """The branches of a model for what they are made of; those of the last run where that was the
+    same, else made of what ``numbered`` gives."""
+    branches = _branches.get(module)
+    if branches is None or list(map(id, branches.sources)) != list(map(id, sources)):
+        branches = _branches[module] = Branches(module, sources, numbered())
+    return branches
+
+
 @contextmanager
 def lora_applied(module: nn.Module, stack: LoraStack) -> Iterator[int]:
     """LoRAs are beside a model's layers inside the block of this ``with``; gives how many layers.
@@ -81,10 +105,15 @@ def lora_applied(module: nn.Module, stack: LoraStack) -> Iterator[int]:
         yield 0
         return
     loras = [lora for lora, _ in stack]
-    branches = _branches.get(module)
-    if branches is None or list(map(id, branches.loras)) != list(map(id, loras)):
-        branches = _branches[module] = Branches(module, loras)
+    branches = branches_for(module, loras, lambda: numbered_deltas(module, loras))
     branches.set_strengths([strength for _, strength in stack])
+    with attached(module, branches) as count:
+        yield count
+
+
+@contextmanager
+def attached(module: nn.Module, branches: Branches) -> Iterator[int]:
+    """Branches are beside a model's layers inside the block; gives how many layers."""
     layers = {name: module.get_submodule(name) for name in branches.branches}
     try:
         for name, branch in branches.branches.items():

@@ -48,6 +48,15 @@ class Placement:
         self.modulations = [HostWeights(layer, set()) for layer in modulations_of(module)]
         #: LoRAs' branches of each block, and of the rest; they are there for a run alone
         self.branches: dict[HostWeights, HostWeights] = {}
+        #: what blocks pass through while the module computes
+        self.ring: Ring | None = None
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Numbers of what is attached to the blocks may change inside, also in the middle of a run,
+        between two calls of the module."""
+        with nullcontext() if self.ring is None else self.ring.changing():
+            yield
 
     @property
     def module(self) -> nn.Module:
@@ -147,7 +156,7 @@ class Placement:
                 attached[weights].onload(self.device, self.separate)
             moving = [number for number in range(len(self.blocks)) if number not in resident]
             if moving:
-                ring = self.new_ring(
+                ring = self.ring = self.new_ring(
                     [self.blocks[i] for i in moving], attached, slots, poison, training
                 )
                 forwards |= self.streamed_forwards(moving, ring, training)
@@ -163,6 +172,7 @@ class Placement:
                 owner.forward = forward
             yield ring
         finally:
+            self.ring = None
             for owner in forwards:
                 owner.__dict__.pop("forward", None)
             for weights in attached.values():

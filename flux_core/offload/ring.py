@@ -174,6 +174,18 @@ class Ring:
                 slot.used.record(torch.cuda.current_stream(self.device))
             self.fetch(slot)
 
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """What waits on the host may change inside the block of this ``with``, between two passes:
+        what was copied of it already is copied again."""
+        for slot in self.slots:
+            if slot.filling is not None:
+                slot.filling.result()
+            if slot.copied is not None:
+                slot.copied.synchronize()
+        yield
+        self.restart(0)
+
     def wait(self) -> None:
         """Wait until all copies so far are under way."""
         for slot in self.slots:

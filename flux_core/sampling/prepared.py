@@ -85,10 +85,15 @@ class PreparedPrompt:
 
 
 def sigma_at(table: SigmaTable, share: float) -> float:
-    """The sigma at a share of the schedule, from 0 (noise) to 1."""
+    """The sigma at a share of the schedule, from 0 (noise) to 1.
+
+    Made in float64 and rounded once, as the host makes it: a step may lie exactly there.
+    """
     if share <= 0:
         return 1.0
-    return 0.0 if share >= 1 else float(table.sigma(torch.tensor(1.0 - share)))
+    if share >= 1:
+        return 0.0
+    return float(table.sigma(torch.tensor(1.0 - share, dtype=torch.float64)).float())
 
 
 def prepare_prompt(
