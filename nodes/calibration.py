@@ -211,4 +211,4 @@ class FluxFitCalibrate:
             of = precision if plan is None or module is not model.transformer else plan
             calibrated[module] = calibrated_copy(module, of, of_inputs, host.device())
         tuned = tuple(replace(c, net=calibrated.get(c.net, c.net)) for c in controls)
-        return replace(model, transformer=calibrated[model.transformer]), tuned
+        return replace(model, module=calibrated[model.module], compute=None), tuned

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flux_core import Control, OffloadPolicy, load_controlnet
+from flux_core import Control, FluxControlNet, OffloadPolicy, load_controlnet
 from flux_core.models.controlnet import UNION_MODES
 from flux_core.sampling.images import to_pixels
 
 from . import host
 from .loaders import PRECISION_CHOICES, PRECISION_HELP
 from .vae import HostVAE
+from .weights import OpenedByNode, Wanted, weights_key
 from .widgets import choice, compute_input, number, policy_input, socket
 from .wires import CATEGORY, FLUX_CONTROL, controls_of
 
@@ -47,7 +49,28 @@ def optional_inputs() -> dict[str, Any]:
     }
 
 
+class OpenedControl(OpenedByNode):
+    """A node's net, and the picture that was encoded for it last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.about: tuple[object, ...] = ()
+        self.cond: Tensor | None = None
+
+    def encoded(self, net: FluxControlNet, vae: HostVAE, image: Tensor) -> Tensor:
+        """Pictures (B, H, W, 3) as a net wants them: pixels or latents; the same ones once."""
+        hint = bool(net.config.hint)
+        about = (hint, None if hint else vae.first_stage_model)
+        known = len(self.about) == 3 and self.about[:2] == about
+        if not known or not torch.equal(cast(Tensor, self.about[2]), image):
+            self.cond = to_pixels(image) if hint else vae.encode(image)
+            self.about = (*about, image)
+        assert self.cond is not None
+        return self.cond
+
+
 def make_control(
+    opened: OpenedControl,
     vae: HostVAE,
     image: Tensor,
     controlnet: str,
@@ -65,18 +88,22 @@ def make_control(
         raise ValueError(f"start is {start}, after end {end}")
     path = host.model_path(controlnet, FOLDER)
     with host.progress(100, "loading ControlNet") as bar:
-        net = load_controlnet(
-            path,
-            precision=precision,
-            compute=compute,
-            progress=lambda done, total: bar.update(100 * done // total),
+        net = opened.one(
+            Wanted(
+                weights_key("controlnet", path, precision),
+                lambda: load_controlnet(
+                    path,
+                    precision=precision,
+                    progress=lambda done, total: bar.update(100 * done // total),
+                ),
+            )
         )
     if net.config.num_modes and mode is None:
         raise ValueError(f"{path}: is a union ControlNet, choose a mode in FluxFitControlNet")
     if net.wants_mask and mask is not None:
         image = image * (1 - as_large_as(mask, image).round())  # to paint anew: shown as black
-    cond = to_pixels(image) if net.config.hint else vae.encode(image)
-    return Control(net, cond, strength, start, end, mode, mask, policy)
+    cond = opened.encoded(net, vae, image)
+    return Control(net, cond, strength, start, end, mode, mask, policy, compute)
 
 
 def as_large_as(mask: Tensor, image: Tensor) -> Tensor:
@@ -96,6 +123,9 @@ class FluxFitControlNet:
     RETURN_TYPES = (FLUX_CONTROL,)
     RETURN_NAMES = ("control",)
     OUTPUT_TOOLTIPS = ("For FluxSampler, or for the next ControlNet node.",)
+
+    def __init__(self) -> None:
+        self.opened = OpenedControl()
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -122,7 +152,7 @@ class FluxFitControlNet:
         number = None if mode == NO_MODE else UNION_MODES[mode]
         if mask is not None:
             mask = mask.reshape(-1, 1, *mask.shape[-2:])
-        made_control = make_control(**common, mode=number, mask=mask)
+        made_control = make_control(self.opened, **common, mode=number, mask=mask)
         return ((*controls_of(control), made_control),)
 
 
@@ -144,6 +174,9 @@ class ControlNetUpscalerFP8:
         "The enlarged picture as latents: the size, and a start for denoise below 1.",
         "The enlarged picture itself, to compare with.",
     )
+
+    def __init__(self) -> None:
+        self.opened = OpenedControl()
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -176,7 +209,7 @@ class ControlNetUpscalerFP8:
     ):
         enlarged = enlarge(image, upscale_factor, tile_blur)
         vae: HostVAE = common["vae"]
-        made_control = make_control(image=enlarged, **common)
+        made_control = make_control(self.opened, image=enlarged, **common)
         latent = vae.encode(enlarged) if made_control.net.config.hint else made_control.cond
         return ((*controls_of(control), made_control), {"samples": latent}, enlarged)
 

@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import json
+import weakref
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from flux_core import (
+    FluxTransformer,
     OffloadPolicy,
     PrecisionPlan,
     TextEncoders,
-    compile_blocks,
     load_clip_l,
     load_t5,
     load_transformer,
     load_vae,
 )
-from flux_core.checkpoint.build import AS_STORED
+from flux_core.checkpoint.build import AS_STORED, Progress
 from flux_core.checkpoint.load import find_tokenizers
 from flux_core.checkpoint.reader import open_source
 from flux_core.models.text_encoders import Tokenizers
-from flux_core.quant import PRECISIONS, full_dtype
+from flux_core.quant import PRECISIONS, Precision, full_dtype
 from flux_core.quant.registry import FULL_PRECISIONS
 
 from . import host
 from .bridge.clip import host_clip
 from .bridge.model_patcher import host_model
 from .vae import HostVAE
+from .weights import OpenedByNode, Wanted, weights_key
 from .widgets import choice, compile_input, compute_input, plan_input, policy_input
 from .wires import (
     CATEGORY,
@@ -70,6 +74,16 @@ def choices(part: str) -> list[str]:
     return names if part == "transformer" else [*names, SAME_FILE]
 
 
+class OpenedParts(OpenedByNode):
+    """What the loader opened."""
+
+    def text_encoders(self, wanted: Mapping[str, Wanted], clip_l: Path, t5: Path) -> TextEncoders:
+        """Both encoders, open already, with their tokenizers."""
+        tokenizers = Tokenizers.load(*tokenizer_folders(clip_l, t5))
+        encoders = (self.values[wanted[part].key] for part in ("clip_l", "t5"))
+        return TextEncoders(*encoders, tokenizers)
+
+
 class FluxLoaderFP8:
     """FLUX.1 from its files."""
 
@@ -90,6 +104,9 @@ class FluxLoaderFP8:
         "The same transformer for stock nodes: KSampler, LoraLoader, guiders.",
         "The same text encoders for stock nodes: CLIP Text Encode, LoraLoader.",
     )
+
+    def __init__(self) -> None:
+        self.opened = OpenedParts()
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -147,33 +164,46 @@ class FluxLoaderFP8:
             for part, name in (("clip_l", clip_l), ("t5", t5), ("vae", vae))
         }
         with host.progress(400, "loading FLUX.1") as bar:
-            clip = load_clip_l(
-                paths["clip_l"], precision=clip_l_precision, progress=share(bar, 0, 20)
+            wanted = {
+                "clip_l": Wanted(
+                    weights_key("clip_l", paths["clip_l"], clip_l_precision),
+                    lambda: load_clip_l(
+                        paths["clip_l"], precision=clip_l_precision, progress=share(bar, 0, 20)
+                    ),
+                ),
+                "t5": Wanted(
+                    weights_key("t5", paths["t5"], t5_precision),
+                    lambda: load_t5(
+                        paths["t5"],
+                        precision=t5_precision,
+                        ram_budget=budget,
+                        progress=share(bar, 20, 120),
+                    ),
+                ),
+                "transformer": wanted_transformer(
+                    path, plan or transformer_precision, budget, share(bar, 140, 240)
+                ),
+                "vae": Wanted(
+                    weights_key("vae", paths["vae"], vae_precision),
+                    lambda: load_vae(
+                        paths["vae"], dtype=full_dtype(vae_precision), progress=share(bar, 380, 20)
+                    ),
+                ),
+            }
+            wanted["encoders"] = Wanted(
+                ("encoders", wanted["clip_l"].key, wanted["t5"].key),
+                lambda: self.opened.text_encoders(wanted, paths["clip_l"], paths["t5"]),
             )
-            t5_model = load_t5(
-                paths["t5"],
-                precision=t5_precision,
-                compute=compute,
-                ram_budget=budget,
-                progress=share(bar, 20, 120),
-            )
-            model = load_transformer(
-                path,
-                precision=plan or transformer_precision,
-                compute=compute,
-                ram_budget=budget,
-                progress=share(bar, 140, 240),
-            )
-            vae_model = load_vae(
-                paths["vae"], dtype=full_dtype(vae_precision), progress=share(bar, 380, 20)
-            )
-        if compile:
-            compile_blocks(model)
-        tokenizers = Tokenizers.load(*tokenizer_folders(paths["clip_l"], paths["t5"]))
-        encoders = TextEncoders(clip, t5_model, tokenizers)
-        flux = FluxModel(model, policy, preview_factors(path))
-        texts = FluxTextEncoders(encoders, policy)
-        return (flux, texts, HostVAE(vae_model, policy), host_model(flux), host_clip(texts))
+            parts = self.opened.get(wanted)
+        flux = FluxModel(
+            parts["transformer"],
+            policy,
+            preview_factors(parts["transformer"], path),
+            compute=compute,
+            compiled=compile,
+        )
+        texts = FluxTextEncoders(parts["encoders"], policy, compute=compute)
+        return (flux, texts, HostVAE(parts["vae"], policy), host_model(flux), host_clip(texts))
 
 
 class FluxFitTransformerLoader:
@@ -192,6 +222,9 @@ class FluxFitTransformerLoader:
         "The transformer, for FluxSampler.",
         "The same for stock nodes: KSampler, LoraLoader, guiders.",
     )
+
+    def __init__(self) -> None:
+        self.opened = OpenedByNode()
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -223,17 +256,25 @@ class FluxFitTransformerLoader:
         policy = policy or OffloadPolicy()
         path = host.model_path(transformer, *PLACES["transformer"])
         with host.progress(100, "loading the transformer") as bar:
-            model = load_transformer(
-                path,
-                precision=plan or precision,
-                compute=compute,
-                ram_budget=policy.host_budget,
-                progress=share(bar, 0, 100),
+            model = self.opened.one(
+                wanted_transformer(path, plan or precision, policy.host_budget, share(bar, 0, 100))
             )
-        if compile:
-            compile_blocks(model)
-        flux = FluxModel(model, policy, preview_factors(path))
+        flux = FluxModel(
+            model, policy, preview_factors(model, path), compute=compute, compiled=compile
+        )
         return (flux, host_model(flux))
+
+
+def wanted_transformer(
+    path: Path, precision: Precision, ram_budget: int | None, progress: Progress
+) -> Wanted:
+    """A transformer's weights, for ``OpenedByNode``."""
+    return Wanted(
+        weights_key("transformer", path, precision),
+        lambda: load_transformer(
+            path, precision=precision, ram_budget=ram_budget, progress=progress
+        ),
+    )
 
 
 def share(bar: host.Progress, start: int, length: int):
@@ -252,7 +293,12 @@ def tokenizer_folders(clip_l: Path, t5: Path) -> tuple[Path, Path]:
         return shipped
 
 
-def preview_factors(path: Path):
-    """Preview factors that a transformer's file brings along."""
-    text = open_source(path).metadata.get(PREVIEW_KEY)
-    return None if text is None else torch.tensor(json.loads(text))
+_previews: weakref.WeakKeyDictionary[FluxTransformer, Tensor | None] = weakref.WeakKeyDictionary()
+
+
+def preview_factors(model: FluxTransformer, path: Path) -> Tensor | None:
+    """Preview factors (17, 3) that a transformer's file brings along, read once a model."""
+    if model not in _previews:
+        text = open_source(path).metadata.get(PREVIEW_KEY)
+        _previews[model] = None if text is None else torch.tensor(json.loads(text))
+    return _previews[model]

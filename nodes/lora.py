@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,22 +11,16 @@ from flux_core.lora import Lora, load_lora, match_lora, merge_loras
 from flux_core.lora.match import refuse_unmatched
 
 from . import host
+from .weights import OpenedByNode, Wanted, weights_key
 from .widgets import choice, number, socket, text, toggle
 from .wires import CATEGORY, FLUX_MODEL, FLUX_TEXT_ENCODERS, FluxModel, FluxTextEncoders
 
 FOLDER = "loras"
-_opened: weakref.WeakValueDictionary[tuple[str, int, int], Lora] = weakref.WeakValueDictionary()
 
 
-def open_lora(path: Path) -> Lora:
-    """A LoRA; the one that is in use already where the file is the same, so that another strength
-    finds it prepared."""
-    about = path.stat()
-    key = (str(path), about.st_mtime_ns, about.st_size)
-    opened_before = _opened.get(key)
-    if opened_before is None:
-        opened_before = _opened[key] = load_lora(path)
-    return opened_before
+def wanted_lora(path: Path) -> Wanted:
+    """A LoRA's file, for ``OpenedByNode``: another strength finds it prepared."""
+    return Wanted(weights_key("lora", path, ""), lambda: load_lora(path))
 
 
 def strength_input(tooltip: str) -> tuple:
@@ -52,6 +45,9 @@ class FluxFitLoraLoader:
         "For FluxTextEncode; what was wired in, with the LoRA where it has layers for them.",
         "Which tensors were applied, and which not.",
     )
+
+    def __init__(self) -> None:
+        self.opened = OpenedByNode()
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -81,7 +77,7 @@ class FluxFitLoraLoader:
     ):
         if not on:
             return (model, text_encoders, f"{lora}: off")
-        opened = open_lora(host.model_path(lora, FOLDER))
+        opened: Lora = self.opened.one(wanted_lora(host.model_path(lora, FOLDER)))
         parts = [match_lora(opened, model.transformer)]
         if text_encoders is not None:
             encoders = text_encoders.encoders

@@ -9,7 +9,14 @@ from typing import TypedDict
 from torch import Tensor
 from typing_extensions import Required
 
-from flux_core import Control, FluxTransformer, OffloadPolicy, TextEncoders
+from flux_core import (
+    Control,
+    FluxTransformer,
+    OffloadPolicy,
+    TextEncoders,
+    compile_blocks,
+    set_compute,
+)
 from flux_core.lora import LoraStack
 
 FLUX_MODEL = "FLUX_MODEL"
@@ -19,6 +26,7 @@ OFFLOAD_POLICY = "OFFLOAD_POLICY"
 PRECISION_PLAN = "PRECISION_PLAN"
 FLUX_DATASET = "FLUX_DATASET"
 FLUX_TRAIN_SETTINGS = "FLUX_TRAIN_SETTINGS"
+COMPILER = "inductor"
 CATEGORY = "FluxFit"
 TRAINING = f"{CATEGORY}/training"
 
@@ -38,21 +46,44 @@ class Latent(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class FluxModel:
-    """A transformer and where it may live; cheap to copy, weights are shared."""
+    """A transformer and where it may live; cheap to copy, weights are shared.
 
-    transformer: FluxTransformer
+    ``compute`` and ``compiled`` are this wire's, and the shared ``module`` is set to them whenever
+    ``transformer`` is asked for; None leaves them as they are.
+    """
+
+    module: FluxTransformer
     policy: OffloadPolicy
     preview: Tensor | None = None  # (17, 3): latent channels to RGB, the last row is the offset
     loras: LoraStack = ()
+    compute: str | None = None
+    compiled: bool | None = None
+
+    @property
+    def transformer(self) -> FluxTransformer:
+        """The module as this wire wants it computed."""
+        if self.compute is not None:
+            set_compute(self.module, self.compute)
+        if self.compiled is not None:
+            compile_blocks(self.module, COMPILER if self.compiled else "")
+        return self.module
 
 
 @dataclass(frozen=True)
 class FluxTextEncoders:
-    """Text encoders and where they may live."""
+    """Text encoders and where they may live; ``compute`` as ``FluxModel`` has it."""
 
-    encoders: TextEncoders
+    module: TextEncoders
     policy: OffloadPolicy
     loras: LoraStack = ()
+    compute: str | None = None
+
+    @property
+    def encoders(self) -> TextEncoders:
+        """The module as this wire wants it computed."""
+        if self.compute is not None:
+            set_compute(self.module, self.compute)
+        return self.module
 
 
 def controls_of(value: Sequence[Control] | None) -> tuple[Control, ...]:

@@ -116,6 +116,8 @@ class QuantizedLinear(nn.Module):
 
     def set_compute(self, compute: str) -> None:
         """Choose how to multiply; kernels that were tried for another choice are forgotten."""
+        if compute == self.compute:
+            return
         self.compute = compute
         self.kernel_choices = {}
 

@@ -84,7 +84,8 @@ class Control:
     ``cond`` is raw VAE latents (1 or B, 16, h, w), or pixels (1 or B, 3, H, W) in [-1, 1] for nets
     that read pixels. ``start`` and ``end`` are shares of the schedule, from 0 (noise) to 1.
     ``mask`` (1 or B, 1, H, W), 1 where to paint, for inpainting nets. ``policy`` says where the
-    net's weights live, where it is not with the transformer's.
+    net's weights live, where it is not with the transformer's; ``compute`` how its layers multiply,
+    where it is not as it was opened.
     """
 
     net: FluxControlNet
@@ -95,3 +96,4 @@ class Control:
     mode: int | None = None
     mask: Tensor | None = None
     policy: OffloadPolicy | None = None
+    compute: str | None = None

@@ -26,6 +26,7 @@ from ..models.transformer import FluxTransformer
 from ..offload import OffloadPolicy, OffloadRunner, Work
 from ..offload.plan import Plan
 from ..offload.workload import sampling_work
+from ..quant import set_compute
 from .conditioning import Conditioning, Control
 from .denoiser import Denoiser, keep_outside
 from .latents import destandardise, host_noise, image_tokens, standardise
@@ -222,6 +223,9 @@ def while_drawing(
         request.modules != first.modules or request.loras != first.loras for request in requests
     ):
         raise ValueError("requests that are drawn together need the same model, controls and LoRAs")
+    for control in first.controls:
+        if control.compute is not None:
+            set_compute(control.net, control.compute)
     total = sum(request.steps for request in requests)
 
     def draw_all() -> list[Tensor]:

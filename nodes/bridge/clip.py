@@ -47,7 +47,7 @@ class HostClipModel(nn.Module):
         assert module is not None
         self.__dict__["texts"] = texts
         self.patcher: Any = None
-        encoders: TextEncoders = texts.encoders
+        encoders: TextEncoders = texts.module
         tokenizers = encoders.tokenizers
         self.clip_l = module.SDClipModel(
             textmodel_json_config={},
@@ -83,7 +83,7 @@ class HostClipModel(nn.Module):
         """The names that LoRAs are matched with, on meta."""
         result = {} if destination is None else destination
         for part, begin in PREFIXES.items():
-            encoder = getattr(self.texts.encoders, part)
+            encoder = getattr(self.texts.module, part)
             for name, tensor in named_shapes(encoder):
                 result[prefix + begin + name] = tensor
         return result
@@ -93,6 +93,7 @@ class HostClipModel(nn.Module):
 
     def hold(self, encoder: nn.Module, function: Callable[[torch.device], Any], work: Work) -> Any:
         """Call a function of the device with an encoder there, and its LoRAs beside it."""
+        _ = self.texts.encoders  # which are computed as this wire wants it from here on
         runner = HostOffloadRunner(self.texts.policy, host.device())
         with beside(encoder, self.texts, self.patcher):
             result = runner.run("text encoders", [encoder], lambda _: function(runner.device), work)
@@ -276,7 +277,7 @@ def host_clip(texts: FluxTextEncoders) -> Any:
     clip = clip_class()(no_init=True)
     model = HostClipModel(texts)
     clip.cond_stage_model = model
-    clip.tokenizer = FluxTokenizer(texts.encoders)
+    clip.tokenizer = FluxTokenizer(texts.module)
     clip.patcher = patcher_class()(model, host.device(), torch.device("cpu"), size=1)
     clip.patcher.is_clip = True
     hooks = host.comfy("comfy.hooks")

@@ -241,9 +241,10 @@ def model_patcher_class() -> type:
 
         def holding(self, function: Callable[[], Any], work: Work, together: bool = False) -> Any:
             """Call a function with the transformer on the device and everything beside it."""
-            transformer = self.diffusion.transformer
+            assert self.flux is not None
+            transformer = self.flux.transformer  # computed as this wire wants it
             self.refuse()
-            policy = self.flux.policy if self.flux is not None else None
+            policy = self.flux.policy
             runner = HostOffloadRunner(policy, torch.device(self.load_device))
             with ExitStack() as stack:
                 branches = self.branches_now = self.branches(transformer)
@@ -333,9 +334,9 @@ def host_model(flux: FluxModel) -> Any:
     """The host's MODEL for what our own wire carries; None outside of the host."""
     if host.comfy("comfy.model_patcher") is None:
         return None
-    root = set_patcher(flux.transformer, lambda device: new_root(flux, device))
+    root = set_patcher(flux.module, lambda device: new_root(flux, device))
     model = root.clone()
-    model.keeps, model.flux = flux.transformer, flux
+    model.keeps, model.flux = flux.module, flux
     extension = host.comfy("comfy.patcher_extension")
     assert extension is not None
     model.add_wrapper_with_key(extension.WrappersMP.OUTER_SAMPLE, KEY, outer_sample)
@@ -344,7 +345,7 @@ def host_model(flux: FluxModel) -> Any:
 
 def new_root(flux: FluxModel, device: torch.device) -> Any:
     """The patcher of a transformer that all MODEL wires are clones of."""
-    model = base_model(flux.transformer)
+    model = base_model(flux.module)
     if flux.preview is not None:
         model.latent_format.latent_rgb_factors = flux.preview[:-1].tolist()
         model.latent_format.latent_rgb_factors_bias = flux.preview[-1].tolist()
