@@ -21,8 +21,8 @@ from tests.host_server import COMFYUI, Server, server, skip_without_host
 
 __all__ = ["server"]
 
-#: A page that was open before: no first-run dialogs, and no tips.
-SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.WarnBlueprintOverwrite": False}
+#: A page that was open before, so that it greets nobody, and that draws small letters too.
+SETTINGS = {"Comfy.TutorialCompleted": True, "LiteGraph.Canvas.MinFontSizeForLOD": 0}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,8 +31,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def chromium_path() -> str | None:
     names = ("chromium", "chromium-browser", "google-chrome")
-    found = (shutil.which(name) for name in names)
-    return os.environ.get("CHROMIUM_PATH") or next(filter(None, found), None)
+    installed = filter(None, map(shutil.which, names))
+    return os.environ.get("CHROMIUM_PATH") or next(installed, None)
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +69,7 @@ def page_of_all(chromium: Any, server: Server, artefacts: Path) -> Iterator[Edit
         urllib.request.urlopen(request, timeout=30).close()
     example = Path(str(COMFYUI)) / "input" / "example.png"
     shutil.copy(example, server.base / "input")  # as a host without a folder of its own has it
-    page = chromium.new_page(viewport={"width": 1920, "height": 1080})
+    page = chromium.new_page(viewport={"width": 2560, "height": 1440})
     editor = Editor(page, server, artefacts)
     editor.open()
     yield editor

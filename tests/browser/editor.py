@@ -24,31 +24,32 @@ NODES = """() => app.graph.nodes.map(node => ({
     pictures: (node.imgs ?? []).map(image => image.src),
 }))"""
 LINKS = """() => Array.from(app.graph.links.values(), link => [link.origin_id, link.target_id])"""
-# A drawn wire has its curve as a path; one behind a node crosses the rim of the node.
+# A drawn wire has its curve as a path. One behind a node crosses the node's rim; the two nodes that
+# it joins it enters by a little, where their sockets are.
 HIDDEN = """() => {
     const canvas = document.createElement('canvas').getContext('2d')
     canvas.lineWidth = 2
-    const step = 2
-    const rims = app.graph.nodes.map(node => {
-        const [x, y, width, height] = node.boundingRect
-        const rim = []
-        for (let i = 4; i < width - 4; i += step) rim.push([x + i, y + 4], [x + i, y + height - 4])
-        for (let i = 4; i < height - 4; i += step) rim.push([x + 4, y + i], [x + width - 4, y + i])
-        return { node, rim }
-    })
-    const segments = []
-    for (const link of app.graph.links.values())
-        segments.push({ links: [link.id], path: link.path })
-    for (const reroute of app.graph.reroutes.values())
-        segments.push({ links: Array.from(reroute.linkIds), path: reroute.path })
+    const crosses = (path, node, inset) => {
+        const [left, top, width, height] = node.boundingRect
+        const [right, bottom] = [left + width - inset, top + height - inset]
+        for (let x = left + inset; x < right; x += 2)
+            if ([top + inset, bottom].some(y => canvas.isPointInStroke(path, x, y))) return true
+        for (let y = top + inset; y < bottom; y += 2)
+            if ([left + inset, right].some(x => canvas.isPointInStroke(path, x, y))) return true
+        return false
+    }
+    const { links, reroutes, nodes } = app.graph
+    const segments = Array.from(links.values(), link => [link.path, [link]])
+    for (const reroute of reroutes.values())
+        segments.push([reroute.path, Array.from(reroute.linkIds, id => links.get(id))])
     const hidden = []
-    for (const { links, path } of segments) {
-        if (!path) return [['a wire is not drawn', links]]
-        for (const { node, rim } of rims)
-            if (rim.some(([x, y]) => canvas.isPointInStroke(path, x, y))) {
-                const link = app.graph.links.get(links[0])
-                hidden.push([link.origin_id, link.target_id, node.id])
-            }
+    for (const [path, ends] of segments) {
+        if (!path) throw new Error(`wire ${ends[0].id} is not drawn`)
+        for (const node of nodes) {
+            const own = ends.some(link => [link.origin_id, link.target_id].includes(node.id))
+            if (crosses(path, node, own ? 14 : 2))
+                hidden.push([ends[0].origin_id, ends[0].target_id, node.id])
+        }
     }
     return hidden
 }"""
