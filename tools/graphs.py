@@ -208,6 +208,7 @@ def compare_precisions() -> Description:
                 "latent": ("size", 0),
                 "negative": ("negative", 0),
             },
+            title=f"sampler: {precision}",
         )
         graph[f"decode {precision}"] = Node(
             "VAEDecode",
