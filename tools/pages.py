@@ -80,7 +80,7 @@ def upscale() -> Page:
             "Load": LOAD,
             "Prompt": [["prompt", "negative", "size"]],
             "Sample": [["sampler"]],
-            "Original": [["decode"], ["save", "small"], ["blur"]],
+            "Original": [["decode"], ["small", "save"], ["blur"]],
             "Enlarge": [["upscaler"], ["redraw"]],
             "Result": [["decode_large"], ["save_large"]],
         },
@@ -146,7 +146,7 @@ def flux1_dev_fp8_offload() -> Page:
             "Load": LOAD,
             "Prompt": [["prompt", "size"]],
             "Sample": [["sampler"]],
-            "Result": [["decode"], ["save", "memory"], ["timeline"]],
+            "Result": [["decode"], ["memory", "save"], ["timeline"]],
         },
     )
 

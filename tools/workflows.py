@@ -13,7 +13,7 @@ import runpy
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 
 from tools.graphs import Description, Node, descriptions
 from tools.layout import Box, Wire, lay_out, note_box
@@ -202,7 +202,7 @@ def diagram(workflow: dict[str, Any]) -> Image.Image:
     scale = 0.96 * side / max(width, height)
     picture = Image.new("RGB", (side, side), BACKGROUND)
     canvas = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(size=15)
+    font = ImageFont.load_default(size=16)
 
     def at(x: float, y: float) -> tuple[float, float]:
         return (
@@ -212,7 +212,7 @@ def diagram(workflow: dict[str, Any]) -> Image.Image:
 
     for group in workflow["groups"]:
         x, y, w, h = group["bounding"]
-        color = Image.new("RGB", (1, 1), group["color"]).getpixel((0, 0))
+        color = ImageColor.getrgb(group["color"])
         dark = tuple((a + 3 * b) // 4 for a, b in zip(color, BACKGROUND, strict=True))
         canvas.rectangle((*at(x, y), *at(x + w, y + h)), fill=dark)
         canvas.text(at(x + 12, y + 8), group["title"], fill=(200, 200, 200), font=font)
@@ -231,7 +231,9 @@ def diagram(workflow: dict[str, Any]) -> Image.Image:
         canvas.rounded_rectangle(
             (*at(x, y - 24), *at(x + w, y + h)), 8, fill=(52, 78, 120) if ours else (58, 60, 68)
         )
-        canvas.text(at(x + 10, y - 10), node["type"], fill=(255, 255, 255), font=font)
+        fits = min(1, (w - 20) * scale / font.getlength(node["type"]))
+        small = ImageFont.load_default(size=fits * 16)
+        canvas.text(at(x + 10, y - 10), node["type"], fill=(255, 255, 255), font=small)
     return picture.reduce(2)
 
 

@@ -29,7 +29,7 @@ def workflow(name: str) -> dict[str, Any]:
 
 def node_ids() -> list[str]:
     """Our nodes, read from the source: the tests' own interpreter may have no torch."""
-    tree = ast.parse((ROOT / "nodes" / "__init__.py").read_text())
+    tree = ast.parse((ROOT / "nodes" / "__init__.py").read_text("utf-8"))
     for item in tree.body:
         if isinstance(item, ast.AnnAssign) and getattr(item.target, "id", "") == "NODES":
             assert isinstance(item.value, ast.Dict)
