@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # With a CUDA card pip picks torch's default build; without one, the constraint names a CPU build.
 CONSTRAINT := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo "-c constraints-cpu.txt")
 
-.PHONY: demo test lint types unit pocket clean
+.PHONY: demo test lint types unit browser pocket clean
 
 demo: $(VENV)/.run
 	$(BIN)/python . run workflows/text_to_image.json
@@ -22,6 +22,11 @@ types: $(VENV)/.dev
 
 unit: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+# Needs COMFYUI_PATH and a Chromium; see CONTRIBUTING.md.
+browser: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet playwright
+	$(BIN)/python -m pytest tests/browser
 
 $(VENV)/.run: requirements.txt constraints-cpu.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

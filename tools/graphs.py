@@ -10,11 +10,9 @@ from flux_core.pocket import POCKET_SAMPLING
 
 @dataclass
 class Node:
-    """A node: class, place of its column and row in pixels, values that differ from defaults."""
+    """A node: class, values that differ from defaults, wires; ``tools.pages`` says where it is."""
 
     type: str
-    x: int
-    y: int
     values: dict[str, Any] = field(default_factory=dict)
     wires: dict[str, tuple[str, int]] = field(default_factory=dict)
     title: str | None = None
@@ -63,15 +61,13 @@ DEV_FILES = dict(zip(POCKET_FILES, (m["name"] for m in DEV_MODELS), strict=True)
 
 def loader(files: dict[str, str], models: list[dict[str, str]]) -> Description:
     return {
-        "policy": Node("OffloadPolicy", 0, 0, {"mode": "auto"}),
-        "loader": Node(
-            "FluxLoaderFP8", 0, 460, dict(files), {"policy": ("policy", 0)}, models=models
-        ),
+        "policy": Node("OffloadPolicy", {"mode": "auto"}),
+        "loader": Node("FluxLoaderFP8", dict(files), {"policy": ("policy", 0)}, models=models),
     }
 
 
-def text(prompt: str, x: int = 380, y: int = 0, title: str | None = None) -> Node:
-    return Node("FluxTextEncode", x, y, {"prompt": prompt}, {"text_encoders": ("loader", 1)}, title)
+def text(prompt: str, title: str | None = None) -> Node:
+    return Node("FluxTextEncode", {"prompt": prompt}, {"text_encoders": ("loader", 1)}, title)
 
 
 PROMPT = "a large red heart in the middle on a white background"
@@ -86,41 +82,35 @@ def drawing(
     wires = {"model": ("loader", 0), "positive": ("prompt", 0), "latent": ("size", 0)}
     graph = loader(files, models) | {"prompt": text(prompt)}
     if "cfg" in sampling:
-        graph["negative"] = text("", y=620, title="negative prompt")
+        graph["negative"] = text("", title="negative prompt")
         wires["negative"] = ("negative", 0)
     return graph | {
-        "size": Node("EmptySD3LatentImage", 380, 430, {"width": side, "height": side}),
-        "sampler": Node("FluxSampler", 800, 0, dict(sampling), wires),
-        "decode": Node("VAEDecode", 1180, 0, {}, {"samples": ("sampler", 0), "vae": ("loader", 2)}),
-        "save": Node(
-            "SaveImage", 1180, 120, {"filename_prefix": prefix}, {"images": ("decode", 0)}
-        ),
+        "size": Node("EmptySD3LatentImage", {"width": side, "height": side}),
+        "sampler": Node("FluxSampler", dict(sampling), wires),
+        "decode": Node("VAEDecode", {}, {"samples": ("sampler", 0), "vae": ("loader", 2)}),
+        "save": Node("SaveImage", {"filename_prefix": prefix}, {"images": ("decode", 0)}),
     }
 
 
 def with_report(graph: Description) -> Description:
     """A drawing that shows what it took."""
     return graph | {
-        "memory": Node("FluxFitMemoryReport", 1560, 0, {}, {"image": ("decode", 0)}),
-        "timeline": Node("PreviewImage", 1560, 140, {}, {"images": ("memory", 1)}),
+        "memory": Node("FluxFitMemoryReport", {}, {"image": ("decode", 0)}),
+        "timeline": Node("PreviewImage", {}, {"images": ("memory", 1)}),
     }
 
 
-def upscaled(image: tuple[str, int], net: str, models: list, x: int, values: dict) -> Description:
+def upscaled(image: tuple[str, int], net: str, models: list, values: dict) -> Description:
     """A picture to a larger one."""
     return {
         "upscaler": Node(
             "ControlNetUpscalerFP8",
-            x,
-            0,
             {"controlnet": net} | values,
             {"vae": ("loader", 2), "image": image},
             models=models,
         ),
         "redraw": Node(
             "FluxSampler",
-            x + 420,
-            0,
             {"seed": 7, "shift": "diffsynth"},
             {
                 "model": ("loader", 0),
@@ -129,13 +119,9 @@ def upscaled(image: tuple[str, int], net: str, models: list, x: int, values: dic
                 "control": ("upscaler", 0),
             },
         ),
-        "decode_large": Node(
-            "VAEDecode", x + 800, 0, {}, {"samples": ("redraw", 0), "vae": ("loader", 2)}
-        ),
+        "decode_large": Node("VAEDecode", {}, {"samples": ("redraw", 0), "vae": ("loader", 2)}),
         "save_large": Node(
             "SaveImage",
-            x + 800,
-            120,
             {"filename_prefix": "FluxFit/upscaled"},
             {"images": ("decode_large", 0)},
         ),
@@ -148,17 +134,13 @@ def pocket_upscale() -> Description:
     small = {
         "small": Node(
             "ImageScaleBy",
-            1180,
-            550,
             {"upscale_method": "area", "scale_by": 0.25},
             {"image": ("decode", 0)},
         ),
-        "blur": Node(
-            "ImageBlur", 1180, 710, {"blur_radius": 3, "sigma": 0.5}, {"image": ("small", 0)}
-        ),
+        "blur": Node("ImageBlur", {"blur_radius": 3, "sigma": 0.5}, {"image": ("small", 0)}),
     }
     net = "fluxfit_pocket_upscaler.safetensors"
-    return first | small | upscaled(("blur", 0), net, [], 1560, {"strength": 1.0})
+    return first | small | upscaled(("blur", 0), net, [], {"strength": 1.0})
 
 
 def dev_upscale() -> Description:
@@ -166,9 +148,9 @@ def dev_upscale() -> Description:
         loader(DEV_FILES, DEV_MODELS)
         | {
             "prompt": text("a photograph, sharp, finely detailed"),
-            "picture": Node("LoadImage", 380, 430, {"image": "example.png"}),
+            "picture": Node("LoadImage", {"image": "example.png"}),
         }
-        | upscaled(("picture", 0), UPSCALER_MODEL["name"], [UPSCALER_MODEL], 800, {"strength": 0.7})
+        | upscaled(("picture", 0), UPSCALER_MODEL["name"], [UPSCALER_MODEL], {"strength": 0.7})
     )
 
 
@@ -182,30 +164,25 @@ SEEN = ("a small blue circle in the top left on a yellow background", "a green s
 def compare_precisions() -> Description:
     """One prompt at every precision, on one sheet, each against bf16; one of them calibrated."""
     graph: Description = {
-        "policy": Node("OffloadPolicy", 0, 0, {"mode": "auto"}),
+        "policy": Node("OffloadPolicy", {"mode": "auto"}),
         "loader": Node(
             "FluxLoaderFP8",
-            0,
-            460,
             dict(POCKET_FILES) | {"transformer_precision": "bf16", "t5_precision": "bf16"},
             {"policy": ("policy", 0)},
         ),
         "prompt": text(PROMPT),
-        "negative": text("", y=420, title="negative prompt"),
-        "size": Node("EmptySD3LatentImage", 380, 840, {"width": 256, "height": 256}),
+        "negative": text("", title="negative prompt"),
+        "size": Node("EmptySD3LatentImage", {"width": 256, "height": 256}),
     }
     for i, sentence in enumerate(SEEN):
-        graph[f"seen {i}"] = text(sentence, 0, 1000 + 420 * i, "prompt to calibrate with")
+        graph[f"seen {i}"] = text(sentence, "prompt to calibrate with")
     shown = {}
     labels = ("bf16", *COMPARED, f"{CALIBRATED}, calibrated")
     for i, precision in enumerate(labels):
-        y = 420 * i
         model = ("loader", 0) if not i else (precision, 0)
         if precision in COMPARED:
             graph[precision] = Node(
                 "FluxFitTransformerLoader",
-                380,
-                820 + 240 * i,
                 {"transformer": POCKET_FILES["transformer"], "precision": precision},
                 {"policy": ("policy", 0)},
                 title=precision,
@@ -213,8 +190,6 @@ def compare_precisions() -> Description:
         elif i:
             graph[precision] = Node(
                 "FluxFitCalibrate",
-                380,
-                820 + 240 * i,
                 {"precision": CALIBRATED, "steps": 10},
                 {
                     "model": ("loader", 0),
@@ -226,8 +201,6 @@ def compare_precisions() -> Description:
             )
         graph[f"sampler {precision}"] = Node(
             "FluxSampler",
-            800,
-            y,
             dict(SAMPLING),
             {
                 "model": model,
@@ -235,21 +208,18 @@ def compare_precisions() -> Description:
                 "latent": ("size", 0),
                 "negative": ("negative", 0),
             },
+            title=f"sampler: {precision}",
         )
         graph[f"decode {precision}"] = Node(
             "VAEDecode",
-            1180,
-            y,
             {},
             {"samples": (f"sampler {precision}", 0), "vae": ("loader", 2)},
         )
         shown[f"image_{i + 1}"] = (f"decode {precision}", 0)
     return graph | {
-        "grid": Node("FluxFitGrid", 1560, 0, {"labels": "\n".join(labels)}, shown),
+        "grid": Node("FluxFitGrid", {"labels": "\n".join(labels)}, shown),
         "save": Node(
             "SaveImage",
-            1560,
-            420,
             {"filename_prefix": "FluxFit/compare_precisions"},
             {"images": ("grid", 0)},
         ),
@@ -264,12 +234,10 @@ def train_lora() -> Description:
     """Teach the pocket model a shape that it cannot draw, and draw it without and with the LoRA."""
     parts = {"model": ("loader", 0), "text_encoders": ("loader", 1), "vae": ("loader", 2)}
     graph: Description = loader(POCKET_FILES, []) | {
-        "dataset": Node("FluxFitDataset", 380, 0, {"folder": "crescent", "resolution": 256}),
-        "pictures": Node("PreviewImage", 800, 0, {}, {"images": ("dataset", 1)}),
+        "dataset": Node("FluxFitDataset", {"folder": "crescent", "resolution": 256}),
+        "pictures": Node("PreviewImage", {}, {"images": ("dataset", 1)}),
         "settings": Node(
             "FluxFitTrainSettings",
-            380,
-            440,
             {
                 "steps": 600,
                 "batch": 4,
@@ -282,8 +250,6 @@ def train_lora() -> Description:
         ),
         "train": Node(
             "FluxFitTrainLora",
-            800,
-            440,
             {
                 "name": "crescent",
                 "sample_prompts": CONCEPT,
@@ -294,16 +260,14 @@ def train_lora() -> Description:
             },
             parts | {"dataset": ("dataset", 0), "settings": ("settings", 0)},
         ),
-        "loss": Node("PreviewImage", 1220, 0, {}, {"images": ("train", 1)}),
-        "prompt": text(CONCEPT, 1220, 330),
-        "negative": text("", 1220, 750, title="negative prompt"),
-        "size": Node("EmptySD3LatentImage", 1220, 1170, {"width": 256, "height": 256}),
+        "loss": Node("PreviewImage", {}, {"images": ("train", 1)}),
+        "prompt": text(CONCEPT),
+        "negative": text("", title="negative prompt"),
+        "size": Node("EmptySD3LatentImage", {"width": 256, "height": 256}),
     }
-    for i, (name, model) in enumerate((("before", "loader"), ("after", "train"))):
+    for name, model in (("before", "loader"), ("after", "train")):
         graph[name] = Node(
             "FluxSampler",
-            1640,
-            420 * i,
             dict(SAMPLING),
             {
                 "model": (model, 0),
@@ -314,20 +278,16 @@ def train_lora() -> Description:
             title=f"{name} training",
         )
         graph[f"decode {name}"] = Node(
-            "VAEDecode", 2020, 420 * i, {}, {"samples": (name, 0), "vae": ("loader", 2)}
+            "VAEDecode", {}, {"samples": (name, 0), "vae": ("loader", 2)}
         )
     return graph | {
         "grid": Node(
             "FluxFitGrid",
-            2400,
-            0,
             {"labels": "before\nafter", "columns": 2},
             {"image_1": ("decode before", 0), "image_2": ("decode after", 0)},
         ),
         "save": Node(
             "SaveImage",
-            2400,
-            480,
             {"filename_prefix": "FluxFit/train_lora"},
             {"images": ("grid", 0)},
         ),

@@ -13,14 +13,20 @@ import runpy
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 
 from tools.graphs import Description, Node, descriptions
+from tools.layout import Box, Wire, lay_out, note_box
+from tools.pages import PAGES, Page
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "workflows"
 THUMBNAIL = 512
 BACKGROUND = (24, 26, 32)
+#: Pixels of the page: widths of nodes with and without widgets, a row of sockets, a widget, what a
+#: text has more than one, and pictures on nodes, of which the sampler's is a preview.
+WIDTH, NARROW, SOCKET, WIDGET, TEXT = 330, 220, 20, 24, 70
+PICTURES = {"SaveImage": 320, "PreviewImage": 320, "LoadImage": 300, "FluxSampler": 240}
 
 runpy.run_path(str(ROOT / "__main__.py"), run_name="fluxfit_command")["open_package"]()
 
@@ -60,44 +66,88 @@ def api_prompt(graph: Description) -> dict[str, Any]:
     }
 
 
-def ui_workflow(graph: Description) -> dict[str, Any]:
-    numbers = {name: i + 1 for i, name in enumerate(graph)}
-    links: list[list[Any]] = []
-    incoming: dict[tuple[str, str], int] = {}
-    outgoing: dict[tuple[str, int], list[int]] = {}
+def wires_of(graph: Description) -> list[Wire]:
+    """Every wire, numbered from 1."""
+    wires: list[Wire] = []
     for name, node in graph.items():
         specs = headless.input_specs(headless.KNOWN_NODES[node.type])
         ordered = [key for key in specs if not headless.is_widget(specs[key][0])]
         for key, (source, slot) in node.wires.items():
-            number = len(links) + 1
-            kind = outputs_of(graph[source].type)[slot][1]
-            links.append([number, numbers[source], slot, numbers[name], ordered.index(key), kind])
-            incoming[name, key] = number
-            outgoing.setdefault((source, slot), []).append(number)
-    nodes = [ui_node(name, node, numbers[name], incoming, outgoing) for name, node in graph.items()]
+            wires.append(Wire(len(wires) + 1, source, slot, name, ordered.index(key)))
+    return wires
+
+
+def ui_workflow(graph: Description, page: Page) -> dict[str, Any]:
+    """The page's format: nodes in their places, wires, a frame a step and a note."""
+    numbers = {name: i + 1 for i, name in enumerate(graph)}
+    wires = wires_of(graph)
+    layout = lay_out(page, graph, {name: size_of(node) for name, node in graph.items()}, wires)
+    nodes = [ui_node(name, graph[name], numbers, wires, layout.boxes[name]) for name in graph]
+    nodes.append(ui_note(page.note, len(nodes) + 1, note_box(page.note, layout)))
     return {
         "last_node_id": len(nodes),
-        "last_link_id": len(links),
+        "last_link_id": len(wires),
         "nodes": nodes,
-        "links": links,
-        "groups": [],
+        "links": [
+            [
+                wire.number,
+                numbers[wire.source],
+                wire.slot,
+                numbers[wire.target],
+                wire.place,
+                outputs_of(graph[wire.source].type)[wire.slot][1],
+            ]
+            for wire in wires
+        ],
+        "groups": layout.groups,
         "config": {},
-        "extra": {},
+        "extra": layout.extra(),
         "version": 0.4,
     }
 
 
-def size_of(node: Node) -> list[int]:
-    """Width and height that hold a node's sockets and widgets."""
+def size_of(node: Node) -> tuple[int, int]:
+    """Width and height as the page draws a node, with some room for texts and pictures."""
     specs = headless.input_specs(headless.KNOWN_NODES[node.type])
     rows = max(len(specs) - len(widgets(node)), len(outputs_of(node.type)))
-    height = 40 + 20 * rows + 26 * len(widgets(node))
-    height += 100 * sum(bool(options.get("multiline")) for _, options in specs.values())
-    return [340, height + (280 if node.type in ("SaveImage", "LoadImage") else 0)]
+    count = len(widgets(node)) + sum(headless.adds_control(n, o) for n, (_, o) in specs.items())
+    height = 14 + SOCKET * rows + WIDGET * (count + (node.type == "LoadImage"))
+    height += TEXT * sum(bool(options.get("multiline")) for _, options in specs.values())
+    width = WIDTH if count or node.type in PICTURES else NARROW
+    return width, height + PICTURES.get(node.type, 0)
 
 
-def ui_node(name: str, node: Node, number: int, incoming: dict, outgoing: dict) -> dict[str, Any]:
+def ui_note(text: str, number: int, box: Box) -> dict[str, Any]:
+    """A note of the page, which no run sees."""
+    return {
+        "id": number,
+        "type": "MarkdownNote",
+        "pos": [box.x, box.y],
+        "size": [box.width, box.height],
+        "flags": {},
+        "order": number - 1,
+        "mode": 0,
+        "inputs": [],
+        "outputs": [],
+        "properties": {},
+        "widgets_values": [text],
+        "title": "About",
+        "color": "#432",
+        "bgcolor": "#653",
+    }
+
+
+def ui_node(
+    name: str, node: Node, numbers: dict[str, int], wires: list[Wire], box: Box
+) -> dict[str, Any]:
+    number = numbers[name]
     specs = headless.input_specs(headless.KNOWN_NODES[node.type])
+    incoming = {wire.place: wire.number for wire in wires if wire.target == name}
+    outgoing: dict[int, list[int]] = {}
+    for wire in wires:
+        if wire.source == name:
+            outgoing.setdefault(wire.slot, []).append(wire.number)
+    sockets = [(key, kind) for key, (kind, _) in specs.items() if not headless.is_widget(kind)]
     values: list[Any] = []
     for key, value in widgets(node).items():
         values.append(value)
@@ -115,21 +165,20 @@ def ui_node(name: str, node: Node, number: int, incoming: dict, outgoing: dict) 
     node_entry = {
         "id": number,
         "type": node.type,
-        "pos": [node.x, node.y],
-        "size": size_of(node),
+        "pos": [box.x, box.y],
+        "size": [box.width, box.height],
         "flags": {},
         "order": number - 1,
         "mode": 0,
         "inputs": [
-            {"name": key, "type": kind, "link": incoming.get((name, key))}
-            for key, (kind, _) in specs.items()
-            if not headless.is_widget(kind)
+            {"name": key, "type": kind, "link": incoming.get(place)}
+            for place, (key, kind) in enumerate(sockets)
         ],
         "outputs": [
             {
                 "name": label,
                 "type": kind,
-                "links": outgoing.get((name, slot), []),
+                "links": outgoing.get(slot, []),
                 "slot_index": slot,
             }
             for slot, (label, kind) in enumerate(outputs_of(node.type))
@@ -141,41 +190,63 @@ def ui_node(name: str, node: Node, number: int, incoming: dict, outgoing: dict) 
 
 
 def diagram(workflow: dict[str, Any]) -> Image.Image:
-    """The graph as boxes and wires."""
-    nodes = {n["id"]: n for n in workflow["nodes"]}
-    right = max(n["pos"][0] + n["size"][0] for n in nodes.values()) + 40
-    bottom = max(n["pos"][1] + n["size"][1] for n in nodes.values()) + 60
-    scale = THUMBNAIL / max(right, bottom)
-    picture = Image.new("RGB", (THUMBNAIL * 2, THUMBNAIL * 2), BACKGROUND)
-    canvas, scale = ImageDraw.Draw(picture), scale * 2
-    font = ImageFont.load_default(size=15)
+    """The graph as boxes and wires, without its note."""
+    nodes = {n["id"]: n for n in workflow["nodes"] if n["type"] != "MarkdownNote"}
+    points = {r["id"]: r for r in workflow["extra"].get("reroutes", [])}
+    ends = {e["id"]: e["parentId"] for e in workflow["extra"].get("linkExtensions", [])}
+    frames = [g["bounding"] for g in workflow["groups"]]
+    left, top = min(f[0] for f in frames), min(f[1] for f in frames)
+    width = max(f[0] + f[2] for f in frames) - left
+    height = max(f[1] + f[3] for f in frames) - top
+    side = 2 * THUMBNAIL
+    scale = 0.96 * side / max(width, height)
+    picture = Image.new("RGB", (side, side), BACKGROUND)
+    canvas = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(size=16)
 
     def at(x: float, y: float) -> tuple[float, float]:
-        return (x + 20) * scale, (y + 40) * scale + (2 * THUMBNAIL - bottom * scale) / 2
+        return (
+            (x - left) * scale + (side - width * scale) / 2,
+            (y - top) * scale + (side - height * scale) / 2,
+        )
 
-    for _, source, slot, target, place, _ in workflow["links"]:
+    for group in workflow["groups"]:
+        x, y, w, h = group["bounding"]
+        color = ImageColor.getrgb(group["color"])
+        dark = tuple((a + 3 * b) // 4 for a, b in zip(color, BACKGROUND, strict=True))
+        canvas.rectangle((*at(x, y), *at(x + w, y + h)), fill=dark)
+        canvas.text(at(x + 12, y + 8), group["title"], fill=(200, 200, 200), font=font)
+    for number, source, slot, target, place, _ in workflow["links"]:
         a, b = nodes[source], nodes[target]
-        start = at(a["pos"][0] + a["size"][0], a["pos"][1] + 14 + 20 * slot)
-        end = at(b["pos"][0], b["pos"][1] + 14 + 20 * place)
-        canvas.line([start, end], fill=(240, 170, 60), width=3)
+        line = [at(b["pos"][0], b["pos"][1] + 14 + 20 * place)]
+        end = ends.get(number)
+        while end is not None:
+            line.append(at(*points[end]["pos"]))
+            end = points[end].get("parentId")
+        line.append(at(a["pos"][0] + a["size"][0], a["pos"][1] + 14 + 20 * slot))
+        canvas.line(line, fill=(240, 170, 60), width=2)
     for node in nodes.values():
         (x, y), (w, h) = node["pos"], node["size"]
         ours = node["type"] in NODE_CLASS_MAPPINGS
         canvas.rounded_rectangle(
             (*at(x, y - 24), *at(x + w, y + h)), 8, fill=(52, 78, 120) if ours else (58, 60, 68)
         )
-        canvas.text(at(x + 10, y - 10), node["type"], fill=(255, 255, 255), font=font)
+        fits = min(1, (w - 20) * scale / font.getlength(node["type"]))
+        small = ImageFont.load_default(size=fits * 16)
+        canvas.text(at(x + 10, y - 10), node["type"], fill=(255, 255, 255), font=small)
     return picture.reduce(2)
 
 
-def write(name: str, graph: Description) -> None:
+def write(name: str, graph: Description, run: bool = True) -> None:
     (FOLDER / "api").mkdir(parents=True, exist_ok=True)
-    workflow = ui_workflow(graph)
+    workflow = ui_workflow(graph, PAGES[name])
     page, api = FOLDER / f"{name}.json", FOLDER / "api" / f"{name}.json"
     page.write_text(json.dumps(workflow, indent=2) + "\n")
     api.write_text(json.dumps(api_prompt(graph), indent=2) + "\n")
     if any(node.models for node in graph.values()):
         picture = diagram(workflow)
+    elif not run:
+        return
     else:
         results = headless.run(headless.read_workflow(page))
         pictures = [Image.open(path) for path in headless.saved_images(results)]
@@ -188,10 +259,11 @@ def write(name: str, graph: Description) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("only", nargs="*", help="names; all without")
+    parser.add_argument("--no-run", action="store_true", help="leave drawn thumbnails as they are")
     args = parser.parse_args()
     for name, graph in descriptions().items():
         if not args.only or name in args.only:
-            write(name, graph)
+            write(name, graph, run=not args.no_run)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,171 @@
+"""The shipped workflows in ComfyUI's page: they open, look in order, run and come back."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import itertools
+import json
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.browser.editor import Editor
+from tests.host_server import ROOT, Server
+
+WORKFLOWS = {path.stem: path for path in sorted((ROOT / "workflows").glob("*.json"))}
+#: Those that need files which nobody has at first.
+NEED_FILES = {"flux1_dev_fp8_offload", "flux1_dev_upscaler_fp8"}
+SAMPLER = "FluxSampler"
+
+
+def workflow(name: str) -> dict[str, Any]:
+    return json.loads(WORKFLOWS[name].read_text())
+
+
+def node_ids() -> list[str]:
+    """Our nodes, read from the source: the tests' own interpreter may have no torch."""
+    tree = ast.parse((ROOT / "nodes" / "__init__.py").read_text("utf-8"))
+    for item in tree.body:
+        if isinstance(item, ast.AnnAssign) and getattr(item.target, "id", "") == "NODES":
+            assert isinstance(item.value, ast.Dict)
+            return [key.id for key in item.value.keys if isinstance(key, ast.Name)]
+    raise AssertionError("nodes/__init__.py has no NODES")
+
+
+def overlapping(nodes: list[dict[str, Any]]) -> list[str]:
+    """Pairs of nodes, title bars included, that lie on each other."""
+    return [
+        f"{a['type']} {a['id']} and {b['type']} {b['id']}"
+        for a, b in itertools.combinations(nodes, 2)
+        if a["x"] < b["x"] + b["width"]
+        and b["x"] < a["x"] + a["width"]
+        and a["y"] < b["y"] + b["height"]
+        and b["y"] < a["y"] + a["height"]
+    ]
+
+
+def too_small(nodes: list[dict[str, Any]]) -> list[str]:
+    """Nodes that do not show all that is on them."""
+    return [
+        f"{node['type']} {node['id']}"
+        for node in nodes
+        if node["width"] < node["needs"][0] or node["height"] - 30 < node["needs"][1]
+    ]
+
+
+def pixels(path: Path) -> tuple[tuple[int, int], bytes]:
+    with Image.open(path) as picture:
+        return picture.size, picture.convert("RGB").tobytes()
+
+
+def values(editor: Editor) -> list[tuple[int, str, Any]]:
+    return sorted((node["id"], node["type"], node["values"]) for node in editor.nodes())
+
+
+class TestOpening:
+    @pytest.mark.parametrize("name", WORKFLOWS)
+    def test_a_workflow_opens_without_a_complaint(self, name: str, editor: Editor) -> None:
+        editor.load(workflow(name))
+        editor.screenshot(name)
+        assert [node["type"] for node in editor.nodes() if not node["known"]] == []
+        assert len(editor.nodes()) == len(workflow(name)["nodes"])
+        assert len(editor.links()) == len(workflow(name)["links"])
+        if name in NEED_FILES:
+            assert "required models are missing" in editor.alerts()
+            assert editor.alerts().splitlines()[0] in ("4 ERRORS", "5 ERRORS")  # one a file
+        else:
+            assert editor.alerts() == ""
+        assert editor.errors == [] and editor.failed == []
+
+    def test_a_missing_node_would_be_told(self, editor: Editor) -> None:
+        broken = workflow("text_to_image")
+        next(n for n in broken["nodes"] if n["type"] == SAMPLER)["type"] = "FluxNoSuchNode"
+        editor.load(broken)
+        assert "nodes are missing" in editor.alerts()
+        assert [n["type"] for n in editor.nodes() if not n["known"]] == ["FluxNoSuchNode"]
+
+    @pytest.mark.parametrize("name", WORKFLOWS)
+    def test_a_graph_reads_from_left_to_right(self, name: str, editor: Editor) -> None:
+        editor.load(workflow(name))
+        nodes = editor.nodes()
+        assert overlapping(nodes) == []
+        assert too_small(nodes) == []
+        by_id = {node["id"]: node for node in nodes}
+        backwards = [
+            f"{by_id[a]['type']} {a} to {by_id[b]['type']} {b}"
+            for a, b in editor.links()
+            if by_id[a]["x"] + by_id[a]["width"] >= by_id[b]["x"]
+        ]
+        assert backwards == []
+
+    @pytest.mark.parametrize("name", WORKFLOWS)
+    def test_no_wire_is_behind_a_node(self, name: str, editor: Editor) -> None:
+        editor.load(workflow(name))
+        assert editor.hidden_wires() == []
+
+
+class TestRunning:
+    def test_a_picture_is_drawn_shown_and_comes_back(self, editor: Editor) -> None:
+        editor.load(workflow("text_to_image"))
+        before, sizes = values(editor), {n["id"]: n["height"] for n in editor.nodes()}
+        entry = editor.finish(editor.queue())
+        assert entry["status"]["status_str"] == "success"
+        (saved,) = editor.server.pictures(entry)
+        editor.wait_for_preview("SaveImage")
+        editor.screenshot("text_to_image_after_a_run")
+        assert saved.name in editor.node("SaveImage")["pictures"][0]
+        assert {n["id"]: n["height"] for n in editor.nodes()} == sizes  # previews have their room
+        assert too_small(editor.nodes()) == []
+        assert editor.alerts() == "" and editor.errors == [] and editor.failed == []
+
+        editor.clear()
+        editor.drop(base64.b64encode(saved.read_bytes()).decode(), saved.name)
+        editor.screenshot("text_to_image_dropped")
+        assert values(editor) == before
+        assert editor.alerts() == "" and editor.errors == []
+
+    def test_an_interrupt_leaves_a_graph_that_runs(self, editor: Editor) -> None:
+        editor.load(workflow("text_to_image"))
+        editor.set_value(SAMPLER, "seed", 21)
+        steps = dict(editor.node(SAMPLER)["values"])["steps"]
+        (first,) = editor.server.pictures(editor.finish(editor.queue()))
+        editor.load(workflow("text_to_image"))  # shows no pictures yet
+        editor.set_value(SAMPLER, "seed", 22)
+        editor.set_value(SAMPLER, "steps", 1000)
+        prompt = editor.queue()
+        editor.wait_for_preview(SAMPLER)
+        editor.interrupt()
+        stopped = editor.finish(prompt)
+        assert "execution_interrupted" in [kind for kind, _ in stopped["status"]["messages"]]
+        editor.screenshot("text_to_image_interrupted")
+
+        editor.set_value(SAMPLER, "seed", 21)
+        editor.set_value(SAMPLER, "steps", steps)
+        entry = editor.finish(editor.queue())
+        cached = next(d["nodes"] for k, d in entry["status"]["messages"] if k == "execution_cached")
+        assert str(editor.node(SAMPLER)["id"]) not in cached
+        (second,) = editor.server.pictures(entry)
+        assert pixels(first) == pixels(second)
+        assert editor.errors == []
+
+
+class TestHelp:
+    def test_the_host_lists_these_nodes(self, server: Server) -> None:
+        info = server.get("/object_info")
+        ours = {k for k, v in info.items() if v["python_module"] == "custom_nodes.FluxFit"}
+        assert ours == set(node_ids())
+
+    @pytest.mark.parametrize("name", node_ids())
+    def test_a_node_has_a_page_of_help(self, name: str, server: Server) -> None:
+        address = f"{server.address}/extensions/FluxFit/docs/{name}.md"
+        try:
+            with urllib.request.urlopen(address, timeout=30) as answer:
+                text = answer.read().decode()
+        except urllib.error.HTTPError as error:
+            pytest.fail(f"{error.code} {address}")
+        assert text.lstrip().startswith("#")

@@ -1,0 +1,183 @@
+"""How the graphs of ``workflows/`` are shown: their steps, and what the note beside them says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tools.graphs import CALIBRATED, COMPARED, CONCEPT
+
+#: A step has columns, a column has names of nodes from top to bottom.
+Steps = dict[str, list[list[str]]]
+
+
+@dataclass(frozen=True)
+class Page:
+    """The steps of a graph from left to right, and a note in Markdown."""
+
+    note: str
+    steps: Steps
+
+
+POCKET = """\
+**Files:** none to get, FluxFit brings the pocket model, a FLUX.1 in
+miniature. For FLUX.1-dev put
+its transformer into `models/diffusion_models`, CLIP-L and T5 into `models/text_encoders`, the VAE
+into `models/vae`, and choose them in the loader."""
+DEV = """\
+**Files:** into ComfyUI's `models` folder:
+
+- `diffusion_models/flux1-dev.safetensors`
+- `text_encoders/clip_l.safetensors`
+- `text_encoders/t5xxl_fp16.safetensors`
+- `vae/ae.safetensors`"""
+
+
+def note(title: str, shows: str, files: str, first: str) -> str:
+    """What a graph shows, where its files go, what to turn first."""
+    parts = (f"## {title}", joined(shows), joined(files), f"**Turn first:** {joined(first)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def joined(text: str) -> str:
+    """Paragraphs without the breaks of this file; lines of lists stay."""
+    paragraphs = text.strip().split("\n\n")
+    return "\n\n".join(p if p.startswith("- ") else " ".join(p.split()) for p in paragraphs)
+
+
+LOAD = [["policy"], ["loader"]]
+
+
+def text_to_image() -> Page:
+    return Page(
+        note(
+            "Text to image",
+            "The pocket model draws a sentence: one large thing in a place, on a background.",
+            POCKET,
+            """the sentence, then `seed`. `steps` and `cfg` of the sampler say how carefully it is
+            followed, the loader's precisions how small the weights are.""",
+        ),
+        {
+            "Load": LOAD,
+            "Prompt": [["prompt", "negative", "size"]],
+            "Sample": [["sampler"]],
+            "Result": [["decode"], ["save"]],
+        },
+    )
+
+
+def upscale() -> Page:
+    return Page(
+        note(
+            "Upscale",
+            """A picture is drawn, made small and blurred, and drawn again four times as large by
+            an upscaler ControlNet.""",
+            POCKET + " An upscaler ControlNet goes into `models/controlnet`.",
+            """`strength` of the upscaler: how closely the large picture keeps to the small one.
+            `upscale_factor` says how much larger it is. In place of the drawn picture wire
+            *Load Image* into the upscaler.""",
+        ),
+        {
+            "Load": LOAD,
+            "Prompt": [["prompt", "negative", "size"]],
+            "Sample": [["sampler"]],
+            "Original": [["decode"], ["small", "save"], ["blur"]],
+            "Enlarge": [["upscaler"], ["redraw"]],
+            "Result": [["decode_large"], ["save_large"]],
+        },
+    )
+
+
+def compare_precisions() -> Page:
+    labels = ("bf16", *COMPARED, f"{CALIBRATED}, calibrated")
+    samplers = [f"sampler {label}" for label in labels]
+    return Page(
+        note(
+            "Compare precisions",
+            """One sentence drawn by the same transformer at every precision. The sheet says how
+            far each picture is from that of bf16. The last one is calibrated: it is quantized for
+            what the layers read while a few other sentences are drawn.""",
+            POCKET,
+            """the sentence and `seed`, on all samplers alike. For a precision of your own choose
+            it in one of the loaders.""",
+        ),
+        {
+            "Load": LOAD,
+            "Prompt": [["prompt", "negative", "size", "seen 0", "seen 1"]],
+            "Precision": [[*COMPARED, labels[-1]]],
+            "Sample": [samplers[:3], samplers[3:]],
+            "Result": [[f"decode {label}" for label in labels], ["grid"], ["save"]],
+        },
+    )
+
+
+def train_lora() -> Page:
+    return Page(
+        note(
+            "Train a LoRA",
+            f"""The pocket model learns a shape that it cannot draw, and draws *{CONCEPT}* without
+            and with what it learned.""",
+            f"""{POCKET} Pictures to train on lie in a folder of ComfyUI's `input`, a text file
+            beside each; the LoRA is written to where the LoRA loaders list it.""",
+            """the dataset's `folder`, and `sample_prompts`: what is drawn while it trains.
+            `steps` and `learning_rate` say how much is learned.""",
+        ),
+        {
+            "Load": LOAD,
+            "Data": [["dataset", "settings"]],
+            "Train": [["train", "pictures"]],
+            "Prompt": [["prompt", "negative", "size", "loss"]],
+            "Sample": [["before", "after"]],
+            "Result": [["decode before", "decode after"], ["grid"], ["save"]],
+        },
+    )
+
+
+def flux1_dev_fp8_offload() -> Page:
+    return Page(
+        note(
+            "FLUX.1-dev in float8",
+            """A picture of a million pixels by FLUX.1-dev, its weights in 8 bits, and what each
+            part of it took of the memory.""",
+            DEV,
+            """the policy's `mode`: *component* has one part on the card at a time, *stream* a few
+            blocks only. *auto* chooses by what the card has free.""",
+        ),
+        {
+            "Load": LOAD,
+            "Prompt": [["prompt", "size"]],
+            "Sample": [["sampler"]],
+            "Result": [["decode"], ["memory", "save"], ["timeline"]],
+        },
+    )
+
+
+def flux1_dev_upscaler_fp8() -> Page:
+    return Page(
+        note(
+            "Upscale with FLUX.1-dev",
+            """A picture of your own, four times as large, by the public upscaler ControlNet in 8
+            bits.""",
+            DEV + "\n- `controlnet/flux1-dev-controlnet-upscaler.safetensors`",
+            """the picture, then `strength` of the upscaler: how closely the large picture keeps to
+            the small one. Large pictures: lower `upscale_factor`.""",
+        ),
+        {
+            "Load": LOAD,
+            "Prompt": [["prompt", "picture"]],
+            "Enlarge": [["upscaler"], ["redraw"]],
+            "Result": [["decode_large"], ["save_large"]],
+        },
+    )
+
+
+PAGES = {
+    page.__name__: page()
+    for page in (
+        text_to_image,
+        upscale,
+        compare_precisions,
+        train_lora,
+        flux1_dev_fp8_offload,
+        flux1_dev_upscaler_fp8,
+    )
+}
