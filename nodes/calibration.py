@@ -20,9 +20,9 @@ from .memory_manager import HostOffloadRunner
 from .sampler import start_latents
 from .widgets import STEADY, choice, free_number, integer, plan_input, socket, text
 from .wires import (
-    CATEGORY,
     FLUX_CONTROL,
     FLUX_MODEL,
+    PRECISION,
     PRECISION_PLAN,
     FluxModel,
     Latent,
@@ -93,7 +93,7 @@ class FluxFitMeasurePrecision:
         "format, and chooses which layers keep 16 bits within a budget. The plan goes into a "
         "loader and into files that are saved with it."
     )
-    CATEGORY = CATEGORY
+    CATEGORY = PRECISION
     FUNCTION = "measure"
     SEARCH_ALIASES = ["mixed precision", "sensitivity"]
     RETURN_TYPES = (PRECISION_PLAN, "IMAGE", "STRING")
@@ -161,7 +161,7 @@ class FluxFitCalibrate:
         "Files are of the same formats: save them once, and drawing with them costs nothing more. "
         "ControlNets in bf16 that are wired in are calibrated with it."
     )
-    CATEGORY = CATEGORY
+    CATEGORY = PRECISION
     FUNCTION = "calibrate"
     SEARCH_ALIASES = ["quantize", "gptq", "fp8", "int8"]
     RETURN_TYPES = (FLUX_MODEL, FLUX_CONTROL)

@@ -18,7 +18,7 @@ from .loaders import PRECISION_CHOICES, PRECISION_HELP
 from .vae import HostVAE
 from .weights import OpenedByNode, Wanted, weights_key
 from .widgets import choice, compute_input, number, policy_input, socket
-from .wires import CATEGORY, FLUX_CONTROL, controls_of
+from .wires import CONTROLS, FLUX_CONTROL, controls_of
 
 FOLDER = "controlnet"
 NO_MODE = "none"
@@ -118,7 +118,7 @@ class FluxFitControlNet:
         "Opens a FLUX.1 ControlNet (InstantX and Shakker union models, jasperai, alimama, "
         "XLabs) and gives it a picture of the size to draw. Chains through its control input."
     )
-    CATEGORY = CATEGORY
+    CATEGORY = CONTROLS
     FUNCTION = "make"
     RETURN_TYPES = (FLUX_CONTROL,)
     RETURN_NAMES = ("control",)
@@ -164,7 +164,7 @@ class ControlNetUpscalerFP8:
         "is evened out by the tile pre-processing, and the sampler draws the detail. Wire the "
         "latent into FluxSampler for its size."
     )
-    CATEGORY = CATEGORY
+    CATEGORY = CONTROLS
     FUNCTION = "make"
     SEARCH_ALIASES = ["upscale", "tile", "controlnet upscaler"]
     RETURN_TYPES = (FLUX_CONTROL, "LATENT", "IMAGE")

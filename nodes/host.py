@@ -180,6 +180,7 @@ class Progress:
     """Steps done, with a preview where there is one; raises when the person interrupts."""
 
     def __init__(self, total: int, what: str) -> None:
+        total = max(1, total)
         self.total, self.what, self.started, self.shown = total, what, time.monotonic(), False
         utils = comfy("comfy.utils")
         self.bar = utils.ProgressBar(total) if utils else None
@@ -282,10 +283,14 @@ def check_interrupt() -> None:
 total = MemoryReport()
 #: Each part's last run; FluxFitMemoryReport shows it.
 latest = MemoryReport()
+#: What the last run reported.
+last = MemoryReport()
 
 
 def account(report: MemoryReport) -> None:
     """Add what a node reported about memory and time."""
+    global last
+    last = report
     total.add(report)
     latest.device = report.device
     latest.parts |= report.parts

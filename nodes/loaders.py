@@ -34,9 +34,9 @@ from .vae import HostVAE
 from .weights import OpenedByNode, Wanted, weights_key
 from .widgets import choice, compile_input, compute_input, plan_input, policy_input
 from .wires import (
-    CATEGORY,
     FLUX_MODEL,
     FLUX_TEXT_ENCODERS,
+    LOADING,
     FluxModel,
     FluxTextEncoders,
 )
@@ -92,7 +92,7 @@ class FluxLoaderFP8:
         "own precision. A checkpoint that holds several parts serves them all. Any layout is read: "
         "native, diffusers, ComfyUI, float8 with or without scales."
     )
-    CATEGORY = CATEGORY
+    CATEGORY = LOADING
     FUNCTION = "load"
     SEARCH_ALIASES = ["flux", "load flux", "fp8", "checkpoint"]
     RETURN_TYPES = (FLUX_MODEL, FLUX_TEXT_ENCODERS, "VAE", "MODEL", "CLIP")
@@ -213,7 +213,7 @@ class FluxFitTransformerLoader:
         "Opens a FLUX.1 transformer alone, to use another precision or another model with text "
         "encoders and a VAE that are loaded already."
     )
-    CATEGORY = CATEGORY
+    CATEGORY = LOADING
     FUNCTION = "load"
     SEARCH_ALIASES = ["flux", "unet loader", "diffusion model", "gguf"]
     RETURN_TYPES = (FLUX_MODEL, "MODEL")

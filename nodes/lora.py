@@ -13,7 +13,7 @@ from flux_core.lora.match import refuse_unmatched
 from . import host
 from .weights import OpenedByNode, Wanted, weights_key
 from .widgets import choice, number, socket, text, toggle
-from .wires import CATEGORY, FLUX_MODEL, FLUX_TEXT_ENCODERS, FluxModel, FluxTextEncoders
+from .wires import FLUX_MODEL, FLUX_TEXT_ENCODERS, LORAS, FluxModel, FluxTextEncoders
 
 FOLDER = "loras"
 
@@ -35,7 +35,7 @@ class FluxFitLoraLoader:
         "weights, never into them. Reads kohya, diffusers, ai-toolkit, PEFT, ComfyUI, XLabs and "
         "OneTrainer, with LoHa, LoKr and DoRA. Chain several; another strength costs nothing."
     )
-    CATEGORY = CATEGORY
+    CATEGORY = LORAS
     FUNCTION = "load"
     SEARCH_ALIASES = ["lora", "load lora", "lycoris", "loha", "lokr", "dora"]
     RETURN_TYPES = (FLUX_MODEL, FLUX_TEXT_ENCODERS, "STRING")
@@ -98,7 +98,7 @@ class FluxFitMergeLoras:
         "Adds the LoRAs on a model to a copy of its weights and writes that as one file. The model "
         "must be loaded in bf16, fp16 or fp32; needs its size in memory once more."
     )
-    CATEGORY = CATEGORY
+    CATEGORY = LORAS
     FUNCTION = "merge"
     OUTPUT_NODE = True
     SEARCH_ALIASES = ["bake lora", "fuse lora", "save lora"]

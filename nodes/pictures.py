@@ -8,7 +8,7 @@ from torch import Tensor
 from flux_core.report.pictures import against, comparison, grid
 
 from .widgets import integer, number, socket, text, toggle
-from .wires import CATEGORY
+from .wires import PICTURES
 
 CELLS = 8
 
@@ -20,7 +20,7 @@ class FluxFitCompare:
         "Two pictures side by side with their difference enlarged, and how near they are: PSNR in "
         "dB (40 and more is hard to see) and SSIM (1 is equal)."
     )
-    CATEGORY = CATEGORY
+    CATEGORY = PICTURES
     FUNCTION = "compare"
     SEARCH_ALIASES = ["psnr", "ssim", "difference", "compare images"]
     RETURN_TYPES = ("IMAGE", "STRING")
@@ -60,7 +60,7 @@ class FluxFitGrid:
         "Lays pictures out on one sheet with a label each. With compare_to_first every label says "
         "how near its picture is to the first."
     )
-    CATEGORY = CATEGORY
+    CATEGORY = PICTURES
     FUNCTION = "lay"
     SEARCH_ALIASES = ["grid", "contact sheet", "labels"]
     RETURN_TYPES = ("IMAGE", "STRING")

@@ -15,7 +15,7 @@ from flux_core.sampling.estimate import plan_picture
 
 from . import host
 from .widgets import choice, integer, number, socket, toggle
-from .wires import CATEGORY, OFFLOAD_POLICY
+from .wires import MEMORY, OFFLOAD_POLICY
 
 AS_ALL = "as mode"
 #: What a card has where none is there to ask.
@@ -31,7 +31,7 @@ class OffloadPolicy:
         "there only while it computes. stream: blocks pass through a few buffers, the least "
         "memory. Pictures are the same to the bit."
     )
-    CATEGORY = CATEGORY
+    CATEGORY = MEMORY
     FUNCTION = "make"
     SEARCH_ALIASES = ["offload", "low vram", "memory", "block swap"]
     RETURN_TYPES = (OFFLOAD_POLICY, "STRING")
@@ -124,7 +124,7 @@ class FluxFitMemoryReport:
         "pinned, predicted beside measured, copies, stalls and bandwidth, and a timeline of memory "
         "and of the copy and compute lanes. Wire in the picture that is made last."
     )
-    CATEGORY = CATEGORY
+    CATEGORY = MEMORY
     FUNCTION = "show"
     SEARCH_ALIASES = ["vram", "profiler", "timeline"]
     RETURN_TYPES = ("IMAGE", "IMAGE", "STRING")

@@ -13,10 +13,10 @@ from . import host
 from .loaders import PREVIEW_KEY
 from .widgets import choice, socket, text, toggle
 from .wires import (
-    CATEGORY,
     FLUX_CONTROL,
     FLUX_MODEL,
     FLUX_TEXT_ENCODERS,
+    PRECISION,
     PRECISION_PLAN,
     FluxModel,
     FluxTextEncoders,
@@ -31,7 +31,7 @@ class FluxFitPrecisionPlan:
         "Opens a precision plan: a small JSON file under models/precision_plans that says which "
         "layers have which precision. FluxFitMeasurePrecision makes them."
     )
-    CATEGORY = CATEGORY
+    CATEGORY = PRECISION
     FUNCTION = "load"
     RETURN_TYPES = (PRECISION_PLAN,)
     RETURN_NAMES = ("plan",)
@@ -65,7 +65,7 @@ class FluxFitSaveQuantized:
         "precision that it is held in, under output/, where ComfyUI finds it again. Loading such a "
         "file never builds the 16-bit model. ComfyUI opens float8 files too, and int8 if new."
     )
-    CATEGORY = CATEGORY
+    CATEGORY = PRECISION
     FUNCTION = "save"
     OUTPUT_NODE = True
     SEARCH_ALIASES = ["save model", "quantize", "export"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,20 +11,22 @@ from torch.nn import functional as F
 
 from flux_core import Control
 from flux_core.models.families import family_of
+from flux_core.offload import MemoryReport
 from flux_core.sampling.latents import destandardise
 from flux_core.sampling.run import DrawRequest, SamplingSettings, draw
 from flux_core.sampling.samplers import SAMPLERS
 from flux_core.sampling.sigmas import SCHEDULERS, SHIFTS
 
 from . import host
+from .bridge.host_sampling import guider_of, named_sampler, sample
 from .conditioning import conditioning_of
 from .memory_manager import HostOffloadRunner
 from .preview import preview
-from .widgets import choice, integer, number, socket
+from .widgets import choice, integer, number, socket, toggle
 from .wires import (
-    CATEGORY,
     FLUX_CONTROL,
     FLUX_MODEL,
+    SAMPLING,
     FluxModel,
     Latent,
     controls_of,
@@ -36,9 +39,10 @@ class FluxSampler:
     DESCRIPTION = (
         "Draws latents with FLUX.1. Noise and sigmas are the host's, so that the same seed gives "
         "the same picture as its KSampler. The latent may be any empty one, or an encoded "
-        "picture with denoise below 1; a noise mask on it is respected."
+        "picture with denoise below 1; a noise mask on it is respected. Prompts may have regions, "
+        "masks, spans and reference latents. When it ends it shows what it took."
     )
-    CATEGORY = CATEGORY
+    CATEGORY = SAMPLING
     FUNCTION = "sample"
     SEARCH_ALIASES = ["ksampler", "flux sampler"]
     RETURN_TYPES = ("LATENT", "STRING")
@@ -87,6 +91,22 @@ class FluxSampler:
                 "sigmas": socket(
                     "SIGMAS", "Instead of steps, scheduler, shift and denoise.", advanced=True
                 ),
+                "sampler_object": socket(
+                    "SAMPLER",
+                    "Any sampler of ComfyUI (KSamplerSelect), instead of the choice above.",
+                    advanced=True,
+                ),
+                "guider": socket(
+                    "GUIDER",
+                    "Any guider of ComfyUI: its model and prompts are drawn, in the place of "
+                    "model, positive, negative and cfg.",
+                    advanced=True,
+                ),
+                "add_noise": toggle(
+                    True,
+                    "Off goes on with a latent that holds noise, from sigmas that were split.",
+                    advanced=True,
+                ),
             },
         }
 
@@ -105,22 +125,54 @@ class FluxSampler:
         negative: list | None = None,
         control: Sequence[Control] | None = None,
         sigmas: Tensor | None = None,
+        sampler_object: Any = None,
+        guider: Any = None,
+        add_noise: bool = True,
     ):
+        settings = SamplingSettings(
+            seed=seed,
+            steps=steps,
+            cfg=cfg,
+            sampler=sampler,
+            scheduler=scheduler,
+            shift=shift,
+            denoise=denoise,
+            sigmas=sigmas,
+            batch_index=latent.get("batch_index"),
+            add_noise=add_noise,
+        )
+        if sampler_object is None and guider is None:
+            drawn, report, done = self.by_ours(model, positive, negative, latent, settings, control)
+        else:
+            if control:
+                raise ValueError(
+                    "ControlNets on the control input draw with FluxSampler's own samplers: take "
+                    "sampler_object and guider away, or use ControlNetApplyAdvanced"
+                )
+            guider = guider or guider_of(model, positive, negative, cfg)
+            drawn, report, done = self.by_the_host(model, guider, sampler_object, latent, settings)
+        kept = {k: v for k, v in latent.items() if k != "downscale_ratio_spacial"}
+        shown = summary(report, done)
+        return {
+            "ui": {"text": (shown,)},
+            "result": (kept | {"samples": drawn}, str(report)),
+        }
+
+    def by_ours(
+        self,
+        model: FluxModel,
+        positive: list,
+        negative: list | None,
+        latent: Latent,
+        settings: SamplingSettings,
+        control: Sequence[Control] | None,
+    ) -> tuple[Tensor, MemoryReport, int]:
+        """Latents (B, 16, h, w) by the core's own samplers, what it took, and its steps."""
         request = DrawRequest(
             model.transformer,
             conditioning_of(positive),
             start := start_latents(latent["samples"], model),
-            SamplingSettings(
-                seed=seed,
-                steps=steps,
-                cfg=cfg,
-                sampler=sampler,
-                scheduler=scheduler,
-                shift=shift,
-                denoise=denoise,
-                sigmas=sigmas,
-                batch_index=latent.get("batch_index"),
-            ),
+            settings,
             negative=None if negative is None else conditioning_of(negative, "negative"),
             mask=mask_of(latent, start),
             controls=controls_of(control),
@@ -135,8 +187,48 @@ class FluxSampler:
             (drawn,) = draw(runner, [request], callback=report)
             bar.update(request.steps)
         host.account(runner.report)
-        kept = {k: v for k, v in latent.items() if k != "downscale_ratio_spacial"}
-        return (kept | {"samples": drawn}, str(runner.report))
+        return drawn, runner.report, request.steps
+
+    def by_the_host(
+        self,
+        model: FluxModel,
+        guider: Any,
+        sampler: Any,
+        latent: Latent,
+        settings: SamplingSettings,
+    ) -> tuple[Tensor, MemoryReport, int]:
+        """Latents (B, 16, h, w) by the host's sampling, what it took, and its steps."""
+        shape = latent["samples"].shape
+        sigmas = settings.noise_schedule(model.transformer, shape).sigmas
+        steps = max(0, len(sigmas) - 1)
+        with host.progress(steps, "drawing") as bar:
+
+            def report(step: int, denoised: Tensor) -> None:
+                bar.update(step, preview(denoised, model.preview))
+
+            drawn = sample(
+                guider,
+                sampler if sampler is not None else named_sampler(settings.sampler),
+                sigmas,
+                latent,
+                settings.seed,
+                settings.add_noise,
+                report,
+            )
+            bar.update(steps)
+        return drawn, host.last, steps
+
+
+def summary(report: MemoryReport, steps: int) -> str:
+    """What drawing took, in one line: memory, beside what was predicted, and seconds a step."""
+    part = report.parts.get("transformer")
+    if part is None:
+        return "nothing was drawn"
+    predicted = f"{part.predicted / 1e9:.2f} GB predicted"
+    memory = f"{part.peak / 1e9:.2f} GB at most, {predicted}" if part.peak else predicted
+    each = f", {part.seconds / steps:.2f} s a step" if steps else ""
+    again = ", planned again after memory ran out" if part.replans else ""
+    return f"{memory}{each}, mode {part.mode}{again}"
 
 
 def start_latents(samples: Tensor, model: FluxModel) -> Tensor:

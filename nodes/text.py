@@ -7,7 +7,7 @@ from flux_core.sampling.prompts import encode_prompts
 from . import host
 from .memory_manager import HostOffloadRunner
 from .widgets import integer, number, socket, text
-from .wires import CATEGORY, FLUX_TEXT_ENCODERS, FluxTextEncoders
+from .wires import FLUX_TEXT_ENCODERS, SAMPLING, FluxTextEncoders
 
 
 class FluxTextEncode:
@@ -17,7 +17,7 @@ class FluxTextEncode:
         "Encodes a prompt with CLIP-L and T5. The result is the host's CONDITIONING and also fits "
         "stock nodes. Long prompts are cut at what the encoders read, with a warning."
     )
-    CATEGORY = CATEGORY
+    CATEGORY = SAMPLING
     FUNCTION = "encode"
     SEARCH_ALIASES = ["prompt", "flux prompt", "text encode"]
     RETURN_TYPES = ("CONDITIONING",)
@@ -29,7 +29,9 @@ class FluxTextEncode:
         return {
             "required": {
                 "text_encoders": socket(FLUX_TEXT_ENCODERS, "From FluxLoaderFP8."),
-                "prompt": text("", "What to draw, in English.", multiline=True),
+                "prompt": text(
+                    "", "What to draw, in English.", multiline=True, dynamicPrompts=True
+                ),
                 "guidance": number(
                     3.5, 0.0, 100.0, 0.1, "How strictly dev follows the prompt; schnell ignores it."
                 ),
@@ -39,6 +41,7 @@ class FluxTextEncode:
                     "",
                     "Another text for CLIP-L alone; empty means the same.",
                     multiline=True,
+                    dynamicPrompts=True,
                     advanced=True,
                 ),
                 "t5_length": integer(

@@ -28,6 +28,14 @@ FLUX_DATASET = "FLUX_DATASET"
 FLUX_TRAIN_SETTINGS = "FLUX_TRAIN_SETTINGS"
 COMPILER = "inductor"
 CATEGORY = "FluxFit"
+#: Nodes by what a person wants to do.
+LOADING = f"{CATEGORY}/loading"
+SAMPLING = f"{CATEGORY}/sampling"
+CONTROLS = f"{CATEGORY}/controlnet"
+LORAS = f"{CATEGORY}/lora"
+MEMORY = f"{CATEGORY}/memory"
+PRECISION = f"{CATEGORY}/precision"
+PICTURES = f"{CATEGORY}/pictures"
 TRAINING = f"{CATEGORY}/training"
 
 

@@ -151,7 +151,7 @@ class DrawRequest:
 
     @property
     def steps(self) -> int:
-        return len(self.noise_schedule.sigmas) - 1
+        return max(0, len(self.noise_schedule.sigmas) - 1)
 
     @property
     def modules(self) -> list[nn.Module]:

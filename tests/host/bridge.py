@@ -252,6 +252,19 @@ def parts_of_a_schedule() -> None:
     close(draw(MODEL), draw(STOCK))
 
 
+@check("KSamplerSelect")
+def the_host_s_samplers_in_ours() -> None:
+    for name in ("euler", "res_multistep", "uni_pc"):
+        (sampler,) = call("KSamplerSelect", sampler_name=name)
+        ours = flux_sampler(sampler_object=sampler, steps=4)
+        (sigmas,) = call("BasicScheduler", model=STOCK, scheduler="simple", steps=4, denoise=1.0)
+        (guider,) = call("CFGGuider", model=STOCK, positive=RED, negative=GREEN, cfg=2.0)
+        close(ours, guided(STOCK, guider, sigmas, name))
+    (guider,) = call("CFGGuider", model=MODEL, positive=RED, negative=GREEN, cfg=2.0)
+    close(flux_sampler(guider=guider, sampler_object=sampler, steps=4), ours)
+    close(flux_sampler(guider=guider, cfg=7.0), ksampler(STOCK))
+
+
 # ---- nodes that change a model
 
 

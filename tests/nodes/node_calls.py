@@ -37,4 +37,5 @@ def empty(channels=16, side=64, batch=1):
 
 def sample(loaded, positive, latent, **options):
     node = NODE_CLASS_MAPPINGS["FluxSampler"]()
-    return node.sample(loaded[0], positive, latent, **{**SETTINGS, **options})
+    out = node.sample(loaded[0], positive, latent, **{**SETTINGS, **options})
+    return out["result"]

@@ -85,7 +85,7 @@ class TestMeasuring:
             model = node("FluxFitTransformerLoader").load(POCKET, compute="auto", **options)[0]
             drawn[name], report = node("FluxSampler").sample(
                 model=model, positive=positive, latent=empty(), **values
-            )
+            )["result"]
             if name != "bf16":
                 assert "layers fp8_e5m2, dequantize" in report
         exact = drawn["bf16"]["samples"]
@@ -129,7 +129,9 @@ class TestCalibrating:
         nearest = node("FluxFitTransformerLoader").load(POCKET, "fp8_scaled", "auto")[0]
         values = defaults("FluxSampler", steps=4)
         drawn = [
-            node("FluxSampler").sample(model=m, positive=positive, latent=empty(), **values)[0]
+            node("FluxSampler").sample(model=m, positive=positive, latent=empty(), **values)[
+                "result"
+            ][0]
             for m in (loaded[0], tuned_model, nearest)
         ]
         exact, near, far = (latent["samples"] for latent in drawn)

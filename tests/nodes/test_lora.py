@@ -72,7 +72,7 @@ def drawn(model, encoders, **options):
     }
     latent = {"samples": torch.zeros(1, 16, 8, 8)}
     node = NODE_CLASS_MAPPINGS["FluxSampler"]()
-    return node.sample(model, positive, latent, **settings | options)[0]["samples"]
+    return node.sample(model, positive, latent, **settings | options)["result"][0]["samples"]
 
 
 def test_a_lora_changes_the_picture_and_only_behind_its_node(loaded):

@@ -7,7 +7,7 @@ import torch
 from fluxfit.nodes import host
 from fluxfit.nodes.sampler import start_latents
 
-from tests.nodes.node_calls import empty, sample
+from tests.nodes.node_calls import SETTINGS, empty, node, sample
 
 
 class TestSampler:
@@ -80,3 +80,41 @@ class TestSampler:
 
     def test_zero_latents_start_from_the_middle_of_the_standardised_range(self, loaded):
         assert start_latents(torch.zeros(1, 4, 8, 8), loaded[0]).shape == (1, 16, 8, 8)
+
+
+class TestWhatItShows:
+    def test_memory_and_time_of_the_run(self, loaded, positive):
+        shown = run_node(loaded, positive)["ui"]["text"][0]
+        assert "GB predicted" in shown and "s a step" in shown and "mode component" in shown
+
+    def test_nothing_drawn_is_said(self, loaded, positive):
+        shown = run_node(loaded, positive, sigmas=torch.tensor([]))["ui"]["text"][0]
+        assert "a step" not in shown
+
+
+class TestPartsOfASchedule:
+    def test_two_runs_over_split_sigmas_are_one(self, loaded, positive):
+        sigmas = torch.tensor([1.0, 0.8, 0.5, 0.2, 0.0])
+        whole = sample(loaded, positive, empty(), sigmas=sigmas)[0]["samples"]
+        first = sample(loaded, positive, empty(), sigmas=sigmas[:3])[0]
+        last = sample(loaded, positive, first, sigmas=sigmas[2:], add_noise=False)[0]["samples"]
+        assert float((last - whole).abs().max()) < 1e-3 * float(whole.abs().max())
+        again = sample(loaded, positive, first, sigmas=sigmas[2:])[0]["samples"]
+        assert not torch.allclose(again, whole, atol=0.1)
+
+    def test_no_sigmas_give_the_latent_back(self, loaded, positive):
+        start = {"samples": torch.randn(1, 16, 8, 8)}
+        for sigmas in (torch.tensor([]), torch.tensor([0.0])):
+            drawn = sample(loaded, positive, start, sigmas=sigmas)[0]["samples"]
+            assert torch.allclose(drawn, start["samples"], atol=1e-5)
+
+
+class TestWithoutTheHost:
+    @pytest.mark.parametrize("name", ["sampler_object", "guider"])
+    def test_its_samplers_and_guiders_are_refused(self, name, loaded, positive):
+        with pytest.raises(ValueError, match="ComfyUI's: they work inside of it alone"):
+            sample(loaded, positive, empty(), **{name: object()})
+
+
+def run_node(loaded, positive, **options):
+    return node("FluxSampler").sample(loaded[0], positive, empty(), **{**SETTINGS, **options})
