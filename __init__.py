@@ -4,6 +4,9 @@ The host asks for the two mappings, and gets them then: the command line, which 
 too, answers ``--help`` without importing torch.
 """
 
+#: What the page loads of us: live plans, help.
+WEB_DIRECTORY = "./nodes/web"
+
 
 def __getattr__(name: str) -> object:
     if name in ("NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"):

@@ -5,7 +5,7 @@ from .core_import import import_core
 
 import_core()
 
-from . import host
+from . import host, live_plan
 from .calibration import FluxFitCalibrate, FluxFitMeasurePrecision
 from .control import ControlNetUpscalerFP8, FluxFitControlNet
 from .dataset import FluxFitDataset
@@ -19,6 +19,7 @@ from .text import FluxTextEncode
 from .train import FluxFitResumeTraining, FluxFitTrainLora, FluxFitTrainSettings
 
 host.register_pocket()
+host.add_route("/fluxfit/plan", live_plan.live_plan)
 
 #: Every node, by the name of its class, with the name that a person sees.
 NODES: dict[type, str] = {

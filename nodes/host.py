@@ -9,6 +9,7 @@ The host is not imported before a function needs it.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from PIL import Image
@@ -52,6 +54,29 @@ def register_pocket() -> None:
     for name in FOLDERS:
         if (POCKET / name).is_dir():
             folder_paths.add_model_folder_path(name, str(POCKET / name))
+
+
+def add_route(path: str, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Let the page ask a question at a path: JSON in, JSON out.
+
+    ``answer`` runs on a thread, since it may read files; what it raises as ``ValueError`` or
+    ``OSError`` goes to the page as ``error``.
+    """
+    server = comfy("server")
+    instance = getattr(server.PromptServer, "instance", None) if server else None
+    if instance is None:
+        return
+    from aiohttp import web
+
+    async def handle(request: Any) -> Any:
+        question = await request.json()
+        loop = asyncio.get_running_loop()
+        try:
+            return web.json_response(await loop.run_in_executor(None, answer, question))
+        except (ValueError, OSError) as error:
+            return web.json_response({"error": str(error)}, status=400)
+
+    instance.routes.post(path)(handle)
 
 
 def model_roots(folder: str) -> list[Path]:

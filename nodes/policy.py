@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from flux_core import OffloadPolicy as Policy
-from flux_core.offload.machine import measure_machine
-from flux_core.offload.memory import free_bytes
-from flux_core.offload.plan import UNKNOWN
 from flux_core.offload.policy import MODES, PARTS
 from flux_core.report.timeline import timeline
-from flux_core.sampling.estimate import plan_picture
 
 from . import host
 from .widgets import choice, integer, number, socket, toggle
 from .wires import MEMORY, OFFLOAD_POLICY
 
 AS_ALL = "as mode"
-#: What a card has where none is there to ask.
-EXAMPLE = 8e9
 
 
 class OffloadPolicy:
@@ -29,16 +26,17 @@ class OffloadPolicy:
         "How the parts of FLUX.1 share the card's memory. auto: what fits stays there, the rest is "
         "streamed. none: everything stays, the fastest where it fits. component: each part is "
         "there only while it computes. stream: blocks pass through a few buffers, the least "
-        "memory. Pictures are the same to the bit."
+        "memory. Pictures are the same to the bit. The node shows what the model that it is "
+        "wired to will take."
     )
     CATEGORY = MEMORY
     FUNCTION = "make"
     SEARCH_ALIASES = ["offload", "low vram", "memory", "block swap"]
     RETURN_TYPES = (OFFLOAD_POLICY, "STRING")
-    RETURN_NAMES = ("policy", "predicted")
+    RETURN_NAMES = ("policy", "summary")
     OUTPUT_TOOLTIPS = (
         "Goes into a loader or a ControlNet node.",
-        "What FLUX.1-dev would take with it at 1024x1024, in float8.",
+        "The policy in one line.",
     )
 
     @classmethod
@@ -84,36 +82,39 @@ class OffloadPolicy:
             | own,
         }
 
-    def make(
-        self,
-        mode: str,
-        vram_budget: float = 0.0,
-        slots: int = 2,
-        ram_budget: float = 0.0,
-        pin: bool = True,
-        **own: str,
-    ):
-        policy = Policy(
-            mode,
-            int(vram_budget * 1e9) or None,
-            slots,
-            int(ram_budget * 1e9) or None,
-            pin,
-            {k.removesuffix("_mode"): v for k, v in own.items() if v != AS_ALL},
-        )
-        text = predicted(policy)
-        return {"ui": {"text": (text,)}, "result": (policy, text)}
+    def make(self, **widgets: Any):
+        policy = policy_of(widgets)
+        return (policy, in_words(policy))
 
 
-def predicted(policy: Policy) -> str:
-    """What FLUX.1-dev would take on this card, or where there is none on one of 8 GB."""
-    device = host.device()
-    free = free_bytes(device)
-    if free is None:
-        planned = plan_picture(UNKNOWN, vram=EXAMPLE, policy=policy)
-        return f"FLUX.1-dev, fp8_scaled, 1024x1024, on a card of {EXAMPLE / 1e9:g} GB: {planned}"
-    planned = plan_picture(measure_machine(device), vram=free, policy=policy)
-    return f"FLUX.1-dev, fp8_scaled, 1024x1024, on this card: {planned}"
+def policy_of(widgets: Mapping[str, Any]) -> Policy:
+    """The policy that some of the node's widgets make, the others as they are by default.
+
+    Raises ``ValueError`` for what no policy has.
+    """
+    known = {"mode", "vram_budget", "slots", "ram_budget", "pin"} | {f"{p}_mode" for p in PARTS}
+    unknown = set(widgets) - known
+    if unknown:
+        raise ValueError(f"OffloadPolicy has no input {', '.join(map(repr, sorted(unknown)))}")
+    own = {part: widgets.get(f"{part}_mode", AS_ALL) for part in PARTS}
+    return Policy(
+        widgets.get("mode", "auto"),
+        int(widgets.get("vram_budget", 0.0) * 1e9) or None,
+        widgets.get("slots", 2),
+        int(widgets.get("ram_budget", 0.0) * 1e9) or None,
+        widgets.get("pin", True),
+        {part: mode for part, mode in own.items() if mode != AS_ALL},
+    )
+
+
+def in_words(policy: Policy) -> str:
+    """A policy in one line."""
+    words = [policy.mode]
+    for name, budget in (("card", policy.vram_budget), ("host", policy.ram_budget)):
+        if budget is not None:
+            words.append(f"{budget / 1e9:g} GB of the {name}")
+    words += [f"{part}: {mode}" for part, mode in policy.parts.items()]
+    return ", ".join(words)
 
 
 class FluxFitMemoryReport:

@@ -1,9 +1,9 @@
-"""Writes what ComfyUI's page shows of a node: names and tooltips (``locales/``), help (``nodes/web``).
+"""Writes what ComfyUI shows of a node: its names (``locales``) and its help (``nodes/web``).
 
     python -m tools.node_pages
 
-English names come from the node classes, Chinese ones are written by hand in ``locales/zh``. A page
-of help is ``nodes/web/docs/<Node>.md``, in Chinese ``nodes/web/docs/<Node>/zh.md``: what stands above
+English names come from the node classes, Chinese ones are written by hand in ``locales/zh``.
+Help is ``nodes/web/docs/<Node>.md``, in Chinese ``<Node>/zh.md`` there: what stands above
 the marker is written by hand, the tables below are made of the names.
 """
 

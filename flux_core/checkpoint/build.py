@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,44 @@ def load_part(
     Raises:
         CheckpointError: the file is broken, of another kind, or lacks tensors; it is named.
     """
+    outline = outline_part(path, kind, new_module, precision)
+    module, weights = outline.module, outline.weights
+    set_compute(module, compute)
+    size = module_bytes(module)
+    spill: Spill | None = None
+    if ram_budget is not None and size > ram_budget:
+        weights.mapped = True
+        spill = Spill(Path(path))
+        log.info("%s: %.1f GB of weights stay on disk", path, size / 1e9)
+    dtype = full_dtype(outline.precision)
+    fill(
+        module, outline.recipes, weights, outline.part, dtype, torch.device(device), progress, spill
+    )
+    restore_positions(module, torch.device(device))
+    return module.eval()
+
+
+class Outline(NamedTuple):
+    """A part without numbers, and where they are to come from; ``precision`` is that of what is
+    not quantized."""
+
+    module: nn.Module
+    part: Part
+    weights: Weights
+    recipes: Recipes
+    precision: str
+
+
+def outline_part(
+    path: str | Path,
+    kind: str,
+    new_module: Callable[[str, Shapes], nn.Module],
+    precision: Precision = "bf16",
+) -> Outline:
+    """A part on the meta device, as ``load_part`` would fill it; reads the file's header alone.
+
+    Arguments and errors as ``load_part`` has them.
+    """
     # an unknown name is refused before the file is opened
     asked = None if precision == AS_STORED else as_plan(precision)
     source = open_source(path)
@@ -81,17 +120,7 @@ def load_part(
     plan = stored_plan(module, recipes, weights) if asked is None else asked
     if {plan.precision, *plan.layers.values()} & set(FORMATS):
         quantize(module, plan)
-    set_compute(module, compute)
-    dtype = full_dtype(plan.precision)
-    size = module_bytes(module)
-    spill: Spill | None = None
-    if ram_budget is not None and size > ram_budget:
-        weights.mapped = True
-        spill = Spill(Path(path))
-        log.info("%s: %.1f GB of weights stay on disk", path, size / 1e9)
-    fill(module, recipes, weights, part, dtype, torch.device(device), progress, spill)
-    restore_positions(module, torch.device(device))
-    return module.eval()
+    return Outline(module, part, weights, recipes, plan.precision)
 
 
 def stored_plan(module: nn.Module, recipes: Recipes, weights: Weights) -> PrecisionPlan:

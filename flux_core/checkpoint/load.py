@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypedDict, cast
 
 import torch
+from torch import nn
 from typing_extensions import Unpack
 
 from ..models.config import ControlNetConfig, Shapes, VAEConfig
@@ -21,9 +23,9 @@ from ..models.text_encoders import (
 )
 from ..models.transformer import FluxTransformer
 from ..models.vae import AutoEncoder
-from ..quant import Precision
+from ..quant import Precision, full_dtype
 from ..quant.registry import FULL_PRECISIONS
-from .build import Progress, load_part
+from .build import Progress, load_part, outline_part
 
 Device = torch.device | str
 
@@ -46,6 +48,44 @@ class Options(PlaceOptions, total=False):
     compute: str
 
 
+def new_controlnet(_: str, shapes: Shapes) -> FluxControlNet:
+    return FluxControlNet(ControlNetConfig.from_shapes(shapes))
+
+
+def new_clip_l(_: str, shapes: Shapes) -> ClipEncoder:
+    return ClipEncoder(clip_l_config(shapes))
+
+
+def new_t5(_: str, shapes: Shapes) -> T5Encoder:
+    return T5Encoder(t5_config(shapes))
+
+
+def new_vae(_: str, shapes: Shapes) -> AutoEncoder:
+    return AutoEncoder(VAEConfig.from_shapes(shapes))
+
+
+#: What makes each kind of part from its layout and native shapes.
+NEW_PARTS: dict[str, Callable[[str, Shapes], nn.Module]] = {
+    "transformer": new_transformer,
+    "controlnet": new_controlnet,
+    "clip_l": new_clip_l,
+    "t5": new_t5,
+    "vae": new_vae,
+}
+
+
+def outline(path: str | Path, kind: str, precision: Precision = "bf16") -> nn.Module:
+    """A part of a file without its numbers, on the meta device, to be planned with.
+
+    Args:
+        kind: ``transformer``, ``controlnet``, ``clip_l``, ``t5`` or ``vae``.
+
+    Raises ``CheckpointError`` as loading does.
+    """
+    found = outline_part(path, kind, NEW_PARTS[kind], precision)
+    return found.module.to(full_dtype(found.precision)).eval()
+
+
 def load_transformer(path: str | Path, **options: Unpack[Options]) -> FluxTransformer:
     """Open a FLUX.1 transformer of any layout (native, host checkpoint, diffusers, float8).
 
@@ -60,43 +100,28 @@ def load_transformer(path: str | Path, **options: Unpack[Options]) -> FluxTransf
 
 def load_controlnet(path: str | Path, **options: Unpack[Options]) -> FluxControlNet:
     """Open a FLUX.1 ControlNet of any public layout; arguments as ``load_transformer``."""
-
-    def new(_: str, shapes: Shapes) -> FluxControlNet:
-        return FluxControlNet(ControlNetConfig.from_shapes(shapes))
-
-    return cast(FluxControlNet, load_part(path, "controlnet", new, **options))
+    return cast(FluxControlNet, load_part(path, "controlnet", new_controlnet, **options))
 
 
 def load_clip_l(path: str | Path, **options: Unpack[Options]) -> ClipEncoder:
     """Open CLIP-L's text model; arguments as ``load_transformer``."""
-
-    def new(_: str, shapes: Shapes) -> ClipEncoder:
-        return ClipEncoder(clip_l_config(shapes))
-
-    return cast(ClipEncoder, load_part(path, "clip_l", new, **options))
+    return cast(ClipEncoder, load_part(path, "clip_l", new_clip_l, **options))
 
 
 def load_t5(path: str | Path, **options: Unpack[Options]) -> T5Encoder:
     """Open T5's encoder; arguments as ``load_transformer``."""
-
-    def new(_: str, shapes: Shapes) -> T5Encoder:
-        return T5Encoder(t5_config(shapes))
-
-    return cast(T5Encoder, load_part(path, "t5", new, **options))
+    return cast(T5Encoder, load_part(path, "t5", new_t5, **options))
 
 
 def load_vae(
     path: str | Path, *, dtype: torch.dtype = torch.bfloat16, **options: Unpack[PlaceOptions]
 ) -> AutoEncoder:
     """Open the autoencoder, native or diffusers layout, alone or in a host checkpoint."""
-
-    def new(_: str, shapes: Shapes) -> AutoEncoder:
-        return AutoEncoder(VAEConfig.from_shapes(shapes))
-
     precisions = {kind: name for name, kind in FULL_PRECISIONS.items()}
     if dtype not in precisions:
         raise ValueError(f"VAE dtype is {dtype}, expected one of {', '.join(map(str, precisions))}")
-    return cast(AutoEncoder, load_part(path, "vae", new, precision=precisions[dtype], **options))
+    loaded = load_part(path, "vae", new_vae, precision=precisions[dtype], **options)
+    return cast(AutoEncoder, loaded)
 
 
 def load_text_encoders(

@@ -30,6 +30,11 @@ LINK_BYTES = 64 * 2**20
 SIDE = {"cuda": 4096, "cpu": 768}
 
 
+def known_machine(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Machine | None:
+    """What ``measure_machine`` found for this device before; None where nobody has asked."""
+    return _measured.get((str(device), dtype))
+
+
 def measure_machine(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Machine:
     """This device: the fastest of three copies and of three products, measured once."""
     key = (str(device), dtype)

@@ -1,4 +1,4 @@
-"""What a card will do with FLUX.1-dev, before it is bought: memory and seconds of a whole picture.
+"""What a card will do with a model, before it is loaded or bought: memory and seconds of a picture.
 
 The parts are built on meta, at their real sizes, and planned by what plans a real run.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -55,7 +55,9 @@ DISK = 3e9
 RAM_SHARE = 0.75
 
 
-class Flux1DevModels(NamedTuple):
+class PictureModels(NamedTuple):
+    """All parts that a picture takes; they may be without numbers."""
+
     transformer: FluxTransformer
     clip_l: ClipEncoder
     t5: T5Encoder
@@ -63,12 +65,12 @@ class Flux1DevModels(NamedTuple):
 
 
 @cache
-def flux1_dev(precision: str) -> Flux1DevModels:
+def flux1_dev(precision: str) -> PictureModels:
     """FLUX.1-dev without numbers, transformer and T5 at a precision."""
     with torch.device("meta"):
         transformer = FluxTransformer(TransformerConfig()).bfloat16()
         t5 = T5Encoder(T5_XXL).bfloat16()
-        parts = Flux1DevModels(
+        parts = PictureModels(
             transformer, ClipEncoder(CLIP_L).bfloat16(), t5, AutoEncoder(VAEConfig()).bfloat16()
         )
         quantize(transformer, precision)
@@ -83,17 +85,17 @@ def flops(function: Callable[[], object]) -> float:
     return float(counter.get_total_flops())
 
 
-@cache
+@lru_cache(16)
 def vae_flops(vae: AutoEncoder, height: int, width: int) -> float:
     small = on_meta(vae)
     z = torch.empty(1, vae.config.z_channels, height, width, device="meta")
     return flops(lambda: small.decode(z))  # type: ignore[operator]
 
 
-@cache
-def t5_flops(t5: T5Encoder) -> float:
+@lru_cache(16)
+def t5_flops(t5: T5Encoder, text_tokens: int) -> float:
     small = set_compute(on_meta(t5), "dequantize")
-    ids = torch.empty(1, T5_LENGTH, dtype=torch.long, device="meta")
+    ids = torch.empty(1, text_tokens, dtype=torch.long, device="meta")
     return flops(lambda: small(ids))
 
 
@@ -151,23 +153,30 @@ def plan_picture(
     steps: int = 28,
     precision: str = "fp8_scaled",
     policy: OffloadPolicy | None = None,
+    models: PictureModels | None = None,
+    text_tokens: int = T5_LENGTH,
+    batch: int = 1,
 ) -> PicturePlan:
-    """What a card will do with FLUX.1-dev.
+    """What a card will do with a model.
 
     Args:
+        models: FLUX.1-dev at ``precision`` unless given.
         vram: bytes of the card that may be used.
         ram: bytes of the host's memory; streamed weights beyond three quarters of it come from
             the disk at every step.
         policy: ``auto`` unless given; its ``vram_budget`` counts where it is smaller.
     """
-    parts, policy = flux1_dev(precision), policy or OffloadPolicy()
+    parts, policy = models or flux1_dev(precision), policy or OffloadPolicy()
     rows, columns = latent_size(height, width)
     image = image_tokens(rows, columns)
     budget = int(vram if policy.vram_budget is None else min(vram, policy.vram_budget))
     bounded = policy.vram_budget is not None or policy.mode != "stream"
 
     def planned(modules: list[nn.Module], work: Work, tokens: int) -> Plan:
-        costs = [cost_of(m, machine, image_tokens=tokens) for m in modules]
+        costs = [
+            cost_of(m, machine, image_tokens=tokens, text_tokens=text_tokens, batch=batch)
+            for m in modules
+        ]
         plan = make_plan(
             costs,
             [policy.of(m) for m in modules],
@@ -179,11 +188,16 @@ def plan_picture(
         return work.fitted(plan)
 
     drawing = sampling_work(
-        parts.transformer, [], image_tokens=image, text_tokens=T5_LENGTH, batch=1, vectors=steps
+        parts.transformer,
+        [],
+        image_tokens=image,
+        text_tokens=text_tokens,
+        batch=batch,
+        vectors=steps,
     )
-    text = planned([parts.clip_l, parts.t5], t5_work(parts.t5, T5_LENGTH), 0)
+    text = planned([parts.clip_l, parts.t5], t5_work(parts.t5, text_tokens), 0)
     body = planned([parts.transformer], drawing, image)
-    vae = planned([parts.vae], vae_work(parts.vae, rows, columns, 1), 0)
+    vae = planned([parts.vae], vae_work(parts.vae, rows, columns, batch), 0)
     streamed = body.modules[0].streamed
     from_disk = 0.0 if ram is None else max(0.0, streamed - RAM_SHARE * ram)
     moved = cost_of(parts.clip_l).all_blocks + cost_of(parts.t5).all_blocks
@@ -193,8 +207,9 @@ def plan_picture(
         text,
         body,
         vae,
-        before=(moved + brought) / machine.link + t5_flops(parts.t5) / machine.flops,
+        before=(moved + brought) / machine.link + t5_flops(parts.t5, text_tokens) / machine.flops,
         step=max(body.seconds, from_disk / DISK),
-        after=vae.weights / machine.link + vae_flops(parts.vae, rows, columns) / machine.flops,
+        after=vae.weights / machine.link
+        + batch * vae_flops(parts.vae, rows, columns) / machine.flops,
         from_disk=from_disk,
     )
