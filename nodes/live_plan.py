@@ -21,6 +21,7 @@ from flux_core.models.text_encoders import ClipEncoder, T5Encoder
 from flux_core.offload.machine import known_machine
 from flux_core.offload.memory import free_bytes
 from flux_core.offload.plan import GB, UNKNOWN
+from flux_core.offload.report import readable_bytes
 from flux_core.sampling.estimate import PictureModels, PicturePlan, flux1_dev, plan_picture
 
 from . import host
@@ -78,10 +79,10 @@ def live_plan(question: Mapping[str, Any]) -> dict[str, Any]:
     title = f"{name}, {width}x{height}" + (f", {batch} pictures" if batch > 1 else "")
     lines = [*told(planned), f"on {card}"]
     if machine is None:
-        lines.append(
-            f"assumed: {UNKNOWN.link / GB:g} GB/s to the card, {UNKNOWN.flops / 1e12:g} TFLOP/s; "
-            "nothing has run here yet"
-        )
+        lines += [
+            f"assumed: {UNKNOWN.link / GB:g} GB/s to the card, {UNKNOWN.flops / 1e12:g} TFLOP/s",
+            "(nothing has run here yet)",
+        ]
     else:
         speeds = f"{machine.link / GB:.0f} GB/s to the card, {machine.flops / 1e12:.0f} TFLOP/s"
         lines.append(f"measured: {speeds}")
@@ -91,12 +92,12 @@ def live_plan(question: Mapping[str, Any]) -> dict[str, Any]:
 def told(planned: PicturePlan) -> list[str]:
     """A plan in a few short lines."""
     if not planned.fits:
-        return [f"does not fit: it needs {planned.least / GB:.1f} GB at least"]
+        return [f"does not fit: it needs {readable_bytes(planned.least)} at least"]
     drawing = planned.drawing.modules[0]
     stay = f"{len(drawing.resident)} of {drawing.blocks} blocks stay"
     lines = [
-        f"{planned.peak / GB:.1f} GB of the card at most",
-        f"{stay}, {drawing.streamed / GB:.1f} GB streamed a step" if drawing.streamed else stay,
+        f"{readable_bytes(planned.peak)} of the card at most",
+        f"{stay}, {readable_bytes(drawing.streamed)} streamed a step" if drawing.streamed else stay,
         f"{planned.step:.2f} s a step"
         + (
             f", {planned.drawing.slowdown:.0%} of it waiting"

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from flux_core import Control
 from flux_core.models.families import family_of
 from flux_core.offload import MemoryReport
+from flux_core.offload.report import readable_bytes
 from flux_core.sampling.latents import destandardise
 from flux_core.sampling.run import DrawRequest, SamplingSettings, draw
 from flux_core.sampling.samplers import SAMPLERS
@@ -224,8 +225,8 @@ def summary(report: MemoryReport, steps: int) -> str:
     part = report.parts.get("transformer")
     if part is None:
         return "nothing was drawn"
-    predicted = f"{part.predicted / 1e9:.2f} GB predicted"
-    memory = f"{part.peak / 1e9:.2f} GB at most, {predicted}" if part.peak else predicted
+    predicted = f"{readable_bytes(part.predicted)} predicted"
+    memory = f"{readable_bytes(part.peak)} at most, {predicted}" if part.peak else predicted
     each = f", {part.seconds / steps:.2f} s a step" if steps else ""
     again = ", planned again after memory ran out" if part.replans else ""
     return f"{memory}{each}, mode {part.mode}{again}"

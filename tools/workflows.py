@@ -24,9 +24,11 @@ FOLDER = ROOT / "workflows"
 THUMBNAIL = 512
 BACKGROUND = (24, 26, 32)
 #: Pixels of the page: widths of nodes with and without widgets, a row of sockets, a widget, what a
-#: text has more than one, and pictures on nodes, of which the sampler's is a preview.
+#: text has more than one, and pictures and texts that the page adds: the sampler's preview and
+#: what it took, the policy's plan.
 WIDTH, NARROW, SOCKET, WIDGET, TEXT = 330, 220, 20, 24, 70
-PICTURES = {"SaveImage": 320, "PreviewImage": 320, "LoadImage": 300, "FluxSampler": 240}
+PICTURES = {"SaveImage": 320, "PreviewImage": 320, "LoadImage": 300}
+PICTURES |= {"FluxSampler": 316, "OffloadPolicy": 160}
 
 runpy.run_path(str(ROOT / "__main__.py"), run_name="fluxfit_command")["open_package"]()
 

@@ -11,6 +11,11 @@ from .schedule import COMPUTE, COPY
 MIB = 2**20
 
 
+def readable_bytes(count: float) -> str:
+    """Bytes in the unit that a person reads."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
+
+
 @dataclass
 class PartReport:
     """What one part took while it ran.

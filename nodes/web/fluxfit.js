@@ -58,7 +58,7 @@ function pictureOf(graph) {
   return picture;
 }
 
-function addText(node, name) {
+function addText(node, name, height) {
   const element = document.createElement("div");
   element.className = "fluxfit-text";
   element.style.cssText =
@@ -67,7 +67,8 @@ function addText(node, name) {
   const widget = node.addDOMWidget(name, "fluxfit-text", element, {
     serialize: false,
     hideOnZoom: false,
-    getMinHeight: () => 96,
+    getMinHeight: () => height,
+    getMaxHeight: () => height,
   });
   widget.serialize = false;
   widget.serializeValue = () => undefined;
@@ -97,7 +98,7 @@ async function ask(node, element) {
 }
 
 function showPlan(node) {
-  const element = addText(node, "plan");
+  const element = addText(node, "plan", 138);
   let timer = null;
   const later = () => {
     clearTimeout(timer);
@@ -135,7 +136,7 @@ function showResult(node) {
     executed?.apply(this, arguments);
     const lines = output?.text;
     if (!lines?.length) return;
-    element ??= addText(node, "result");
+    element ??= addText(node, "result", 60);
     element.textContent = [].concat(...lines).join("\n");
   };
 }

@@ -154,6 +154,56 @@ class TestRunning:
         assert editor.errors == []
 
 
+def shown(editor: Editor, node_type: str) -> str:
+    """What stands in the text below a node."""
+    return editor.page.evaluate(
+        """type => app.graph.nodes.find(node => node.type === type).widgets
+            .find(widget => widget.fluxfit)?.element.textContent ?? ''""",
+        node_type,
+    )
+
+
+def wait_for_text(editor: Editor, node_type: str, words: str) -> str:
+    """The text below a node once it has some words."""
+    editor.page.wait_for_function(
+        """([type, words]) => app.graph.nodes.find(node => node.type === type).widgets
+            .find(widget => widget.fluxfit)?.element.textContent.includes(words)""",
+        arg=[node_type, words],
+        timeout=30_000,
+    )
+    return shown(editor, node_type)
+
+
+class TestWhatNodesShow:
+    def test_the_plan_follows_the_policy_and_the_model(self, editor: Editor) -> None:
+        editor.load(workflow("text_to_image"))
+        first = wait_for_text(editor, "OffloadPolicy", "blocks stay")
+        assert first.startswith("fluxfit_pocket in ")
+        editor.screenshot("live_plan")
+        editor.set_value("OffloadPolicy", "mode", "none")
+        editor.set_value("OffloadPolicy", "vram_budget", 0.001)
+        wait_for_text(editor, "OffloadPolicy", "does not fit")
+        editor.screenshot("live_plan_too_small")
+        editor.set_value("OffloadPolicy", "vram_budget", 0.0)
+        editor.set_value("FluxLoaderFP8", "transformer_precision", "bf16")
+        wait_for_text(editor, "OffloadPolicy", "fluxfit_pocket in bf16")
+        editor.load(workflow("text_to_image"))
+        assert wait_for_text(editor, "OffloadPolicy", "blocks stay") == first
+        assert editor.errors == [] and editor.failed == []
+
+    def test_a_file_that_is_missing_is_said(self, editor: Editor) -> None:
+        editor.load(workflow("flux1_dev_fp8_offload"))
+        wait_for_text(editor, "OffloadPolicy", "no file 'flux1-dev.safetensors'")
+        editor.errors.clear()
+
+    def test_the_sampler_says_what_it_took(self, editor: Editor) -> None:
+        editor.load(workflow("text_to_image"))
+        editor.set_value(SAMPLER, "seed", 31)
+        editor.finish(editor.queue())
+        assert "s a step" in wait_for_text(editor, SAMPLER, "predicted")
+        editor.screenshot("sampler_result")
+
+
 class TestHelp:
     def test_the_host_lists_these_nodes(self, server: Server) -> None:
         info = server.get("/object_info")

@@ -85,7 +85,7 @@ class TestSampler:
 class TestWhatItShows:
     def test_memory_and_time_of_the_run(self, loaded, positive):
         shown = run_node(loaded, positive)["ui"]["text"][0]
-        assert "GB predicted" in shown and "s a step" in shown and "mode component" in shown
+        assert "MB predicted" in shown and "s a step" in shown and "mode component" in shown
 
     def test_nothing_drawn_is_said(self, loaded, positive):
         shown = run_node(loaded, positive, sigmas=torch.tensor([]))["ui"]["text"][0]
