@@ -62,9 +62,9 @@ def add_route(path: str, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> 
     ``answer`` runs on a thread, since it may read files; what it raises as ``ValueError`` or
     ``OSError`` goes to the page as ``error``.
     """
-    server = comfy("server")
-    instance = getattr(server.PromptServer, "instance", None) if server else None
-    if instance is None:
+    server = sys.modules.get("server")  # which is there before nodes are, where there is a page
+    instance = getattr(getattr(server, "PromptServer", None), "instance", None)
+    if comfy("folder_paths") is None or instance is None:
         return
     from aiohttp import web
 

@@ -50,6 +50,24 @@ UPSCALER_MODEL = {
     "diffusion_pytorch_model.safetensors",
     "directory": "controlnet",
 }
+UNION_MODEL = {
+    "name": "flux1-dev-controlnet-union-pro-2.safetensors",
+    "url": f"{HUGGING_FACE}/Shakker-Labs/FLUX.1-dev-ControlNet-Union-Pro-2.0/resolve/main/"
+    "diffusion_pytorch_model.safetensors",
+    "directory": "controlnet",
+}
+GGUF_MODEL = {
+    "name": "flux1-dev-Q8_0.gguf",
+    "url": f"{HUGGING_FACE}/city96/FLUX.1-dev-gguf/resolve/main/flux1-dev-Q8_0.gguf",
+    "directory": "diffusion_models",
+}
+FILL_MODEL = {
+    "name": "flux1-fill-dev.safetensors",
+    "url": f"{HUGGING_FACE}/black-forest-labs/FLUX.1-Fill-dev/resolve/main/"
+    "flux1-fill-dev.safetensors",
+    "directory": "diffusion_models",
+}
+LORA_FILE = "watercolour.safetensors"
 POCKET_FILES = {
     "transformer": "fluxfit_pocket.safetensors",
     "clip_l": "fluxfit_pocket_clip_l.safetensors",
@@ -152,6 +170,156 @@ def dev_upscale() -> Description:
         }
         | upscaled(("picture", 0), UPSCALER_MODEL["name"], [UPSCALER_MODEL], {"strength": 0.7})
     )
+
+
+def pocket_loader() -> Description:
+    return loader(POCKET_FILES, [])
+
+
+def swap_the_loader() -> Description:
+    """The stock graph for FLUX.1, its loaders replaced by ours."""
+    return pocket_loader() | {
+        "prompt": Node("CLIPTextEncode", {"text": PROMPT}, {"clip": ("loader", 4)}),
+        "guidance": Node("FluxGuidance", {"guidance": 3.5}, {"conditioning": ("prompt", 0)}),
+        "negative": Node(
+            "CLIPTextEncode", {"text": ""}, {"clip": ("loader", 4)}, title="negative prompt"
+        ),
+        "size": Node("EmptySD3LatentImage", {"width": 256, "height": 256}),
+        "sampler": Node(
+            "KSampler",
+            {
+                "seed": 7,
+                "steps": POCKET_SAMPLING["steps"],
+                "cfg": POCKET_SAMPLING["cfg"],
+                "sampler_name": "euler",
+                "scheduler": "simple",
+            },
+            {
+                "model": ("loader", 3),
+                "positive": ("guidance", 0),
+                "negative": ("negative", 0),
+                "latent_image": ("size", 0),
+            },
+        ),
+        "decode": Node("VAEDecode", {}, {"samples": ("sampler", 0), "vae": ("loader", 2)}),
+        "save": Node(
+            "SaveImage", {"filename_prefix": "FluxFit/swap_the_loader"}, {"images": ("decode", 0)}
+        ),
+    }
+
+
+def image_to_image() -> Description:
+    """A drawing, and the same one drawn again from the middle of the way with another sentence."""
+    first = drawing(PROMPT, 256, POCKET_FILES, [], SAMPLING, "FluxFit/before")
+    return first | {
+        "other": text("a large blue heart in the middle on a white background", "other prompt"),
+        "encode": Node("VAEEncode", {}, {"pixels": ("decode", 0), "vae": ("loader", 2)}),
+        "again": Node(
+            "FluxSampler",
+            dict(SAMPLING) | {"denoise": 0.85},
+            {
+                "model": ("loader", 0),
+                "positive": ("other", 0),
+                "latent": ("encode", 0),
+                "negative": ("negative", 0),
+            },
+        ),
+        "decode_again": Node("VAEDecode", {}, {"samples": ("again", 0), "vae": ("loader", 2)}),
+        "save_again": Node(
+            "SaveImage",
+            {"filename_prefix": "FluxFit/image_to_image"},
+            {"images": ("decode_again", 0)},
+        ),
+    }
+
+
+def dev_lora() -> Description:
+    """FLUX.1-dev with a LoRA beside its weights."""
+    graph = drawing(
+        "a lighthouse on a cliff at dusk, watercolour",
+        1024,
+        DEV_FILES,
+        DEV_MODELS,
+        DEV_SAMPLING,
+        "FluxFit/lora",
+    )
+    graph["lora"] = Node(
+        "FluxFitLoraLoader",
+        {"lora": LORA_FILE, "strength": 0.9},
+        {"model": ("loader", 0), "text_encoders": ("loader", 1)},
+    )
+    graph["prompt"].wires["text_encoders"] = ("lora", 1)
+    graph["sampler"].wires["model"] = ("lora", 0)
+    return graph
+
+
+def dev_union() -> Description:
+    """FLUX.1-dev led by a picture through a union ControlNet."""
+    graph = drawing(
+        "a glass house in a pine forest, morning fog, photograph",
+        1024,
+        DEV_FILES,
+        DEV_MODELS,
+        DEV_SAMPLING,
+        "FluxFit/controlnet_union",
+    )
+    graph["picture"] = Node("LoadImage", {"image": "example.png"})
+    graph["control"] = Node(
+        "FluxFitControlNet",
+        {"controlnet": UNION_MODEL["name"], "strength": 0.6, "end": 0.6, "mode": "tile"},
+        {"vae": ("loader", 2), "image": ("picture", 0)},
+        models=[UNION_MODEL],
+    )
+    graph["sampler"].wires["control"] = ("control", 0)
+    return graph
+
+
+def dev_gguf() -> Description:
+    """FLUX.1-dev from a GGUF file, its codes kept as they are."""
+    files = DEV_FILES | {"transformer": GGUF_MODEL["name"]}
+    graph = drawing(
+        "a tram in the rain at night, neon lights, photograph",
+        1024,
+        files,
+        [GGUF_MODEL, *DEV_MODELS[1:]],
+        DEV_SAMPLING,
+        "FluxFit/gguf",
+    )
+    graph["loader"].values["transformer_precision"] = "as_stored"
+    return graph
+
+
+def fill_inpaint() -> Description:
+    """A masked part of a picture, painted anew by FLUX.1-Fill."""
+    files = DEV_FILES | {"transformer": FILL_MODEL["name"]}
+    return loader(files, [FILL_MODEL, *DEV_MODELS[1:]]) | {
+        "prompt": Node(
+            "FluxTextEncode",
+            {"prompt": "a wooden bench in the park", "guidance": 30.0},
+            {"text_encoders": ("loader", 1)},
+        ),
+        "picture": Node("LoadImage", {"image": "example.png"}),
+        "inpaint": Node(
+            "InpaintModelConditioning",
+            {"noise_mask": True},
+            {
+                "positive": ("prompt", 0),
+                "negative": ("prompt", 0),
+                "vae": ("loader", 2),
+                "pixels": ("picture", 0),
+                "mask": ("picture", 1),
+            },
+        ),
+        "sampler": Node(
+            "FluxSampler",
+            {"seed": 7, "steps": 24},
+            {"model": ("loader", 0), "positive": ("inpaint", 0), "latent": ("inpaint", 2)},
+        ),
+        "decode": Node("VAEDecode", {}, {"samples": ("sampler", 0), "vae": ("loader", 2)}),
+        "save": Node(
+            "SaveImage", {"filename_prefix": "FluxFit/inpaint"}, {"images": ("decode", 0)}
+        ),
+    }
 
 
 COMPARED = ("fp8_e4m3fn", "fp8_e5m2", "fp8_scaled", "int8")
@@ -311,4 +479,10 @@ def descriptions() -> dict[str, Description]:
             )
         ),
         "flux1_dev_upscaler_fp8": dev_upscale(),
+        "swap_the_loader": swap_the_loader(),
+        "image_to_image": image_to_image(),
+        "flux1_dev_lora": dev_lora(),
+        "flux1_dev_controlnet_union": dev_union(),
+        "flux1_dev_gguf": dev_gguf(),
+        "flux1_fill_inpaint": fill_inpaint(),
     }

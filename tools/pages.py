@@ -170,6 +170,118 @@ def flux1_dev_upscaler_fp8() -> Page:
     )
 
 
+def swap_the_loader() -> Page:
+    return Page(
+        note(
+            "Swap the loader",
+            """ComfyUI's own graph for FLUX.1 with one change: FluxFit's loader stands in the place
+            of its loaders. Stock nodes draw with weights that are quantized and streamed; a stock
+            LoraLoader, ControlNet or guider fits in between as ever.""",
+            POCKET,
+            """in a graph of your own replace the loaders by this one and wire MODEL, CLIP and VAE;
+            then `transformer_precision`, and the policy's `mode`.""",
+        ),
+        {
+            "Load": LOAD,
+            "Prompt": [["prompt", "negative", "size"], ["guidance"]],
+            "Sample": [["sampler"]],
+            "Result": [["decode"], ["save"]],
+        },
+    )
+
+
+def image_to_image() -> Page:
+    return Page(
+        note(
+            "Image to image",
+            "A picture is drawn, and drawn again from it with another sentence.",
+            POCKET,
+            """`denoise` of the second sampler: how much of the first picture is given up. In place
+            of the drawn picture wire *Load Image* into *VAE Encode*.""",
+        ),
+        {
+            "Load": LOAD,
+            "Prompt": [["prompt", "negative", "size", "other"]],
+            "Draw": [["sampler"], ["decode"], ["encode", "save"]],
+            "Draw again": [["again"]],
+            "Result": [["decode_again"], ["save_again"]],
+        },
+    )
+
+
+def flux1_dev_lora() -> Page:
+    return Page(
+        note(
+            "A LoRA on FLUX.1-dev",
+            """A LoRA stands beside the quantized weights, never in them: another strength costs no
+            time, and taking it away leaves the bits as they were.""",
+            DEV + "\n- `loras/`, any LoRA of FLUX.1; choose it in the LoRA node",
+            "the LoRA's file, then `strength`. For several, chain the node.",
+        ),
+        {
+            "Load": [*LOAD, ["lora"]],
+            "Prompt": [["prompt", "size"]],
+            "Sample": [["sampler"]],
+            "Result": [["decode"], ["save"]],
+        },
+    )
+
+
+def flux1_dev_controlnet_union() -> Page:
+    return Page(
+        note(
+            "A union ControlNet",
+            "FLUX.1-dev led by a picture, in the way that `mode` names.",
+            DEV + "\n- `controlnet/flux1-dev-controlnet-union-pro-2.safetensors`",
+            """the picture, in the size to draw; `mode`, which says what the picture is; then
+            `strength` and `end`: where the ControlNet stops.""",
+        ),
+        {
+            "Load": LOAD,
+            "Prompt": [["prompt", "size", "picture"]],
+            "Control": [["control"]],
+            "Sample": [["sampler"]],
+            "Result": [["decode"], ["save"]],
+        },
+    )
+
+
+def flux1_dev_gguf() -> Page:
+    return Page(
+        note(
+            "FLUX.1-dev from GGUF",
+            """A GGUF file is opened by the same loader; `as_stored` keeps 8-bit codes where a layer
+            has them.""",
+            DEV.replace("flux1-dev.safetensors", "flux1-dev-Q8_0.gguf"),
+            "`transformer_precision`, which may be another than the file's; then the policy.",
+        ),
+        {
+            "Load": LOAD,
+            "Prompt": [["prompt", "size"]],
+            "Sample": [["sampler"]],
+            "Result": [["decode"], ["save"]],
+        },
+    )
+
+
+def flux1_fill_inpaint() -> Page:
+    return Page(
+        note(
+            "Inpaint with FLUX.1-Fill",
+            "The masked part of a picture is painted anew, the rest stays.",
+            DEV.replace("flux1-dev.safetensors", "flux1-fill-dev.safetensors"),
+            """the picture, and its mask (right click, *Open in MaskEditor*); the sentence says what
+            is to stand there. Fill wants a `guidance` around 30.""",
+        ),
+        {
+            "Load": LOAD,
+            "Prompt": [["prompt", "picture"], ["inpaint"]],
+            "Sample": [["sampler"]],
+            "Result": [["decode"], ["save"]],
+        },
+    )
+
+
 PAGES = {
     page.__name__: page()
     for page in (
@@ -179,5 +291,11 @@ PAGES = {
         train_lora,
         flux1_dev_fp8_offload,
         flux1_dev_upscaler_fp8,
+        swap_the_loader,
+        image_to_image,
+        flux1_dev_lora,
+        flux1_dev_controlnet_union,
+        flux1_dev_gguf,
+        flux1_fill_inpaint,
     )
 }

@@ -271,9 +271,9 @@ def opened(tokenizer: PreTrainedTokenizerBase) -> type:
 
 
 def host_clip(texts: FluxTextEncoders) -> Any:
-    """The host's CLIP for what our own wire carries; None outside of the host."""
+    """The host's CLIP for what our own wire carries; outside of the host that itself."""
     if host.comfy("comfy.sd") is None:
-        return None
+        return texts
     clip = clip_class()(no_init=True)
     model = HostClipModel(texts)
     clip.cond_stage_model = model

@@ -331,9 +331,9 @@ def work_beside(work: Work, others: Sequence[Any]) -> Work:
 
 
 def host_model(flux: FluxModel) -> Any:
-    """The host's MODEL for what our own wire carries; None outside of the host."""
+    """The host's MODEL for what our own wire carries; outside of the host that itself."""
     if host.comfy("comfy.model_patcher") is None:
-        return None
+        return flux
     root = set_patcher(flux.module, lambda device: new_root(flux, device))
     model = root.clone()
     model.keeps, model.flux = flux.module, flux

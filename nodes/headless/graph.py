@@ -7,9 +7,10 @@ from typing import Any
 
 from .. import NODE_CLASS_MAPPINGS
 from .stock_nodes import STOCK
+from .stock_sampling import STOCK_SAMPLING
 
 #: Every node that there is without the host, by the name of its class.
-KNOWN_NODES: dict[str, type] = {**STOCK, **NODE_CLASS_MAPPINGS}
+KNOWN_NODES: dict[str, type] = {**STOCK, **STOCK_SAMPLING, **NODE_CLASS_MAPPINGS}
 WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN")
 
 

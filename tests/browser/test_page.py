@@ -19,7 +19,7 @@ from tests.host_server import ROOT, Server
 
 WORKFLOWS = {path.stem: path for path in sorted((ROOT / "workflows").glob("*.json"))}
 #: Those that need files which nobody has at first.
-NEED_FILES = {"flux1_dev_fp8_offload", "flux1_dev_upscaler_fp8"}
+NEED_FILES = {name for name in WORKFLOWS if name.startswith("flux1_")}
 SAMPLER = "FluxSampler"
 
 

@@ -1,0 +1,201 @@
+"""Stand-ins for the host's nodes on MODEL, CLIP and CONDITIONING.
+
+Outside of the host those wires carry what our own do, and our own nodes do the work.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from flux_core.sampling.samplers import SAMPLERS
+from flux_core.sampling.sigmas import SCHEDULERS
+
+from .. import host
+from ..lora import FOLDER, FluxFitLoraLoader
+from ..sampler import FluxSampler
+from ..text import FluxTextEncode
+from ..wires import FluxModel, FluxTextEncoders, Latent
+
+#: Tokens that the host pads T5's text to.
+T5_TOKENS = 256
+STRENGTH = {"default": 1.0, "min": -100.0, "max": 100.0, "step": 0.01}
+
+
+class CLIPTextEncode:
+    """A prompt, without weights in brackets."""
+
+    FUNCTION = "encode"
+    RETURN_TYPES = ("CONDITIONING",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"text": ("STRING", {"multiline": True}), "clip": ("CLIP",)}}
+
+    def encode(self, text: str, clip: FluxTextEncoders):
+        if re.search(r"\(.+:\s*[\d.]+\s*\)|embedding:", text):
+            raise ValueError(
+                "weights and embeddings in a prompt are read by ComfyUI: run this graph there"
+            )
+        length = min(T5_TOKENS, clip.module.tokenizers.t5_length)
+        ((context, extra),) = FluxTextEncode().encode(clip, text, 3.5, t5_length=length)[0]
+        return ([[context, {"pooled_output": extra["pooled_output"]}]],)
+
+
+class FluxGuidance:
+    """The distilled guidance of a prompt."""
+
+    FUNCTION = "append"
+    RETURN_TYPES = ("CONDITIONING",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "conditioning": ("CONDITIONING",),
+                "guidance": ("FLOAT", {"default": 3.5, "min": 0.0, "max": 100.0, "step": 0.1}),
+            }
+        }
+
+    def append(self, conditioning: list, guidance: float):
+        return ([[context, extra | {"guidance": guidance}] for context, extra in conditioning],)
+
+
+class KSampler:
+    """The stock sampler, with the samplers and schedulers that there are without the host."""
+
+    FUNCTION = "sample"
+    RETURN_TYPES = ("LATENT",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "model": ("MODEL",),
+                "seed": (
+                    "INT",
+                    {
+                        "default": 0,
+                        "min": 0,
+                        "max": 0xFFFFFFFFFFFFFFFF,
+                        "control_after_generate": True,
+                    },
+                ),
+                "steps": ("INT", {"default": 20, "min": 1, "max": 10_000}),
+                "cfg": ("FLOAT", {"default": 8.0, "min": 0.0, "max": 100.0, "step": 0.1}),
+                "sampler_name": (list(SAMPLERS),),
+                "scheduler": (list(SCHEDULERS),),
+                "positive": ("CONDITIONING",),
+                "negative": ("CONDITIONING",),
+                "latent_image": ("LATENT",),
+                "denoise": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01}),
+            }
+        }
+
+    def sample(
+        self,
+        model: FluxModel,
+        seed: int,
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        positive: list,
+        negative: list,
+        latent_image: Latent,
+        denoise: float,
+    ):
+        drawn = FluxSampler().sample(
+            model,
+            positive,
+            latent_image,
+            seed,
+            steps,
+            cfg,
+            sampler_name,
+            scheduler,
+            "host",
+            denoise,
+            negative,
+        )
+        return (drawn["result"][0],)
+
+
+class LoraLoaderModelOnly:
+    """A LoRA on the transformer alone."""
+
+    FUNCTION = "load"
+    RETURN_TYPES = ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "model": ("MODEL",),
+                "lora_name": (host.model_names(FOLDER),),
+                "strength_model": ("FLOAT", STRENGTH),
+            }
+        }
+
+    def load(self, model: FluxModel, lora_name: str, strength_model: float):
+        return FluxFitLoraLoader().load(model, lora_name, strength_model, 0.0, True)[:1]
+
+
+class InpaintModelConditioning:
+    """What Fill reads beside the noise: a picture whose masked part is grey, and the mask."""
+
+    FUNCTION = "encode"
+    RETURN_TYPES = ("CONDITIONING", "CONDITIONING", "LATENT")
+    RETURN_NAMES = ("positive", "negative", "latent")
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "positive": ("CONDITIONING",),
+                "negative": ("CONDITIONING",),
+                "vae": ("VAE",),
+                "pixels": ("IMAGE",),
+                "mask": ("MASK",),
+                "noise_mask": ("BOOLEAN", {"default": True}),
+            }
+        }
+
+    def encode(
+        self,
+        positive: list,
+        negative: list,
+        vae: Any,
+        pixels: Tensor,
+        mask: Tensor,
+        noise_mask: bool,
+    ):
+        height, width = (side // 8 * 8 for side in pixels.shape[1:3])
+        top, left = ((side % 8) // 2 for side in pixels.shape[1:3])
+        mask = mask.reshape(-1, 1, *mask.shape[-2:])
+        mask = F.interpolate(mask, pixels.shape[1:3], mode="bilinear")
+        pixels = pixels[:, top : top + height, left : left + width]
+        mask = mask[..., top : top + height, left : left + width]
+        keep = (1 - mask.round()).movedim(1, -1)
+        about = {
+            "concat_latent_image": vae.encode((pixels - 0.5) * keep + 0.5),
+            "concat_mask": mask,
+        }
+        latent = {"samples": vae.encode(pixels)} | ({"noise_mask": mask} if noise_mask else {})
+        prompts = (
+            [[context, extra | about] for context, extra in prompt]
+            for prompt in (positive, negative)
+        )
+        return (*prompts, latent)
+
+
+STOCK_SAMPLING = {
+    "CLIPTextEncode": CLIPTextEncode,
+    "FluxGuidance": FluxGuidance,
+    "InpaintModelConditioning": InpaintModelConditioning,
+    "KSampler": KSampler,
+    "LoraLoaderModelOnly": LoraLoaderModelOnly,
+}
