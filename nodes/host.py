@@ -97,8 +97,12 @@ def model_names(*folders: str) -> list[str]:
             roots = [Path(root) for root in folder_paths.get_folder_paths(folder)]
         wanted = SUFFIXES if folder_paths is None else (".gguf",)  # which the host does not list
         for root in roots:
-            matches = (p for p in sorted(root.rglob("*")) if p.name.endswith(wanted))
-            names += [p.relative_to(root).as_posix() for p in matches]
+            names += sorted(
+                (folder / name).relative_to(root).as_posix()
+                for folder, files in folders_below(root)
+                for name in files
+                if name.endswith(wanted)
+            )
     return list(dict.fromkeys(n for n in names if n.endswith(SUFFIXES)))
 
 
@@ -151,6 +155,23 @@ def plan_names() -> list[str]:
     return sorted(p.relative_to(root).as_posix() for p in root.rglob("*.json"))
 
 
+def folders_below(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Every folder in order, and the names of its files; what is hidden is left out.
+
+    The page asks for lists whenever it loads, so files are named and not looked at. Links are
+    followed, each folder once.
+    """
+    seen = set()
+    for folder, inner, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            inner.clear()
+            continue
+        seen.add(real)
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        yield Path(folder), sorted(name for name in files if not name.startswith("."))
+
+
 def dataset_roots() -> list[Path]:
     """Where folders of pictures lie: the input folder, and those that FluxFit ships."""
     return [input_folder(), ASSETS / "datasets"]
@@ -158,10 +179,12 @@ def dataset_roots() -> list[Path]:
 
 def dataset_names() -> list[str]:
     """Folders that hold pictures, without repeats."""
-    matches = []
-    for root in dataset_roots():
-        pictures = (p for p in sorted(root.rglob("*")) if p.suffix.lower() in PICTURES)
-        matches += [p.parent.relative_to(root).as_posix() for p in pictures if p.parent != root]
+    matches = [
+        folder.relative_to(root).as_posix()
+        for root in dataset_roots()
+        for folder, files in folders_below(root)
+        if folder != root and any(name.lower().endswith(PICTURES) for name in files)
+    ]
     return list(dict.fromkeys(matches))
 
 

@@ -112,5 +112,9 @@ class HostVAE:
     def temporal_compression_decode(self) -> None:
         return None
 
+    def get_sd(self) -> dict[str, Tensor]:
+        """All weights by their names, each of its own shape, for VAE Save."""
+        return {name: t.cpu() for name, t in self.first_stage_model.state_dict().items()}
+
     def is_dynamic(self) -> bool:
         return False

@@ -39,18 +39,22 @@ FLUX, TEXTS, VAE, MODEL, CLIP = call(
 )
 
 
+def host_sizes() -> dict[str, Any]:
+    """The transformer's sizes as this host's FLUX takes them."""
+    from comfy.ldm.flux.model import FluxParams
+
+    sizes = module("nodes.bridge.model_patcher").unet_config(FLUX.transformer)
+    known = {field.name for field in dataclasses.fields(FluxParams)}
+    return {name: size for name, size in sizes.items() if name in known}
+
+
 def stock_model() -> Any:
     """The same file by the host's own code, in float32."""
     import comfy.model_detection as detection
     import comfy.model_patcher
     import comfy.utils
-    from comfy.ldm.flux.model import FluxParams
 
-    sizes = module("nodes.bridge.model_patcher").unet_config(FLUX.transformer)
-    known = {field.name for field in dataclasses.fields(FluxParams)} | {"image_model"}
-    config = detection.model_config_from_unet_config(
-        {name: size for name, size in sizes.items() if name in known}
-    )
+    config = detection.model_config_from_unet_config(host_sizes() | {"image_model": "flux"})
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model({}, "")
     path = folder_paths.get_full_path("diffusion_models", "fluxfit_pocket.safetensors")
@@ -468,6 +472,53 @@ def odd_sizes() -> None:
 def batches() -> None:
     both(latent_image=latent(batch=3))
     both(latent_image={"samples": picture().repeat(2, 1, 1, 1)}, denoise=0.6)
+
+
+def stock_controlnet() -> Any:
+    """A FLUX ControlNet of the host's own, of two double and one single block, random weights."""
+    import comfy.controlnet
+    import comfy.latent_formats
+    import comfy.ops
+    from comfy.ldm.flux.controlnet import ControlNetFlux
+
+    sizes = host_sizes() | {"depth": 2, "depth_single_blocks": 1}
+    torch.manual_seed(11)
+    net = ControlNetFlux(
+        latent_input=True,
+        control_latent_channels=16,
+        dtype=torch.float32,
+        device="cpu",
+        operations=comfy.ops.manual_cast,
+        **sizes,
+    )
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    return comfy.controlnet.ControlNet(
+        net,
+        compression_ratio=1,
+        latent_format=comfy.latent_formats.Flux(),
+        load_device=torch.device("cpu"),
+        manual_cast_dtype=None,
+        extra_conds=["y", "guidance"],
+    )
+
+
+@check("ControlNetApplyAdvanced")
+def stock_controlnets() -> None:
+    pixels = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(1))
+    positive, negative = call(
+        "ControlNetApplyAdvanced",
+        positive=RED,
+        negative=GREEN,
+        control_net=stock_controlnet(),
+        image=pixels,
+        strength=0.8,
+        start_percent=0.0,
+        end_percent=0.7,
+        vae=VAE,
+    )
+    differs(same(positive=positive, negative=negative), same())
+    refused("stock ControlNet", lambda: flux_sampler(positive=positive))
 
 
 # ---- LoRAs and hooks
