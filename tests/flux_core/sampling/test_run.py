@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from flux_core.calibration.second_moments import record_second_moments, record_s
 from flux_core.calibration.sensitivity import measure_sensitivity
 from flux_core.lora import Lora, load_lora
 from flux_core.offload import OffloadRunner
+from flux_core.sampling.conditioning import Region
+from flux_core.sampling.references import References
 from flux_core.sampling.run import DrawRequest, SamplingSettings, draw, while_drawing
 from tests import tiny_models
 
@@ -112,6 +115,50 @@ class TestDrawing:
                 SamplingSettings(**options)
         with pytest.raises(ValueError, match="positive is empty"):
             DrawRequest(transformer, [], torch.zeros(1, 16, 4, 4))
+
+
+def everything() -> dict[str, list[Conditioning]]:
+    """Two prompts by region, one of them with references, and an opposite."""
+    generator = torch.Generator().manual_seed(4)
+    references = References((torch.randn(1, 16, 4, 4, generator=generator),), "index_timestep_zero")
+    first = replace(conditioning(1), references=references, end=0.6)
+    second = replace(conditioning(2), region=Region(area=(4, 4, 0, 2), strength=0.7))
+    mask = torch.zeros(1, 8, 8)
+    mask[:, :4] = 1
+    third = replace(conditioning(3), region=Region(mask=mask), guidance=None)
+    background = replace(conditioning(4), region=Region(background=True))
+    return {"positive": [first, second, third, background], "negative": [conditioning(5)]}
+
+
+class TestSeveralPrompts:
+    @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.mode)
+    def test_all_policies_draw_the_same_bits(self, transformer, policy):
+        asked = DrawRequest(
+            transformer,
+            latents=torch.zeros(2, 16, 7, 9),
+            settings=SamplingSettings(steps=3, cfg=2.0),
+            **everything(),
+        )
+        (expected,) = drawn(asked)
+        assert expected.shape == (2, 16, 7, 9) and expected.isfinite().all()
+        assert torch.equal(drawn(asked, policy=policy)[0], expected)
+
+    @pytest.mark.parametrize("left_out", range(4))
+    def test_each_of_them_counts(self, transformer, left_out):
+        prompts = everything()
+        (whole,) = drawn(asked := self.asked(transformer, prompts["positive"]))
+        fewer = [p for i, p in enumerate(prompts["positive"]) if i != left_out]
+        assert not torch.allclose(drawn(self.asked(transformer, fewer))[0], whole)
+        assert torch.equal(drawn(asked)[0], whole)
+
+    def asked(self, transformer, positive) -> DrawRequest:
+        latents = torch.zeros(1, 16, 4, 6)
+        return DrawRequest(transformer, positive, latents, SamplingSettings(steps=3))
+
+    def test_prompts_that_are_over_leave_nothing(self, transformer):
+        over = replace(conditioning(), end=0.3)
+        (latents,) = drawn(self.asked(transformer, [over]))
+        assert latents.isfinite().all()
 
 
 class TestWhatALoraChanges:
