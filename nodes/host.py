@@ -66,7 +66,7 @@ def add_route(path: str, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> 
     instance = getattr(getattr(server, "PromptServer", None), "instance", None)
     if comfy("folder_paths") is None or instance is None:
         return
-    from aiohttp import web
+    from aiohttp import web  # type: ignore[import-not-found]
 
     async def handle(request: Any) -> Any:
         question = await request.json()

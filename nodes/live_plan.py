@@ -77,7 +77,7 @@ def live_plan(question: Mapping[str, Any]) -> dict[str, Any]:
     if free is not None:
         card = f"this card, {free / GB:.1f} GB free"
     title = f"{name}, {width}x{height}" + (f", {batch} pictures" if batch > 1 else "")
-    lines = [*told(planned), f"on {card}"]
+    lines = [*plan_lines(planned), f"on {card}"]
     if machine is None:
         lines += [
             f"assumed: {UNKNOWN.link / GB:g} GB/s to the card, {UNKNOWN.flops / 1e12:g} TFLOP/s",
@@ -89,7 +89,7 @@ def live_plan(question: Mapping[str, Any]) -> dict[str, Any]:
     return {"title": title, "lines": lines, "fits": planned.fits}
 
 
-def told(planned: PicturePlan) -> list[str]:
+def plan_lines(planned: PicturePlan) -> list[str]:
     """A plan in a few short lines."""
     if not planned.fits:
         return [f"does not fit: it needs {readable_bytes(planned.least)} at least"]

@@ -77,11 +77,18 @@ def choices(part: str) -> list[str]:
 class OpenedParts(OpenedByNode):
     """What the loader opened."""
 
+    def wanted_encoders(self, wanted: Mapping[str, Wanted], paths: Mapping[str, Path]) -> Wanted:
+        """Both encoders together, opened after each of them."""
+        return Wanted(
+            ("encoders", wanted["clip_l"].key, wanted["t5"].key),
+            lambda: self.text_encoders(wanted, paths["clip_l"], paths["t5"]),
+        )
+
     def text_encoders(self, wanted: Mapping[str, Wanted], clip_l: Path, t5: Path) -> TextEncoders:
         """Both encoders, open already, with their tokenizers."""
         tokenizers = Tokenizers.load(*tokenizer_folders(clip_l, t5))
-        encoders = (self.values[wanted[part].key] for part in ("clip_l", "t5"))
-        return TextEncoders(*encoders, tokenizers)
+        clip, t5_model = (self.values[wanted[part].key] for part in ("clip_l", "t5"))
+        return TextEncoders(clip, t5_model, tokenizers)
 
 
 class FluxLoaderFP8:
@@ -171,15 +178,7 @@ class FluxLoaderFP8:
                         paths["clip_l"], precision=clip_l_precision, progress=share(bar, 0, 20)
                     ),
                 ),
-                "t5": Wanted(
-                    weights_key("t5", paths["t5"], t5_precision),
-                    lambda: load_t5(
-                        paths["t5"],
-                        precision=t5_precision,
-                        ram_budget=budget,
-                        progress=share(bar, 20, 120),
-                    ),
-                ),
+                "t5": wanted_t5(paths["t5"], t5_precision, budget, share(bar, 20, 120)),
                 "transformer": wanted_transformer(
                     path, plan or transformer_precision, budget, share(bar, 140, 240)
                 ),
@@ -190,10 +189,7 @@ class FluxLoaderFP8:
                     ),
                 ),
             }
-            wanted["encoders"] = Wanted(
-                ("encoders", wanted["clip_l"].key, wanted["t5"].key),
-                lambda: self.opened.text_encoders(wanted, paths["clip_l"], paths["t5"]),
-            )
+            wanted["encoders"] = self.opened.wanted_encoders(wanted, paths)
             parts = self.opened.get(wanted)
         flux = FluxModel(
             parts["transformer"],
@@ -263,6 +259,14 @@ class FluxFitTransformerLoader:
             model, policy, preview_factors(model, path), compute=compute, compiled=compile
         )
         return (flux, host_model(flux))
+
+
+def wanted_t5(path: Path, precision: str, ram_budget: int | None, progress: Progress) -> Wanted:
+    """T5's weights, for ``OpenedByNode``."""
+    return Wanted(
+        weights_key("t5", path, precision),
+        lambda: load_t5(path, precision=precision, ram_budget=ram_budget, progress=progress),
+    )
 
 
 def wanted_transformer(

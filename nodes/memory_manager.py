@@ -34,71 +34,75 @@ def handle_of(part: nn.Module) -> Handle:
     return type(type(part).__name__, (Handle,), {})()
 
 
+class PartPatching:
+    """What our patchers do in the place of the host's own; a part, and all clones of it."""
+
+    model: Any
+    load_device: Any
+    offload_device: Any
+
+    part: weakref.ref[nn.Module] | None = None
+
+    @property
+    def wanted(self) -> ModulePlan | None:
+        """What the part's next run would have on the device."""
+        return getattr(self.model, "wanted", None)
+
+    @wanted.setter
+    def wanted(self, plan: ModulePlan | None) -> None:
+        self.model.wanted = plan
+
+    @property
+    def placement(self) -> Placement | None:
+        module = self.part() if self.part is not None else None
+        return None if module is None else placement_of(module, torch.device(self.load_device))
+
+    def model_size(self) -> int:
+        return max(self.wanted.held if self.wanted else 0, self.loaded_size(), 1)
+
+    def loaded_size(self) -> int:
+        return self.placement.held if self.placement else 0
+
+    def current_loaded_device(self) -> torch.device:
+        return self.load_device if self.loaded_size() else self.offload_device
+
+    def partially_load(
+        self, device_to: Any, extra_memory: float = 0, force_patch_weights: bool = False
+    ) -> int:
+        """Bring what is wanted as far as ``extra_memory`` goes; negative gives room."""
+        placement, wanted = self.placement, self.wanted
+        if placement is None:
+            return 0
+        if extra_memory < 0:
+            return -placement.shrink(int(-extra_memory))
+        before = placement.held
+        if wanted is not None and wanted.held - before <= extra_memory:
+            placement.set_resident(wanted.resident, wanted.modulations)
+        return placement.held - before
+
+    def partially_unload(
+        self, device_to: Any, memory_to_free: float = 0, force_patch_weights: bool = False
+    ) -> int:
+        return self.placement.shrink(int(memory_to_free)) if self.placement else 0
+
+    def detach(self, unpatch_all: bool = True):
+        if unpatch_all and self.placement is not None:
+            self.placement.evict()
+        return self.model
+
+    def patch_model(self, *args: Any, **kwargs: Any):
+        return self.model
+
+    def unpatch_model(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
 @cache
 def patcher_class() -> type:
     """Our patcher, made of the host's own once it is there."""
     model_patcher = host.comfy("comfy.model_patcher")
     assert model_patcher is not None
-
-    class PartPatcher(model_patcher.ModelPatcher):
-        """A part for the host, and all clones of it."""
-
-        part: weakref.ref[nn.Module] | None = None
-
-        @property
-        def wanted(self) -> ModulePlan | None:
-            """What the part's next run would have on the device."""
-            return getattr(self.model, "wanted", None)
-
-        @wanted.setter
-        def wanted(self, plan: ModulePlan | None) -> None:
-            self.model.wanted = plan
-
-        @property
-        def placement(self) -> Placement | None:
-            module = self.part() if self.part is not None else None
-            return None if module is None else placement_of(module, torch.device(self.load_device))
-
-        def model_size(self) -> int:
-            return max(self.wanted.held if self.wanted else 0, self.loaded_size(), 1)
-
-        def loaded_size(self) -> int:
-            return self.placement.held if self.placement else 0
-
-        def current_loaded_device(self) -> torch.device:
-            return self.load_device if self.loaded_size() else self.offload_device
-
-        def partially_load(
-            self, device_to: Any, extra_memory: float = 0, force_patch_weights: bool = False
-        ) -> int:
-            """Bring what is wanted as far as ``extra_memory`` goes; negative gives room."""
-            placement, wanted = self.placement, self.wanted
-            if placement is None:
-                return 0
-            if extra_memory < 0:
-                return -placement.shrink(int(-extra_memory))
-            before = placement.held
-            if wanted is not None and wanted.held - before <= extra_memory:
-                placement.set_resident(wanted.resident, wanted.modulations)
-            return placement.held - before
-
-        def partially_unload(
-            self, device_to: Any, memory_to_free: float = 0, force_patch_weights: bool = False
-        ) -> int:
-            return self.placement.shrink(int(memory_to_free)) if self.placement else 0
-
-        def detach(self, unpatch_all: bool = True):
-            if unpatch_all and self.placement is not None:
-                self.placement.evict()
-            return self.model
-
-        def patch_model(self, *args: Any, **kwargs: Any):
-            return self.model
-
-        def unpatch_model(self, *args: Any, **kwargs: Any) -> None:
-            pass
-
-    return PartPatcher
+    return type("PartPatcher", (PartPatching, model_patcher.ModelPatcher), {})
 
 
 def patcher_of(module: nn.Module, device: torch.device) -> Any:

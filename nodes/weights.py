@@ -54,9 +54,9 @@ class OpenedByNode:
     def get(self, wanted: Mapping[str, Wanted]) -> dict[str, Any]:
         """The values of all that is wanted, by name; opened in order where nobody has them."""
         keys = {one.key for one in wanted.values()}
-        found = {key: self.values.get(key, _opened.get(key)) for key in keys}
-        self.values = {key: value for key, value in found.items() if value is not None}
-        del found  # what is not wanted is gone before more is opened
+        known = {key: self.values.get(key, _opened.get(key)) for key in keys}
+        self.values = {key: value for key, value in known.items() if value is not None}
+        del known  # what is not wanted is gone before more is opened
         result = {}
         for name, one in wanted.items():
             value = self.values.get(one.key)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tools.graphs import descriptions
+from tools.dev_graphs import descriptions
 from tools.layout import Wire, lanes, lay_out
 from tools.pages import PAGES, Page
 from tools.workflows import api_prompt, ui_workflow

@@ -50,24 +50,6 @@ UPSCALER_MODEL = {
     "diffusion_pytorch_model.safetensors",
     "directory": "controlnet",
 }
-UNION_MODEL = {
-    "name": "flux1-dev-controlnet-union-pro-2.safetensors",
-    "url": f"{HUGGING_FACE}/Shakker-Labs/FLUX.1-dev-ControlNet-Union-Pro-2.0/resolve/main/"
-    "diffusion_pytorch_model.safetensors",
-    "directory": "controlnet",
-}
-GGUF_MODEL = {
-    "name": "flux1-dev-Q8_0.gguf",
-    "url": f"{HUGGING_FACE}/city96/FLUX.1-dev-gguf/resolve/main/flux1-dev-Q8_0.gguf",
-    "directory": "diffusion_models",
-}
-FILL_MODEL = {
-    "name": "flux1-fill-dev.safetensors",
-    "url": f"{HUGGING_FACE}/black-forest-labs/FLUX.1-Fill-dev/resolve/main/"
-    "flux1-fill-dev.safetensors",
-    "directory": "diffusion_models",
-}
-LORA_FILE = "watercolour.safetensors"
 POCKET_FILES = {
     "transformer": "fluxfit_pocket.safetensors",
     "clip_l": "fluxfit_pocket_clip_l.safetensors",
@@ -233,95 +215,6 @@ def image_to_image() -> Description:
     }
 
 
-def dev_lora() -> Description:
-    """FLUX.1-dev with a LoRA beside its weights."""
-    graph = drawing(
-        "a lighthouse on a cliff at dusk, watercolour",
-        1024,
-        DEV_FILES,
-        DEV_MODELS,
-        DEV_SAMPLING,
-        "FluxFit/lora",
-    )
-    graph["lora"] = Node(
-        "FluxFitLoraLoader",
-        {"lora": LORA_FILE, "strength": 0.9},
-        {"model": ("loader", 0), "text_encoders": ("loader", 1)},
-    )
-    graph["prompt"].wires["text_encoders"] = ("lora", 1)
-    graph["sampler"].wires["model"] = ("lora", 0)
-    return graph
-
-
-def dev_union() -> Description:
-    """FLUX.1-dev led by a picture through a union ControlNet."""
-    graph = drawing(
-        "a glass house in a pine forest, morning fog, photograph",
-        1024,
-        DEV_FILES,
-        DEV_MODELS,
-        DEV_SAMPLING,
-        "FluxFit/controlnet_union",
-    )
-    graph["picture"] = Node("LoadImage", {"image": "example.png"})
-    graph["control"] = Node(
-        "FluxFitControlNet",
-        {"controlnet": UNION_MODEL["name"], "strength": 0.6, "end": 0.6, "mode": "tile"},
-        {"vae": ("loader", 2), "image": ("picture", 0)},
-        models=[UNION_MODEL],
-    )
-    graph["sampler"].wires["control"] = ("control", 0)
-    return graph
-
-
-def dev_gguf() -> Description:
-    """FLUX.1-dev from a GGUF file, its codes kept as they are."""
-    files = DEV_FILES | {"transformer": GGUF_MODEL["name"]}
-    graph = drawing(
-        "a tram in the rain at night, neon lights, photograph",
-        1024,
-        files,
-        [GGUF_MODEL, *DEV_MODELS[1:]],
-        DEV_SAMPLING,
-        "FluxFit/gguf",
-    )
-    graph["loader"].values["transformer_precision"] = "as_stored"
-    return graph
-
-
-def fill_inpaint() -> Description:
-    """A masked part of a picture, painted anew by FLUX.1-Fill."""
-    files = DEV_FILES | {"transformer": FILL_MODEL["name"]}
-    return loader(files, [FILL_MODEL, *DEV_MODELS[1:]]) | {
-        "prompt": Node(
-            "FluxTextEncode",
-            {"prompt": "a wooden bench in the park", "guidance": 30.0},
-            {"text_encoders": ("loader", 1)},
-        ),
-        "picture": Node("LoadImage", {"image": "example.png"}),
-        "inpaint": Node(
-            "InpaintModelConditioning",
-            {"noise_mask": True},
-            {
-                "positive": ("prompt", 0),
-                "negative": ("prompt", 0),
-                "vae": ("loader", 2),
-                "pixels": ("picture", 0),
-                "mask": ("picture", 1),
-            },
-        ),
-        "sampler": Node(
-            "FluxSampler",
-            {"seed": 7, "steps": 24},
-            {"model": ("loader", 0), "positive": ("inpaint", 0), "latent": ("inpaint", 2)},
-        ),
-        "decode": Node("VAEDecode", {}, {"samples": ("sampler", 0), "vae": ("loader", 2)}),
-        "save": Node(
-            "SaveImage", {"filename_prefix": "FluxFit/inpaint"}, {"images": ("decode", 0)}
-        ),
-    }
-
-
 COMPARED = ("fp8_e4m3fn", "fp8_e5m2", "fp8_scaled", "int8")
 #: What is drawn to calibrate a precision, which is then compared as well.
 CALIBRATED = "fp8_scaled"
@@ -459,30 +352,4 @@ def train_lora() -> Description:
             {"filename_prefix": "FluxFit/train_lora"},
             {"images": ("grid", 0)},
         ),
-    }
-
-
-def descriptions() -> dict[str, Description]:
-    return {
-        "text_to_image": drawing(PROMPT, 256, POCKET_FILES, [], SAMPLING, "FluxFit/text_to_image"),
-        "upscale": pocket_upscale(),
-        "compare_precisions": compare_precisions(),
-        "train_lora": train_lora(),
-        "flux1_dev_fp8_offload": with_report(
-            drawing(
-                "a red fox asleep in fresh snow, morning light, photograph",
-                1024,
-                DEV_FILES,
-                DEV_MODELS,
-                DEV_SAMPLING,
-                "FluxFit/flux1_dev",
-            )
-        ),
-        "flux1_dev_upscaler_fp8": dev_upscale(),
-        "swap_the_loader": swap_the_loader(),
-        "image_to_image": image_to_image(),
-        "flux1_dev_lora": dev_lora(),
-        "flux1_dev_controlnet_union": dev_union(),
-        "flux1_dev_gguf": dev_gguf(),
-        "flux1_fill_inpaint": fill_inpaint(),
     }

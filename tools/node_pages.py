@@ -45,12 +45,12 @@ def open_nodes() -> tuple[dict[str, Any], dict[str, str]]:
 
 def inputs_of(node: Any) -> dict[str, tuple[Any, dict[str, Any]]]:
     """Type and options of every input that a person sees."""
-    found = {}
+    inputs_by_name = {}
     for group, inputs in node.INPUT_TYPES().items():
         if group != "hidden":
             for name, (kind, *rest) in inputs.items():
-                found[name] = (kind, rest[0] if rest else {})
-    return found
+                inputs_by_name[name] = (kind, rest[0] if rest else {})
+    return inputs_by_name
 
 
 def definitions() -> Definitions:
@@ -130,7 +130,7 @@ def page(key: str, node: Any, names: Mapping[str, Any], language: str) -> str:
 def files() -> dict[Path, str]:
     """All that is made of the nodes, by where it lies."""
     english = definitions()
-    made = {
+    texts = {
         LOCALES / "en" / "nodeDefs.json": as_json(english),
         LOCALES / "en" / "main.json": as_json(categories()),
     }
@@ -138,8 +138,8 @@ def files() -> dict[Path, str]:
     for language in WORDS:
         names = english if language == "en" else translated(language)
         for key, node in classes.items():
-            made[page_path(key, language)] = page(key, node, names[key], language)
-    return made
+            texts[page_path(key, language)] = page(key, node, names[key], language)
+    return texts
 
 
 def as_json(value: object) -> str:

@@ -15,7 +15,8 @@ from typing import Any
 
 from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 
-from tools.graphs import Description, Node, descriptions
+from tools.dev_graphs import descriptions
+from tools.graphs import Description, Node
 from tools.layout import Box, Wire, lay_out, note_box
 from tools.pages import PAGES, Page
 

@@ -82,8 +82,8 @@ def outline(path: str | Path, kind: str, precision: Precision = "bf16") -> nn.Mo
 
     Raises ``CheckpointError`` as loading does.
     """
-    found = outline_part(path, kind, NEW_PARTS[kind], precision)
-    return found.module.to(full_dtype(found.precision)).eval()
+    outlined = outline_part(path, kind, NEW_PARTS[kind], precision)
+    return outlined.module.to(full_dtype(outlined.precision)).eval()
 
 
 def load_transformer(path: str | Path, **options: Unpack[Options]) -> FluxTransformer:

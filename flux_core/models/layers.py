@@ -225,5 +225,5 @@ class LastLayer(nn.Module):
         shift, scale = self.adaLN_modulation(vec)[:, None].chunk(2, dim=-1)
         mod = Modulation(shift, scale, scale)
         if still_tokens:
-            mod = mod.by_token(*x.shape[:2], still_tokens)
+            mod = mod.by_token(x.shape[0], x.shape[1], still_tokens)
         return self.linear(mod.modulate(x))

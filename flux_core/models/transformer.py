@@ -196,28 +196,38 @@ class FluxTransformer(FluxBody):
         state = ForwardState(vec, rotary, start, still_tokens, attention_mask)
         controls = [control] if isinstance(control, ControlResiduals) else control or []
 
-        def run(kind: str, index: int, block: nn.Module, tokens: Tokens) -> Tokens:
-            def itself(tokens: Tokens, state: ForwardState) -> Tokens:
-                return self.run_block(block, tokens, state, known=state.vec is vec)
-
-            if patches is None:
-                return itself(tokens, state)
-            return patches.block(kind, index, tokens, state, itself)
-
-        for i, block in enumerate(self.double_blocks):
-            img, txt = run(DOUBLE, i, block, (img, txt))
+        for i in range(len(self.double_blocks)):
+            img, txt = self.run_patched(DOUBLE, i, (img, txt), state, patches)
             for c in controls:
                 if c.double:
                     added = residual(c.double, i, len(self.double_blocks), c.cyclic)
                     img = with_residual(img, 0, added)
         joint = torch.cat([txt, img], dim=1)
-        for i, block in enumerate(self.single_blocks):
-            (joint,) = run(SINGLE, i, block, (joint,))
+        for i in range(len(self.single_blocks)):
+            (joint,) = self.run_patched(SINGLE, i, (joint,), state, patches)
             for c in controls:
                 if c.single:
                     added = residual(c.single, i, len(self.single_blocks), c.cyclic)
                     joint = with_residual(joint, start, added)
         return self.final_layer(joint[:, start:], vec, still_tokens)
+
+    def run_patched(
+        self,
+        kind: str,
+        index: int,
+        tokens: Tokens,
+        state: ForwardState,
+        patches: BlockPatches | None,
+    ) -> Tokens:
+        """A block's tokens after it, and after what others do around it; each (B, T, D)."""
+        block = (self.double_blocks if kind == DOUBLE else self.single_blocks)[index]
+
+        def itself(tokens: Tokens, changed: ForwardState) -> Tokens:
+            return self.run_block(block, tokens, changed, known=changed.vec is state.vec)
+
+        if patches is None:
+            return itself(tokens, state)
+        return patches.block(kind, index, tokens, state, itself)
 
     def run_block(
         self, block: nn.Module, tokens: Tokens, state: ForwardState, known: bool = True

@@ -21,7 +21,7 @@ from .conditioning import Conditioning, Control
 from .inputs import model_inputs
 from .latents import expand, unpack
 from .prepared import PreparedPrompt, control_condition, prepare_prompt, sigma_at
-from .regions import Placed, background_weights, is_alone, opposites, place
+from .regions import Placed, background_weights, is_alone, opposites, place_prompt
 from .samplers import Model
 from .sigmas import SigmaTable
 
@@ -53,10 +53,10 @@ class Denoiser:
         self.shape, self.device = tuple(shape), device
         self.controls = [control for control in controls if control.strength]
         size = (shape[-2], shape[-1])
-        ours = [place(prompt, *size) for prompt in positive]
+        ours = [place_prompt(prompt, *size) for prompt in positive]
         theirs = []
         if negative is not None and cfg != 1.0:
-            theirs = [place(prompt, *size) for prompt in negative]
+            theirs = [place_prompt(prompt, *size) for prompt in negative]
             theirs = opposites(theirs, ours)
             ours = opposites(ours, theirs)
         self.positive = self._prepared(ours, "positive")

@@ -5,7 +5,7 @@ The parts are built on meta, at their real sizes, and planned by what plans a re
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from ..models.vae import AutoEncoder
 from ..offload import OffloadPolicy, Work
 from ..offload.activations import on_meta
 from ..offload.machine import Machine
-from ..offload.plan import GB, Plan, cost_of, make_plan
+from ..offload.plan import GB, Cost, Plan, cost_of, make_plan
 from ..offload.workload import sampling_work
 from ..quant import quantize, set_compute
 from .latents import image_tokens, latent_size
@@ -143,6 +143,28 @@ class PicturePlan:
         )
 
 
+def plan_phase(
+    modules: Sequence[nn.Module],
+    costs: Sequence[Cost],
+    work: Work,
+    policy: OffloadPolicy,
+    machine: Machine,
+    vram: float,
+) -> Plan:
+    """The plan of modules that are on a card of ``vram`` bytes together."""
+    budget = int(vram if policy.vram_budget is None else min(vram, policy.vram_budget))
+    bounded = policy.vram_budget is not None or policy.mode != "stream"
+    plan = make_plan(
+        costs,
+        [policy.of(m) for m in modules],
+        policy,
+        budget=budget if bounded else None,
+        activations=work.activations,
+        machine=machine,
+    )
+    return work.fitted(plan)
+
+
 def plan_picture(
     machine: Machine,
     *,
@@ -169,23 +191,13 @@ def plan_picture(
     parts, policy = models or flux1_dev(precision), policy or OffloadPolicy()
     rows, columns = latent_size(height, width)
     image = image_tokens(rows, columns)
-    budget = int(vram if policy.vram_budget is None else min(vram, policy.vram_budget))
-    bounded = policy.vram_budget is not None or policy.mode != "stream"
 
     def planned(modules: list[nn.Module], work: Work, tokens: int) -> Plan:
         costs = [
             cost_of(m, machine, image_tokens=tokens, text_tokens=text_tokens, batch=batch)
             for m in modules
         ]
-        plan = make_plan(
-            costs,
-            [policy.of(m) for m in modules],
-            policy,
-            budget=budget if bounded else None,
-            activations=work.activations,
-            machine=machine,
-        )
-        return work.fitted(plan)
+        return plan_phase(modules, costs, work, policy, machine, vram)
 
     drawing = sampling_work(
         parts.transformer,

@@ -68,7 +68,7 @@ class PreparedPrompt:
         return 0 if self.references is None or not self.still else self.references.shape[1]
 
     def vector_inputs(self, sigma: float) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Timesteps, pooled text and guidance of a whole batch."""
+        """Timesteps (B,), pooled text (B, P) and guidance (B,) of a whole batch."""
         timesteps = self.context.new_full((self.batch,), sigma, dtype=torch.float32)
         guidance = None
         if self.guidance is not None:

@@ -58,20 +58,20 @@ def places(
         sizes: rows and columns of latents of each.
         height, width: of the picture's latents.
     """
-    found: list[tuple[float, int, int]] = []
+    placed: list[tuple[float, int, int]] = []
     down = right = 0
     for number, (rows, columns) in enumerate(sizes):
         if method in ("index", "index_timestep_zero"):
-            found.append((number + 1.0, 0, 0))
+            placed.append((number + 1.0, 0, 0))
         elif method == "uxo":
             grid = token_grid(height, width)
-            found.append((0.0, grid[0] * 2 + down, grid[1] * 2 + right))
+            placed.append((0.0, grid[0] * 2 + down, grid[1] * 2 + right))
             down, right = down + rows, right + columns
         else:
             row, column = (0, right) if rows + down > columns + right else (down, 0)
-            found.append((1.0, row, column))
+            placed.append((1.0, row, column))
             down, right = max(down, rows + row), max(right, columns + column)
-    return found
+    return placed
 
 
 def reference_tokens(

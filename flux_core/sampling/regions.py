@@ -56,7 +56,7 @@ class Placed:
     mask: Tensor | None
 
 
-def place(prompt: Conditioning, height: int, width: int) -> Placed:
+def place_prompt(prompt: Conditioning, height: int, width: int) -> Placed:
     """A prompt's region in latents of ``height`` x ``width``.
 
     Raises ``ValueError`` for an area that begins outside of them.
@@ -116,7 +116,7 @@ def weights(placed: Placed, shape: Sequence[int]) -> Tensor:
 
 
 def feather(area: Area, height: int, width: int) -> Tensor:
-    """Factors (h', w') that rise from those edges of an area that are not the picture's."""
+    """Factors (h, w) of an area's sides, rising from those edges that are not the picture's."""
     sides = []
     for size, start, whole in ((area.height, area.top, height), (area.width, area.left, width)):
         side = torch.ones(size)

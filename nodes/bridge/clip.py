@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from flux_core.lora.apply import Branches, Numbered, attached, branches_for, numbered_deltas
+from flux_core.lora.apply import Branches, Numbered, attached, branches_for
 from flux_core.models.text_encoders import TextEncoders
 from flux_core.offload import Work
 
@@ -27,7 +27,7 @@ from ..memory_manager import HostOffloadRunner
 from ..wires import FluxTextEncoders
 from .model import named_shapes
 from .text_encoders import HostClipL, HostT5
-from .weight_patches import Entry, entries_of, numbered_entries
+from .weight_patches import Entry, entries_of, numbered_together
 
 #: What the host pads T5's tokens to.
 T5_TOKENS = 256
@@ -40,6 +40,8 @@ class HostClipModel(nn.Module):
 
     ``patcher`` is that of the wire that encodes now: LoRAs differ from wire to wire.
     """
+
+    texts: FluxTextEncoders
 
     def __init__(self, texts: FluxTextEncoders) -> None:
         super().__init__()
@@ -95,7 +97,7 @@ class HostClipModel(nn.Module):
         """Call a function of the device with an encoder there, and its LoRAs beside it."""
         _ = self.texts.encoders  # which are computed as this wire wants it from here on
         runner = HostOffloadRunner(self.texts.policy, host.device())
-        with beside(encoder, self.texts, self.patcher):
+        with with_loras(encoder, self.texts, self.patcher):
             result = runner.run("text encoders", [encoder], lambda _: function(runner.device), work)
         host.account(runner.report)
         return result
@@ -103,14 +105,14 @@ class HostClipModel(nn.Module):
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase, start: bool = False) -> dict[str, int]:
     """The numbers of a tokenizer's marks, by the host's names."""
-    found = {"end": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
+    marks: dict[str, Any] = {"end": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
     if start:
-        found["start"] = tokenizer.bos_token_id
-    return {name: int(number) for name, number in found.items() if number is not None}
+        marks["start"] = tokenizer.bos_token_id
+    return {name: int(number) for name, number in marks.items() if number is not None}
 
 
 @contextmanager
-def beside(encoder: nn.Module, texts: FluxTextEncoders, patcher: Any) -> Iterator[None]:
+def with_loras(encoder: nn.Module, texts: FluxTextEncoders, patcher: Any) -> Iterator[None]:
     """The wire's LoRAs beside an encoder's layers inside the block of this ``with``."""
     branches = branches_of(encoder, texts, patcher)
     if branches is None:
@@ -128,11 +130,7 @@ def branches_of(encoder: nn.Module, texts: FluxTextEncoders, patcher: Any) -> Br
         return None
 
     def numbered() -> Numbered:
-        deltas, norms = numbered_deltas(encoder, loras)
-        more, _ = numbered_entries(encoder, entries, len(loras))
-        for name, found in more.items():
-            deltas.setdefault(name, []).extend(found)
-        return deltas, norms
+        return numbered_together(encoder, loras, entries)
 
     sources = [*loras, *(entry.source for entry in entries)]
     branches = branches_for(encoder, sources, numbered)
@@ -149,9 +147,9 @@ def patches_of(encoder: nn.Module, patcher: Any) -> tuple[list[Entry], list[floa
     strengths = [entry.strength for entry in entries]
     hooks = patcher.current_hooks or patcher.forced_hooks
     for hook in hooks.hooks if hooks is not None else ():
-        found = entries_of(patcher.hook_patches.get(hook.hook_ref, {}), prefix)
-        entries += found
-        strengths += [float(hook.strength) * entry.strength for entry in found]
+        of_hook = entries_of(patcher.hook_patches.get(hook.hook_ref, {}), prefix)
+        entries += of_hook
+        strengths += [float(hook.strength) * entry.strength for entry in of_hook]
     return entries, strengths
 
 

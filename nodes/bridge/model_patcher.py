@@ -19,18 +19,18 @@ from torch import Tensor
 
 from flux_core import FluxTransformer
 from flux_core.lora import LoraStack
-from flux_core.lora.apply import Branches, Numbered, attached, branches_for, numbered_deltas
+from flux_core.lora.apply import Branches, Numbered, attached, branches_for
 from flux_core.offload import Work
 from flux_core.offload.placement import placement_of
 from flux_core.offload.workload import sampling_work
 from flux_core.sampling.latents import image_tokens
 
 from .. import host
-from ..memory_manager import HostOffloadRunner, patcher_class, set_patcher
+from ..memory_manager import HostOffloadRunner, PartPatching, patcher_class, set_patcher
 from ..wires import FluxModel
 from .model import HostFlux, RunModulations
 from .patches import has_patches
-from .weight_patches import Entry, entries_of, numbered_entries
+from .weight_patches import Entry, entries_of, numbered_together
 
 PREFIX = "diffusion_model."
 KEY = "fluxfit"
@@ -65,10 +65,12 @@ def base_model(transformer: FluxTransformer) -> Any:
     detection = host.comfy("comfy.model_detection")
     assert detection is not None
     config = unet_config(transformer)
-    found = detection.model_config_from_unet_config(config | {"disable_unet_model_creation": True})
-    if found is None:
+    host_config = detection.model_config_from_unet_config(
+        config | {"disable_unet_model_creation": True}
+    )
+    if host_config is None:
         raise ValueError("this ComfyUI does not know this model: use FluxSampler")
-    model = found.get_model({})
+    model = host_config.get_model({})
     model.diffusion_model = HostFlux(transformer)
     counted = model.memory_required
 
@@ -93,200 +95,202 @@ def outer_sample(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Any
     )
 
 
+class ModelPatching(PartPatching):
+    """``keeps`` holds the transformer; ``flux`` is what our own wire carries."""
+
+    patches: Any
+    hook_patches: Any
+    current_hooks: Any
+    injections: Any
+    object_patches: Any
+    object_patches_backup: dict[str, Any]
+    weight_wrapper_patches: Any
+    keeps: FluxTransformer | None = None
+    flux: FluxModel | None = None
+
+    def clone(self, *args: Any, **kwargs: Any) -> Any:
+        new = super().clone(*args, **kwargs)  # type: ignore[misc]
+        new.part, new.keeps, new.flux = self.part, self.keeps, self.flux
+        new.object_patches_backup = self.object_patches_backup
+        return new
+
+    @property
+    def diffusion(self) -> HostFlux:
+        return self.model.diffusion_model
+
+    # ---- what the host changes on the model itself
+
+    def partially_load(self, device_to: Any, *args: Any, **kwargs: Any) -> int:
+        self.set_objects(self.object_patches)
+        return super().partially_load(device_to, *args, **kwargs)
+
+    def detach(self, unpatch_all: bool = True) -> Any:
+        if unpatch_all:
+            self.set_objects({})
+        return super().detach(unpatch_all)
+
+    def set_objects(self, objects: Mapping[str, Any]) -> None:
+        """Have these stand in the model in the place of its own (``model_sampling``, say)."""
+        utils = host.comfy("comfy.utils")
+        assert utils is not None
+        backup = self.object_patches_backup
+        for name, own in backup.items():
+            utils.set_attr(self.model, name, own)
+        backup.clear()
+        for name, value in objects.items():
+            if not name.startswith(PREFIX):
+                backup[name] = utils.set_attr(self.model, name, value)
+
+    def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> Any:
+        raise ValueError("a FluxFit model is saved by FluxFitSaveQuantized")
+
+    def get_key_patches(self, *args: Any, **kwargs: Any) -> Any:
+        raise ValueError(
+            "models cannot be merged with a FluxFit model, whose weights are quantized: "
+            "use the stock loader, or FluxFitMergeLoras for LoRAs"
+        )
+
+    # ---- hooks: other strengths for some prompts or steps
+
+    def patch_hooks(self, hooks: Any) -> None:
+        self.current_hooks = hooks
+        if self.diffusion.run is not None:
+            self.set_strengths()
+
+    def unpatch_hooks(self, whitelist_keys_set: Any = None) -> None:
+        self.current_hooks = None
+
+    def hook_entries(self) -> list[tuple[Any, Entry]]:
+        """All patches of hooks, with the hook that each belongs to."""
+        return [
+            (ref, entry)
+            for ref, patches in self.hook_patches.items()
+            for entry in entries_of(patches, PREFIX)
+        ]
+
+    # ---- what stands beside the weights
+
+    @property
+    def loras(self) -> LoraStack:
+        return self.flux.loras if self.flux is not None else ()
+
+    def strengths(self) -> list[float]:
+        """Of our LoRAs, of the host's patches and of its hooks' patches, in that order."""
+        hooks = self.current_hooks.hooks if self.current_hooks is not None else ()
+        by_hook = {hook.hook_ref: float(hook.strength) for hook in hooks}
+        return [
+            *(strength for _, strength in self.loras),
+            *(entry.strength for entry in entries_of(self.patches, PREFIX)),
+            *(by_hook.get(ref, 0.0) * entry.strength for ref, entry in self.hook_entries()),
+        ]
+
+    def branches(self, transformer: FluxTransformer) -> Branches | None:
+        """Branches for all of them; None where there is nothing."""
+        entries = entries_of(self.patches, PREFIX)
+        entries += [entry for _, entry in self.hook_entries()]
+        loras = [lora for lora, _ in self.loras]
+        if not loras and not entries:
+            return None
+
+        def numbered() -> Numbered:
+            return numbered_together(transformer, loras, entries)
+
+        sources = [*loras, *(entry.source for entry in entries)]
+        branches = branches_for(transformer, sources, numbered)
+        branches.set_strengths(self.strengths())
+        return branches
+
+    def set_strengths(self) -> None:
+        """Give the branches of a run the strengths that hooks ask for now."""
+        transformer = self.diffusion.transformer
+        branches = self.branches_now
+        strengths = self.strengths()
+        if branches is None or tuple(strengths) == branches.strengths:
+            return
+        with placement_of(transformer, torch.device(self.load_device)).changing():
+            branches.set_strengths(strengths)
+
+    branches_now: Branches | None = None
+
+    # ---- a run
+
+    def refuse(self) -> None:
+        """Raise ``ValueError`` for changes of the model that cannot be made beside it."""
+        objects = [name for name in self.object_patches if name.startswith(PREFIX)]
+        for what, names in (
+            ("replaces parts of the transformer", objects),
+            ("wraps its weights", list(self.weight_wrapper_patches)),
+            ("injects code into its layers (a bypass LoRA, say)", list(self.injections)),
+        ):
+            if names:
+                raise ValueError(
+                    f"a node {what}: {', '.join(map(str, names[:3]))}. FluxFit's model takes "
+                    "LoRAs beside its weights by LoraLoader; use the stock loader for this"
+                )
+
+    @contextmanager
+    def run_state(self, together: bool) -> Iterator[None]:
+        """What the transformer knows while it draws."""
+        flux = self.diffusion
+        flux.run, flux.together = RunModulations(flux.transformer), together
+        try:
+            yield
+        finally:
+            flux.transformer.precomputed = None
+            flux.run = flux.together = None
+
+    def holding(self, function: Callable[[], Any], work: Work, together: bool = False) -> Any:
+        """Call a function with the transformer on the device and everything beside it."""
+        assert self.flux is not None
+        transformer = self.flux.transformer  # computed as this wire wants it
+        self.refuse()
+        policy = self.flux.policy
+        runner = HostOffloadRunner(policy, torch.device(self.load_device))
+        with ExitStack() as stack:
+            branches = self.branches_now = self.branches(transformer)
+            if branches is not None:
+                stack.enter_context(attached(transformer, branches))
+
+            def run(_: Any) -> Any:
+                with self.run_state(together):
+                    result = function()
+                if branches is not None:  # hooks may have left others
+                    self.current_hooks = None
+                    self.set_strengths()
+                return result
+
+            try:
+                result = runner.run("transformer", [transformer], run, work)
+            finally:
+                self.branches_now = None
+                if branches is not None:
+                    branches.strengths = ()  # an exception may have left any
+        host.account(runner.report)
+        return result
+
+    def sampling(
+        self, guider: Any, function: Callable[[], Any], noise: Tensor, sigmas: Tensor
+    ) -> Any:
+        """The host's sampling of noise (B, C, h, w), held for all sigmas (steps + 1,)."""
+        together = takes_all(guider.model_options)
+        prompts = [prompt for conds in guider.conds.values() for prompt in conds or ()]
+        batch = noise.shape[0] * (len(prompts) if together else 1)
+        work = sampling_work(
+            self.diffusion.transformer,
+            [],
+            image_tokens=image_tokens(*noise.shape[-2:]) + reference_count(prompts),
+            text_tokens=max((text_count(prompt) for prompt in prompts), default=512),
+            batch=batch,
+            vectors=(len(sigmas) - 1) * max(1, len(prompts)),
+        )
+        work = work_beside(work, other_models(guider.conds, guider.model_options))
+        return self.holding(function, work, together)
+
+
 @cache
 def model_patcher_class() -> type:
     """Our ModelPatcher, made of the host's own once it is there."""
-
-    class FluxFitModelPatcher(patcher_class()):  # type: ignore[misc]
-        """``keeps`` holds the transformer; ``flux`` is what our own wire carries."""
-
-        keeps: FluxTransformer | None = None
-        flux: FluxModel | None = None
-
-        def clone(self, *args: Any, **kwargs: Any) -> Any:
-            new = super().clone(*args, **kwargs)
-            new.part, new.keeps, new.flux = self.part, self.keeps, self.flux
-            new.object_patches_backup = self.object_patches_backup
-            return new
-
-        @property
-        def diffusion(self) -> HostFlux:
-            return self.model.diffusion_model
-
-        # ---- what the host changes on the model itself
-
-        def partially_load(self, device_to: Any, *args: Any, **kwargs: Any) -> int:
-            self.set_objects(self.object_patches)
-            return super().partially_load(device_to, *args, **kwargs)
-
-        def detach(self, unpatch_all: bool = True) -> Any:
-            if unpatch_all:
-                self.set_objects({})
-            return super().detach(unpatch_all)
-
-        def set_objects(self, objects: Mapping[str, Any]) -> None:
-            """Have these stand in the model in the place of its own (``model_sampling``, say)."""
-            utils = host.comfy("comfy.utils")
-            assert utils is not None
-            backup = self.object_patches_backup
-            for name, own in backup.items():
-                utils.set_attr(self.model, name, own)
-            backup.clear()
-            for name, value in objects.items():
-                if not name.startswith(PREFIX):
-                    backup[name] = utils.set_attr(self.model, name, value)
-
-        def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> Any:
-            raise ValueError("a FluxFit model is saved by FluxFitSaveQuantized")
-
-        def get_key_patches(self, *args: Any, **kwargs: Any) -> Any:
-            raise ValueError(
-                "models cannot be merged with a FluxFit model, whose weights are quantized: "
-                "use the stock loader, or FluxFitMergeLoras for LoRAs"
-            )
-
-        # ---- hooks: other strengths for some prompts or steps
-
-        def patch_hooks(self, hooks: Any) -> None:
-            self.current_hooks = hooks
-            if self.diffusion.run is not None:
-                self.set_strengths()
-
-        def unpatch_hooks(self, whitelist_keys_set: Any = None) -> None:
-            self.current_hooks = None
-
-        def hook_entries(self) -> list[tuple[Any, Entry]]:
-            """All patches of hooks, with the hook that each belongs to."""
-            return [
-                (ref, entry)
-                for ref, patches in self.hook_patches.items()
-                for entry in entries_of(patches, PREFIX)
-            ]
-
-        # ---- what stands beside the weights
-
-        @property
-        def loras(self) -> LoraStack:
-            return self.flux.loras if self.flux is not None else ()
-
-        def strengths(self) -> list[float]:
-            """Of our LoRAs, of the host's patches and of its hooks' patches, in that order."""
-            hooks = self.current_hooks.hooks if self.current_hooks is not None else ()
-            by_hook = {hook.hook_ref: float(hook.strength) for hook in hooks}
-            return [
-                *(strength for _, strength in self.loras),
-                *(entry.strength for entry in entries_of(self.patches, PREFIX)),
-                *(by_hook.get(ref, 0.0) * entry.strength for ref, entry in self.hook_entries()),
-            ]
-
-        def branches(self, transformer: FluxTransformer) -> Branches | None:
-            """Branches for all of them; None where there is nothing."""
-            entries = entries_of(self.patches, PREFIX)
-            entries += [entry for _, entry in self.hook_entries()]
-            loras = [lora for lora, _ in self.loras]
-            if not loras and not entries:
-                return None
-
-            def numbered() -> Numbered:
-                deltas, norms = numbered_deltas(transformer, loras)
-                more = numbered_entries(transformer, entries, len(loras))
-                for mine, theirs in zip((deltas, norms), more, strict=True):
-                    for name, found in theirs.items():
-                        mine.setdefault(name, []).extend(found)
-                return deltas, norms
-
-            sources = [*loras, *(entry.source for entry in entries)]
-            branches = branches_for(transformer, sources, numbered)
-            branches.set_strengths(self.strengths())
-            return branches
-
-        def set_strengths(self) -> None:
-            """Give the branches of a run the strengths that hooks ask for now."""
-            transformer = self.diffusion.transformer
-            branches = self.branches_now
-            strengths = self.strengths()
-            if branches is None or tuple(strengths) == branches.strengths:
-                return
-            with placement_of(transformer, torch.device(self.load_device)).changing():
-                branches.set_strengths(strengths)
-
-        branches_now: Branches | None = None
-
-        # ---- a run
-
-        def refuse(self) -> None:
-            """Raise ``ValueError`` for changes of the model that cannot be made beside it."""
-            objects = [name for name in self.object_patches if name.startswith(PREFIX)]
-            for what, names in (
-                ("replaces parts of the transformer", objects),
-                ("wraps its weights", list(self.weight_wrapper_patches)),
-                ("injects code into its layers (a bypass LoRA, say)", list(self.injections)),
-            ):
-                if names:
-                    raise ValueError(
-                        f"a node {what}: {', '.join(map(str, names[:3]))}. FluxFit's model takes "
-                        "LoRAs beside its weights by LoraLoader; use the stock loader for this"
-                    )
-
-        @contextmanager
-        def run_state(self, together: bool) -> Iterator[None]:
-            """What the transformer knows while it draws."""
-            flux = self.diffusion
-            flux.run, flux.together = RunModulations(flux.transformer), together
-            try:
-                yield
-            finally:
-                flux.transformer.precomputed = None
-                flux.run = flux.together = None
-
-        def holding(self, function: Callable[[], Any], work: Work, together: bool = False) -> Any:
-            """Call a function with the transformer on the device and everything beside it."""
-            assert self.flux is not None
-            transformer = self.flux.transformer  # computed as this wire wants it
-            self.refuse()
-            policy = self.flux.policy
-            runner = HostOffloadRunner(policy, torch.device(self.load_device))
-            with ExitStack() as stack:
-                branches = self.branches_now = self.branches(transformer)
-                if branches is not None:
-                    stack.enter_context(attached(transformer, branches))
-
-                def run(_: Any) -> Any:
-                    with self.run_state(together):
-                        result = function()
-                    if branches is not None:  # hooks may have left others
-                        self.current_hooks = None
-                        self.set_strengths()
-                    return result
-
-                try:
-                    result = runner.run("transformer", [transformer], run, work)
-                finally:
-                    self.branches_now = None
-                    if branches is not None:
-                        branches.strengths = ()  # an exception may have left any
-            host.account(runner.report)
-            return result
-
-        def sampling(
-            self, guider: Any, function: Callable[[], Any], noise: Tensor, sigmas: Tensor
-        ) -> Any:
-            """The host's sampling of noise (B, C, h, w), held for all sigmas (steps + 1,)."""
-            together = takes_all(guider.model_options)
-            prompts = [prompt for conds in guider.conds.values() for prompt in conds or ()]
-            batch = noise.shape[0] * (len(prompts) if together else 1)
-            work = sampling_work(
-                self.diffusion.transformer,
-                [],
-                image_tokens=image_tokens(*noise.shape[-2:]) + reference_count(prompts),
-                text_tokens=max((text_count(prompt) for prompt in prompts), default=512),
-                batch=batch,
-                vectors=(len(sigmas) - 1) * max(1, len(prompts)),
-            )
-            work = work_beside(work, other_models(guider.conds, guider.model_options))
-            return self.holding(function, work, together)
-
-    return FluxFitModelPatcher
+    return type("FluxFitModelPatcher", (ModelPatching, patcher_class()), {})
 
 
 def takes_all(options: Mapping[str, Any]) -> bool:
@@ -320,8 +324,8 @@ def other_models(conds: Mapping[str, Any], options: Mapping[str, Any]) -> list[A
     """Patchers of what the host brings to the device beside the transformer: ControlNets."""
     helpers = host.comfy("comfy.sampler_helpers")
     assert helpers is not None
-    found, _ = helpers.get_additional_models(conds, torch.float32)
-    return [*found, *helpers.get_additional_models_from_model_options(options)]
+    models, _ = helpers.get_additional_models(conds, torch.float32)
+    return [*models, *helpers.get_additional_models_from_model_options(options)]
 
 
 def work_beside(work: Work, others: Sequence[Any]) -> Work:

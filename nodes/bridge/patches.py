@@ -120,7 +120,7 @@ class HostPatches:
     def embedded(self, inputs: EmbeddedInputs) -> EmbeddedInputs:
         """What the blocks begin with after all ``post_input`` patches."""
         for patch in self.patches.get(POST_INPUT, ()):
-            given = inputs._asdict() | {"transformer_options": self.options}
+            given: dict[str, Any] = inputs._asdict() | {"transformer_options": self.options}
             for name in ("img_ids", "txt_ids"):  # the host's have a row a picture
                 if given[name].ndim == 2:
                     given[name] = given[name].expand(len(inputs.img), -1, -1)

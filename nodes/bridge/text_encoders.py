@@ -28,6 +28,8 @@ class Hold(Protocol):
 class InputEmbeddings(nn.Module):
     """An encoder's table of tokens as the host asks it, wherever the table lies now."""
 
+    table: nn.Embedding
+
     def __init__(self, table: nn.Embedding) -> None:
         super().__init__()
         self.__dict__["table"] = table
@@ -45,6 +47,10 @@ class InputEmbeddings(nn.Module):
 
 class HostTextEncoder(nn.Module):
     """One of our encoders as the host calls its own: embeddings in, hidden states out."""
+
+    hold: Hold
+    encoder: Any
+    layers: nn.ModuleList
 
     def __init__(self, hold: Hold, encoder: nn.Module, layers: nn.ModuleList) -> None:
         super().__init__()
@@ -83,7 +89,8 @@ class HostTextEncoder(nn.Module):
         if embeds is None:
             assert input_ids is not None
             embeds = self.get_input_embeddings()(input_ids)
-        given = embeds.to(self.dtype)
+        assert embeds is not None
+        place, given = embeds.device, embeds.to(self.dtype)
         kept: list[Tensor] = []
         with ExitStack() as stack:
             if intermediate_output is not None:
@@ -99,7 +106,6 @@ class HostTextEncoder(nn.Module):
         if num_tokens is not None:
             ends = torch.as_tensor(num_tokens, device=last.device) - 1
             pooled = last[torch.arange(len(last), device=last.device), ends]
-        place = embeds.device
         return last.to(place), middle, pooled, None if pooled is None else pooled.to(place)
 
     def encode(
@@ -121,8 +127,6 @@ def first(output: Any) -> Tensor:
 
 class HostClipL(HostTextEncoder):
     """CLIP-L; its embeddings stand in for those that it would look up."""
-
-    encoder: ClipEncoder
 
     def __init__(self, hold: Hold, encoder: ClipEncoder) -> None:
         super().__init__(hold, encoder, encoder.text_model.encoder.layers)
@@ -148,8 +152,6 @@ class HostClipL(HostTextEncoder):
 
 class HostT5(HostTextEncoder):
     """T5's encoder."""
-
-    encoder: T5Encoder
 
     def __init__(self, hold: Hold, encoder: T5Encoder) -> None:
         super().__init__(hold, encoder, encoder.encoder.block)

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flux_core.lora.apply import Numbered
+from flux_core.lora import Lora
+from flux_core.lora.apply import Numbered, numbered_deltas
 from flux_core.lora.deltas import Delta, make_delta
 from flux_core.lora.match import WIDENED_LAYER, linears_of, new_scale
 from flux_core.models.layers import RMSNorm
@@ -68,12 +69,12 @@ class Entry:
 
 def entries_of(patches: Patches, prefix: str) -> list[Entry]:
     """All patches of weights whose names begin with a prefix, which they lose."""
-    found = []
+    entries = []
     for key, of_key in patches.items():
         if key.startswith(prefix):
             layer, _, leaf = key.removeprefix(prefix).rpartition(".")
-            found += [Entry(layer, leaf, patch) for patch in of_key]
-    return found
+            entries += [Entry(layer, leaf, patch) for patch in of_key]
+    return entries
 
 
 def tensors_of(what: Any) -> dict[str, Tensor]:
@@ -155,4 +156,17 @@ def numbered_entries(module: nn.Module, entries: Sequence[Entry], first: int = 0
             norms.setdefault(entry.layer, []).append((number, new_scale(norm, value)))
         except (ValueError, AttributeError) as error:
             raise ValueError(f"the patch of {entry.layer}.{entry.leaf} {error}") from error
+    return deltas, norms
+
+
+def numbered_together(
+    module: nn.Module, loras: Sequence[Lora], entries: Sequence[Entry]
+) -> Numbered:
+    """What our LoRAs and the host's patches add to a model's layers, numbered in that order."""
+    deltas, norms = numbered_deltas(module, loras)
+    more_deltas, more_norms = numbered_entries(module, entries, len(loras))
+    for name, of_layer in more_deltas.items():
+        deltas.setdefault(name, []).extend(of_layer)
+    for name, values in more_norms.items():
+        norms.setdefault(name, []).extend(values)
     return deltas, norms

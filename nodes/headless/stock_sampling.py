@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
+from flux_core.sampling.latents import PIXELS_A_LATENT, latent_size
 from flux_core.sampling.samplers import SAMPLERS
 from flux_core.sampling.sigmas import SCHEDULERS
 
@@ -173,8 +174,10 @@ class InpaintModelConditioning:
         mask: Tensor,
         noise_mask: bool,
     ):
-        height, width = (side // 8 * 8 for side in pixels.shape[1:3])
-        top, left = ((side % 8) // 2 for side in pixels.shape[1:3])
+        height, width = (
+            PIXELS_A_LATENT * rows for rows in latent_size(pixels.shape[1], pixels.shape[2])
+        )
+        top, left = (pixels.shape[1] - height) // 2, (pixels.shape[2] - width) // 2
         mask = mask.reshape(-1, 1, *mask.shape[-2:])
         mask = F.interpolate(mask, pixels.shape[1:3], mode="bilinear")
         pixels = pixels[:, top : top + height, left : left + width]

@@ -14,7 +14,11 @@ from tests.host.prompts import ROOT
 
 SCRIPT = Path(__file__).with_name("bridge.py")
 #: The checks of the script, which cannot be imported outside of a host.
-NAMES = re.findall(r"@check\([^)]*\)\ndef (\w+)\(", SCRIPT.read_text())
+NAMES = [
+    name
+    for path in sorted(SCRIPT.parent.glob("bridge_*.py"))
+    for name in re.findall(r"@check\([^)]*\)\ndef (\w+)\(", path.read_text())
+]
 
 
 @pytest.fixture(scope="module")
@@ -23,14 +27,14 @@ def results(server) -> dict[str, tuple[str, str]]:
     command = [os.environ.get("COMFYUI_PYTHON", sys.executable), str(SCRIPT)]
     command += [os.environ["COMFYUI_PATH"], str(ROOT)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1500, check=False)
-    found = {}
+    results_by_name = {}
     for line in done.stdout.splitlines():
         word, _, rest = line.partition(" ")
         name, _, message = rest.partition(" ")
         if word in ("ok", "skip", "fail"):
-            found[name] = word, message
-    assert found, done.stderr[-3000:]
-    return found
+            results_by_name[name] = word, message
+    assert results_by_name, done.stderr[-3000:]
+    return results_by_name
 
 
 def test_the_script_has_checks():

@@ -53,12 +53,12 @@ def test_it_says_what_it_assumes():
 
 def test_files_are_outlined_once(monkeypatch):
     module._outlines.clear()
-    made = []
+    outlined = []
     real = module.outline
-    monkeypatch.setattr(module, "outline", lambda *args: made.append(args) or real(*args))
+    monkeypatch.setattr(module, "outline", lambda *args: outlined.append(args) or real(*args))
     for budget in (0.1, 0.2, 0.3):
         plan({"vram_budget": budget}, loader=POCKET)
-    assert len(made) == 4
+    assert len(outlined) == 4
     for kind in ("bf16", "fp32", "fp8_e5m2", "fp8_e4m3fn", "fp16", "int8", "fp8_scaled"):
         plan(loader=POCKET | {"transformer_precision": kind})
     assert len(module._outlines) <= module.KEPT

@@ -16,7 +16,7 @@ from flux_core.sampling.regions import (
     feather,
     is_alone,
     opposites,
-    place,
+    place_prompt,
     weights,
 )
 
@@ -28,13 +28,13 @@ def prompt(**region) -> Conditioning:
 
 
 def test_an_area_is_cut_to_the_picture():
-    assert place(prompt(area=(8, 6, 2, 3)), 16, 16).area == Area(8, 6, 2, 3)
-    assert place(prompt(area=(99, 99, 10, 12)), 16, 16).area == Area(6, 4, 10, 12)
-    shares = place(prompt(area=(0.5, 0.25, 0.5, 0.0), shares=True), 16, 8)
+    assert place_prompt(prompt(area=(8, 6, 2, 3)), 16, 16).area == Area(8, 6, 2, 3)
+    assert place_prompt(prompt(area=(99, 99, 10, 12)), 16, 16).area == Area(6, 4, 10, 12)
+    shares = place_prompt(prompt(area=(0.5, 0.25, 0.5, 0.0), shares=True), 16, 8)
     assert shares.area == Area(8, 2, 8, 0)
     for outside in ((4, 4, 16, 0), (4, 4, 0, -1)):
         with pytest.raises(ValueError, match="area begins at row"):
-            place(prompt(area=outside), 16, 16)
+            place_prompt(prompt(area=outside), 16, 16)
 
 
 def test_edges_inside_the_picture_are_feathered():
@@ -50,7 +50,7 @@ def test_edges_inside_the_picture_are_feathered():
 def test_masks_are_scaled_and_repeated():
     mask = torch.zeros(1, 64, 64)
     mask[:, :, :32] = 1
-    placed = place(prompt(mask=mask, mask_strength=0.5, strength=2.0), 8, 8)
+    placed = place_prompt(prompt(mask=mask, mask_strength=0.5, strength=2.0), 8, 8)
     weight = weights(placed, (3, 16, 8, 8))
     assert weight.shape == (3, 1, 8, 8)
     assert weight[:, :, :, :3].unique().item() == 1.0 and weight[..., 5:].unique().item() == 0
@@ -61,16 +61,19 @@ def test_the_box_around_a_mask():
     mask[0, 4:20, 10:24] = 1
     assert bounds(mask) == Area(16, 14, 4, 10)
     assert bounds(torch.zeros(1, 32, 32)) == Area(8, 8, 0, 0)
-    assert place(prompt(mask=mask, mask_bounds=True), 32, 32).area == Area(16, 14, 4, 10)
+    assert place_prompt(prompt(mask=mask, mask_bounds=True), 32, 32).area == Area(16, 14, 4, 10)
 
 
 def test_an_area_gets_its_opposite_from_the_smallest_that_holds_it():
     size = (32, 32)
-    ours = [place(prompt(), *size), place(prompt(area=(16, 16, 0, 0), strength=0.7), *size)]
-    other = place(prompt(area=(8, 8, 0, 0)), *size)
+    ours = [
+        place_prompt(prompt(), *size),
+        place_prompt(prompt(area=(16, 16, 0, 0), strength=0.7), *size),
+    ]
+    other = place_prompt(prompt(area=(8, 8, 0, 0)), *size)
     theirs = opposites([other], ours)
     assert theirs == [other], "nothing on that side holds the area"
-    whole = place(prompt(), *size)
+    whole = place_prompt(prompt(), *size)
     theirs = opposites([whole], ours)
     assert [entry.area for entry in theirs] == [None, Area(16, 16, 0, 0)]
     assert theirs[1].prompt.region.strength == 0.7

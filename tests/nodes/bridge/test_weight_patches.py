@@ -30,8 +30,8 @@ def transformer():
 
 
 def entry(what, part=None, function=None, own=1.0, key=KEY):
-    (found,) = entries_of({key: [(0.5, what, own, part, function)]}, "diffusion_model.")
-    return found
+    (one,) = entries_of({key: [(0.5, what, own, part, function)]}, "diffusion_model.")
+    return one
 
 
 def test_a_lora_of_a_part_with_its_alpha(transformer):
