@@ -19,7 +19,8 @@ import bridge_conditioning
 import bridge_patches
 import bridge_sampling
 import bridge_weights
-from bridge_setup import CHECKS, CHOSEN, has, torch
+from bridge_setup import CHECKS
+from in_process import CHOSEN, has, torch
 
 __all__ = ["bridge_conditioning", "bridge_patches", "bridge_sampling", "bridge_weights"]
 

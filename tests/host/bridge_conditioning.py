@@ -11,13 +11,10 @@ from bridge_setup import (
     STOCK,
     VAE,
     Tensor,
-    call,
     check,
-    choices,
     close,
     differs,
     flux_sampler,
-    has,
     host_sizes,
     ksampler,
     latent,
@@ -25,8 +22,8 @@ from bridge_setup import (
     refused,
     same,
     text,
-    torch,
 )
+from in_process import call, choices, has, torch
 
 
 @check("FluxGuidance")

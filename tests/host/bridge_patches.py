@@ -11,17 +11,14 @@ from bridge_setup import (
     MODEL,
     TEXTS,
     Tensor,
-    call,
     check,
     differs,
-    folder_paths,
     ksampler,
     refused,
     same,
     text,
-    torch,
-    work,
 )
+from in_process import call, folder_paths, torch, work
 
 
 @check()

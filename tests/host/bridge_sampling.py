@@ -13,7 +13,6 @@ from bridge_setup import (
     STEPS,
     STOCK,
     Tensor,
-    call,
     check,
     close,
     differs,
@@ -23,8 +22,8 @@ from bridge_setup import (
     picture,
     same,
     text,
-    torch,
 )
+from in_process import call, torch
 
 
 @check()

@@ -9,16 +9,13 @@ from bridge_setup import (
     MODEL,
     RED,
     Tensor,
-    call,
     check,
     differs,
-    folder_paths,
     ksampler,
     refused,
     same,
-    torch,
-    work,
 )
+from in_process import call, folder_paths, torch, work
 
 
 def lora_file(name: str, kind: str, seed: int = 0) -> str:
