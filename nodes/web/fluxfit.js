@@ -98,7 +98,7 @@ async function ask(node, element) {
 }
 
 function showPlan(node) {
-  const element = addText(node, "plan", 138);
+  const element = addText(node, "plan", 156);
   let timer = null;
   const later = () => {
     clearTimeout(timer);

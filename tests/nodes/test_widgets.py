@@ -9,8 +9,8 @@ import pytest
 from fluxfit.nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS, NODES
 
 FOLDER = Path(__file__).resolve().parents[2] / "nodes"
-#: ``stock_nodes`` has the host's own inputs, which say less.
-FREE = ("widgets.py", "stock_nodes.py")
+#: The stock nodes have the host's own inputs, which say less.
+FREE = ("widgets.py", "stock_nodes.py", "stock_sampling.py")
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.py")), ids=lambda path: path.stem)
