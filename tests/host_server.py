@@ -47,6 +47,7 @@ class Server:
     address: str
     base: Path
     log: Path
+    process: int = 0
     numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def get(self, path: str) -> Any:
@@ -78,6 +79,16 @@ class Server:
             time.sleep(0.2)
         raise TimeoutError(f"prompt {number} took over {timeout} s")
 
+    def opened(self) -> list[str]:
+        """Names of the model files that its process has opened so far, in order."""
+        path = self.base / "custom_nodes" / "watcher" / "opened.txt"
+        return path.read_text().split() if path.exists() else []
+
+    def memory(self) -> int:
+        """Bytes of memory that its process holds."""
+        status = Path(f"/proc/{self.process}/status").read_text()
+        return 1024 * int(status.partition("VmRSS:")[2].split()[0])
+
     def pictures(self, entry: dict[str, Any]) -> list[Path]:
         """Files that a prompt saved, in the order of its nodes."""
         files = []
@@ -87,11 +98,26 @@ class Server:
         return files
 
 
+#: A pack of nodes that has none: it writes down which model files the host's process opens.
+WATCHER = """\
+import os, sys
+HERE = os.path.join(os.path.dirname(__file__), "opened.txt")
+def watch(event, args):
+    if event == "open" and str(args[0]).endswith((".safetensors", ".gguf")):
+        with open(HERE, "a") as out:
+            print(os.path.basename(str(args[0])), file=out)
+sys.addaudithook(watch)
+NODE_CLASS_MAPPINGS = {}
+"""
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     base = tmp_path_factory.mktemp("comfyui")
     (base / "custom_nodes").mkdir()
     (base / "custom_nodes" / "FluxFit").symlink_to(ROOT, target_is_directory=True)
+    (base / "custom_nodes" / "watcher").mkdir()
+    (base / "custom_nodes" / "watcher" / "__init__.py").write_text(WATCHER)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -100,7 +126,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     command += ["--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(base)]
     with open(log, "w") as out:
         process = subprocess.Popen(command, cwd=COMFYUI, stdout=out, stderr=subprocess.STDOUT)
-    started = Server(f"http://127.0.0.1:{port}", base, log)
+    started = Server(f"http://127.0.0.1:{port}", base, log, process.pid)
     try:
         for _ in range(600):
             assert process.poll() is None, log.read_text()[-3000:]
