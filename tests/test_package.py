@@ -26,7 +26,8 @@ def installed(tmp_path_factory) -> Path:
     source = tmp_path_factory.mktemp("source") / "FluxFit"
     source.mkdir()  # building writes beside what it builds
     files = ["__init__.py", "__main__.py", "LICENSE", "README.md", "pyproject.toml"]
-    for item in (*files, "requirements.txt", "assets", "cli", "flux_core", "nodes", "workflows"):
+    folders = ["assets", "cli", "flux_core", "locales", "nodes", "workflows"]
+    for item in (*files, "requirements.txt", *folders):
         (source / item).symlink_to(ROOT / item)
     done = python(
         "-m",
@@ -49,7 +50,11 @@ def test_the_package_holds_what_runs_and_nothing_else(installed):
     assert {"flux_core", "fluxfit", "bin"} <= folders
     assert not folders & {"nodes", "cli", "tests", "tools", "benchmarks", "assets"}
     inner = {path.name for path in (installed / "fluxfit").iterdir() if path.is_dir()}
-    assert inner - {"__pycache__"} == {"assets", "cli", "nodes", "workflows"}
+    assert inner - {"__pycache__"} == {"assets", "cli", "locales", "nodes", "workflows"}
+    for shown in ("locales", "nodes/web"):
+        files = {path.relative_to(ROOT) for path in (ROOT / shown).rglob("*") if path.is_file()}
+        package = installed / "fluxfit"
+        assert files and all((package / path).is_file() for path in files)
     modules = {path.relative_to(ROOT) for path in (ROOT / "flux_core").rglob("*.py")}
     assert modules == {p.relative_to(installed) for p in (installed / "flux_core").rglob("*.py")}
 

@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from tools import node_pages
+from tools.node_pages import texts
 
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 #: Abbreviations and names that are the same in every language.
 SAME = re.compile(r"[A-Z0-9 .-]+|LoRA|ControlNet|FluxFit")
+#: Columns of a metadata.csv, which help names beside inputs.
+NOT_OF_NODES = {"file_name", "text"}
 LANGUAGES = sorted(node_pages.WORDS)
 NODES, _ = node_pages.open_nodes()
 ENGLISH = node_pages.definitions()
 
 
-def texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Every text of a definition, with where it stands."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from texts(inner, f"{path}/{key}")
-    else:
-        yield path, value
+def test_nothing_is_left_to_write_by_hand():
+    by_hand = "\n".join(node_pages.problems())
+    assert not by_hand, by_hand
 
 
 def test_what_is_made_of_the_nodes_is_up_to_date():
+    if node_pages.problems():
+        pytest.skip("first write what is left to write by hand")
     old = [
         path.relative_to(node_pages.ROOT).as_posix()
         for path, text in node_pages.files().items()
@@ -37,11 +36,9 @@ def test_what_is_made_of_the_nodes_is_up_to_date():
     assert old == [], "run: python -m tools.node_pages"
 
 
-def test_every_text_is_translated_and_none_is_stale():
+def test_chinese_texts_are_chinese():
     theirs = dict(texts(node_pages.translated("zh")))
-    ours = dict(texts(ENGLISH))
-    assert sorted(theirs) == sorted(ours), "locales/zh/nodeDefs.json has other names"
-    plain = [path for path, text in theirs.items() if ours[path] and not is_chinese(text)]
+    plain = [path for path, text in theirs.items() if text and not is_chinese(text)]
     assert plain == []
 
 
@@ -66,8 +63,9 @@ def test_every_input_and_output_says_what_it_is(key):
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("key", NODES)
 def test_every_node_has_a_page_of_help(key, language):
-    text = node_pages.page_path(key, language).read_text(encoding="utf-8")
-    by_hand, _, _ = text.partition(node_pages.MARKER)
+    by_hand = node_pages.written_by_hand(node_pages.page_path(key, language))
+    if not by_hand:
+        pytest.skip("told by the test of what is left to write by hand")
     lines = [line for line in by_hand.splitlines() if line.strip()]
     assert lines[0].startswith("# ") and len(lines) > 5
     assert language == "en" or len(CHINESE.findall(by_hand)) > 100
@@ -77,3 +75,22 @@ def test_no_page_is_left_of_a_node_that_is_gone():
     pages = {path.stem for path in node_pages.PAGES.glob("*.md")}
     folders = {path.name for path in node_pages.PAGES.iterdir() if path.is_dir()}
     assert pages == folders == set(NODES)
+
+
+def words_of_the_nodes() -> set[str]:
+    """Names of inputs and outputs, and what can be chosen."""
+    words = {name for node in ENGLISH.values() for name in node["inputs"]}
+    words |= {slot["name"] for node in ENGLISH.values() for slot in node["outputs"].values()}
+    for node in NODES.values():
+        for kind, _ in node_pages.inputs_of(node).values():
+            words |= set(map(str, kind)) if isinstance(kind, (list, tuple)) else {str(kind)}
+    return words | {path.stem for path in (node_pages.ROOT / "workflows").glob("*.json")}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_help_names_inputs_outputs_and_choices_that_exist(language):
+    known = words_of_the_nodes() | NOT_OF_NODES
+    for key in NODES:
+        by_hand = node_pages.written_by_hand(node_pages.page_path(key, language))
+        named = set(re.findall(r"`([A-Za-z0-9_]+)`", by_hand))
+        assert named <= known, f"{key}, {language}: {sorted(named - known)}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import runpy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,15 +120,51 @@ def page_path(key: str, language: str) -> Path:
 def page(key: str, node: Any, names: Mapping[str, Any], language: str) -> str:
     """A page of help as it should be; raises ``ValueError`` where nothing is written by hand."""
     path = page_path(key, language)
+    by_hand = written_by_hand(path)
+    if not by_hand:
+        raise ValueError(f"{path}: expected some lines about {key}, and below them {MARKER!r}")
+    return f"{by_hand}\n\n{MARKER}\n{tables(key, node, names, language)}"
+
+
+def texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Every text of a definition, with where it stands."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from texts(inner, f"{path}/{key}")
+    else:
+        yield path, value
+
+
+def problems() -> list[str]:
+    """What has to be written or taken away by hand, one line a text or page."""
+    english, lines = definitions(), []
+    wanted = dict(texts(english))
+    for language in WORDS:
+        if language != "en":
+            names, where = dict(texts(translated(language))), f"locales/{language}/nodeDefs.json"
+            lines += [
+                f"{where}: add {at}, in English {text!r}"
+                for at, text in wanted.items()
+                if at not in names or (text and not names[at])
+            ]
+            lines += [f"{where}: take away {at}" for at in names if at not in wanted]
+        for key in english:
+            path = page_path(key, language)
+            if not written_by_hand(path):
+                at = path.relative_to(ROOT).as_posix()
+                lines.append(f"{at}: write what {key} is for, and below it {MARKER!r}")
+    return lines
+
+
+def written_by_hand(path: Path) -> str:
+    """What stands above the marker of a page; empty without a page or a marker."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     by_hand, marker, _ = text.partition(MARKER)
-    if not marker or not by_hand.strip():
-        raise ValueError(f"{path}: expected some lines about {key}, and below them {MARKER!r}")
-    return f"{by_hand.rstrip()}\n\n{MARKER}\n{tables(key, node, names, language)}"
+    return by_hand.rstrip() if marker else ""
 
 
 def files() -> dict[Path, str]:
-    """All that is made of the nodes, by where it lies."""
+    """All that is made of the nodes, by where it lies; only where ``problems`` are none."""
     english = definitions()
     texts = {
         LOCALES / "en" / "nodeDefs.json": as_json(english),
@@ -147,6 +183,8 @@ def as_json(value: object) -> str:
 
 
 if __name__ == "__main__":
+    if by_hand := problems():
+        raise SystemExit("\n".join(by_hand))
     for path, text in files().items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
