@@ -136,6 +136,15 @@ class FluxTransformer(FluxBody):
         self.family: Family | None = None
         self.final_layer = LastLayer(config.hidden_size, config.out_channels)
 
+    def modulation_vector(
+        self, timesteps: Tensor, y: Tensor, guidance: Tensor | None, still: bool = False
+    ) -> Tensor:
+        """``embed_vector``, (B, D); with ``still`` that of time 0 behind it, (2 B, D)."""
+        vec = self.embed_vector(timesteps, y, guidance)
+        if not still:
+            return vec
+        return torch.cat([vec, self.embed_vector(torch.zeros_like(timesteps), y, guidance)])
+
     def meta_inputs(self, image_tokens: int, text_tokens: int, batch: int) -> dict[str, Tensor]:
         """What ``forward`` reads, without numbers, of the shapes that it gives."""
 
@@ -184,9 +193,7 @@ class FluxTransformer(FluxBody):
         Returns:
             (B, L, out_channels).
         """
-        vec = self.embed_vector(timesteps, y, guidance)
-        if still_tokens:
-            vec = torch.cat([vec, self.embed_vector(torch.zeros_like(timesteps), y, guidance)])
+        vec = self.modulation_vector(timesteps, y, guidance, bool(still_tokens))
         img, txt = self.img_in(img.to(self.dtype)), self.txt_in(txt.to(self.dtype))
         if patches is not None:
             inputs = EmbeddedInputs(img, txt, img_ids, txt_ids)

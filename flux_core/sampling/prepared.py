@@ -78,10 +78,9 @@ class PreparedPrompt:
     def vector(self, body: FluxBody, sigma: float) -> Tensor:
         """A body's modulation vector, (B, D), or (2 B, D) with tokens as at time 0."""
         timesteps, pooled, guidance = self.vector_inputs(sigma)
-        vec = body.embed_vector(timesteps, pooled, guidance)
         if not self.still_tokens or not isinstance(body, FluxTransformer):
-            return vec
-        return torch.cat([vec, body.embed_vector(0 * timesteps, pooled, guidance)])
+            return body.embed_vector(timesteps, pooled, guidance)
+        return body.modulation_vector(timesteps, pooled, guidance, still=True)
 
 
 def sigma_at(table: SigmaTable, share: float) -> float:

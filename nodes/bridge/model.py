@@ -68,13 +68,10 @@ class RunModulations:
             for sigma in sigmas:
                 if sigma > 0:
                     wanted[sigma, ""] = torch.full_like(timesteps, sigma)
-        vecs = {}
-        for name, t in wanted.items():
-            vec = self.transformer.embed_vector(t, y, guidance)
-            if still:
-                rest = self.transformer.embed_vector(torch.zeros_like(t), y, guidance)
-                vec = torch.cat([vec, rest])
-            vecs[name] = vec
+        vecs = {
+            name: self.transformer.modulation_vector(t, y, guidance, still)
+            for name, t in wanted.items()
+        }
         group = PrecomputedModulations(self.transformer, vecs)
         if first_seen:
             self.groups.append((about, group))

@@ -96,7 +96,7 @@ def outer_sample(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Any
 
 
 class ModelPatching(PartPatching):
-    """``keeps`` holds the transformer; ``flux`` is what our own wire carries."""
+    """``flux`` is what our own wire carries; it holds the transformer."""
 
     patches: Any
     hook_patches: Any
@@ -105,12 +105,11 @@ class ModelPatching(PartPatching):
     object_patches: Any
     object_patches_backup: dict[str, Any]
     weight_wrapper_patches: Any
-    keeps: FluxTransformer | None = None
     flux: FluxModel | None = None
 
     def clone(self, *args: Any, **kwargs: Any) -> Any:
         new = super().clone(*args, **kwargs)  # type: ignore[misc]
-        new.part, new.keeps, new.flux = self.part, self.keeps, self.flux
+        new.part, new.flux = self.part, self.flux
         new.object_patches_backup = self.object_patches_backup
         return new
 
@@ -340,7 +339,7 @@ def host_model(flux: FluxModel) -> Any:
         return flux
     root = set_patcher(flux.module, lambda device: new_root(flux, device))
     model = root.clone()
-    model.keeps, model.flux = flux.module, flux
+    model.flux = flux
     extension = host.comfy("comfy.patcher_extension")
     assert extension is not None
     model.add_wrapper_with_key(extension.WrappersMP.OUTER_SAMPLE, KEY, outer_sample)
