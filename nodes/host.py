@@ -87,27 +87,38 @@ def model_roots(folder: str) -> list[Path]:
 
 
 def model_names(*folders: str) -> list[str]:
-    """Files that a person can choose from, over several folders, without repeats."""
+    """Files that a person can choose from, over several folders.
+
+    A name that an earlier folder has too is given with its folder before it.
+    """
+    names: dict[str, None] = {}
+    for folder in folders:
+        for name in dict.fromkeys(names_below(folder)):
+            names[f"{folder}/{name}" if name in names else name] = None
+    return list(names)
+
+
+def names_below(folder: str) -> list[str]:
+    """Model files of one folder."""
     folder_paths = comfy("folder_paths")
     names: list[str] = []
-    for folder in folders:
-        roots = model_roots(folder)
-        if folder_paths is not None:
-            names += folder_paths.get_filename_list(folder)
-            roots = [Path(root) for root in folder_paths.get_folder_paths(folder)]
-        wanted = SUFFIXES if folder_paths is None else (".gguf",)  # which the host does not list
-        for root in roots:
-            names += sorted(
-                (folder / name).relative_to(root).as_posix()
-                for folder, files in folders_below(root)
-                for name in files
-                if name.endswith(wanted)
-            )
-    return list(dict.fromkeys(n for n in names if n.endswith(SUFFIXES)))
+    roots = model_roots(folder)
+    if folder_paths is not None:
+        names += folder_paths.get_filename_list(folder)
+        roots = [Path(root) for root in folder_paths.get_folder_paths(folder)]
+    wanted = SUFFIXES if folder_paths is None else (".gguf",)  # which the host does not list
+    for root in roots:
+        names += sorted(
+            (below / name).relative_to(root).as_posix()
+            for below, files in folders_below(root)
+            for name in files
+            if name.endswith(wanted)
+        )
+    return [name for name in names if name.endswith(SUFFIXES)]
 
 
 def model_path(name: str, *folders: str) -> Path:
-    """The file of that name inside the model folders.
+    """The file of that name inside the model folders, or inside the one that stands before it.
 
     Raises ``ValueError`` for a name that climbs out of them, ``FileNotFoundError`` for one that
     none of them has.
@@ -115,28 +126,40 @@ def model_path(name: str, *folders: str) -> Path:
     parts = Path(name.replace("\\", "/"))
     if parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[0:1]:
         raise ValueError(f"model name {name!r} leaves the model folders: not opened")
-    folder_paths = comfy("folder_paths")
-    for folder in folders:
-        if folder_paths is not None:
-            matches = folder_paths.get_full_path(folder, name)
-            if matches is not None:
-                return Path(matches)
-            continue
-        for root in model_roots(folder):
-            path = root / parts
-            if path.exists() and path.resolve().is_relative_to(root.resolve()):
-                return path
+    places = [(folder, parts) for folder in folders]
+    if parts.parts[:1] and parts.parts[0] in folders:
+        places.append((parts.parts[0], Path(*parts.parts[1:])))
+    for folder, inner in places:
+        path = file_below(folder, inner)
+        if path is not None:
+            return path
     looked = " or ".join(folders)
     raise FileNotFoundError(f"no file {name!r} in the model folders {looked}")
 
 
+def file_below(folder: str, parts: Path) -> Path | None:
+    """The file inside a model folder, None where it has none of that name."""
+    folder_paths = comfy("folder_paths")
+    if folder_paths is not None:
+        match = folder_paths.get_full_path(folder, str(parts))
+        return None if match is None else Path(match)
+    for root in model_roots(folder):
+        path = root / parts
+        if path.exists() and path.resolve().is_relative_to(root.resolve()):
+            return path
+    return None
+
+
 def host_tokenizers() -> tuple[Path, Path] | None:
     """The tokenizers that a ComfyUI installation carries: CLIP's folder and T5's."""
-    folder_paths = comfy("folder_paths")
-    comfyui = folder_paths.base_path if folder_paths else os.environ.get("COMFYUI_PATH")
-    if not comfyui:
+    code = comfy("comfy.sd1_clip")  # the host's models may lie elsewhere than its code
+    installed = os.environ.get("COMFYUI_PATH")
+    if code is not None:
+        inner = Path(str(code.__file__)).parent
+    elif installed:
+        inner = Path(installed) / "comfy"
+    else:
         return None
-    inner = Path(comfyui) / "comfy"
     clip, t5 = inner / "sd1_tokenizer", inner / "text_encoders" / "t5_tokenizer"
     return (clip, t5) if clip.is_dir() and t5.is_dir() else None
 
