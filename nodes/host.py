@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -54,6 +54,34 @@ def register_pocket() -> None:
     for name in FOLDERS:
         if (POCKET / name).is_dir():
             folder_paths.add_model_folder_path(name, str(POCKET / name))
+
+
+class RunningPrompt(NamedTuple):
+    """A graph that the host runs now."""
+
+    id: str
+    node_types: set[str]
+
+
+def running_prompt() -> RunningPrompt | None:
+    """What the host runs now; None outside of it, and where it runs nothing."""
+    server = sys.modules.get("server")  # which a host without pages has not
+    queue = getattr(getattr(server, "PromptServer", None), "instance", None)
+    queue = getattr(queue, "prompt_queue", None)
+    if queue is None:
+        return None
+    for _, number, graph, *_ in list(queue.currently_running.values()):
+        return RunningPrompt(str(number), {str(node.get("class_type")) for node in graph.values()})
+    return None
+
+
+def free_share() -> float:
+    """The share of the machine's memory that is free; all of it outside of the host."""
+    psutil = comfy("psutil")
+    if psutil is None:
+        return 1.0
+    memory = psutil.virtual_memory()
+    return memory.available / memory.total
 
 
 def add_route(path: str, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:

@@ -3,10 +3,15 @@
 A node holds what it opened last for as long as it stays in the graph: the host drops a node's
 values before it runs it again with another widget, and a gigabyte would be read for a number. What
 a node does not ask for any more is let go before it opens something else.
+
+When a graph takes the place of another, the host drops the old nodes before it runs the new ones.
+What those held waits until the new graph has run, where memory allows: it may ask for the same.
 """
 
 from __future__ import annotations
 
+import threading
+import time
 import weakref
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
@@ -14,9 +19,25 @@ from typing import Any, NamedTuple
 
 from flux_core.quant import Precision, PrecisionPlan
 
+from . import host
+
 #: Beside an index of shards, files that belong to it.
 SHARDS = (".safetensors", ".sft")
+#: Nodes that ask for weights.
+ASKING = {
+    "ControlNetUpscalerFP8",
+    "FluxFitControlNet",
+    "FluxFitLoraLoader",
+    "FluxFitTransformerLoader",
+    "FluxLoaderFP8",
+}
+#: The share of memory that has to be free for weights to wait for nodes that may ask for them.
+FREE_SHARE = 0.5
+#: Seconds between looks at whether a graph still runs.
+LOOK = 0.5
 _opened: weakref.WeakValueDictionary[Hashable, Any] = weakref.WeakValueDictionary()
+#: What nodes that are gone held, by the prompt in whose time they went.
+_waiting: dict[str, dict[Hashable, Any]] = {}
 
 
 class Wanted(NamedTuple):
@@ -45,24 +66,44 @@ def weights_key(kind: str, path: Path, precision: Precision | object) -> Hashabl
     return kind, stamp(path), precision
 
 
+def wait(values: dict[Hashable, Any]) -> None:
+    """Keep what a node held that is gone, for as long as the prompt runs that took its place."""
+    prompt = host.running_prompt()
+    if prompt is None or not values or not ASKING & prompt.node_types:
+        return
+    if prompt.id not in _waiting:
+        _waiting[prompt.id] = {}
+        threading.Thread(target=end_waiting, args=(prompt.id,), daemon=True).start()
+    _waiting[prompt.id] |= values
+
+
+def end_waiting(prompt_id: str) -> None:
+    """Let go what waits, once its prompt is over."""
+    while (prompt := host.running_prompt()) is not None and prompt.id == prompt_id:
+        time.sleep(LOOK)
+    _waiting.pop(prompt_id, None)
+
+
 class OpenedByNode:
     """What one node opened, from run to run."""
 
     def __init__(self) -> None:
         self.values: dict[Hashable, Any] = {}
+        weakref.finalize(self, wait, self.values).atexit = False
 
     def get(self, wanted: Mapping[str, Wanted]) -> dict[str, Any]:
         """The values of all that is wanted, by name; opened in order where nobody has them."""
         keys = {one.key for one in wanted.values()}
-        known = {key: self.values.get(key, _opened.get(key)) for key in keys}
-        self.values = {key: value for key, value in known.items() if value is not None}
-        del known  # what is not wanted is gone before more is opened
+        for key in [key for key in self.values if key not in keys]:
+            del self.values[key]  # what is not wanted is gone before more is opened
         result = {}
         for name, one in wanted.items():
             value = self.values.get(one.key)
             if value is None:
-                value = _opened.get(one.key)  # the same may be wanted twice
+                value = _opened.get(one.key)
             if value is None:
+                if host.free_share() < FREE_SHARE:
+                    _waiting.clear()
                 value = _opened[one.key] = one.open()
             self.values[one.key] = result[name] = value
         return result

@@ -6,12 +6,13 @@ import builtins
 import gc
 import os
 import shutil
+import time
 import weakref
 from dataclasses import dataclass
 
 import pytest
 import torch
-from fluxfit.nodes import NODE_CLASS_MAPPINGS, weights
+from fluxfit.nodes import NODE_CLASS_MAPPINGS, host, weights
 from fluxfit.nodes.weights import OpenedByNode, Wanted, stamp
 
 from flux_core import OffloadPolicy
@@ -177,3 +178,90 @@ def test_another_strength_of_a_lora_reads_nothing(reads, tmp_path, monkeypatch):
     reads.clear()
     changed = lora.run(model=model, lora="a.safetensors", strength=0.4)[0]
     assert reads == [] and changed.loras[0][1] == 0.4
+
+
+@dataclass
+class Host:
+    """The host's own word on what it runs, and on memory."""
+
+    prompt: host.RunningPrompt | None = None
+    free: float = 1.0
+
+    def runs(self, number: str, *node_types: str) -> None:
+        self.prompt = host.RunningPrompt(number, set(node_types))
+
+    def ends(self) -> None:
+        self.prompt = None
+        for _ in range(500):
+            if not weights._waiting:
+                return
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def running(monkeypatch) -> Host:
+    fake = Host()
+    monkeypatch.setattr(host, "running_prompt", lambda: fake.prompt)
+    monkeypatch.setattr(host, "free_share", lambda: fake.free)
+    monkeypatch.setattr(weights, "LOOK", 0.01)
+    monkeypatch.setattr(weights, "_waiting", {})
+    return fake
+
+
+class TestAnotherGraph:
+    """What the nodes of a graph that is gone held."""
+
+    def test_the_next_graph_finds_it(self, reads, running):
+        loader = Node("FluxLoaderFP8")
+        loader.run()
+        reads.clear()
+        running.runs("2", "FluxFitTransformerLoader", "KSampler")
+        del loader
+        other = Node("FluxFitTransformerLoader")
+        module = other.run(precision="fp8_scaled")[0].module
+        assert reads == []
+        running.ends()
+        assert weights._waiting == {}
+        assert module is other.run(precision="fp8_scaled")[0].module and reads == []
+
+    @pytest.mark.parametrize("after", ["nothing", "a graph without us", "a graph of others", "end"])
+    def test_it_is_gone_where_nobody_asks(self, after, reads, running):
+        loader = Node("FluxFitTransformerLoader")
+        module = weakref.ref(loader.run()[0].module)
+        if after == "a graph without us":
+            running.runs("2", "CheckpointLoaderSimple", "FluxSampler")
+        elif after != "nothing":
+            running.runs("2", "FluxFitLoraLoader")
+        del loader
+        gc.collect()
+        assert (module() is not None) == (after in ("a graph of others", "end"))
+        if after == "a graph of others":
+            running.runs("3", "FluxFitLoraLoader")
+        else:
+            running.prompt = None
+        running_before = weights._waiting
+        for _ in range(500):
+            if not running_before:
+                break
+            time.sleep(0.01)
+        gc.collect()
+        assert module() is None
+
+    def test_it_is_gone_before_memory_runs_short(self, reads, running):
+        loader = Node("FluxFitTransformerLoader")
+        module = weakref.ref(loader.run()[0].module)
+        running.runs("2", "FluxFitTransformerLoader")
+        running.free = 0.4
+        del loader
+        assert module() is not None
+        Node("FluxFitTransformerLoader").run(precision="int8")
+        gc.collect()
+        assert module() is None
+
+    def test_nodes_that_ask_are_known(self):
+        asking = {
+            name
+            for name, node in NODE_CLASS_MAPPINGS.items()
+            if any(isinstance(value, OpenedByNode) for value in vars(node()).values())
+        }
+        assert asking == weights.ASKING
