@@ -78,10 +78,10 @@ def swapped(prompt: Prompt, **inputs: Any) -> Prompt:
         if item["class_type"] in FILES:
             files |= FILES[item["class_type"]](item["inputs"])
     values = {
-        "transformer_precision": "fp32",
-        "clip_l_precision": "fp32",
+        "transformer_precision": "bf16",
+        "clip_l_precision": "bf16",
         "t5_precision": "as_stored",
-        "vae_precision": "fp32",
+        "vae_precision": "bf16",
     }
     return rewired(
         prompt, SOCKETS, {"class_type": "FluxLoaderFP8", "inputs": values | files | inputs}
@@ -91,7 +91,7 @@ def swapped(prompt: Prompt, **inputs: Any) -> Prompt:
 def with_our_transformer(prompt: Prompt, **inputs: Any) -> Prompt:
     """The graph with the transformer's loader alone replaced."""
     loader = next(v for v in prompt.values() if v["class_type"] == "UNETLoader")
-    values = FILES["UNETLoader"](loader["inputs"]) | {"precision": "fp32", "compute": "auto"}
+    values = FILES["UNETLoader"](loader["inputs"]) | {"precision": "bf16", "compute": "auto"}
     node = {"class_type": "FluxFitTransformerLoader", "inputs": values | inputs}
     return rewired(prompt, {"UNETLoader": (1,)}, node)
 
