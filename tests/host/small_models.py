@@ -1,0 +1,93 @@
+"""Small files under the names that the templates for the real models ask for, and small graphs."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from flux_core import FluxTransformer, load_transformer
+from flux_core.pocket import POCKET
+from tests.tiny_models import randomise
+
+TRANSFORMER = POCKET / "diffusion_models" / "fluxfit_pocket.safetensors"
+ENCODERS, CONTROLNET = POCKET / "text_encoders", POCKET / "controlnet"
+#: What is the pocket model itself.
+LINKS = {
+    "diffusion_models/flux1-dev.safetensors": TRANSFORMER,
+    "text_encoders/clip_l.safetensors": ENCODERS / "fluxfit_pocket_clip_l.safetensors",
+    "text_encoders/t5xxl_fp16.safetensors": ENCODERS / "fluxfit_pocket_t5.safetensors",
+    "text_encoders/tokenizer": ENCODERS / "tokenizer",
+    "text_encoders/tokenizer_2": ENCODERS / "tokenizer_2",
+    "vae/ae.safetensors": POCKET / "vae" / "fluxfit_pocket_vae.safetensors",
+    "controlnet/flux1-dev-controlnet-upscaler.safetensors": CONTROLNET
+    / "fluxfit_pocket_upscaler.safetensors",
+    "controlnet/flux1-dev-controlnet-union-pro-2.safetensors": CONTROLNET
+    / "fluxfit_pocket_upscaler.safetensors",
+}
+RANK = 4
+
+
+def write_small_models(models: Path, inputs: Path) -> None:
+    """Put them among a host's models, and a picture with a hole among its inputs."""
+    for name, source in LINKS.items():
+        link = models / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.exists():
+            link.symlink_to(source, target_is_directory=source.is_dir())
+    pocket = load_transformer(TRANSFORMER, precision="fp32")
+    fill = randomise(FluxTransformer(replace(pocket.config, in_channels=384)), deviation=0.02)
+    save_file(fill.state_dict(), models / "diffusion_models" / "flux1-fill-dev.safetensors")
+    generator = torch.Generator().manual_seed(1)
+    lora = {}
+    for name, module in pocket.named_modules():
+        if isinstance(module, torch.nn.Linear) and "_blocks." in name:
+            lora[f"transformer.{name}.lora_A.weight"] = module.in_features, RANK
+            lora[f"transformer.{name}.lora_B.weight"] = RANK, module.out_features
+    tensors = {
+        name: 0.02 * torch.randn(shape[::-1], generator=generator) for name, shape in lora.items()
+    }
+    (models / "loras").mkdir(exist_ok=True)
+    save_file(tensors, models / "loras" / "watercolour.safetensors")
+    write_gguf(pocket, models / "diffusion_models" / "flux1-dev-Q8_0.gguf")
+    picture = Image.radial_gradient("L").resize((128, 128))
+    inputs.mkdir(exist_ok=True)
+    Image.merge("RGBA", (picture, picture.rotate(90), picture, picture)).save(
+        inputs / "example.png"
+    )
+
+
+def write_gguf(model: FluxTransformer, path: Path) -> None:
+    """The model's weights as city96's converter lays them out, in full precision."""
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(str(path), "flux")
+    for name, tensor in model.state_dict().items():
+        writer.add_tensor(name, tensor.float().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def small(prompt: dict[str, Any]) -> dict[str, Any]:
+    """A graph with small pictures and two steps."""
+    prompt = copy.deepcopy(prompt)
+    numbers = {
+        "steps": 2,
+        "width": 128,
+        "height": 128,
+        "upscale_factor": 1.0,
+        "batch": 1,
+        "warmup": 0,
+        "sample_every": 0,
+    }
+    for item in prompt.values():
+        inputs = item["inputs"]
+        inputs |= {k: v for k, v in numbers.items() if isinstance(inputs.get(k), int | float)}
+    return prompt
