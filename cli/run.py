@@ -23,14 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..nodes import headless, host
+    from ..nodes import headless
 
     graph = headless.read_workflow(find_workflow(args.workflow))
     for assignment in args.set:
         headless.set_value(graph, assignment)
     started = time.monotonic()
     results = headless.run(graph)
-    print(host.total)
+    print(accounts.total)
     for path in headless.saved_images(results):
         print(f"picture: {path}")
     print(f"took {time.monotonic() - started:.1f} s")

@@ -14,7 +14,7 @@ from flux_core.quant import FORMATS, quantized_names
 from flux_core.report.pictures import bars
 from flux_core.sampling.run import DrawRequest, SamplingSettings, while_drawing
 
-from . import host
+from . import accounts, host
 from .conditioning import conditioning_of
 from .memory_manager import HostOffloadRunner
 from .sampler import start_latents
@@ -81,7 +81,7 @@ def observe_drawing(
         result = while_drawing(
             runner, requests, function, callback=lambda step, total, _: bar.update(step + 1)
         )
-    host.account(runner.report)
+    accounts.account(runner.report)
     return result
 
 

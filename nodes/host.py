@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
-from flux_core.offload import MemoryReport
 from flux_core.pocket import ASSETS, POCKET
 from flux_core.train.dataset import PICTURES
 
@@ -60,18 +59,26 @@ class RunningPrompt(NamedTuple):
     """A graph that the host runs now."""
 
     id: str
-    node_types: set[str]
+    #: Types of its nodes, by their ids.
+    nodes: dict[str, str]
+    #: The node that runs, where the host says it: for a page that listens.
+    node: str | None = None
+
+    @property
+    def node_types(self) -> set[str]:
+        return set(self.nodes.values())
 
 
 def running_prompt() -> RunningPrompt | None:
     """What the host runs now; None outside of it, and where it runs nothing."""
     server = sys.modules.get("server")  # which a host without pages has not
-    queue = getattr(getattr(server, "PromptServer", None), "instance", None)
-    queue = getattr(queue, "prompt_queue", None)
+    server = getattr(getattr(server, "PromptServer", None), "instance", None)
+    queue = getattr(server, "prompt_queue", None)
     if queue is None:
         return None
     for _, number, graph, *_ in list(queue.currently_running.values()):
-        return RunningPrompt(str(number), {str(node.get("class_type")) for node in graph.values()})
+        nodes = {str(key): str(node.get("class_type")) for key, node in graph.items()}
+        return RunningPrompt(str(number), nodes, getattr(server, "last_node_id", None))
     return None
 
 
@@ -376,21 +383,3 @@ def check_interrupt() -> None:
     management = comfy("comfy.model_management")
     if management is not None:
         management.throw_exception_if_processing_interrupted()
-
-
-#: What all nodes reported since the program began; the command line prints it.
-total = MemoryReport()
-#: Each part's last run; FluxFitMemoryReport shows it.
-latest = MemoryReport()
-#: What the last run reported.
-last = MemoryReport()
-
-
-def account(report: MemoryReport) -> None:
-    """Add what a node reported about memory and time."""
-    global last
-    last = report
-    total.add(report)
-    latest.device = report.device
-    latest.parts |= report.parts
-    log.debug("%s", report)

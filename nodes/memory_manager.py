@@ -19,7 +19,7 @@ from flux_core.offload import OffloadPolicy, OffloadRunner, Work
 from flux_core.offload.placement import Placement, placement_of
 from flux_core.offload.plan import ModulePlan, Plan
 
-from . import host
+from . import accounts, host
 
 T = TypeVar("T")
 _patchers: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
@@ -166,5 +166,5 @@ def run(
     """Call a function of the plan with modules on the device under a policy, and keep account."""
     runner = HostOffloadRunner(policy, host.device())
     result = runner.run(name, modules, function, work, policies)
-    host.account(runner.report)
+    accounts.account(runner.report)
     return result

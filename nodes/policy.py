@@ -12,7 +12,7 @@ from flux_core import OffloadPolicy as Policy
 from flux_core.offload.policy import MODES, PARTS
 from flux_core.report.timeline import timeline
 
-from . import host
+from . import accounts
 from .widgets import choice, integer, number, socket, toggle
 from .wires import MEMORY, OFFLOAD_POLICY
 
@@ -143,6 +143,7 @@ class FluxFitMemoryReport:
         return float("nan")  # parts may have run again though the picture did not change
 
     def show(self, image: Tensor):
-        text = str(host.latest)
-        drawn = timeline(host.latest) if host.latest.parts else torch.zeros(1, 1, 3)
+        report = accounts.latest()
+        text = str(report)
+        drawn = timeline(report) if report.parts else torch.zeros(1, 1, 3)
         return {"ui": {"text": (text,)}, "result": (image, drawn[None], text)}

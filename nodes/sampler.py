@@ -18,7 +18,7 @@ from flux_core.sampling.run import DrawRequest, SamplingSettings, draw
 from flux_core.sampling.samplers import SAMPLERS
 from flux_core.sampling.sigmas import SCHEDULERS, SHIFTS
 
-from . import host
+from . import accounts, host
 from .bridge.host_sampling import guider_of, named_sampler, sample
 from .conditioning import conditioning_of
 from .memory_manager import HostOffloadRunner
@@ -187,7 +187,7 @@ class FluxSampler:
 
             (drawn,) = draw(runner, [request], callback=report)
             bar.update(request.steps)
-        host.account(runner.report)
+        accounts.account(runner.report)
         return drawn, runner.report, request.steps
 
     def by_the_host(
@@ -217,7 +217,7 @@ class FluxSampler:
                 report,
             )
             bar.update(steps)
-        return drawn, host.last, steps
+        return drawn, accounts.last, steps
 
 
 def summary(report: MemoryReport, steps: int) -> str:

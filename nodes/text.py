@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flux_core.sampling.prompts import encode_prompts
 
-from . import host
+from . import accounts, host
 from .memory_manager import HostOffloadRunner
 from .widgets import integer, number, socket, text
 from .wires import FLUX_TEXT_ENCODERS, SAMPLING, FluxTextEncoders
@@ -74,6 +74,6 @@ class FluxTextEncode:
             t5_length or None,
             text_encoders.loras,
         )
-        host.account(runner.report)
+        accounts.account(runner.report)
         extra = {"pooled_output": encoding.pooled.float(), "guidance": float(guidance)}
         return ([[encoding.context.float(), extra]],)

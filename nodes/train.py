@@ -25,7 +25,7 @@ from flux_core.train.config import (
 from flux_core.train.plots import times_histogram
 from flux_core.train.state import checkpoints_of, read_run
 
-from . import host
+from . import accounts, host
 from .dataset import Dataset
 from .memory_manager import HostOffloadRunner
 from .vae import HostVAE
@@ -371,7 +371,7 @@ def trained_with(
             show(str(event), event.done, event.all, shown)
 
         trained = Trainer(config, parts, host.device(), runner=runner, on_event=tell).run(resume)
-    host.account(runner.report)
+    accounts.account(runner.report)
     path = publish(trained.files[0])
     loss = trained.history.curve()
     samples = torch.stack(trained.samples) if trained.samples else torch.zeros(1, 64, 64, 3)

@@ -22,7 +22,7 @@ from flux_core.lora.apply import Branches, Numbered, attached, branches_for
 from flux_core.models.text_encoders import TextEncoders
 from flux_core.offload import Work
 
-from .. import host
+from .. import accounts, host
 from ..memory_manager import HostOffloadRunner
 from ..wires import FluxTextEncoders
 from .model import named_shapes
@@ -99,7 +99,7 @@ class HostClipModel(nn.Module):
         runner = HostOffloadRunner(self.texts.policy, host.device())
         with with_loras(encoder, self.texts, self.patcher):
             result = runner.run("text encoders", [encoder], lambda _: function(runner.device), work)
-        host.account(runner.report)
+        accounts.account(runner.report)
         return result
 
 

@@ -25,7 +25,7 @@ from flux_core.offload.placement import placement_of
 from flux_core.offload.workload import sampling_work
 from flux_core.sampling.latents import image_tokens
 
-from .. import host
+from .. import accounts, host
 from ..memory_manager import HostOffloadRunner, PartPatching, patcher_class, set_patcher
 from ..wires import FluxModel
 from .model import HostFlux, RunModulations
@@ -264,7 +264,7 @@ class ModelPatching(PartPatching):
                 self.branches_now = None
                 if branches is not None:
                     branches.strengths = ()  # an exception may have left any
-        host.account(runner.report)
+        accounts.account(runner.report)
         return result
 
     def sampling(

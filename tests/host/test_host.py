@@ -231,3 +231,16 @@ def test_the_memory_report_is_drawn(server):
     assert "transformer" in entry["outputs"]["90"]["text"][0]
     sampler = key_of(prompt, "FluxSampler")
     assert "predicted" in entry["outputs"][sampler]["text"][0]
+
+
+def test_the_memory_report_is_of_its_own_graph(server):
+    prompt = as_the_stock_sampler()
+    server.run(api("upscale"))
+    saving = key_of(prompt, "SaveImage")
+    prompt["70"] = {
+        "class_type": "FluxFitMemoryReport",
+        "inputs": {"image": prompt[saving]["inputs"]["images"]},
+    }
+    prompt["71"] = {"class_type": "PreviewAny", "inputs": {"source": ["70", 2]}}
+    text = json.dumps(server.run(prompt)["outputs"])
+    assert "transformer" in text and "ControlNet" not in text and "controlnet" not in text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from fluxfit.nodes import host
+from fluxfit.nodes import accounts
 
 from flux_core import OffloadPolicy
 
@@ -25,10 +25,10 @@ class TestVAE:
     def test_the_vae_decodes_in_tiles_where_the_budget_asks_for_it(self, loaded):
         latents = torch.randn(1, 16, 64, 64, generator=torch.Generator().manual_seed(0))
         whole = loaded[2].decode(latents)
-        assert host.latest.parts["VAE decoder"].tile is None
+        assert accounts.latest().parts["VAE decoder"].tile is None
         small = type(loaded[2])(
             loaded[2].first_stage_model, OffloadPolicy("component", vram_budget=60_000_000)
         )
         tiled = small.decode(latents)
-        assert host.latest.parts["VAE decoder"].tile in (32, 48)
+        assert accounts.latest().parts["VAE decoder"].tile in (32, 48)
         assert tiled.shape == whole.shape and not torch.equal(tiled, whole)

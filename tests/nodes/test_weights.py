@@ -188,7 +188,7 @@ class Host:
     free: float = 1.0
 
     def runs(self, number: str, *node_types: str) -> None:
-        self.prompt = host.RunningPrompt(number, set(node_types))
+        self.prompt = host.RunningPrompt(number, {str(i): t for i, t in enumerate(node_types)})
 
     def ends(self) -> None:
         self.prompt = None
