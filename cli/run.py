@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..nodes import headless
+    from ..nodes import accounts, headless
 
     graph = headless.read_workflow(find_workflow(args.workflow))
     for assignment in args.set:
