@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Mapping
+from collections.abc import Hashable
 from pathlib import Path
 
 import torch
@@ -77,18 +77,17 @@ def choices(part: str) -> list[str]:
 class OpenedParts(OpenedByNode):
     """What the loader opened."""
 
-    def wanted_encoders(self, wanted: Mapping[str, Wanted], paths: Mapping[str, Path]) -> Wanted:
-        """Both encoders together, opened after each of them."""
-        return Wanted(
-            ("encoders", wanted["clip_l"].key, wanted["t5"].key),
-            lambda: self.text_encoders(wanted, paths["clip_l"], paths["t5"]),
-        )
+    def wanted_encoders(self, clip_l: Wanted, t5: Wanted, *files: Path) -> Wanted:
+        """Both encoders together, opened after each of them, from the files of the two."""
+        keys = clip_l.key, t5.key  # not what opens them: that would hold this in a circle
+        return Wanted(("encoders", *keys), lambda: self.text_encoders(*keys, *files))
 
-    def text_encoders(self, wanted: Mapping[str, Wanted], clip_l: Path, t5: Path) -> TextEncoders:
+    def text_encoders(
+        self, clip_l_key: Hashable, t5_key: Hashable, clip_l: Path, t5: Path
+    ) -> TextEncoders:
         """Both encoders, open already, with their tokenizers."""
         tokenizers = Tokenizers.load(*tokenizer_folders(clip_l, t5))
-        clip, t5_model = (self.values[wanted[part].key] for part in ("clip_l", "t5"))
-        return TextEncoders(clip, t5_model, tokenizers)
+        return TextEncoders(self.values[clip_l_key], self.values[t5_key], tokenizers)
 
 
 class FluxLoaderFP8:
@@ -189,7 +188,9 @@ class FluxLoaderFP8:
                     ),
                 ),
             }
-            wanted["encoders"] = self.opened.wanted_encoders(wanted, paths)
+            wanted["encoders"] = self.opened.wanted_encoders(
+                wanted["clip_l"], wanted["t5"], paths["clip_l"], paths["t5"]
+            )
             parts = self.opened.get(wanted)
         flux = FluxModel(
             parts["transformer"],

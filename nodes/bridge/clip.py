@@ -9,6 +9,7 @@ Axis letters: N tokens, D width, P width of CLIP-L's pooled vector.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -38,7 +39,8 @@ PREFIXES = {"clip_l": "clip_l.transformer.", "t5": "t5xxl.transformer."}
 class HostClipModel(nn.Module):
     """What the host's CLIP calls its ``cond_stage_model``: CLIP-L and T5 as FLUX reads them.
 
-    ``patcher`` is that of the wire that encodes now: LoRAs differ from wire to wire.
+    ``patcher`` refers to that of the wire that encodes now: LoRAs differ from wire to wire. It holds
+    this model, so it is not held here.
     """
 
     texts: FluxTextEncoders
@@ -48,19 +50,26 @@ class HostClipModel(nn.Module):
         module = host.comfy("comfy.sd1_clip")
         assert module is not None
         self.__dict__["texts"] = texts
-        self.patcher: Any = None
+        self.patcher: Callable[[], Any] = lambda: None
         encoders: TextEncoders = texts.module
         tokenizers = encoders.tokenizers
+        held_weakly = weakref.ref(self)  # or a CLIP that is dropped would keep its weights
+
+        def hold(encoder: nn.Module, function: Callable[[torch.device], Any], work: Work) -> Any:
+            model = held_weakly()
+            assert model is not None, "a CLIP wire holds its model"
+            return model.hold(encoder, function, work)
+
         self.clip_l = module.SDClipModel(
             textmodel_json_config={},
-            model_class=lambda *_: HostClipL(self.hold, encoders.clip_l),
+            model_class=lambda *_: HostClipL(hold, encoders.clip_l),
             special_tokens=special_tokens(tokenizers.clip_l, start=True),
             return_projected_pooled=False,
             max_length=encoders.clip_l.length,
         )
         self.t5xxl = module.SDClipModel(
             textmodel_json_config={},
-            model_class=lambda *_: HostT5(self.hold, encoders.t5),
+            model_class=lambda *_: HostT5(hold, encoders.t5),
             special_tokens=special_tokens(tokenizers.t5),
         )
         self.dtypes = {self.clip_l.transformer.dtype, self.t5xxl.transformer.dtype}
@@ -97,7 +106,7 @@ class HostClipModel(nn.Module):
         """Call a function of the device with an encoder there, and its LoRAs beside it."""
         _ = self.texts.encoders  # which are computed as this wire wants it from here on
         runner = HostOffloadRunner(self.texts.policy, host.device())
-        with with_loras(encoder, self.texts, self.patcher):
+        with with_loras(encoder, self.texts, self.patcher()):
             result = runner.run("text encoders", [encoder], lambda _: function(runner.device), work)
         accounts.account(runner.report)
         return result
@@ -211,7 +220,7 @@ def clip_class() -> type:
             return new
 
         def load_model(self, *args: Any, **kwargs: Any) -> Any:
-            self.cond_stage_model.patcher = self.patcher
+            self.cond_stage_model.patcher = weakref.ref(self.patcher)
             return super().load_model(*args, **kwargs)
 
         def get_sd(self) -> Any:

@@ -72,16 +72,24 @@ def base_model(transformer: FluxTransformer) -> Any:
         raise ValueError("this ComfyUI does not know this model: use FluxSampler")
     model = host_config.get_model({})
     model.diffusion_model = HostFlux(transformer)
-    counted = model.memory_required
+    model.__class__ = counting_class(type(model))
+    return model
 
-    def memory_required(*args: Any, **kwargs: Any) -> float:
+
+@cache
+def counting_class(base: type) -> type:
+    """The host's model, whose memory for a step says how many prompts are drawn at once."""
+
+    def memory_required(self: Any, *args: Any, **kwargs: Any) -> float:
         """In a run prompts are computed one by one, so that pictures do not depend on how much
         memory is free; with other packs' patches all at once, since those may compare them."""
-        together = model.diffusion_model.together
-        return counted(*args, **kwargs) if together is None else 0.0 if together else math.inf
+        together = self.diffusion_model.together
+        if together is None:
+            return base.memory_required(self, *args, **kwargs)
+        return 0.0 if together else math.inf
 
-    model.memory_required = memory_required
-    return model
+    # a function of the object itself would hold it in a circle
+    return type(base.__name__, (base,), {"memory_required": memory_required})
 
 
 def outer_sample(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Any:

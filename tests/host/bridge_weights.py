@@ -181,3 +181,32 @@ def an_error_in_a_run_leaves_the_model_whole() -> None:
     broken.set_model_patch_replace(stop, "dit", "double_block", 1)
     refused("stop here", lambda: ksampler(broken))
     assert torch.equal(ksampler(MODEL), before)
+
+
+@check()
+def what_is_dropped_is_gone_at_once() -> None:
+    """Without the collector of circles, which may come after gigabytes more are opened."""
+    import gc
+    import weakref
+
+    gc.collect()
+    gc.disable()
+    try:
+        flux, texts, vae, model, clip = call(
+            "FluxLoaderFP8", transformer_precision="fp8_e5m2", vae_precision="fp32"
+        )
+        (positive,) = call("CLIPTextEncode", clip=clip, text="a red circle")
+        ksampler(model, positive=positive)
+        parts = {
+            "transformer": flux.module,
+            "text encoders": texts.module,
+            "VAE": vae.first_stage_model,
+            "the host's model": model.model,
+            "the host's CLIP": clip.cond_stage_model,
+        }
+        seen = {name: weakref.ref(part) for name, part in parts.items()}
+        del flux, texts, vae, model, clip, positive, parts
+        left = [name for name, ref in seen.items() if ref() is not None]
+        assert not left, f"still there: {left}"
+    finally:
+        gc.enable()
