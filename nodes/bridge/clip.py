@@ -39,8 +39,8 @@ PREFIXES = {"clip_l": "clip_l.transformer.", "t5": "t5xxl.transformer."}
 class HostClipModel(nn.Module):
     """What the host's CLIP calls its ``cond_stage_model``: CLIP-L and T5 as FLUX reads them.
 
-    ``patcher`` refers to that of the wire that encodes now: LoRAs differ from wire to wire. It holds
-    this model, so it is not held here.
+    ``patcher`` refers to that of the wire that encodes now: LoRAs differ from wire to wire. It
+    holds this model, so it is not held here.
     """
 
     texts: FluxTextEncoders

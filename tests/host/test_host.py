@@ -120,7 +120,8 @@ def test_the_host_opens_what_we_save(precision, server):
     assert difference.mean() < 1.5, f"mean difference {difference.mean():.2f} of 255"
 
 
-def test_the_host_opens_a_controlnet_that_we_save(server):
+@pytest.mark.parametrize("file", ["saved.safetensors", "fluxfit_pocket_upscaler.safetensors"])
+def test_the_host_opens_a_controlnet_of_ours(file, server):
     needs_narrow_models(server)
     ours = api("upscale")
     upscaler, redraw = key_of(ours, "ControlNetUpscalerFP8"), ours["12"]["inputs"]
@@ -143,7 +144,7 @@ def test_the_host_opens_a_controlnet_that_we_save(server):
     }
     stock["81"] = {
         "class_type": "ControlNetLoader",
-        "inputs": {"control_net_name": "saved.safetensors"},
+        "inputs": {"control_net_name": file},
     }
     stock["82"] = {
         "class_type": "ControlNetApplyAdvanced",

@@ -14,6 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flux_core import AutoEncoder
+from flux_core.checkpoint.save import to_diffusers
+from flux_core.models.config import ControlNetConfig
+from flux_core.models.controlnet import FluxControlNet
 from flux_core.pocket import pocket_file
 from flux_core.sampling.latents import standardise
 from tools.pocket import cache, train_text, train_vae
@@ -86,6 +89,15 @@ def write_text(out: Path) -> None:
     write(state, pocket_file("text_encoders", "_t5"))
 
 
+def write_upscaler(out: Path, name: str) -> None:
+    """The ControlNet by diffusers' names, which the host's own loader knows as well."""
+    tensors = averaged(out, name)
+    net = FluxControlNet(
+        ControlNetConfig.from_shapes({k: tuple(t.shape) for k, t in tensors.items()})
+    )
+    write(to_diffusers(net, tensors), pocket_file("controlnet", "_upscaler"))
+
+
 def main() -> None:
     args = arguments(__doc__, transformer="transformer_256", controlnet="controlnet")
 
@@ -101,7 +113,7 @@ def main() -> None:
         metadata = {"fluxfit.latent_rgb": json.dumps(latent_rgb(vae))}
         write(averaged(args.out, args.transformer), pocket_file("diffusion_models"), metadata)
     if trained(args.controlnet):
-        write(averaged(args.out, args.controlnet), pocket_file("controlnet", "_upscaler"))
+        write_upscaler(args.out, args.controlnet)
 
 
 if __name__ == "__main__":
