@@ -6,6 +6,8 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+from tests.host_templates.wide_models import NAMES
+
 Prompt = dict[str, Any]
 
 SIDE, STEPS = 128, 2
@@ -59,8 +61,11 @@ def scaled(pixels: float) -> int:
 
 
 def needed(prompt: Prompt) -> Prompt:
-    """What the saved pictures depend on."""
-    waiting = [key for key, item in prompt.items() if item["class_type"] == "SaveImage"]
+    """What the saved pictures depend on; where none are saved, those that are shown."""
+    for output in ("SaveImage", "PreviewImage"):
+        waiting = [key for key, item in prompt.items() if item["class_type"] == output]
+        if waiting:
+            break
     kept: Prompt = {}
     while waiting:
         key = waiting.pop()
@@ -118,7 +123,10 @@ def dual_clip(inputs: dict[str, Any]) -> dict[str, str]:
 
 def whole(inputs: dict[str, Any]) -> dict[str, str]:
     parts = dict.fromkeys(("clip_l", "t5", "vae"), SAME_FILE)
-    return {"transformer": "checkpoints/" + inputs["ckpt_name"]} | parts
+    name = inputs["ckpt_name"]
+    if f"diffusion_models/{name}" in NAMES:  # then the folder says which is meant
+        name = f"checkpoints/{name}"
+    return {"transformer": name} | parts
 
 
 FILES: dict[str, Callable[[dict[str, Any]], dict[str, str]]] = {

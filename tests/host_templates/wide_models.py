@@ -209,6 +209,9 @@ FILES: dict[str, Callable[[], Tensors]] = {
     "checkpoints/flux1-schnell-fp8.safetensors": checkpoint,
 }
 
+#: All files by folder and name.
+NAMES = {*FILES, *(name for links in LINKS.values() for name in links)}
+
 
 def write_wide_models(folder: Path) -> None:
     """Write what ``folder`` lacks; a file is whole or not there."""
