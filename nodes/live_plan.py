@@ -21,7 +21,7 @@ from flux_core.models.text_encoders import ClipEncoder, T5Encoder
 from flux_core.offload.machine import known_machine
 from flux_core.offload.memory import free_bytes
 from flux_core.offload.plan import GB, UNKNOWN
-from flux_core.offload.report import readable_bytes
+from flux_core.offload.report import readable_bytes, readable_seconds
 from flux_core.sampling.estimate import PictureModels, PicturePlan, flux1_dev, plan_picture
 
 from . import host
@@ -98,7 +98,7 @@ def plan_lines(planned: PicturePlan) -> list[str]:
     lines = [
         f"{readable_bytes(planned.peak)} of the card at most",
         f"{stay}, {readable_bytes(drawing.streamed)} streamed a step" if drawing.streamed else stay,
-        f"{planned.step:.2f} s a step"
+        f"{readable_seconds(planned.step)} a step"
         + (
             f", {planned.drawing.slowdown:.0%} of it waiting"
             if planned.drawing.slowdown > 0.005

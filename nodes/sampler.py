@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from flux_core import Control
 from flux_core.models.families import family_of
 from flux_core.offload import MemoryReport
-from flux_core.offload.report import readable_bytes
+from flux_core.offload.report import readable_bytes, readable_seconds
 from flux_core.sampling.latents import destandardise
 from flux_core.sampling.run import DrawRequest, SamplingSettings, draw
 from flux_core.sampling.samplers import SAMPLERS
@@ -227,7 +227,7 @@ def summary(report: MemoryReport, steps: int) -> str:
         return "nothing was drawn"
     predicted = f"{readable_bytes(part.predicted)} predicted"
     memory = f"{readable_bytes(part.peak)} at most, {predicted}" if part.peak else predicted
-    each = f", {part.seconds / steps:.2f} s a step" if steps else ""
+    each = f", {readable_seconds(part.seconds / steps)} a step" if steps else ""
     again = ", planned again after memory ran out" if part.replans else ""
     return f"{memory}{each}, mode {part.mode}{again}"
 

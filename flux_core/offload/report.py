@@ -16,6 +16,11 @@ def readable_bytes(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
 
 
+def readable_seconds(seconds: float) -> str:
+    """Seconds with as many digits as tell something."""
+    return f"{seconds:.2f} s" if seconds >= 0.1 else f"{seconds:.2g} s"
+
+
 @dataclass
 class PartReport:
     """What one part took while it ran.

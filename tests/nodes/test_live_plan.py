@@ -6,6 +6,8 @@ import pytest
 from fluxfit.nodes import live_plan as module
 from fluxfit.nodes.live_plan import live_plan
 
+from flux_core.offload.report import readable_seconds
+
 POCKET = {
     "transformer": "fluxfit_pocket.safetensors",
     "transformer_precision": "int8",
@@ -84,3 +86,11 @@ def test_files_are_outlined_once(monkeypatch):
 def test_what_is_wrong_is_said(question, message):
     with pytest.raises((ValueError, OSError), match=message):
         live_plan(question)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0042, "0.0042 s"), (0.051, "0.051 s"), (0.1, "0.10 s"), (12.345, "12.35 s"), (0, "0 s")],
+)
+def test_short_steps_keep_their_digits(seconds, text):
+    assert readable_seconds(seconds) == text
