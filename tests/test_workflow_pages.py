@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,13 @@ def test_a_note_says_where_files_go_and_what_to_turn(name: str) -> None:
     (note,) = (node for node in workflow(name)["nodes"] if node["type"] == NOTE)
     (text,) = note["widgets_values"]
     assert text.startswith("## ") and "**Files:**" in text and "**Turn first:**" in text
-    assert len(text) < 1000
+    assert len(re.sub(r"\]\(.*?\)", "]", text)) < 1000, "what is read, without addresses"
+    for node in workflow(name)["nodes"]:
+        for model in node["properties"].get("models", ()):
+            link = f"[{model['directory']}/{model['name']}]({model['url']})"
+            renamed = not model["url"].endswith(f"/{model['name']}")
+            assert link in text
+            assert not renamed or f"{link}, which is called otherwise" in text
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from tools.graphs import (
     DEV_FILES,
-    DEV_MODELS,
     DEV_SAMPLING,
-    HUGGING_FACE,
     POCKET_FILES,
     PROMPT,
     SAMPLING,
@@ -22,24 +20,8 @@ from tools.graphs import (
     train_lora,
     with_report,
 )
+from tools.model_files import DEV_MODELS, FILL_MODEL, GGUF_MODEL, UNION_MODEL, with_transformer
 
-UNION_MODEL = {
-    "name": "flux1-dev-controlnet-union-pro-2.safetensors",
-    "url": f"{HUGGING_FACE}/Shakker-Labs/FLUX.1-dev-ControlNet-Union-Pro-2.0/resolve/main/"
-    "diffusion_pytorch_model.safetensors",
-    "directory": "controlnet",
-}
-GGUF_MODEL = {
-    "name": "flux1-dev-Q8_0.gguf",
-    "url": f"{HUGGING_FACE}/city96/FLUX.1-dev-gguf/resolve/main/flux1-dev-Q8_0.gguf",
-    "directory": "diffusion_models",
-}
-FILL_MODEL = {
-    "name": "flux1-fill-dev.safetensors",
-    "url": f"{HUGGING_FACE}/black-forest-labs/FLUX.1-Fill-dev/resolve/main/"
-    "flux1-fill-dev.safetensors",
-    "directory": "diffusion_models",
-}
 LORA_FILE = "watercolour.safetensors"
 
 
@@ -91,7 +73,7 @@ def dev_gguf() -> Description:
         "a tram in the rain at night, neon lights, photograph",
         1024,
         files,
-        [GGUF_MODEL, *DEV_MODELS[1:]],
+        with_transformer(GGUF_MODEL),
         DEV_SAMPLING,
         "FluxFit/gguf",
     )
@@ -102,7 +84,7 @@ def dev_gguf() -> Description:
 def fill_inpaint() -> Description:
     """A masked part of a picture, painted anew by FLUX.1-Fill."""
     files = DEV_FILES | {"transformer": FILL_MODEL["name"]}
-    return loader(files, [FILL_MODEL, *DEV_MODELS[1:]]) | {
+    return loader(files, with_transformer(FILL_MODEL)) | {
         "prompt": Node(
             "FluxTextEncode",
             {"prompt": "a wooden bench in the park", "guidance": 30.0},

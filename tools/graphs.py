@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flux_core.pocket import POCKET_SAMPLING
+from tools.model_files import DEV_MODELS, UPSCALER_MODEL
 
 
 @dataclass
@@ -20,36 +21,6 @@ class Node:
 
 
 Description = dict[str, Node]
-HUGGING_FACE = "https://huggingface.co"
-DEV_MODELS = [
-    {
-        "name": "flux1-dev.safetensors",
-        "url": f"{HUGGING_FACE}/black-forest-labs/FLUX.1-dev/resolve/main/flux1-dev.safetensors",
-        "directory": "diffusion_models",
-    },
-    {
-        "name": "clip_l.safetensors",
-        "url": f"{HUGGING_FACE}/comfyanonymous/flux_text_encoders/resolve/main/clip_l.safetensors",
-        "directory": "text_encoders",
-    },
-    {
-        "name": "t5xxl_fp16.safetensors",
-        "url": f"{HUGGING_FACE}/comfyanonymous/flux_text_encoders/resolve/main/"
-        "t5xxl_fp16.safetensors",
-        "directory": "text_encoders",
-    },
-    {
-        "name": "ae.safetensors",
-        "url": f"{HUGGING_FACE}/black-forest-labs/FLUX.1-dev/resolve/main/ae.safetensors",
-        "directory": "vae",
-    },
-]
-UPSCALER_MODEL = {
-    "name": "flux1-dev-controlnet-upscaler.safetensors",
-    "url": f"{HUGGING_FACE}/jasperai/Flux.1-dev-Controlnet-Upscaler/resolve/main/"
-    "diffusion_pytorch_model.safetensors",
-    "directory": "controlnet",
-}
 POCKET_FILES = {
     "transformer": "fluxfit_pocket.safetensors",
     "clip_l": "fluxfit_pocket_clip_l.safetensors",

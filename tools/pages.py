@@ -5,6 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tools.graphs import CALIBRATED, COMPARED, CONCEPT
+from tools.model_files import (
+    DEV_MODELS,
+    FILL_MODEL,
+    GGUF_MODEL,
+    UNION_MODEL,
+    UPSCALER_MODEL,
+    files_note,
+    with_transformer,
+)
 
 #: A step has columns, a column has names of nodes from top to bottom.
 Steps = dict[str, list[list[str]]]
@@ -23,13 +32,6 @@ POCKET = """\
 miniature. For FLUX.1-dev put
 its transformer into `models/diffusion_models`, CLIP-L and T5 into `models/text_encoders`, the VAE
 into `models/vae`, and choose them in the loader."""
-DEV = """\
-**Files:** into ComfyUI's `models` folder:
-
-- `diffusion_models/flux1-dev.safetensors`
-- `text_encoders/clip_l.safetensors`
-- `text_encoders/t5xxl_fp16.safetensors`
-- `vae/ae.safetensors`"""
 
 
 def note(title: str, shows: str, files: str, first: str) -> str:
@@ -138,7 +140,7 @@ def flux1_dev_fp8_offload() -> Page:
             "FLUX.1-dev in float8",
             """A picture of a million pixels by FLUX.1-dev, its weights in 8 bits, and what each
             part of it took of the memory.""",
-            DEV,
+            files_note(DEV_MODELS),
             """the policy's `mode`: *component* has one part on the card at a time, *stream* a few
             blocks only. *auto* chooses by what the card has free.""",
         ),
@@ -157,7 +159,7 @@ def flux1_dev_upscaler_fp8() -> Page:
             "Upscale with FLUX.1-dev",
             """A picture of your own, four times as large, by the public upscaler ControlNet in 8
             bits.""",
-            DEV + "\n- `controlnet/flux1-dev-controlnet-upscaler.safetensors`",
+            files_note([*DEV_MODELS, UPSCALER_MODEL]),
             """the picture, then `strength` of the upscaler: how closely the large picture keeps to
             the small one. Large pictures: lower `upscale_factor`.""",
         ),
@@ -215,7 +217,7 @@ def flux1_dev_lora() -> Page:
             "A LoRA on FLUX.1-dev",
             """A LoRA stands beside the quantized weights, never in them: another strength costs no
             time, and taking it away leaves the bits as they were.""",
-            DEV + "\n- `loras/`, any LoRA of FLUX.1; choose it in the LoRA node",
+            files_note(DEV_MODELS, "`loras/`, any LoRA of FLUX.1; choose it in the LoRA node"),
             "the LoRA's file, then `strength`. For several, chain the node.",
         ),
         {
@@ -232,7 +234,7 @@ def flux1_dev_controlnet_union() -> Page:
         note(
             "A union ControlNet",
             "FLUX.1-dev led by a picture, in the way that `mode` names.",
-            DEV + "\n- `controlnet/flux1-dev-controlnet-union-pro-2.safetensors`",
+            files_note([*DEV_MODELS, UNION_MODEL]),
             """the picture, in the size to draw; `mode`, which says what the picture is; then
             `strength` and `end`: where the ControlNet stops.""",
         ),
@@ -252,7 +254,7 @@ def flux1_dev_gguf() -> Page:
             "FLUX.1-dev from GGUF",
             """A GGUF file is opened by the same loader; `as_stored` keeps 8-bit codes where a layer
             has them.""",
-            DEV.replace("flux1-dev.safetensors", "flux1-dev-Q8_0.gguf"),
+            files_note(with_transformer(GGUF_MODEL)),
             "`transformer_precision`, which may be another than the file's; then the policy.",
         ),
         {
@@ -269,7 +271,7 @@ def flux1_fill_inpaint() -> Page:
         note(
             "Inpaint with FLUX.1-Fill",
             "The masked part of a picture is painted anew, the rest stays.",
-            DEV.replace("flux1-dev.safetensors", "flux1-fill-dev.safetensors"),
+            files_note(with_transformer(FILL_MODEL)),
             """the picture, and its mask (right click, *Open in MaskEditor*); the sentence says what
             is to stand there. Fill wants a `guidance` around 30.""",
         ),

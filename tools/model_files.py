@@ -1,0 +1,75 @@
+"""Files that graphs for the real models ask for, and where they are to be had.
+
+Copies that ask for no account, where there are such: the host's own templates name them too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+Model = dict[str, str]
+
+HUGGING_FACE = "https://huggingface.co"
+DEV_MODELS: list[Model] = [
+    {
+        "name": "flux1-dev.safetensors",
+        "url": f"{HUGGING_FACE}/Comfy-Org/flux1-dev/resolve/main/flux1-dev.safetensors",
+        "directory": "diffusion_models",
+    },
+    {
+        "name": "clip_l.safetensors",
+        "url": f"{HUGGING_FACE}/comfyanonymous/flux_text_encoders/resolve/main/clip_l.safetensors",
+        "directory": "text_encoders",
+    },
+    {
+        "name": "t5xxl_fp16.safetensors",
+        "url": f"{HUGGING_FACE}/comfyanonymous/flux_text_encoders/resolve/main/"
+        "t5xxl_fp16.safetensors",
+        "directory": "text_encoders",
+    },
+    {
+        "name": "ae.safetensors",
+        "url": f"{HUGGING_FACE}/Comfy-Org/Lumina_Image_2.0_Repackaged/resolve/main/"
+        "split_files/vae/ae.safetensors",
+        "directory": "vae",
+    },
+]
+UPSCALER_MODEL = {
+    "name": "flux1-dev-controlnet-upscaler.safetensors",
+    "url": f"{HUGGING_FACE}/jasperai/Flux.1-dev-Controlnet-Upscaler/resolve/main/"
+    "diffusion_pytorch_model.safetensors",
+    "directory": "controlnet",
+}
+UNION_MODEL = {
+    "name": "flux1-dev-controlnet-union-pro-2.safetensors",
+    "url": f"{HUGGING_FACE}/Shakker-Labs/FLUX.1-dev-ControlNet-Union-Pro-2.0/resolve/main/"
+    "diffusion_pytorch_model.safetensors",
+    "directory": "controlnet",
+}
+GGUF_MODEL = {
+    "name": "flux1-dev-Q8_0.gguf",
+    "url": f"{HUGGING_FACE}/city96/FLUX.1-dev-gguf/resolve/main/flux1-dev-Q8_0.gguf",
+    "directory": "diffusion_models",
+}
+FILL_MODEL = {
+    "name": "flux1-fill-dev.safetensors",
+    "url": f"{HUGGING_FACE}/Comfy-Org/flux1-dev/resolve/main/split_files/"
+    "diffusion_models/flux1-fill-dev.safetensors",
+    "directory": "diffusion_models",
+}
+
+
+def with_transformer(model: Model) -> list[Model]:
+    """The files of dev with another transformer."""
+    return [model, *DEV_MODELS[1:]]
+
+
+def files_note(models: Sequence[Model], more: str = "") -> str:
+    """What a graph's note says of its files, in Markdown."""
+    lines = ["**Files:** into ComfyUI's `models` folder:", ""]
+    for model in models:
+        line = f"- [{model['directory']}/{model['name']}]({model['url']})"
+        if not model["url"].endswith(f"/{model['name']}"):
+            line += ", which is called otherwise there: rename it"
+        lines.append(line)
+    return "\n".join(lines) + (f"\n- {more}" if more else "")
