@@ -101,7 +101,9 @@ class FluxPipeline:
         """Draw pictures.
 
         Args:
-            prompt: one text, or one for each picture of the batch.
+            prompt: one text, or one for each picture of the batch. ``(word:1.2)`` gives words a
+                weight; ``embedding:name`` stands for a file in a folder of
+                ``text_encoders.embedding_folders`` (see ``models.prompt``).
             cfg: true classifier-free guidance; 1 leaves the negative prompt out.
             guidance: the distilled guidance of dev; schnell ignores it.
             width, height: in pixels, multiples of 16; those of ``image`` where it is given.
@@ -175,6 +177,11 @@ class FluxPipeline:
     ) -> tuple[Conditioning, Conditioning | None]:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         encodings = encode_prompts(runner, self.text_encoders, prompts, loras=loras)
+        longest = max(encoding.context.shape[1] for encoding in encodings)
+        if any(encoding.context.shape[1] < longest for encoding in encodings):
+            encodings = encode_prompts(
+                runner, self.text_encoders, prompts, t5_length=longest, loras=loras
+            )
         context = torch.cat([e.context for e in encodings])
         positive = Conditioning(context, torch.cat([e.pooled for e in encodings]), guidance)
         if cfg == 1.0:

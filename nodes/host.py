@@ -133,14 +133,21 @@ def model_names(*folders: str) -> list[str]:
     return list(names)
 
 
+def folders_of(folder: str) -> list[Path]:
+    """The folders of a kind of model, the host's or our own."""
+    folder_paths = comfy("folder_paths")
+    if folder_paths is None:
+        return model_roots(folder)
+    return [Path(root) for root in folder_paths.get_folder_paths(folder)]
+
+
 def names_below(folder: str) -> list[str]:
     """Model files of one folder."""
     folder_paths = comfy("folder_paths")
     names: list[str] = []
-    roots = model_roots(folder)
     if folder_paths is not None:
         names += folder_paths.get_filename_list(folder)
-        roots = [Path(root) for root in folder_paths.get_folder_paths(folder)]
+    roots = folders_of(folder)
     wanted = SUFFIXES if folder_paths is None else (".gguf",)  # which the host does not list
     for root in roots:
         names += sorted(

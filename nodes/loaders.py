@@ -87,7 +87,9 @@ class OpenedParts(OpenedByNode):
     ) -> TextEncoders:
         """Both encoders, open already, with their tokenizers."""
         tokenizers = Tokenizers.load(*tokenizer_folders(clip_l, t5))
-        return TextEncoders(self.values[clip_l_key], self.values[t5_key], tokenizers)
+        encoders = TextEncoders(self.values[clip_l_key], self.values[t5_key], tokenizers)
+        encoders.embedding_folders = tuple(host.folders_of("embeddings"))
+        return encoders
 
 
 class FluxLoaderFP8:

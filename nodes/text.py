@@ -15,7 +15,7 @@ class FluxTextEncode:
 
     DESCRIPTION = (
         "Encodes a prompt with CLIP-L and T5. The result is the host's CONDITIONING and also fits "
-        "stock nodes. Long prompts are cut at what the encoders read, with a warning."
+        "stock nodes. Weights such as (word:1.2) and embedding:name mean what they mean there."
     )
     CATEGORY = SAMPLING
     FUNCTION = "encode"
@@ -48,8 +48,9 @@ class FluxTextEncode:
                     0,
                     0,
                     512,
-                    "Tokens that T5 gives: 512 for dev, 256 for schnell and as the "
-                    "host has it; 0 takes what the tokenizer is made for.",
+                    "Tokens that T5 gives at least: 512 for dev, 256 for schnell and as the "
+                    "host has it; 0 takes what the tokenizer is made for. A longer prompt has "
+                    "more.",
                     step=8,
                     advanced=True,
                 ),

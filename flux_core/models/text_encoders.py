@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,16 @@ from ..quant import quantized_linears
 from ..quant.products import use_fast_linears
 from .blocks import count_weights
 from .config import Shapes, count_blocks
+from .prompt import (
+    Embeddings,
+    TokenRow,
+    clip_l_row,
+    embedding_files,
+    is_plain,
+    pad_of,
+    read_prompt,
+    t5_row,
+)
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +114,11 @@ class ClipEncoder(nn.Module):
         """Token numbers (B, N) to the vector at the first end token, (B, P)."""
         return self.text_model(input_ids=ids).pooler_output
 
+    @property
+    def table(self) -> nn.Embedding:
+        """Vectors by token numbers."""
+        return self.text_model.embeddings.token_embedding
+
 
 class T5Layer(T5Block):
     """A layer of T5 that says of itself what a block of FLUX.1 does (``models.blocks.Block``)."""
@@ -136,6 +152,11 @@ class T5Encoder(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Token numbers (B, N) to context (B, N, D), padding attended to as FLUX.1 was trained."""
         return self.encoder(input_ids=ids).last_hidden_state
+
+    @property
+    def table(self) -> nn.Embedding:
+        """Vectors by token numbers."""
+        return self.shared
 
 
 @dataclass(frozen=True)
@@ -179,6 +200,8 @@ class TextEncoders(nn.Module):
                 )
         self.clip_l, self.t5, self.tokenizers = clip_l, t5, tokenizers
         self.encodings: OrderedDict[object, TextEncoding] = OrderedDict()
+        #: Where embeddings that a prompt names are looked for.
+        self.embedding_folders: tuple[Path, ...] = ()
 
     @torch.no_grad()
     def encode(
@@ -187,22 +210,73 @@ class TextEncoders(nn.Module):
         *,
         clip_l_prompts: Sequence[str] | None = None,
         t5_length: int | None = None,
+        literal: bool = False,
     ) -> TextEncoding:
         """Encode B prompts to context (B, N, D) and pooled (B, P); an empty one is as good as any.
 
         Args:
             prompts: what T5 reads, and CLIP too unless ``clip_l_prompts`` is given.
-            t5_length: tokens of context, by default 512 or what the tokenizer is made for. Longer
-                prompts are cut with a warning.
+            t5_length: tokens of context, by default 512 or what the tokenizer is made for; more
+                where a prompt is longer. CLIP-L reads 77 tokens; what it does not is logged.
+            literal: brackets and names of embeddings are letters, and T5's tokens are cut as well.
         """
         length = t5_length or self.tokenizers.t5_length
-        t5_ids = token_ids(self.tokenizers.t5, prompts, length, "T5")
-        clip_l_ids = token_ids(
-            self.tokenizers.clip_l, clip_l_prompts or prompts, self.clip_l.length, "CLIP-L"
-        )
+        others = clip_l_prompts or prompts
+        if not literal and not all(map(is_plain, (*prompts, *others))):
+            rows = self._t5_rows(prompts, length)
+            context = torch.cat([self._context(row) for row in rows])
+            return TextEncoding(context, torch.cat([self._pooled(text) for text in others]))
+        t5_ids = token_ids(self.tokenizers.t5, prompts, length, "T5", cut=literal)
+        clip_l_ids = token_ids(self.tokenizers.clip_l, others, self.clip_l.length, "CLIP-L")
         context = self.t5(t5_ids.to(next(self.t5.parameters()).device))
         pooled = self.clip_l(clip_l_ids.to(next(self.clip_l.parameters()).device))
         return TextEncoding(context, pooled)
+
+    def _t5_rows(self, prompts: Sequence[str], length: int) -> list[TokenRow]:
+        """What T5 reads of prompts, padded to the same length, which is ``length`` at least."""
+        tokenizer = self.tokenizers.t5
+        embeddings = Embeddings(self.embedding_folders, "t5xxl", self.t5.table.embedding_dim)
+        rows = [t5_row(tokenizer, read_prompt(prompt), embeddings) for prompt in prompts]
+        longest = max(length, *(len(row.ids) for row in rows))
+        for row in rows:
+            row.add([pad_of(tokenizer)] * (longest - len(row.ids)))
+        return rows
+
+    def _context(self, row: TokenRow) -> Tensor:
+        """T5's states (1, N, D); with weights in float32, moved away from an empty prompt's."""
+        ids = [row.ids]
+        if row.weighted:
+            empty = TokenRow()
+            empty.add([int(self.tokenizers.t5.eos_token_id)])  # type: ignore[arg-type]
+            empty.add([pad_of(self.tokenizers.t5)] * (len(row.ids) - 1))
+            ids.append(empty.ids)
+        device = next(self.t5.parameters()).device
+        with standing_in(self.t5.table, row.vectors):
+            states = self.t5(torch.tensor(ids, device=device))
+        if not row.weighted:
+            return states
+        words, nothing = states.float().split(1)
+        weights = torch.tensor(row.weights, device=device)[:, None]
+        return torch.where(weights == 1, words, torch.lerp(nothing, words, weights))
+
+    def _pooled(self, prompt: str) -> Tensor:
+        """CLIP-L's vector (1, P); it has no weights, as in the host."""
+        embeddings = Embeddings(self.embedding_folders, "clip_l", self.clip_l.table.embedding_dim)
+        tokenizer, length = self.tokenizers.clip_l, self.clip_l.length
+        row = clip_l_row(tokenizer, read_prompt(prompt), embeddings, length)
+        ids = torch.tensor([row.ids], device=next(self.clip_l.parameters()).device)
+        with standing_in(self.clip_l.table, row.vectors):
+            return self.clip_l(ids)
+
+    def tokens_at_once(
+        self, prompts: Sequence[str], t5_length: int | None = None, literal: bool = False
+    ) -> int:
+        """The most tokens that T5 reads at once for one of these prompts."""
+        length = t5_length or self.tokenizers.t5_length
+        if literal:
+            return length
+        rows = [row for prompt in prompts for row in self._t5_rows([prompt], length)]
+        return max(len(row.ids) * (2 if row.weighted else 1) for row in rows)
 
     def cached(
         self,
@@ -210,12 +284,13 @@ class TextEncoders(nn.Module):
         clip_l_prompt: str | None = None,
         t5_length: int | None = None,
         loras: Hashable = (),
+        literal: bool = False,
     ) -> TextEncoding | None:
         """What a prompt was encoded to before, on the CPU; None where it was not.
 
         ``loras`` stands for whatever else there was with the encoders, such as LoRAs.
         """
-        key = self._key(prompt, clip_l_prompt, t5_length, loras)
+        key = self._key(prompt, clip_l_prompt, t5_length, loras, literal)
         if key in self.encodings:
             self.encodings.move_to_end(key)
         return self.encodings.get(key)
@@ -226,32 +301,66 @@ class TextEncoders(nn.Module):
         clip_l_prompt: str | None = None,
         t5_length: int | None = None,
         loras: Hashable = (),
+        literal: bool = False,
     ) -> TextEncoding:
         """``encode`` of one prompt, kept for ``cached`` on the CPU, the last ones of them."""
         clip_l_prompts = None if clip_l_prompt is None else [clip_l_prompt]
-        encoding = self.encode([prompt], clip_l_prompts=clip_l_prompts, t5_length=t5_length)
+        encoding = self.encode(
+            [prompt], clip_l_prompts=clip_l_prompts, t5_length=t5_length, literal=literal
+        )
         encoding = TextEncoding(encoding.context.cpu(), encoding.pooled.cpu())
-        self.encodings[self._key(prompt, clip_l_prompt, t5_length, loras)] = encoding
+        self.encodings[self._key(prompt, clip_l_prompt, t5_length, loras, literal)] = encoding
         if len(self.encodings) > CACHED_PROMPTS:
             self.encodings.popitem(last=False)
         return encoding
 
     def _key(
-        self, prompt: str, clip_l_prompt: str | None, t5_length: int | None, loras: Hashable
+        self,
+        prompt: str,
+        clip_l_prompt: str | None,
+        t5_length: int | None,
+        loras: Hashable,
+        literal: bool,
     ) -> object:
         """A text, and how the encoders multiply; their weights are those of this object."""
         computes = frozenset(layer.compute for layer in quantized_linears(self))
         length = t5_length or self.tokenizers.t5_length
-        return prompt, prompt if clip_l_prompt is None else clip_l_prompt, length, computes, loras
+        other = prompt if clip_l_prompt is None else clip_l_prompt
+        files = () if literal else embedding_files((prompt, other), self.embedding_folders)
+        return prompt, other, length, computes, loras, literal, files
+
+
+@contextmanager
+def standing_in(table: nn.Embedding, vectors: Mapping[int, Tensor]) -> Iterator[None]:
+    """Vectors (D,) in the place of some tokens of the first row that a table is asked for."""
+
+    def put(_: nn.Module, __: object, rows: Tensor) -> Tensor:
+        rows = rows.clone()
+        for place, vector in vectors.items():
+            rows[0, place] = vector.to(rows)
+        return rows
+
+    handle = table.register_forward_hook(put) if vectors else None
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
 
 
 def token_ids(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], length: int, name: str
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    length: int,
+    name: str,
+    cut: bool = True,
 ) -> Tensor:
-    """Token numbers (B, length), padded or cut; what is cut is logged."""
+    """Token numbers (B, N), padded to ``length``, or cut to it, which is logged."""
     prompts = list(prompts)
     longest = max(len(ids) for ids in tokenizer(prompts, truncation=False, verbose=False).input_ids)
-    if longest > length:
+    if not cut:
+        length = max(length, longest)
+    elif longest > length:
         log.warning("%s reads the first %d of %d tokens of this prompt", name, length, longest)
     return tokenizer(
         prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"

@@ -34,6 +34,7 @@ def encode_prompts(
     clip_l_prompt: str | None = None,
     t5_length: int | None = None,
     loras: LoraStack = (),
+    literal: bool = False,
 ) -> list[TextEncoding]:
     """Encodings of prompts, on the CPU: context (1, N, D) and pooled (1, P) of each.
 
@@ -42,9 +43,12 @@ def encode_prompts(
 
     Args:
         clip_l_prompt: another text for CLIP-L alone.
-        t5_length: tokens of context; None is what the tokenizer is made for.
+        t5_length: tokens of context, more for a longer prompt; None is what the tokenizer is made
+            for.
+        literal: brackets and names of embeddings are letters, and T5's tokens are cut as well, as
+            training has it.
     """
-    settings = clip_l_prompt, t5_length, tuple(loras)
+    settings = clip_l_prompt, t5_length, tuple(loras), literal
     encodings = {}
     missing = []
     for prompt in dict.fromkeys(prompts):
@@ -60,6 +64,6 @@ def encode_prompts(
             "text encoders",
             [encoders.clip_l, encoders.t5],
             lambda _: {prompt: encoders.encode_cached(prompt, *settings) for prompt in missing},
-            t5_work(encoders.t5, t5_length or encoders.tokenizers.t5_length),
+            t5_work(encoders.t5, encoders.tokens_at_once(missing, t5_length, literal)),
         )
     return [encodings[prompt] for prompt in prompts]

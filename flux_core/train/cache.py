@@ -159,7 +159,7 @@ class EncodingCache:
         for start in range(0, len(missing), CACHED_PROMPTS):
             on_progress("encoding captions", start, len(missing))
             some = missing[start : start + CACHED_PROMPTS]
-            encodings = encode_prompts(runner, encoders, some)
+            encodings = encode_prompts(runner, encoders, some, literal=True)
             for text, encoding in zip(some, encodings, strict=True):
                 tensors = {"context": encoding.context, "pooled": encoding.pooled}
                 self.store.put(self.text_key(text), tensors)

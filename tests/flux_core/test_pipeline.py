@@ -122,12 +122,12 @@ def test_controls_change_the_picture_by_strength_and_span(pipeline, upscaler):
         draw(pipeline, controls=[Control(upscaler, cond[..., :4, :4])])
 
 
-def test_an_empty_prompt_works_and_a_long_one_is_cut_with_a_warning(pipeline, caplog):
+def test_an_empty_prompt_works_and_a_long_one_is_read_by_t5_and_cut_for_clip(pipeline, caplog):
     assert draw(pipeline, "").isfinite().all()
     with caplog.at_level(logging.WARNING):
         drawn = draw(pipeline, "red circle " * 1000)
     assert drawn.isfinite().all()
-    assert "T5 reads the first 40 of 2001 tokens" in caplog.text
+    assert "CLIP-L reads the first 77 of 2002 tokens" in caplog.text and "T5" not in caplog.text
     assert "CLIP-L reads the first 77 of 2002 tokens" in caplog.text
 
 

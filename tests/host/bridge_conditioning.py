@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from bridge_setup import (
@@ -9,6 +10,7 @@ from bridge_setup import (
     MODEL,
     RED,
     STOCK,
+    TEXTS,
     VAE,
     Tensor,
     check,
@@ -23,7 +25,8 @@ from bridge_setup import (
     same,
     text,
 )
-from in_process import call, choices, has, torch
+from in_process import call, choices, folder_paths, has, torch
+from safetensors.torch import save_file
 
 
 @check("FluxGuidance")
@@ -224,3 +227,50 @@ def stock_controlnets() -> None:
     )
     differs(same(positive=positive, negative=negative), same())
     refused("stock ControlNet", lambda: flux_sampler(positive=positive))
+
+
+def words(count: int) -> str:
+    """A prompt of many tokens."""
+    return " ".join(["a red circle on a blue background and a green square"] * count)
+
+
+@check()
+def our_own_encoder_reads_prompts_as_the_host_does() -> None:
+    folder = Path(folder_paths.get_folder_paths("embeddings")[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    g = torch.Generator().manual_seed(2)
+    widths = {"clip_l": TEXTS.module.clip_l, "t5xxl": TEXTS.module.t5}
+    both = {
+        key: torch.randn(3, encoder.table.embedding_dim, generator=g)
+        for key, encoder in widths.items()
+    }
+    save_file(both, folder / "both.safetensors")
+    torch.save({"string_to_param": {"*": both["clip_l"]}}, folder / "old.pt")
+    shortest = text("")[0][0].shape[1]
+    for prompt in (
+        "a (red:1.4) circle on a (blue background:0.6)",
+        "((a red circle)) (on: blue) (ratio 16:9)",
+        r"a \(red\) circle (with (nested:1.3) words) and (open",
+        "a closed) circle (red:1.2)",
+        "(a red circle:-0.3), (:1.2) ()",
+        "a embedding:both, on a blue background",
+        "(embedding:both:1.3) on blue embedding:both",
+        "embedding:old here",
+        words(8),
+        words(40),
+        f"({words(12)}:1.2) green",
+        f"{words(6)} (green square:1.3) red",
+    ):
+        theirs = text(prompt)[0]
+        ((context, extra),) = call(
+            "FluxTextEncode", text_encoders=TEXTS, prompt=prompt, t5_length=shortest
+        )[0]
+        try:
+            close(context, theirs[0])
+            close(extra["pooled_output"], theirs[1]["pooled_output"])
+        except AssertionError as error:
+            raise AssertionError(f"{prompt[:60]}: {error}") from error
+    refused(
+        "no embedding 'missing'",
+        lambda: call("FluxTextEncode", text_encoders=TEXTS, prompt="a embedding:missing"),
+    )

@@ -1,0 +1,270 @@
+"""What a prompt says beside its words: weights, and embeddings by name.
+
+The notation is ComfyUI's. ``(words:1.2)`` gives words a weight, ``(words)`` one of 1.1, groups may
+stand in groups, ``\\\\(`` is a bracket. ``embedding:name`` stands for the vectors of a file.
+
+Axis letters: N tokens, D width.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+#: What brackets without a number multiply a weight by.
+STRONGER = 1.1
+EMBEDDING = "embedding:"
+SUFFIXES = (".safetensors", ".pt", ".bin")
+#: Brackets that are meant, while those that group are read.
+MEANT = {"\\(": "\ue000", "\\)": "\ue001"}
+#: Shorter runs of tokens go whole into the next 77 where CLIP-L has no room for them, as the host
+#: has it: the pooled vector is that of the first 77.
+WHOLE = 8
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a prompt: text, or the name of an embedding, with its weight."""
+
+    text: str
+    weight: float = 1.0
+    embedding: bool = False
+
+
+def read_prompt(prompt: str) -> list[Piece]:
+    """The pieces of a prompt in order; one that says nothing special is one piece."""
+    for escaped, kept in MEANT.items():
+        prompt = prompt.replace(escaped, kept)
+    pieces: list[Piece] = []
+    for text, weight in weighted_texts(prompt, 1.0):
+        for escaped, kept in MEANT.items():
+            text = text.replace(kept, escaped[1:])
+        pieces += [Piece(part, weight, named) for part, named in embeddings_in(text)]
+    return pieces or [Piece("")]
+
+
+def is_plain(prompt: str) -> bool:
+    """Whether a prompt is what it is, letter by letter."""
+    return read_prompt(prompt) == [Piece(prompt)]
+
+
+def weighted_texts(text: str, weight: float) -> Iterator[tuple[str, float]]:
+    """Texts without brackets, with the weight of the brackets around each."""
+    for part in groups(text):
+        if len(part) < 2 or not (part.startswith("(") and part.endswith(")")):
+            yield part, weight
+            continue
+        inner, own = part[1:-1], weight * STRONGER
+        words, colon, number = inner.rpartition(":")
+        if colon and words and is_number(number):  # or a colon of the text
+            inner, own = words, float(number)
+        yield from weighted_texts(inner, own)
+
+
+def is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def groups(text: str) -> Iterator[str]:
+    """Outermost groups with their brackets, and what stands between them."""
+    depth = start = 0
+    for i, letter in enumerate(text):
+        if letter == "(":
+            if depth == 0 and i > start:
+                yield text[start:i]
+                start = i
+            depth += 1
+        elif letter == ")":
+            depth -= 1
+            if depth == 0:
+                yield text[start : i + 1]
+                start = i + 1
+    if start < len(text):
+        yield text[start:]
+
+
+def embeddings_in(text: str) -> Iterator[tuple[str, bool]]:
+    """Parts of a text, and whether each is the name of an embedding."""
+    for part in re.split(rf"(?:^|(?<=\s))(?={EMBEDDING})", text):
+        words = part.removeprefix(EMBEDDING).split()
+        if not part.startswith(EMBEDDING) or not words:
+            if part:
+                yield part, False
+            continue
+        match = re.match(r"[^<\[]*?(?=,*(?:[<\[]|$))", words[0])  # what follows is text again
+        name = match.group() if match else words[0]
+        yield name, True
+        rest = " ".join([words[0][len(name) :], *words[1:]]).strip()
+        if rest:
+            yield rest, False
+
+
+@dataclass
+class TokenRow:
+    """Token numbers of one prompt, a weight for each, and vectors (D,) in the place of some."""
+
+    ids: list[int] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    vectors: dict[int, Tensor] = field(default_factory=dict)
+
+    def add(self, ids: Sequence[int], weight: float = 1.0) -> None:
+        self.ids += ids
+        self.weights += [weight] * len(ids)
+
+    def add_vectors(self, vectors: Tensor, weight: float, stand_in: int) -> None:
+        """Vectors (n, D), each with a token's number that only holds its place."""
+        for vector in vectors:
+            self.vectors[len(self.ids)] = vector
+            self.add([stand_in], weight)
+
+    @property
+    def weighted(self) -> bool:
+        return any(weight != 1.0 for weight in self.weights)
+
+
+def t5_row(
+    tokenizer: PreTrainedTokenizerBase, pieces: Sequence[Piece], embeddings: Embeddings
+) -> TokenRow:
+    """All tokens of a prompt and the end; nothing is cut and nothing padded."""
+    row = TokenRow()
+    for piece in pieces:
+        if piece.embedding:
+            row.add_vectors(embeddings.vectors(piece.text), piece.weight, pad_of(tokenizer))
+        else:
+            row.add(word_ids(tokenizer, piece.text), piece.weight)
+    row.add([int(tokenizer.eos_token_id)])  # type: ignore[arg-type]
+    return row
+
+
+def clip_l_row(
+    tokenizer: PreTrainedTokenizerBase,
+    pieces: Sequence[Piece],
+    embeddings: Embeddings,
+    length: int,
+) -> TokenRow:
+    """The first ``length`` tokens of a prompt between start and end, padded."""
+    row = TokenRow()
+    row.add([int(tokenizer.bos_token_id)])  # type: ignore[arg-type]
+    for piece in pieces:
+        group = TokenRow()
+        if piece.embedding:
+            stand_in = int(tokenizer.bos_token_id)  # type: ignore[arg-type]
+            group.add_vectors(embeddings.vectors(piece.text), piece.weight, stand_in)
+        else:
+            group.add(word_ids(tokenizer, piece.text), piece.weight)
+        room = length - 1 - len(row.ids)
+        count = len(group.ids)
+        if count > room:
+            count = room if count >= WHOLE else 0
+        start = len(row.ids)
+        row.vectors |= {start + i: v for i, v in group.vectors.items() if i < count}
+        row.ids += group.ids[:count]
+        row.weights += group.weights[:count]
+        if count < len(group.ids):
+            log.warning("CLIP-L reads the first %d tokens of this prompt", len(row.ids) + 1)
+            break
+    row.add([int(tokenizer.eos_token_id)])  # type: ignore[arg-type]
+    row.add([pad_of(tokenizer)] * (length - len(row.ids)))
+    return row
+
+
+def word_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token numbers of a text, without marks."""
+    return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+
+def pad_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    return int(tokenizer.pad_token_id)  # type: ignore[arg-type]
+
+
+class Embeddings:
+    """Files of embeddings in some folders, as one encoder reads them.
+
+    ``key`` is that of the encoder's vectors in a file that has them for several: ``clip_l``,
+    ``t5xxl``.
+    """
+
+    def __init__(self, folders: Sequence[Path], key: str, width: int) -> None:
+        self.folders, self.key, self.width = folders, key, width
+
+    def vectors(self, name: str) -> Tensor:
+        """Vectors (n, D), of which there are none where a file has them for the other encoder.
+
+        Raises ``FileNotFoundError`` for a name that no folder has.
+        """
+        path = find_embedding(name, self.folders)
+        tensors = read_embedding(path)
+        named = [t for k, t in tensors.items() if k == self.key or k.endswith(f".{self.key}")]
+        for tensor in named or tensors.values():
+            if tensor.shape[-1] == self.width:
+                return tensor.reshape(-1, self.width).float()
+        log.warning("%s: has no vectors for %s and is left out there", path.name, self.key)
+        return torch.empty(0, self.width)
+
+
+def find_embedding(name: str, folders: Sequence[Path]) -> Path:
+    """The file of an embedding, with or without its suffix."""
+    for folder in folders:
+        for suffix in ("", *SUFFIXES):
+            path = (folder / (name + suffix)).resolve()
+            if path.is_file() and path.is_relative_to(folder.resolve()):
+                return path
+    looked = " or ".join(map(str, folders)) or "no folder of embeddings is known"
+    raise FileNotFoundError(f"no embedding {name!r}: {looked}")
+
+
+def embedding_files(prompts: Sequence[str], folders: Sequence[Path]) -> tuple[object, ...]:
+    """The files that prompts name, and what tells that they are as they were."""
+    paths = [
+        find_embedding(piece.text, folders)
+        for prompt in prompts
+        for piece in read_prompt(prompt)
+        if piece.embedding
+    ]
+    return tuple((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in paths)
+
+
+def read_embedding(path: Path) -> dict[str, Tensor]:
+    """The tensors of an embedding's file by name.
+
+    Raises ``ValueError`` for a file that is none.
+    """
+    if path.suffix == ".safetensors":
+        content: object = load_file(path)
+    else:
+        try:
+            content = torch.load(path, weights_only=True, map_location="cpu")
+        except Exception as error:
+            raise ValueError(f"{path}: is no embedding that can be opened safely") from error
+    tensors = dict(named_tensors(content))
+    if not tensors:
+        raise ValueError(f"{path}: has no vectors")
+    return tensors
+
+
+def named_tensors(content: object, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Vectors in a file of any nesting, as trainers of several years wrote them."""
+    if isinstance(content, Tensor):
+        if content.is_floating_point() and content.ndim in (1, 2):
+            yield name, content
+    elif isinstance(content, dict):
+        inner = content.get("string_to_param", content)
+        for key, value in inner.items() if isinstance(inner, dict) else ():
+            yield from named_tensors(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(content, list):
+        for i, value in enumerate(content):
+            yield from named_tensors(value, f"{name}.{i}" if name else str(i))
