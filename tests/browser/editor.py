@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.host_server import Server
 
-READY = "window.app && window.app.vueAppReady && window.app.canvas && window.app.rootGraph"
+READY = "window.app && window.app.vueAppReady && window.app.canvas && window.app.graph"
 NODES = """() => app.graph.nodes.map(node => ({
     id: node.id,
     type: node.type,
@@ -80,7 +80,8 @@ class Editor:
 
     def _on_console(self, message: Any) -> None:
         # requests that fail are counted by their address: the host has some of its own
-        if message.type == "error" and not message.text.startswith("Failed to load resource"):
+        own = ("Failed to load resource", "Error fetching file size")
+        if message.type == "error" and not message.text.startswith(own):
             self.errors.append(message.text)
 
     def _on_response(self, response: Any) -> None:
@@ -92,6 +93,11 @@ class Editor:
             self.failed.append(url)
 
     def clear(self) -> None:
+        dialog = self.page.locator("[role=dialog]")
+        if dialog.count():  # those of older pages stay open
+            self.page.keyboard.press("Escape")
+            dialog.first.wait_for(state="detached")
+            self.page.wait_for_timeout(500)
         self.page.evaluate("() => app.graph.clear()")
         self.errors.clear()
         self.failed.clear()
@@ -104,7 +110,7 @@ class Editor:
 
     def alerts(self) -> str:
         """What the page says that is wrong with a graph."""
-        alerts = self.page.locator("[role=alert], [role=dialog]")
+        alerts = self.page.locator("[role=alert], [role=dialog], [data-testid=error-overlay]")
         return "\n".join(alerts.nth(i).inner_text() for i in range(alerts.count()))
 
     def nodes(self) -> list[dict[str, Any]]:
@@ -159,6 +165,16 @@ class Editor:
             "type => app.graph.nodes.some(node => node.type === type && node.imgs?.length)",
             arg=node_type,
             timeout=300_000,
+        )
+
+    def forget(self) -> None:
+        """Let the host drop its models and what it keeps of earlier graphs."""
+        self.page.evaluate(
+            """() => app.api.fetchApi('/free', {
+                method: 'POST',
+                headers: { 'Content-Type': 'application/json' },
+                body: JSON.stringify({ unload_models: true, free_memory: true }),
+            })"""
         )
 
     def interrupt(self) -> None:

@@ -6,6 +6,7 @@ import ast
 import base64
 import itertools
 import json
+import re
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -25,6 +26,11 @@ SAMPLER = "FluxSampler"
 
 def workflow(name: str) -> dict[str, Any]:
     return json.loads(WORKFLOWS[name].read_text())
+
+
+def models_of(graph: dict[str, Any]) -> list[dict[str, str]]:
+    """Files that a graph says where to get."""
+    return [model for node in graph["nodes"] for model in node["properties"].get("models", ())]
 
 
 def node_ids() -> list[str]:
@@ -76,8 +82,11 @@ class TestOpening:
         assert len(editor.nodes()) == len(workflow(name)["nodes"])
         assert len(editor.links()) == len(workflow(name)["links"])
         if name in NEED_FILES:
-            assert "required models are missing" in editor.alerts()
-            assert editor.alerts().splitlines()[0] in ("4 ERRORS", "5 ERRORS")  # one a file
+            alerts = editor.alerts()  # pages of several years say it in their own words
+            assert re.search("models are missing|errors found|Missing Models", alerts)
+            names = [model["name"] for model in models_of(workflow(name))]
+            counted = re.search(rf"\b{len(names)} errors\b", alerts, re.IGNORECASE)
+            assert counted or all(file in alerts for file in names)
         else:
             assert editor.alerts() == ""
         assert editor.errors == [] and editor.failed == []
@@ -86,7 +95,9 @@ class TestOpening:
         broken = workflow("text_to_image")
         next(n for n in broken["nodes"] if n["type"] == SAMPLER)["type"] = "FluxNoSuchNode"
         editor.load(broken)
-        assert "nodes are missing" in editor.alerts()
+        assert re.search(
+            "nodes are missing|Missing node: FluxNoSuchNode|FluxNoSuchNode\n", editor.alerts()
+        )
         assert [n["type"] for n in editor.nodes() if not n["known"]] == ["FluxNoSuchNode"]
 
     @pytest.mark.parametrize("name", WORKFLOWS)
@@ -144,6 +155,7 @@ class TestRunning:
         assert "execution_interrupted" in [kind for kind, _ in stopped["status"]["messages"]]
         editor.screenshot("text_to_image_interrupted")
 
+        editor.forget()  # or newer hosts would show the first picture again
         editor.set_value(SAMPLER, "seed", 21)
         editor.set_value(SAMPLER, "steps", steps)
         entry = editor.finish(editor.queue())
