@@ -16,6 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,9 +112,9 @@ NODE_CLASS_MAPPINGS = {}
 """
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    base = tmp_path_factory.mktemp("comfyui")
+@contextmanager
+def running_server(base: Path) -> Iterator[Server]:
+    """The host with FluxFit, its models, inputs and outputs in a new folder."""
     (base / "custom_nodes").mkdir()
     (base / "custom_nodes" / "FluxFit").symlink_to(ROOT, target_is_directory=True)
     (base / "custom_nodes" / "watcher").mkdir()
@@ -139,3 +140,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     finally:
         process.terminate()
         process.wait(20)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running_server(tmp_path_factory.mktemp("comfyui")) as started:
+        yield started

@@ -74,7 +74,7 @@ def test_every_node_has_a_page_of_help(key, language):
 def test_no_page_is_left_of_a_node_that_is_gone():
     pages = {path.stem for path in node_pages.PAGES.glob("*.md")}
     folders = {path.name for path in node_pages.PAGES.iterdir() if path.is_dir()}
-    assert pages == folders == set(NODES)
+    assert pages == folders - {"images"} == set(NODES)
 
 
 def words_of_the_nodes() -> set[str]:
@@ -94,3 +94,13 @@ def test_help_names_inputs_outputs_and_choices_that_exist(language):
         by_hand = node_pages.written_by_hand(node_pages.page_path(key, language))
         named = set(re.findall(r"`([A-Za-z0-9_]+)`", by_hand))
         assert named <= known, f"{key}, {language}: {sorted(named - known)}"
+
+
+def test_every_page_of_help_has_its_picture_and_every_picture_its_pages():
+    folder = node_pages.PAGES
+    shown = {}
+    for page in sorted(folder.rglob("*.md")):
+        (picture,) = re.findall(r"!\[[^]]+\]\(images/(\w+)\.png\)", page.read_text("utf-8"))
+        shown.setdefault(picture, set()).add(page.relative_to(folder).as_posix())
+    assert shown == {key: {f"{key}.md", f"{key}/zh.md"} for key in NODES}
+    assert {path.stem for path in (folder / "images").iterdir()} == set(NODES) == set(shown)

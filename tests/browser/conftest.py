@@ -11,6 +11,7 @@ import os
 import shutil
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,19 @@ def chromium_path() -> str | None:
     return os.environ.get("CHROMIUM_PATH") or next(installed, None)
 
 
+@contextmanager
+def launched(playwright: Any, path: str) -> Iterator[Any]:
+    """A browser that is closed at the end."""
+    options = ["--disable-gpu"]
+    if getattr(os, "geteuid", lambda: 1)() == 0:
+        options.append("--no-sandbox")  # Chromium does not start for root with it
+    browser = playwright.chromium.launch(executable_path=path, args=options)
+    try:
+        yield browser
+    finally:
+        browser.close()
+
+
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
     """A started browser."""
@@ -42,13 +56,8 @@ def chromium() -> Iterator[Any]:
     path = chromium_path()
     if path is None:
         pytest.skip("there is no Chromium; CHROMIUM_PATH may name one")
-    options = ["--disable-gpu"]
-    if getattr(os, "geteuid", lambda: 1)() == 0:
-        options.append("--no-sandbox")  # Chromium does not start for root with it
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=options)
+    with sync_api.sync_playwright() as playwright, launched(playwright, path) as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="session")
@@ -60,15 +69,20 @@ def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def page_of_all(chromium: Any, server: Server, artefacts: Path) -> Iterator[Editor]:
-    """One page for all tests: it takes seconds to load."""
+def prepare(server: Server) -> None:
+    """Give a host the settings and the picture that the page is to find."""
     for name, value in SETTINGS.items():
         data = json.dumps(value).encode()
         request = urllib.request.Request(f"{server.address}/settings/{name}", data, method="POST")
         urllib.request.urlopen(request, timeout=30).close()
     example = Path(str(COMFYUI)) / "input" / "example.png"
     shutil.copy(example, server.base / "input")  # as a host without a folder of its own has it
+
+
+@pytest.fixture(scope="session")
+def page_of_all(chromium: Any, server: Server, artefacts: Path) -> Iterator[Editor]:
+    """One page for all tests: it takes seconds to load."""
+    prepare(server)
     page = chromium.new_page(viewport={"width": 2560, "height": 1440})
     editor = Editor(page, server, artefacts)
     editor.open()

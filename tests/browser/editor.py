@@ -53,6 +53,7 @@ HIDDEN = """() => {
     }
     return hidden
 }"""
+HELP_PICTURE = "img[src*='/docs/images/']"
 DROP = """async ([data, name]) => {
     const bytes = Uint8Array.from(atob(data), letter => letter.charCodeAt(0))
     await app.handleFile(new File([bytes], name, { type: 'image/png' }))
@@ -140,6 +141,44 @@ class Editor:
         path = self.artefacts / f"{name}.png"
         self.page.screenshot(path=path)
         return path
+
+    def set_language(self, language: str) -> None:
+        self.page.evaluate(
+            "value => app.extensionManager.setting.set('Comfy.Locale', value)", language
+        )
+        self.page.wait_for_timeout(1000)
+
+    def add(self, node_type: str) -> None:
+        """A new node, in view and selected."""
+        self.page.evaluate(
+            """type => {
+                const node = LiteGraph.createNode(type)
+                app.graph.add(node)
+                app.canvas.ds.scale = 1
+                app.canvas.ds.offset = [500, 300]
+                app.canvas.deselectAll?.()
+                app.canvas.selectNode(node)
+                app.canvas.setDirty(true, true)
+            }""",
+            node_type,
+        )
+
+    def open_help(self) -> bool:
+        """Open the help of the node that is selected; False where the page has no button for it."""
+        button = self.page.locator("[data-testid=info-button]")
+        try:
+            button.first.wait_for(state="visible", timeout=5000)
+        except Exception:
+            return False
+        if self.page.locator(HELP_PICTURE).count() == 0:  # it stays open from node to node
+            button.first.click()
+        return True
+
+    def help_picture(self, name: str) -> tuple[str, int]:
+        """Address and width of the picture in the help that is open."""
+        picture = self.page.locator(f"{HELP_PICTURE}[src$='/{name}.png']")
+        picture.first.wait_for(state="visible", timeout=15_000)
+        return tuple(picture.first.evaluate("image => [image.src, image.naturalWidth]"))
 
     def queue(self) -> str:
         """Queue the graph; gives the prompt's id."""

@@ -222,6 +222,24 @@ class TestHelp:
         ours = {k for k, v in info.items() if v["python_module"] == "custom_nodes.FluxFit"}
         assert ours == set(node_ids())
 
+    @pytest.mark.parametrize("language", ["en", "zh"])
+    def test_it_opens_beside_the_graph_with_its_picture(
+        self, language: str, editor: Editor
+    ) -> None:
+        editor.set_language(language)
+        try:
+            for name in node_ids():
+                editor.clear()
+                editor.add(name)
+                if not editor.open_help():
+                    pytest.skip("this page has no button for help beside a node")
+                address, width = editor.help_picture(name)
+                assert address.endswith(f"/docs/images/{name}.png") and width > 0
+                # what is in English lies where the page looks second
+                assert [url for url in editor.failed if not url.endswith("/en.md")] == []
+        finally:
+            editor.set_language("en")
+
     @pytest.mark.parametrize("name", node_ids())
     def test_a_node_has_a_page_of_help(self, name: str, server: Server) -> None:
         address = f"{server.address}/extensions/FluxFit/docs/{name}.md"
