@@ -8,6 +8,7 @@ there, with the wires that it has; what a workflow draws stands beside the nodes
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import sys
@@ -15,7 +16,6 @@ import tempfile
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import sync_playwright
 
 from tests.browser.conftest import chromium_path, launched, prepare
 from tests.browser.editor import Editor
@@ -89,7 +89,7 @@ def shown(editor: Editor, name: str) -> Image.Image:
     return Image.open(io.BytesIO(editor.page.screenshot(clip=clip))).convert("RGB")
 
 
-def beside(node: Image.Image, result: Path | None) -> Image.Image:
+def with_result(node: Image.Image, result: Path | None) -> Image.Image:
     """A node, and what came of it to its right."""
     if result is None:
         return node
@@ -110,11 +110,12 @@ def main() -> None:
     path = chromium_path()
     if path is None:
         sys.exit("there is no Chromium; CHROMIUM_PATH may name one")
+    sync_api = importlib.import_module("playwright.sync_api")  # which only this and tests need
     TARGET.mkdir(exist_ok=True)
     with (
         tempfile.TemporaryDirectory() as folder,
         running_server(Path(folder)) as server,
-        sync_playwright() as playwright,
+        sync_api.sync_playwright() as playwright,
         launched(playwright, path) as browser,
     ):
         prepare(server)
@@ -124,7 +125,7 @@ def main() -> None:
         editor.open()
         for name in names:
             result = RESULTS.get(name)
-            picture = beside(shown(editor, name), ROOT / result if result else None)
+            picture = with_result(shown(editor, name), ROOT / result if result else None)
             file = TARGET / f"{name}.png"
             picture.quantize(COLOURS, dither=Image.Dither.NONE).save(file, optimize=True)
             print(f"{file.name}: {file.stat().st_size / 1024:.0f} KiB, {picture.size}")
