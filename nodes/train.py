@@ -28,6 +28,7 @@ from flux_core.train.state import checkpoints_of, read_run
 from . import accounts, host
 from .dataset import Dataset
 from .memory_manager import HostOffloadRunner
+from .running_text import RunningText
 from .vae import HostVAE
 from .widgets import ADVANCED, STEADY, choice, free_number, integer, socket, text, toggle
 from .wires import (
@@ -364,10 +365,12 @@ def trained_with(
         )
     parts = TrainingModels(model.transformer, text_encoders.encoders, vae.first_stage_model)
     runner = HostOffloadRunner(model.policy, host.device())
+    text = RunningText()
     with host.stages() as show:
 
         def tell(event: TrainingEvent) -> None:
             shown = to_pil(torch.cat(event.pictures, dim=1)) if event.pictures else None
+            text(f"{event}, {event.done} of {event.all}")
             show(str(event), event.done, event.all, shown)
 
         trained = Trainer(config, parts, host.device(), runner=runner, on_event=tell).run(resume)

@@ -2,7 +2,7 @@
 
 ``tools.graphs`` describes each by its nodes and wires; sizes, widget order and types come from the
 node classes, so that both formats always fit them. ``python -m tools.workflows`` writes all; pocket
-workflows are run for their thumbnail, the others are drawn as diagrams.
+workflows are run for their thumbnail; those of the others show the graph.
 """
 
 from __future__ import annotations
@@ -13,17 +13,16 @@ import runpy
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
+from PIL import Image
 
 from tools.dev_graphs import descriptions
 from tools.graphs import Description, Node
 from tools.layout import Box, Wire, lay_out, note_box
 from tools.pages import PAGES, Page
+from tools.thumbnails import of_graph, of_pictures
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "workflows"
-THUMBNAIL = 512
-BACKGROUND = (24, 26, 32)
 #: Pixels of the page: widths of nodes with and without widgets, a row of sockets, a widget, what a
 #: text has more than one, and pictures and texts that the page adds: the sampler's preview and
 #: what it took, the policy's plan.
@@ -192,54 +191,6 @@ def ui_node(
     return node_entry | ({"title": node.title} if node.title else {})
 
 
-def diagram(workflow: dict[str, Any]) -> Image.Image:
-    """The graph as boxes and wires, without its note."""
-    nodes = {n["id"]: n for n in workflow["nodes"] if n["type"] != "MarkdownNote"}
-    points = {r["id"]: r for r in workflow["extra"].get("reroutes", [])}
-    ends = {e["id"]: e["parentId"] for e in workflow["extra"].get("linkExtensions", [])}
-    frames = [g["bounding"] for g in workflow["groups"]]
-    left, top = min(f[0] for f in frames), min(f[1] for f in frames)
-    width = max(f[0] + f[2] for f in frames) - left
-    height = max(f[1] + f[3] for f in frames) - top
-    side = 2 * THUMBNAIL
-    scale = 0.96 * side / max(width, height)
-    picture = Image.new("RGB", (side, side), BACKGROUND)
-    canvas = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(size=16)
-
-    def at(x: float, y: float) -> tuple[float, float]:
-        return (
-            (x - left) * scale + (side - width * scale) / 2,
-            (y - top) * scale + (side - height * scale) / 2,
-        )
-
-    for group in workflow["groups"]:
-        x, y, w, h = group["bounding"]
-        color = ImageColor.getrgb(group["color"])
-        dark = tuple((a + 3 * b) // 4 for a, b in zip(color, BACKGROUND, strict=True))
-        canvas.rectangle((*at(x, y), *at(x + w, y + h)), fill=dark)
-        canvas.text(at(x + 12, y + 8), group["title"], fill=(200, 200, 200), font=font)
-    for number, source, slot, target, place, _ in workflow["links"]:
-        a, b = nodes[source], nodes[target]
-        line = [at(b["pos"][0], b["pos"][1] + 14 + 20 * place)]
-        end = ends.get(number)
-        while end is not None:
-            line.append(at(*points[end]["pos"]))
-            end = points[end].get("parentId")
-        line.append(at(a["pos"][0] + a["size"][0], a["pos"][1] + 14 + 20 * slot))
-        canvas.line(line, fill=(240, 170, 60), width=2)
-    for node in nodes.values():
-        (x, y), (w, h) = node["pos"], node["size"]
-        ours = node["type"] in NODE_CLASS_MAPPINGS
-        canvas.rounded_rectangle(
-            (*at(x, y - 24), *at(x + w, y + h)), 8, fill=(52, 78, 120) if ours else (58, 60, 68)
-        )
-        fits = min(1, (w - 20) * scale / font.getlength(node["type"]))
-        small = ImageFont.load_default(size=fits * 16)
-        canvas.text(at(x + 10, y - 10), node["type"], fill=(255, 255, 255), font=small)
-    return picture.reduce(2)
-
-
 def write(name: str, graph: Description, run: bool = True) -> None:
     (FOLDER / "api").mkdir(parents=True, exist_ok=True)
     workflow = ui_workflow(graph, PAGES[name])
@@ -247,15 +198,14 @@ def write(name: str, graph: Description, run: bool = True) -> None:
     page.write_text(json.dumps(workflow, indent=2) + "\n")
     api.write_text(json.dumps(api_prompt(graph), indent=2) + "\n")
     if any(node.models for node in graph.values()):
-        picture = diagram(workflow)
+        picture = of_graph(workflow, PAGES[name].note, set(NODE_CLASS_MAPPINGS))
     elif not run:
         return
     else:
         results = headless.run(headless.read_workflow(page))
-        pictures = [Image.open(path) for path in headless.saved_images(results)]
-        size = (THUMBNAIL, THUMBNAIL)
-        picture = ImageOps.pad(pictures[-1], size, Image.Resampling.LANCZOS, color=BACKGROUND)
-    picture.convert("RGB").save(FOLDER / f"{name}.jpg", quality=88)
+        pictures = [Image.open(path).convert("RGB") for path in headless.saved_images(results)]
+        picture = of_pictures(pictures, PAGES[name].note)
+    picture.save(FOLDER / f"{name}.jpg", quality=88)
     print(f"workflows/{name}.json, api/{name}.json, {name}.jpg")
 
 

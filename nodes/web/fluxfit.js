@@ -129,17 +129,26 @@ function showPlan(node) {
   later();
 }
 
+// A text below a node, made when there is something to show.
+function showText(node, text) {
+  node.fluxfitText ??= addText(node, "result", 60);
+  node.fluxfitText.textContent = text;
+}
+
 function showResult(node) {
-  let element = null;
   const executed = node.onExecuted;
   node.onExecuted = function (output) {
     executed?.apply(this, arguments);
     const lines = output?.text;
-    if (!lines?.length) return;
-    element ??= addText(node, "result", 60);
-    element.textContent = [].concat(...lines).join("\n");
+    if (lines?.length) showText(node, [].concat(...lines).join("\n"));
   };
 }
+
+// What a long run is at, sent while it goes on.
+api.addEventListener("fluxfit.text", ({ detail }) => {
+  const node = app.graph?.getNodeById(Number(detail.node)) ?? app.graph?.getNodeById(detail.node);
+  if (node) showText(node, detail.text);
+});
 
 app.registerExtension({
   name: "FluxFit",

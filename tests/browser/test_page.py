@@ -188,7 +188,7 @@ def wait_for_text(editor: Editor, node_type: str, words: str) -> str:
         """([type, words]) => app.graph.nodes.find(node => node.type === type).widgets
             .find(widget => widget.fluxfit)?.element.textContent.includes(words)""",
         arg=[node_type, words],
-        timeout=30_000,
+        timeout=120_000,
     )
     return shown(editor, node_type)
 
@@ -221,6 +221,20 @@ class TestWhatNodesShow:
         editor.finish(editor.queue())
         assert "s a step" in wait_for_text(editor, SAMPLER, "predicted")
         editor.screenshot("sampler_result")
+
+    def test_training_says_how_far_it_is(self, editor: Editor) -> None:
+        editor.load(workflow("train_lora"))
+        editor.set_value("FluxFitTrainSettings", "batch", 1)
+        editor.set_value("FluxFitTrainLora", "sample_every", 0)
+        prompt = editor.queue()
+        wait_for_text(editor, "FluxFitTrainLora", "loss")
+        text = shown(editor, "FluxFitTrainLora")
+        assert "of 600" in text and editor.server.get(f"/history/{prompt}") == {}
+        editor.screenshot("training")
+        editor.interrupt()
+        editor.finish(prompt)
+        assert "of 600" in editor.server.log.read_text()
+        assert editor.errors == [] and editor.failed == []
 
 
 class TestHelp:
