@@ -230,6 +230,8 @@ class TestWhatNodesShow:
         wait_for_text(editor, "FluxFitTrainLora", "loss")
         text = shown(editor, "FluxFitTrainLora")
         assert "of 600" in text and editor.server.get(f"/history/{prompt}") == {}
+        wait_for_text(editor, "FluxFitDataset", "pictures")
+        assert overlapping(editor.nodes()) == [] and too_small(editor.nodes()) == []
         editor.screenshot("training")
         editor.interrupt()
         editor.finish(prompt)
