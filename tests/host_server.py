@@ -113,8 +113,8 @@ NODE_CLASS_MAPPINGS = {}
 
 
 @contextmanager
-def running_server(base: Path) -> Iterator[Server]:
-    """The host with FluxFit, its models, inputs and outputs in a new folder."""
+def running_server(base: Path, *flags: str) -> Iterator[Server]:
+    """The host with FluxFit and more flags; its models, inputs and outputs in a new folder."""
     (base / "custom_nodes").mkdir()
     (base / "custom_nodes" / "FluxFit").symlink_to(ROOT, target_is_directory=True)
     (base / "custom_nodes" / "watcher").mkdir()
@@ -125,6 +125,7 @@ def running_server(base: Path) -> Iterator[Server]:
     log = base / "log.txt"
     command = [os.environ.get("COMFYUI_PYTHON", sys.executable), "main.py", "--cpu"]
     command += ["--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(base)]
+    command += flags
     with open(log, "w") as out:
         process = subprocess.Popen(command, cwd=COMFYUI, stdout=out, stderr=subprocess.STDOUT)
     started = Server(f"http://127.0.0.1:{port}", base, log, process.pid)

@@ -6,13 +6,15 @@ import copy
 import itertools
 import os
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
-from tests.host.prompts import api, key_of, pixels
+from tests.host.prompts import api, key_of, pixels, version
 from tests.host.small_models import small, write_small_models
-from tests.host_server import ROOT, Server
+from tests.host_server import ROOT, Server, running_server
 
 API = ROOT / "workflows" / "api"
 
@@ -120,3 +122,21 @@ def test_training_again_leaves_no_memory_behind(server: Server):
     before = server.memory()
     train(3)
     assert server.memory() - before < 60e6
+
+
+def test_under_pressure_of_memory_a_graph_runs_and_reads_once(server: Server, tmp_path: Path):
+    """The host then drops values of nodes that have run, in the midst of a graph too."""
+    if version(server) < (0, 21):
+        pytest.skip("this host drops nothing for want of memory")
+    (tmp_path / "host").mkdir()
+    prompt = short(api("swap_the_loader"))
+    expected = pixels(server.pictures(server.run(prompt))[-1])
+    with running_server(tmp_path / "host", "--cache-ram", "100000") as pressed:
+        pressed.run(prompt)
+        before = pressed.opened()
+        changed = copy.deepcopy(prompt)
+        changed[key_of(prompt, "KSampler")]["inputs"]["seed"] = 1
+        pressed.run(changed)
+        picture = pixels(pressed.pictures(pressed.run(prompt))[-1])
+        assert np.array_equal(picture, expected)
+        assert pressed.opened() == before, "files were read again"
