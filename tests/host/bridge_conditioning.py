@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge_setup import (
+    CLIP,
     GREEN,
     MODEL,
     RED,
@@ -274,3 +275,28 @@ def our_own_encoder_reads_prompts_as_the_host_does() -> None:
         "no embedding 'missing'",
         lambda: call("FluxTextEncode", text_encoders=TEXTS, prompt="a embedding:missing"),
     )
+
+
+@check()
+def packs_that_weigh_prompts_by_themselves() -> None:
+    """They take tokens apart by word, weigh them anew and call the encoders below the CLIP."""
+    prompt = "a (red:1.3) circle on a blue background"
+    context, extra = text(prompt)[0]
+    tokens = CLIP.tokenize(prompt, return_word_ids=True)
+    pairs = {
+        name: [[(token, weight) for token, weight, _ in section] for section in sections]
+        for name, sections in tokens.items()
+    }
+    words = {word for section in tokens["t5xxl"] for _, _, word in section}
+    assert len(words) > 2, "every group of a prompt has a number of its own"
+    CLIP.load_model()
+    model = CLIP.cond_stage_model
+    ours, _ = model.t5xxl.encode_token_weights(pairs["t5xxl"])
+    _, pooled = model.clip_l.encode_token_weights(pairs["l"])
+    assert torch.equal(ours, context) and torch.equal(pooled, extra["pooled_output"])
+    again, pooled_again = CLIP.encode_from_tokens(pairs, return_pooled=True)
+    assert torch.equal(again, context) and torch.equal(pooled_again, extra["pooled_output"])
+    plain = [[(token, 1.0) for token, _ in section] for section in pairs["t5xxl"]]
+    differs(model.t5xxl.encode_token_weights(plain)[0], context)
+    for tokenizer in (CLIP.tokenizer.clip_l, CLIP.tokenizer.t5xxl):
+        assert tokenizer.tokenizer("red circle")["input_ids"] and tokenizer.inv_vocab
