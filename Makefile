@@ -20,8 +20,9 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/pyright
 
+# A process a core with one thread each: small models gain nothing from more threads.
 unit: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 # Needs COMFYUI_PATH and a Chromium; see CONTRIBUTING.md.
 browser: $(VENV)/.dev
