@@ -64,19 +64,26 @@ class RunningPrompt(NamedTuple):
     #: The node that runs, where the host says it: for a page that listens.
     node: str | None = None
 
-    @property
-    def node_types(self) -> set[str]:
-        return set(self.nodes.values())
+
+def page_server() -> Any:
+    """What talks with the page; None outside of the host, and in one that has none."""
+    module = sys.modules.get("server")
+    return getattr(getattr(module, "PromptServer", None), "instance", None)
+
+
+def tell_page(message: dict[str, Any]) -> None:
+    """Send what ``web/fluxfit.js`` shows on the node that runs now."""
+    server = page_server()
+    node, client = getattr(server, "last_node_id", None), getattr(server, "client_id", None)
+    if node is not None and client is not None:
+        server.send_sync("fluxfit.text", {"node": node} | message, client)
 
 
 def running_prompt() -> RunningPrompt | None:
     """What the host runs now; None outside of it, and where it runs nothing."""
-    server = sys.modules.get("server")  # which a host without pages has not
-    server = getattr(getattr(server, "PromptServer", None), "instance", None)
+    server = page_server()
     queue = getattr(server, "prompt_queue", None)
-    if queue is None:
-        return None
-    for _, number, graph, *_ in list(queue.currently_running.values()):
+    for _, number, graph, *_ in list(queue.currently_running.values()) if queue else ():
         nodes = {str(key): str(node.get("class_type")) for key, node in graph.items()}
         return RunningPrompt(str(number), nodes, getattr(server, "last_node_id", None))
     return None
@@ -97,9 +104,8 @@ def add_route(path: str, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> 
     ``answer`` runs on a thread, since it may read files; what it raises as ``ValueError`` or
     ``OSError`` goes to the page as ``error``.
     """
-    server = sys.modules.get("server")  # which is there before nodes are, where there is a page
-    instance = getattr(getattr(server, "PromptServer", None), "instance", None)
-    if comfy("folder_paths") is None or instance is None:
+    server = page_server()  # which is there before nodes are
+    if comfy("folder_paths") is None or server is None:
         return
     from aiohttp import web  # type: ignore[import-not-found]
 
@@ -111,7 +117,7 @@ def add_route(path: str, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> 
         except (ValueError, OSError) as error:
             return web.json_response({"error": str(error)}, status=400)
 
-    instance.routes.post(path)(handle)
+    server.routes.post(path)(handle)
 
 
 def model_roots(folder: str) -> list[Path]:

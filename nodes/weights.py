@@ -69,7 +69,7 @@ def weights_key(kind: str, path: Path, precision: Precision | object) -> Hashabl
 def wait(values: dict[Hashable, Any]) -> None:
     """Keep what a node held that is gone, for as long as the prompt runs that took its place."""
     prompt = host.running_prompt()
-    if prompt is None or not values or not ASKING & prompt.node_types:
+    if prompt is None or not values or not ASKING.intersection(prompt.nodes.values()):
         return
     if prompt.id not in _waiting:
         _waiting[prompt.id] = {}
