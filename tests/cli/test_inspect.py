@@ -11,7 +11,7 @@ from tests.cli.command_line import POCKET, call
     ("file", "kind"),
     [
         ("diffusion_models/fluxfit_pocket.safetensors", "transformer (native layout)"),
-        ("controlnet/fluxfit_pocket_upscaler.safetensors", "controlnet (native layout)"),
+        ("controlnet/fluxfit_pocket_upscaler.safetensors", "controlnet (diffusers layout)"),
         ("vae/fluxfit_pocket_vae.safetensors", "vae (native layout)"),
         ("text_encoders/fluxfit_pocket_clip_l.safetensors", "clip_l (native layout)"),
         ("text_encoders/fluxfit_pocket_t5.safetensors", "t5 (native layout)"),
