@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 VENV := .venv
+# Processes for tests and for training the pocket model.
+WORKERS ?= 2
 BIN := $(VENV)/bin
 # With a CUDA card pip picks torch's default build; without one, the constraint names a CPU build.
 CONSTRAINT := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo "-c constraints-cpu.txt")
@@ -20,9 +22,9 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/pyright
 
-# A process a core with one thread each: small models gain nothing from more threads.
+# Each process has one thread: small models gain nothing from more.
 unit: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # Needs COMFYUI_PATH and a Chromium; see CONTRIBUTING.md.
 browser: $(VENV)/.dev
@@ -39,7 +41,6 @@ $(VENV)/.dev: $(VENV)/.run requirements-dev.txt
 	touch $@
 
 # Trains the pocket model again from nothing; hours on a CPU. Interrupted, it goes on where it was.
-WORKERS ?= 2
 TRAIN := $(BIN)/torchrun --nproc-per-node $(WORKERS) -m tools.pocket
 pocket: $(VENV)/.dev
 	$(BIN)/python -m tools.pocket.train_text
