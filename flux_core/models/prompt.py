@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -227,15 +227,33 @@ def find_embedding(name: str, folders: Sequence[Path]) -> Path:
     raise FileNotFoundError(f"no embedding {name!r}: {looked}")
 
 
-def embedding_files(prompts: Sequence[str], folders: Sequence[Path]) -> tuple[object, ...]:
-    """The files that prompts name, and what tells that they are as they were."""
-    paths = [
+def embeddings_of(prompts: Sequence[str], folders: Sequence[Path]) -> list[Path]:
+    """The files that prompts name."""
+    return [
         find_embedding(piece.text, folders)
         for prompt in prompts
         for piece in read_prompt(prompt)
         if piece.embedding
     ]
-    return tuple((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in paths)
+
+
+def embedding_files(prompts: Sequence[str], folders: Sequence[Path]) -> tuple[object, ...]:
+    """The files that prompts name, and what tells that they are as they were."""
+    stats = [(path, path.stat()) for path in embeddings_of(prompts, folders)]
+    return tuple((str(path), stat.st_mtime_ns, stat.st_size) for path, stat in stats)
+
+
+def check_embeddings(
+    prompts: Sequence[str], folders: Sequence[Path], widths: Collection[int]
+) -> None:
+    """Raise ``ValueError`` for a file with vectors of none of the encoders' widths."""
+    for path in embeddings_of(prompts, folders):
+        theirs = {tensor.shape[-1] for tensor in read_embedding(path).values()}
+        if not theirs & set(widths):
+            raise ValueError(
+                f"{path}: has vectors of {sorted(theirs)} numbers, the text encoders read "
+                f"{sorted(widths)}"
+            )
 
 
 def read_embedding(path: Path) -> dict[str, Tensor]:

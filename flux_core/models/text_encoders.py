@@ -34,6 +34,7 @@ from .config import Shapes, count_blocks
 from .prompt import (
     Embeddings,
     TokenRow,
+    check_embeddings,
     clip_l_row,
     embedding_files,
     is_plain,
@@ -223,6 +224,8 @@ class TextEncoders(nn.Module):
         length = t5_length or self.tokenizers.t5_length
         others = clip_l_prompts or prompts
         if not literal and not all(map(is_plain, (*prompts, *others))):
+            widths = [encoder.table.embedding_dim for encoder in (self.clip_l, self.t5)]
+            check_embeddings((*prompts, *others), self.embedding_folders, widths)
             rows = self._t5_rows(prompts, length)
             context = torch.cat([self._context(row) for row in rows])
             return TextEncoding(context, torch.cat([self._pooled(text) for text in others]))

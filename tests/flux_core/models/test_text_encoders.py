@@ -153,6 +153,9 @@ class TestPrompts:
         save_file({k: -v for k, v in tensors.items()}, path)
         os.utime(path, ns=(1, 1))
         assert encoders.cached("a embedding:thing on blue") is None, "the file is another"
+        save_file({"clip_g": torch.zeros(2, 7)}, tmp_path / "wide.safetensors")
+        with pytest.raises(ValueError, match=r"wide\.safetensors: has vectors of \[7\]"):
+            encoders.encode_cached("embedding:wide")
         with pytest.raises(FileNotFoundError, match="no embedding 'other'"):
             encoders.encode_cached("embedding:other")
 
