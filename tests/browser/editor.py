@@ -53,7 +53,6 @@ HIDDEN = """() => {
     }
     return hidden
 }"""
-HELP_PICTURE = "img[src*='/docs/images/']"
 DROP = """async ([data, name]) => {
     const bytes = Uint8Array.from(atob(data), letter => letter.charCodeAt(0))
     await app.handleFile(new File([bytes], name, { type: 'image/png' }))
@@ -155,7 +154,7 @@ class Editor:
                 const node = LiteGraph.createNode(type)
                 app.graph.add(node)
                 app.canvas.ds.scale = 1
-                app.canvas.ds.offset = [500, 300]
+                app.canvas.ds.offset = [1200, 300]  // help opens to its left or right
                 app.canvas.deselectAll?.()
                 app.canvas.selectNode(node)
                 app.canvas.setDirty(true, true)
@@ -163,20 +162,21 @@ class Editor:
             node_type,
         )
 
-    def open_help(self) -> bool:
-        """Open the help of the node that is selected; False where the page has no button for it."""
+    def help_picture(self, name: str) -> tuple[str, int] | None:
+        """Address and width of the picture in the help of the node that is selected; None where
+        the page has no button for help."""
         button = self.page.locator("[data-testid=info-button]")
         try:
             button.first.wait_for(state="visible", timeout=5000)
         except Exception:
-            return False
-        if self.page.locator(HELP_PICTURE).count() == 0:  # it stays open from node to node
-            button.first.click()
-        return True
-
-    def help_picture(self, name: str) -> tuple[str, int]:
-        """Address and width of the picture in the help that is open."""
-        picture = self.page.locator(f"{HELP_PICTURE}[src$='/{name}.png']")
+            return None
+        picture = self.page.locator(f"img[src$='/docs/images/{name}.png']")
+        for _ in range(3):  # newer pages turn to the node by themselves, in older ones it toggles
+            try:
+                picture.first.wait_for(state="visible", timeout=3000)
+                break
+            except Exception:
+                button.first.click()
         picture.first.wait_for(state="visible", timeout=15_000)
         return tuple(picture.first.evaluate("image => [image.src, image.naturalWidth]"))
 
