@@ -37,6 +37,8 @@ TEMPLATES = (
     "flux_kontext_dev_basic",
     "flux1_dev_uso_reference_image_gen",
 )
+#: Other random numbers: what its picture is apart says how much of a transformer is seen.
+OTHER = "flux1-schnell.safetensors"
 POLICIES = ("none", "component", "stream", "auto")
 #: Where a host of any version keeps its templates, asked of its own interpreter.
 FIND = """
@@ -103,8 +105,11 @@ def test_a_template_with_our_loader_draws_its_picture(
             "transformer, fp32": (with_our_transformer(stock, precision="fp32"), 2, 0.1),
             "transformer, bf16": (with_our_transformer(stock), 8, 0.5),
         } | rows
-        coarse = drawn(wide_server, with_our_transformer(stock, precision="fp8_e5m2"))
-        assert difference(coarse, picture)[1] > 0.5, "the transformer's numbers are seen"
+        if any(v["inputs"].get("unet_name") == "flux1-dev.safetensors" for v in stock.values()):
+            other = drawn(wide_server, with_our_transformer(stock, transformer=OTHER))
+            apart = difference(other, picture)
+            print(f"{name}, another transformer: largest {apart[0]}, mean {apart[1]:.3f}")
+            assert apart[1] > 1.5, "the transformer's numbers are not seen"
     for row, (prompt, most, mean) in rows.items():
         apart = difference(drawn(wide_server, prompt), picture)
         print(f"{name}, {row}: largest {apart[0]}, mean {apart[1]:.3f}")
