@@ -176,12 +176,10 @@ class FluxPipeline:
         loras: LoraStack,
     ) -> tuple[Conditioning, Conditioning | None]:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        encodings = encode_prompts(runner, self.text_encoders, prompts, loras=loras)
-        longest = max(encoding.context.shape[1] for encoding in encodings)
-        if any(encoding.context.shape[1] < longest for encoding in encodings):
-            encodings = encode_prompts(
-                runner, self.text_encoders, prompts, t5_length=longest, loras=loras
-            )
+        length = self.text_encoders.context_length(prompts)  # they stand in one batch
+        encodings = encode_prompts(
+            runner, self.text_encoders, prompts, t5_length=length, loras=loras
+        )
         context = torch.cat([e.context for e in encodings])
         positive = Conditioning(context, torch.cat([e.pooled for e in encodings]), guidance)
         if cfg == 1.0:

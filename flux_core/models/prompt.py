@@ -31,6 +31,8 @@ MEANT = {"\\(": "\ue000", "\\)": "\ue001"}
 #: Shorter runs of tokens go whole into the next 77 where CLIP-L has no room for them, as the host
 #: has it: the pooled vector is that of the first 77.
 WHOLE = 8
+#: The number in the place of a vector, which no tokenizer has for its end: CLIP-L looks for that.
+STAND_IN = 0
 
 
 @dataclass(frozen=True)
@@ -125,15 +127,27 @@ class TokenRow:
         self.ids += ids
         self.weights += [weight] * len(ids)
 
-    def add_vectors(self, vectors: Tensor, weight: float, stand_in: int) -> None:
-        """Vectors (n, D), each with a token's number that only holds its place."""
-        for vector in vectors:
-            self.vectors[len(self.ids)] = vector
-            self.add([stand_in], weight)
+    def add_row(self, other: TokenRow, count: int | None = None) -> None:
+        """Another row behind this one, or its first tokens."""
+        start, stop = len(self.ids), len(other.ids) if count is None else count
+        self.vectors |= {start + i: v for i, v in other.vectors.items() if i < stop}
+        self.ids += other.ids[:stop]
+        self.weights += other.weights[:stop]
 
     @property
     def weighted(self) -> bool:
         return any(weight != 1.0 for weight in self.weights)
+
+
+def piece_row(tokenizer: PreTrainedTokenizerBase, piece: Piece, embeddings: Embeddings) -> TokenRow:
+    """The tokens of one piece, without marks."""
+    row = TokenRow()
+    if piece.embedding:
+        row.vectors = dict(enumerate(embeddings.vectors(piece.text)))
+        row.add([STAND_IN] * len(row.vectors), piece.weight)
+    else:
+        row.add(word_ids(tokenizer, piece.text), piece.weight)
+    return row
 
 
 def t5_row(
@@ -142,10 +156,7 @@ def t5_row(
     """All tokens of a prompt and the end; nothing is cut and nothing padded."""
     row = TokenRow()
     for piece in pieces:
-        if piece.embedding:
-            row.add_vectors(embeddings.vectors(piece.text), piece.weight, pad_of(tokenizer))
-        else:
-            row.add(word_ids(tokenizer, piece.text), piece.weight)
+        row.add_row(piece_row(tokenizer, piece, embeddings))
     row.add([int(tokenizer.eos_token_id)])  # type: ignore[arg-type]
     return row
 
@@ -160,23 +171,14 @@ def clip_l_row(
     row = TokenRow()
     row.add([int(tokenizer.bos_token_id)])  # type: ignore[arg-type]
     for piece in pieces:
-        group = TokenRow()
-        if piece.embedding:
-            stand_in = int(tokenizer.bos_token_id)  # type: ignore[arg-type]
-            group.add_vectors(embeddings.vectors(piece.text), piece.weight, stand_in)
-        else:
-            group.add(word_ids(tokenizer, piece.text), piece.weight)
-        room = length - 1 - len(row.ids)
-        count = len(group.ids)
-        if count > room:
-            count = room if count >= WHOLE else 0
-        start = len(row.ids)
-        row.vectors |= {start + i: v for i, v in group.vectors.items() if i < count}
-        row.ids += group.ids[:count]
-        row.weights += group.weights[:count]
-        if count < len(group.ids):
-            log.warning("CLIP-L reads the first %d tokens of this prompt", len(row.ids) + 1)
-            break
+        group = piece_row(tokenizer, piece, embeddings)
+        count, room = len(group.ids), length - 1 - len(row.ids)
+        if count <= room:
+            row.add_row(group)
+            continue
+        row.add_row(group, room if count >= WHOLE else 0)
+        log.warning("CLIP-L reads the first %d tokens of this prompt", len(row.ids) + 1)
+        break
     row.add([int(tokenizer.eos_token_id)])  # type: ignore[arg-type]
     row.add([pad_of(tokenizer)] * (length - len(row.ids)))
     return row
@@ -194,20 +196,31 @@ def pad_of(tokenizer: PreTrainedTokenizerBase) -> int:
 class Embeddings:
     """Files of embeddings in some folders, as one encoder reads them.
 
-    ``key`` is that of the encoder's vectors in a file that has them for several: ``clip_l``,
-    ``t5xxl``.
+    Args:
+        key: of the encoder's vectors in a file that has them for several: ``clip_l``, ``t5xxl``.
+        width: of the encoder's vectors.
+        widths: of both encoders'.
     """
 
-    def __init__(self, folders: Sequence[Path], key: str, width: int) -> None:
-        self.folders, self.key, self.width = folders, key, width
+    def __init__(
+        self, folders: Sequence[Path], key: str, width: int, widths: Collection[int]
+    ) -> None:
+        self.folders, self.key, self.width, self.widths = folders, key, width, set(widths)
 
     def vectors(self, name: str) -> Tensor:
         """Vectors (n, D), of which there are none where a file has them for the other encoder.
 
-        Raises ``FileNotFoundError`` for a name that no folder has.
+        Raises ``FileNotFoundError`` for a name that no folder has, ``ValueError`` for a file with
+        vectors for neither.
         """
         path = find_embedding(name, self.folders)
         tensors = read_embedding(path)
+        theirs = {tensor.shape[-1] for tensor in tensors.values()}
+        if not theirs & self.widths:
+            raise ValueError(
+                f"{path}: has vectors of {sorted(theirs)} numbers, the text encoders read "
+                f"{sorted(self.widths)}"
+            )
         named = [t for k, t in tensors.items() if k == self.key or k.endswith(f".{self.key}")]
         for tensor in named or tensors.values():
             if tensor.shape[-1] == self.width:
@@ -227,33 +240,16 @@ def find_embedding(name: str, folders: Sequence[Path]) -> Path:
     raise FileNotFoundError(f"no embedding {name!r}: {looked}")
 
 
-def embeddings_of(prompts: Sequence[str], folders: Sequence[Path]) -> list[Path]:
-    """The files that prompts name."""
-    return [
+def embedding_files(prompts: Sequence[str], folders: Sequence[Path]) -> tuple[object, ...]:
+    """The files that prompts name, and what tells that they are as they were."""
+    paths = [
         find_embedding(piece.text, folders)
         for prompt in prompts
         for piece in read_prompt(prompt)
         if piece.embedding
     ]
-
-
-def embedding_files(prompts: Sequence[str], folders: Sequence[Path]) -> tuple[object, ...]:
-    """The files that prompts name, and what tells that they are as they were."""
-    stats = [(path, path.stat()) for path in embeddings_of(prompts, folders)]
+    stats = [(path, path.stat()) for path in paths]
     return tuple((str(path), stat.st_mtime_ns, stat.st_size) for path, stat in stats)
-
-
-def check_embeddings(
-    prompts: Sequence[str], folders: Sequence[Path], widths: Collection[int]
-) -> None:
-    """Raise ``ValueError`` for a file with vectors of none of the encoders' widths."""
-    for path in embeddings_of(prompts, folders):
-        theirs = {tensor.shape[-1] for tensor in read_embedding(path).values()}
-        if not theirs & set(widths):
-            raise ValueError(
-                f"{path}: has vectors of {sorted(theirs)} numbers, the text encoders read "
-                f"{sorted(widths)}"
-            )
 
 
 def read_embedding(path: Path) -> dict[str, Tensor]:
@@ -261,13 +257,15 @@ def read_embedding(path: Path) -> dict[str, Tensor]:
 
     Raises ``ValueError`` for a file that is none.
     """
-    if path.suffix == ".safetensors":
-        content: object = load_file(path)
-    else:
-        try:
+    try:
+        if path.suffix == ".safetensors":
+            content: object = load_file(path)
+        else:
             content = torch.load(path, weights_only=True, map_location="cpu")
-        except Exception as error:
-            raise ValueError(f"{path}: is no embedding that can be opened safely") from error
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file may fail in any way
+        raise ValueError(f"{path}: is no embedding that can be opened safely") from error
     tensors = dict(named_tensors(content))
     if not tensors:
         raise ValueError(f"{path}: has no vectors")

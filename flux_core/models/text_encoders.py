@@ -34,7 +34,6 @@ from .config import Shapes, count_blocks
 from .prompt import (
     Embeddings,
     TokenRow,
-    check_embeddings,
     clip_l_row,
     embedding_files,
     is_plain,
@@ -224,8 +223,6 @@ class TextEncoders(nn.Module):
         length = t5_length or self.tokenizers.t5_length
         others = clip_l_prompts or prompts
         if not literal and not all(map(is_plain, (*prompts, *others))):
-            widths = [encoder.table.embedding_dim for encoder in (self.clip_l, self.t5)]
-            check_embeddings((*prompts, *others), self.embedding_folders, widths)
             rows = self._t5_rows(prompts, length)
             context = torch.cat([self._context(row) for row in rows])
             return TextEncoding(context, torch.cat([self._pooled(text) for text in others]))
@@ -235,10 +232,14 @@ class TextEncoders(nn.Module):
         pooled = self.clip_l(clip_l_ids.to(next(self.clip_l.parameters()).device))
         return TextEncoding(context, pooled)
 
+    def _embeddings(self, key: str, encoder: ClipEncoder | T5Encoder) -> Embeddings:
+        """Embeddings as one of the two encoders reads them."""
+        widths = [each.table.embedding_dim for each in (self.clip_l, self.t5)]
+        return Embeddings(self.embedding_folders, key, encoder.table.embedding_dim, widths)
+
     def _t5_rows(self, prompts: Sequence[str], length: int) -> list[TokenRow]:
         """What T5 reads of prompts, padded to the same length, which is ``length`` at least."""
-        tokenizer = self.tokenizers.t5
-        embeddings = Embeddings(self.embedding_folders, "t5xxl", self.t5.table.embedding_dim)
+        tokenizer, embeddings = self.tokenizers.t5, self._embeddings("t5xxl", self.t5)
         rows = [t5_row(tokenizer, read_prompt(prompt), embeddings) for prompt in prompts]
         longest = max(length, *(len(row.ids) for row in rows))
         for row in rows:
@@ -264,12 +265,16 @@ class TextEncoders(nn.Module):
 
     def _pooled(self, prompt: str) -> Tensor:
         """CLIP-L's vector (1, P); it has no weights, as in the host."""
-        embeddings = Embeddings(self.embedding_folders, "clip_l", self.clip_l.table.embedding_dim)
+        embeddings = self._embeddings("clip_l", self.clip_l)
         tokenizer, length = self.tokenizers.clip_l, self.clip_l.length
         row = clip_l_row(tokenizer, read_prompt(prompt), embeddings, length)
         ids = torch.tensor([row.ids], device=next(self.clip_l.parameters()).device)
         with standing_in(self.clip_l.table, row.vectors):
             return self.clip_l(ids)
+
+    def context_length(self, prompts: Sequence[str], t5_length: int | None = None) -> int:
+        """Tokens of context that have room for the longest of these prompts."""
+        return len(self._t5_rows(prompts, t5_length or self.tokenizers.t5_length)[0].ids)
 
     def tokens_at_once(
         self, prompts: Sequence[str], t5_length: int | None = None, literal: bool = False

@@ -241,13 +241,13 @@ class FluxTokenizer:
         self.clip_l = module.SDTokenizer(
             tokenizer_class=opened(tokenizers.clip_l),
             embedding_directory=directory,
-            embedding_size=encoders.clip_l.text_model.embeddings.token_embedding.embedding_dim,
+            embedding_size=encoders.clip_l.table.embedding_dim,
             max_length=encoders.clip_l.length,
         )
         self.t5xxl = module.SDTokenizer(
             tokenizer_class=opened(tokenizers.t5),
             embedding_directory=directory,
-            embedding_size=encoders.t5.shared.embedding_dim,
+            embedding_size=encoders.t5.table.embedding_dim,
             embedding_key="t5xxl",
             pad_with_end=False,
             has_start_token=False,

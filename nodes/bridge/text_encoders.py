@@ -117,7 +117,7 @@ class HostTextEncoder(nn.Module):
         return last, self.norm(middle) if middle is not None and normed else middle
 
     def get_input_embeddings(self) -> InputEmbeddings:
-        raise NotImplementedError
+        return InputEmbeddings(self.encoder.table)
 
 
 def first(output: Any) -> Tensor:
@@ -134,8 +134,7 @@ class HostClipL(HostTextEncoder):
     def hidden(self, embeds: Tensor) -> Tensor:
         """(B, N, D) to (B, N, D)."""
         text_model = self.encoder.text_model
-        table = text_model.embeddings.token_embedding
-        handle = table.register_forward_hook(lambda *_: embeds)
+        handle = self.encoder.table.register_forward_hook(lambda *_: embeds)
         try:
             ids = torch.zeros(embeds.shape[:2], dtype=torch.long, device=embeds.device)
             return text_model(input_ids=ids).last_hidden_state
@@ -145,9 +144,6 @@ class HostClipL(HostTextEncoder):
     def norm(self, x: Tensor) -> Tensor:
         """(B, N, D) to (B, N, D)."""
         return self.encoder.text_model.final_layer_norm(x)
-
-    def get_input_embeddings(self) -> InputEmbeddings:
-        return InputEmbeddings(self.encoder.text_model.embeddings.token_embedding)
 
 
 class HostT5(HostTextEncoder):
@@ -167,6 +163,3 @@ class HostT5(HostTextEncoder):
     def work(self, embeds: Tensor) -> Work:
         """What encoding (B, N, D) takes beside the weights."""
         return t5_work(self.encoder, embeds.shape[0] * embeds.shape[1])
-
-    def get_input_embeddings(self) -> InputEmbeddings:
-        return InputEmbeddings(self.encoder.shared)

@@ -93,12 +93,12 @@ class TestFiles:
         }[kind]
         path = tmp_path / "x.pt"
         torch.save(content, path)
-        read = Embeddings([tmp_path], "clip_l", WIDTH).vectors("x")
+        read = Embeddings([tmp_path], "clip_l", WIDTH, [WIDTH, 8]).vectors("x")
         assert torch.equal(read, vectors.reshape(-1, WIDTH))
 
     def test_vectors_of_another_width_are_left_out_with_a_word(self, tmp_path, caplog):
         save_file({"clip_l": torch.randn(2, WIDTH)}, tmp_path / "x.safetensors")
-        assert Embeddings([tmp_path], "t5xxl", 8).vectors("x").shape == (0, 8)
+        assert Embeddings([tmp_path], "t5xxl", 8, [WIDTH, 8]).vectors("x").shape == (0, 8)
         assert "no vectors for t5xxl" in caplog.text
 
     @pytest.mark.parametrize("name", ["y", "../x", "", "sub"])
@@ -109,14 +109,16 @@ class TestFiles:
         with pytest.raises(FileNotFoundError, match="no embedding"):
             find_embedding(name, [folder])
 
-    @pytest.mark.parametrize("content", [b"no tensors", None])
-    def test_a_file_that_is_none_is_an_error(self, content, tmp_path):
-        path = tmp_path / "x.pt"
+    @pytest.mark.parametrize(
+        ("content", "name"), [(b"no tensors", "x.pt"), (None, "x.pt"), (b"no", "x.safetensors")]
+    )
+    def test_a_file_that_is_none_is_an_error(self, content, name, tmp_path):
+        path = tmp_path / name
         if content is None:
             torch.save({"a": 1}, path)
         else:
             path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"x\.pt"):
+        with pytest.raises(ValueError, match=name):
             read_embedding(path)
 
 
@@ -126,7 +128,7 @@ class TestClipRow:
     def row(self, *texts: str):
         folder = POCKET / "text_encoders"
         tokenizer = Tokenizers.load(folder / "tokenizer", folder / "tokenizer_2").clip_l
-        none = Embeddings([], "clip_l", 1)
+        none = Embeddings([], "clip_l", 1, [1])
         return clip_l_row(tokenizer, [Piece(text) for text in texts], none, 77), tokenizer
 
     def test_a_long_piece_is_cut_where_it_ends(self):
