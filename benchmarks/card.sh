@@ -21,12 +21,13 @@ part() { # NAME SECONDS COMMAND...
     [ $code -eq 0 ] || echo "   (ended with $code)"
 }
 
+native=(--only fp8_scaled int8 --computes native --profile)
 if [[ $what == *precision* ]]; then
-    part tests 120 "$python" -m pytest tests/flux_core/test_gpu.py -q -rs -s
-    part step_compiled 200 "$python" -m benchmarks.precision step --compile --only fp8_scaled int8
-    part step_eager 60 "$python" -m benchmarks.precision step --only fp8_scaled int8
-    part layers_compiled 90 "$python" -m benchmarks.precision layers --compile
-    part forward 60 "$python" -m benchmarks.forward --device cuda --full
+    part rates 45 "$python" -m benchmarks.rates
+    part step_eager 75 "$python" -m benchmarks.precision step "${native[@]}"
+    part step_compiled 120 "$python" -m benchmarks.precision step --compile "${native[@]}"
+    part tests 150 "$python" -m pytest tests/flux_core/test_gpu.py -rs -s -x
+    part step_dequantized 60 "$python" -m benchmarks.precision step --only fp8_scaled int8 --computes dequantize
 fi
 if [[ $what == *offload* ]]; then
     offload=("$python" -m benchmarks.offload --budgets 6 3)

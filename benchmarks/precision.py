@@ -1,11 +1,13 @@
 """Time every format and arithmetic against bf16, on FLUX.1's own layers and on a whole step.
 
     python -m benchmarks.precision layers [--tokens 4608] [--compile]
-    python -m benchmarks.precision step [--double 19 --single 38] [--compile]
+    python -m benchmarks.precision step [--double 19 --single 38] [--compile] [--profile]
 
 Everything is timed in turn in one process, so that a busy machine slows all alike; figures are
 ratios of medians to bf16 (above 1: faster than bf16), with iterations a second for whole steps.
-``step`` at full size needs 24 GB for bf16; ``--only`` leaves formats out.
+``step`` at full size needs 24 GB for bf16; ``--only`` and ``--computes`` leave some out. Compiled
+steps have their blocks compiled, as FluxFit's ``compile`` does it. ``--profile`` says which kernels
+a step's time goes to.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from flux_core import FluxTransformer, kernels_used, quantize, set_compute
+from flux_core import FluxTransformer, compile_blocks, kernels_used, quantize, set_compute
 from flux_core.models.config import TransformerConfig
 from flux_core.quant import FORMATS, QuantizedLinear
 from flux_core.quant.apply import module_bytes
@@ -56,25 +58,26 @@ def medians(calls: Calls, runs: int, device: str) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def variants(only: list[str]) -> list[tuple[str, str]]:
-    return [(f, c) for f in FORMATS for c in ("dequantize", "native") if not only or f in only]
+def variants(args: argparse.Namespace) -> list[tuple[str, str]]:
+    return [(f, c) for f in FORMATS for c in args.computes if not args.only or f in args.only]
 
 
 def maybe_compiled(module: nn.Module, wanted: bool) -> nn.Module:
-    return torch.compile(module) if wanted else module  # type: ignore[return-value]
+    return torch.compile(module, dynamic=False) if wanted else module  # type: ignore[return-value]
 
 
 def bench_layers(args: argparse.Namespace) -> None:
-    print(f"| layer | {' | '.join(f'{f}, {c}' for f, c in variants(args.only))} | rotation |")
-    print("| --- " * (len(variants(args.only)) + 2) + "|")
+    print(f"| layer | {' | '.join(f'{f}, {c}' for f, c in variants(args))} | rotation |")
+    print("| --- " * (len(variants(args)) + 2) + "|")
     sums: dict[str, float] = {}
+    torch._dynamo.config.recompile_limit = 4 * len(LAYERS) * len(variants(args))
     for name, (wide, out) in LAYERS.items():
         linear = nn.Linear(wide, out, dtype=torch.bfloat16).requires_grad_(False)
         linear.weight.normal_(0, 0.02)
         linear.to(args.device)
         x = torch.randn(args.tokens, wide, dtype=torch.bfloat16, device=args.device)
         modules: dict[str, nn.Module] = {"bf16": linear}
-        for precision, compute in variants(args.only):
+        for precision, compute in variants(args):
             layer = QuantizedLinear.from_linear(linear, FORMATS[precision])
             layer.set_compute(compute)
             layer(x[:32])  # finds its arithmetic
@@ -143,16 +146,17 @@ def bench_step(args: argparse.Namespace) -> None:
     base = 0.0
     print("| format | arithmetic | it/s | times bf16 | weights, GB | peak, GB |")
     print("| --- " * 6 + "|")
-    for precision, compute in [("bf16", "auto"), *variants(args.only)]:
+    for precision, compute in [("bf16", "auto"), *variants(args)]:
+        model = new_transformer(args, precision, compute)
         if args.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        model = new_transformer(args, precision, compute)
         model(**inputs)  # finds its arithmetic
         kernel_choices = kernels_used(model)
-        ready = maybe_compiled(model, args.compile)
-        seconds = medians({"step": lambda m=ready: m(**inputs)}, args.runs, args.device)["step"]
         if args.compile:
-            refuse_recompiling(ready, inputs)
+            compile_blocks(model)
+        seconds = medians({"step": lambda m=model: m(**inputs)}, args.runs, args.device)["step"]
+        if args.compile:
+            refuse_recompiling(model, inputs)
         base = base or seconds
         size = module_bytes(model)
         peak = torch.cuda.max_memory_allocated() / 1e9 if args.device == "cuda" else float("nan")
@@ -163,10 +167,28 @@ def bench_step(args: argparse.Namespace) -> None:
         )
         for way, count in kernel_choices.items():
             print(f"    {count} layers {way}")
-        del model, ready
+        if args.profile:
+            print_profile(model, inputs, args.device)
+        del model
         torch._dynamo.reset()
         if args.device == "cuda":
             torch.cuda.empty_cache()
+
+
+def print_profile(model: nn.Module, inputs: dict[str, Tensor], device: str) -> None:
+    """The kernels that take most of a step, in milliseconds, with how often each ran."""
+    kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=kinds[device == "cuda" :]) as profiler:
+        model(**inputs)
+        wait(device)
+    sums: dict[str, tuple[float, int]] = {}
+    for event in profiler.key_averages():
+        spent = event.self_device_time_total if device == "cuda" else event.self_cpu_time_total
+        sums[event.key] = spent / 1000, event.count
+    whole = sum(spent for spent, _ in sums.values())
+    print(f"    kernels: {sum(c for s, c in sums.values() if s)}, together {whole:.1f} ms")
+    for key, (spent, count) in sorted(sums.items(), key=lambda item: -item[1][0])[:14]:
+        print(f"    {spent:8.2f} ms {count:5} x {key[:100]}", flush=True)
 
 
 def refuse_recompiling(ready: nn.Module, inputs: dict[str, Tensor]) -> None:
@@ -182,7 +204,9 @@ def main() -> None:
     parser.add_argument("what", choices=("layers", "step"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="of a step")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--computes", nargs="+", default=["dequantize", "native"])
     parser.add_argument("--only", nargs="*", default=[], choices=list(FORMATS))
     parser.add_argument("--tokens", type=int, default=4608, help="of layers")
     parser.add_argument("--hidden", type=int, default=3072, help="of a step, with the next four")

@@ -152,6 +152,8 @@ def untyped_in(source: Source) -> Iterator[str]:
         )
         if id(node) in methods and not static:
             positional = positional[1:]
+        if any(ast.unparse(d) == "triton.jit" for d in node.decorator_list):
+            continue  # Triton finds types where it launches
         rest = [arg for arg in (spec.vararg, spec.kwarg) if arg is not None]
         for arg in [*positional, *spec.kwonlyargs, *rest]:
             if arg.annotation is None:

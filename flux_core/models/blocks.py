@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from ..quant import fused
+from ..quant.linear import QuantizedLinear
 from ..quant.products import Linear
 from ..quant.products import linear as product
 from .layers import (
@@ -20,9 +21,11 @@ from .layers import (
     ModulationLayer,
     QKNorm,
     SelfAttention,
-    attention,
+    after_gelu,
+    joint_attention,
     mlp,
-    split_heads,
+    modulated,
+    modulated_mlp,
 )
 
 
@@ -51,7 +54,15 @@ class Block(nn.Module):
         streamed = "forward" in self.__dict__  # another forward stands in its place
         if self.compiled is None or streamed or self._forward_pre_hooks or self._forward_hooks:
             return super().__call__(*args, **kwargs)
+        self.choose_kernels(args[0])
         return self.compiled(self, *args, **kwargs)
+
+    def choose_kernels(self, x: Tensor) -> None:
+        """Try what is to be tried on the device of x (B, L, D) before anything is traced there."""
+        fused.ready(x.device)
+        for layer in self.modules():
+            if isinstance(layer, QuantizedLinear):
+                layer.kernel_choice(x.device, x.dtype)
 
     def modulation_layers(self) -> list[ModulationLayer]:
         """The layers whose modulations ``forward`` takes, in order."""
@@ -101,21 +112,25 @@ class DoubleStreamBlock(Block):
         in the place of that function.
         """
         img_mod1, img_mod2, txt_mod1, txt_mod2 = mods
-        img_qkv = self.img_attn.project(img_mod1.modulate(img))
-        txt_qkv = self.txt_attn.project(txt_mod1.modulate(txt))
-        q, k, v = (torch.cat(pair, dim=1) for pair in zip(txt_qkv, img_qkv, strict=True))
-        joint = (attend or attention)(q, k, v, rotary, mask)
+        streams = [
+            (modulated(self.txt_attn.qkv, txt_mod1, txt), self.txt_attn.norm),
+            (modulated(self.img_attn.qkv, img_mod1, img), self.img_attn.norm),
+        ]
+        joint = joint_attention(streams, self.img_attn.num_heads, rotary, mask, attend)
         txt_out, img_out = joint.split([txt.shape[1], img.shape[1]], dim=1)
 
         img = torch.addcmul(img, img_mod1.gate, self.img_attn.proj(img_out))
-        img = torch.addcmul(img, img_mod2.gate, self.img_mlp(img_mod2.modulate(img)))
+        img = torch.addcmul(img, img_mod2.gate, modulated_mlp(self.img_mlp, img_mod2, img))
         txt = torch.addcmul(txt, txt_mod1.gate, self.txt_attn.proj(txt_out))
-        txt = torch.addcmul(txt, txt_mod2.gate, self.txt_mlp(txt_mod2.modulate(txt)))
+        txt = torch.addcmul(txt, txt_mod2.gate, modulated_mlp(self.txt_mlp, txt_mod2, txt))
         return img, txt
 
 
-def split_linear(linear: nn.Module, x: Tensor, sizes: list[int]) -> Sequence[Tensor]:
-    """The output of a linear layer for x (..., in) in parts (..., size), one for each size.
+def split_linear(
+    linear: nn.Module, mod: Modulation, x: Tensor, sizes: list[int]
+) -> Sequence[Tensor]:
+    """The output of a linear layer for x (B, L, in), normalised and modulated, in parts
+    (B, L, size), one for each size.
 
     They are made one by one where the weight is plain: one output of all parts would be the largest
     tensor of the model, and its parts not contiguous. A layer that somebody listens to is called
@@ -123,8 +138,9 @@ def split_linear(linear: nn.Module, x: Tensor, sizes: list[int]) -> Sequence[Ten
     """
     if type(linear) is Linear and not linear._forward_pre_hooks:
         parts = zip(linear.weight.split(sizes), linear.bias.split(sizes), strict=True)
+        x = mod.modulate(x)
         return [product(x, weight, bias) for weight, bias in parts]
-    return linear(x).split(sizes, dim=-1)
+    return modulated(linear, mod, x).split(sizes, dim=-1)
 
 
 class SingleStreamBlock(Block):
@@ -162,9 +178,7 @@ class SingleStreamBlock(Block):
         each (B or 1, N + L, 1, d). ``mask`` and ``attend`` are those of a double block.
         """
         (mod,) = mods
-        qkv, hidden = split_linear(self.linear1, mod.modulate(x), self.sizes)
-        q, k, v = split_heads(qkv, self.num_heads)
-        q, k = self.norm(q, k)
-        joint = (attend or attention)(q, k, v, rotary, mask)
-        out = self.linear2(torch.cat([joint, F.gelu(hidden, approximate="tanh")], dim=-1))
+        qkv, hidden = split_linear(self.linear1, mod, x, self.sizes)
+        joint = joint_attention([(qkv, self.norm)], self.num_heads, rotary, mask, attend)
+        out = after_gelu(self.linear2, hidden, joint)
         return torch.addcmul(x, mod.gate, out)

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..quant import fused
+from ..quant.linear import QuantizedLinear
 from ..quant.products import Linear
 
 
@@ -27,6 +29,8 @@ class Modulation(NamedTuple):
 
     def modulate(self, x: Tensor) -> Tensor:
         """Normalise x (B, L, D) over D, then scale and shift it."""
+        if fused.serves(x):
+            return fused.norm_modulate(x, self.shift, self.scale).codes.view(x.shape)
         x = F.layer_norm(x, x.shape[-1:], eps=1e-6)
         return torch.addcmul(self.shift, x, 1 + self.scale)
 
@@ -108,7 +112,11 @@ def attention(
     ``mask`` is what is added to the logits, or booleans that say which pairs may meet: (L, L),
     (B, L, L) or (B, 1 or H, L, L).
     """
-    q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
+    return attend_rotated(apply_rotary(q, rotary), apply_rotary(k, rotary), v, mask)
+
+
+def attend_rotated(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """``attention`` of (B, L, H, d) whose queries and keys have their positions: (B, L, H * d)."""
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     if mask is not None:
         mask = mask if mask.dtype == torch.bool else mask.to(q.dtype)
@@ -192,16 +200,63 @@ class SelfAttention(nn.Module):
         self.norm = QKNorm(dim // num_heads)
         self.proj = Linear(dim, dim)
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, L, D) to normalised q, k and v, each (B, L, H, d)."""
-        q, k, v = split_heads(self.qkv(x), self.num_heads)
-        return *self.norm(q, k), v
-
 
 def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """(B, L, 3 * H * d) to three of (B, L, H, d)."""
     q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).unbind(2)
     return q, k, v
+
+
+def joint_attention(
+    streams: Sequence[tuple[Tensor, QKNorm]],
+    num_heads: int,
+    rotary: tuple[Tensor, Tensor],
+    mask: Tensor | None = None,
+    attend: Attention | None = None,
+) -> Tensor:
+    """Attention over streams together, each a projection (B, T, 3 * H * d) with its norm:
+    (B, L, H * d), L the tokens of all."""
+    projected = [qkv for qkv, _ in streams]
+    parts = [part for _, norm in streams for part in (norm.query_norm, norm.key_norm)]
+    size = projected[0].shape[-1] // 3 // num_heads
+    plain = all(type(part) is RMSNorm and not part._forward_hooks for part in parts)
+    if attend is None and plain and size & (size - 1) == 0 and fused.serves(projected[0]):
+        scales = [part.scale for part in parts]
+        return attend_rotated(*fused.norm_rotary(projected, scales, rotary, num_heads), mask)
+    heads = []
+    for qkv, norm in streams:
+        q, k, v = split_heads(qkv, num_heads)
+        heads.append((*norm(q, k), v))
+    q, k, v = (
+        torch.cat(three, dim=1) if len(heads) > 1 else three[0]
+        for three in zip(*heads, strict=True)
+    )
+    return (attend or attention)(q, k, v, rotary, mask)
+
+
+def modulated(layer: nn.Module, mod: Modulation, x: Tensor) -> Tensor:
+    """A linear layer's output (B, L, out) for x (B, L, D), normalised and modulated."""
+    if isinstance(layer, QuantizedLinear) and (how := layer.rounding(x)):
+        return layer.multiply_rounded(fused.norm_modulate(x, mod.shift, mod.scale, how), x)
+    return layer(mod.modulate(x))
+
+
+def after_gelu(layer: nn.Module, hidden: Tensor, joint: Tensor | None = None) -> Tensor:
+    """A linear layer's output (B, L, out) for the GELU of ``hidden`` (B, L, H), behind ``joint``
+    (B, L, A) where there is one."""
+    if isinstance(layer, QuantizedLinear) and (how := layer.rounding(hidden)):
+        return layer.multiply_rounded(fused.join_gelu(joint, hidden, how), hidden)
+    if joint is None:
+        return layer(F.gelu(hidden, approximate="tanh"))
+    if fused.serves(hidden, hidden.shape[-1] + joint.shape[-1]):
+        joined = fused.join_gelu(joint, hidden).codes
+        return layer(joined.view(*hidden.shape[:-1], -1))
+    return layer(torch.cat([joint, F.gelu(hidden, approximate="tanh")], dim=-1))
+
+
+def modulated_mlp(layers: nn.Sequential, mod: Modulation, x: Tensor) -> Tensor:
+    """``mlp`` of x (B, L, D), normalised and modulated: (B, L, D)."""
+    return after_gelu(layers[2], modulated(layers[0], mod, x))
 
 
 def mlp(dim: int, hidden: int) -> nn.Sequential:

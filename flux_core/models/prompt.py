@@ -266,21 +266,22 @@ def read_embedding(path: Path) -> dict[str, Tensor]:
         raise
     except Exception as error:  # a damaged file may fail in any way
         raise ValueError(f"{path}: is no embedding that can be opened safely") from error
-    tensors = dict(named_tensors(content))
+    tensors = dict(vectors_in(content))
     if not tensors:
         raise ValueError(f"{path}: has no vectors")
     return tensors
 
 
-def named_tensors(content: object, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Vectors in a file of any nesting, as trainers of several years wrote them."""
+def vectors_in(content: object, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Vectors, (width,) or (rows, width), in a file of any nesting, as trainers of several years
+    wrote them."""
     if isinstance(content, Tensor):
         if content.is_floating_point() and content.ndim in (1, 2):
             yield name, content
     elif isinstance(content, dict):
         inner = content.get("string_to_param", content)
         for key, value in inner.items() if isinstance(inner, dict) else ():
-            yield from named_tensors(value, f"{name}.{key}" if name else str(key))
+            yield from vectors_in(value, f"{name}.{key}" if name else str(key))
     elif isinstance(content, list):
         for i, value in enumerate(content):
-            yield from named_tensors(value, f"{name}.{i}" if name else str(i))
+            yield from vectors_in(value, f"{name}.{i}" if name else str(i))

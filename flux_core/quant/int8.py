@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .format import RowFormat
 from .hadamard import BLOCK, block_of
-from .kernels import Int8Kitchen, Int8Tokens
+from .kernels import Int8Kitchen, Int8Tokens, Int8Triton
 from .scales import best_scale
 
 LIMIT = 127
@@ -29,7 +29,7 @@ class Int8(RowFormat):
     """Codes of the rotated weight; ``largest`` bounds the block, 1 leaves the rotation out."""
 
     name, storage, scaled = "int8", torch.int8, True
-    kernels = (Int8Kitchen(), Int8Tokens())
+    kernels = (Int8Kitchen(), Int8Triton(), Int8Tokens())
     #: Of the scale at which nothing is clipped.
     factors = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7)
 

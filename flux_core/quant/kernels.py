@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from . import fused
 from .hadamard import rotate
 
 #: Inputs below this are as good as zero; it keeps their scale from becoming infinite.
@@ -31,12 +32,16 @@ def token_scale(x: Tensor, limit: float) -> Tensor:
 
 def to_float8(x: Tensor) -> tuple[Tensor, Tensor]:
     """Inputs (tokens, in) as e4m3 codes and token scales."""
+    if fused.serves(x):
+        return fused.join_gelu(x, None, fused.FLOAT8)
     scale = token_scale(x, E4M3_LIMIT)
     return (x.float() / scale).clamp(-E4M3_LIMIT, E4M3_LIMIT).to(torch.float8_e4m3fn), scale
 
 
 def to_int8(x: Tensor) -> tuple[Tensor, Tensor]:
     """Inputs (tokens, in) as int8 codes and token scales."""
+    if fused.serves(x):
+        return fused.join_gelu(x, None, fused.INT8)
     scale = token_scale(x, INT8_LIMIT)
     return (x.float() / scale).round().clamp(-INT8_LIMIT, INT8_LIMIT).to(torch.int8), scale
 
@@ -49,10 +54,23 @@ def output_scale(tensors: Mapping[str, Tensor]) -> Tensor:
     return scale.reshape(1, -1)
 
 
+def with_bias(out: Tensor, bias: Tensor | None) -> Tensor:
+    """A product (tokens, out) and a bias (out,) of its dtype."""
+    return out if bias is None else out + bias
+
+
 class Kernel(ABC):
     """One native way to multiply."""
 
     name: str
+    #: How ``fused`` rounds inputs for it, where it takes them rounded already.
+    rounding = fused.PLAIN
+    #: Tokens, outputs and inputs of the products that are tried before it is used.
+    trials: tuple[tuple[int, int, int], ...] = ((48, 32, 64),)
+
+    def passes_32_bits(self, device: torch.device) -> bool:
+        """Whether the product is a tensor of 32 bits before it is one of x's dtype."""
+        return True
 
     def refuses(self, out_features: int, in_features: int) -> str:
         """Why a layer of this shape does not fit; empty where it does."""
@@ -65,9 +83,24 @@ class Kernel(ABC):
         """Inputs (tokens, in) as the codes and token scales that are multiplied."""
 
     @abstractmethod
-    def multiply(self, x: Tensor, tensors: Mapping[str, Tensor], block: int) -> Tensor:
-        """x (tokens, in), not rotated yet, times a format's tensors: (tokens, out)
-        in x's dtype."""
+    def multiply_codes(
+        self,
+        inputs: Tensor,
+        tokens: Tensor,
+        tensors: Mapping[str, Tensor],
+        bias: Tensor | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """Rounded inputs (tokens, in), scaled by ``tokens`` (tokens, 1), times a format's tensors,
+        and a bias (out,) of ``dtype``: (tokens, out) in ``dtype``."""
+
+    def multiply(
+        self, x: Tensor, tensors: Mapping[str, Tensor], block: int, bias: Tensor | None = None
+    ) -> Tensor:
+        """x (tokens, in), not rotated yet, times a format's tensors, and a bias (out,) of x's
+        dtype: (tokens, out) in x's dtype."""
+        inputs, tokens = self.quantize_inputs(rotate(x, block))
+        return self.multiply_codes(inputs, tokens, tensors, bias, x.dtype)
 
     def reference(self, x: Tensor, tensors: Mapping[str, Tensor], block: int) -> Tensor:
         """The same from float32 products alone: (tokens, in) to (tokens, out) float32."""
@@ -82,14 +115,22 @@ class Float8Kernel(Kernel):
         """Inputs (tokens, in) as e4m3 codes and token scales (tokens, 1)."""
         return to_float8(x)
 
-    def scaled_mm(self, x: Tensor, codes: Tensor, scale_a: Tensor, scale_b: Tensor) -> Tensor:
-        """x (tokens, in) times codes (out, in), both float8: (tokens, out)."""
+    def scaled_mm(
+        self,
+        x: Tensor,
+        codes: Tensor,
+        scale_a: Tensor,
+        scale_b: Tensor,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """x (tokens, in) times codes (out, in), both float8, and a bias (out,): (tokens, out)."""
         cpu = x.device.type == "cpu"
         return torch._scaled_mm(
             x,
             codes.t(),
             scale_a=scale_a,
             scale_b=scale_b,
+            bias=bias,
             out_dtype=torch.float32 if cpu else torch.bfloat16,
             use_fast_accum=not cpu,
         )
@@ -99,12 +140,24 @@ class Float8Rows(Float8Kernel):
     """Scales a token and a row (H100, RTX 40 and newer)."""
 
     name = "float8, scales a row"
+    rounding = fused.FLOAT8
 
-    def multiply(self, x: Tensor, tensors: Mapping[str, Tensor], block: int) -> Tensor:
-        """x (tokens, in) times codes, scaled within the product: (tokens, out) in x's dtype."""
-        inputs, tokens = to_float8(x)
+    def passes_32_bits(self, device: torch.device) -> bool:
+        return device.type == "cpu"
+
+    def multiply_codes(
+        self,
+        inputs: Tensor,
+        tokens: Tensor,
+        tensors: Mapping[str, Tensor],
+        bias: Tensor | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """(tokens, in) to (tokens, out), scaled in the product, a bfloat16 bias added there."""
         columns = output_scale(tensors).contiguous()
-        return self.scaled_mm(inputs, tensors["codes"], tokens, columns).to(x.dtype)
+        inside = bias is not None and dtype == torch.bfloat16 and inputs.device.type != "cpu"
+        out = self.scaled_mm(inputs, tensors["codes"], tokens, columns, bias if inside else None)
+        return with_bias(out.to(dtype), None if inside else bias)
 
 
 class Float8Tensor(Float8Kernel):
@@ -112,12 +165,18 @@ class Float8Tensor(Float8Kernel):
 
     name = "float8, one scale"
 
-    def multiply(self, x: Tensor, tensors: Mapping[str, Tensor], block: int) -> Tensor:
-        """x (tokens, in) times codes, scaled after the product: (tokens, out) in x's dtype."""
-        inputs, tokens = to_float8(x)
-        one = torch.ones((), device=x.device)
+    def multiply_codes(
+        self,
+        inputs: Tensor,
+        tokens: Tensor,
+        tensors: Mapping[str, Tensor],
+        bias: Tensor | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """(tokens, in) to (tokens, out), scaled after the product."""
+        one = torch.ones((), device=inputs.device)
         out = self.scaled_mm(inputs, tensors["codes"], one, one)
-        return (out * tokens * output_scale(tensors)).to(x.dtype)
+        return with_bias((out * tokens * output_scale(tensors)).to(dtype), bias)
 
 
 class Int8Tokens(Kernel):
@@ -131,15 +190,54 @@ class Int8Tokens(Kernel):
         """Inputs (tokens, in) as int8 codes and token scales (tokens, 1)."""
         return to_int8(x)
 
-    def multiply(self, x: Tensor, tensors: Mapping[str, Tensor], block: int) -> Tensor:
-        """x (tokens, in), rotated here, times codes: (tokens, out) in x's dtype."""
-        inputs, tokens = to_int8(rotate(x, block))
+    def multiply_codes(
+        self,
+        inputs: Tensor,
+        tokens: Tensor,
+        tensors: Mapping[str, Tensor],
+        bias: Tensor | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """(tokens, in) to (tokens, out), scaled after a product of 32 bits."""
         count = len(inputs)
-        missing = max(self.least_tokens - count, -count % 8) if x.device.type == "cuda" else 0
+        missing = max(self.least_tokens - count, -count % 8) if inputs.is_cuda else 0
         if missing:
             inputs = F.pad(inputs, (0, 0, 0, missing))
         out = torch._int_mm(inputs, tensors["codes"].t())[:count]
-        return (out * tokens * output_scale(tensors)).to(x.dtype)
+        return with_bias((out * tokens * output_scale(tensors)).to(dtype), bias)
+
+
+class Int8Triton(Int8Tokens):
+    """A product that scales what it writes, so that nothing of 32 bits is stored."""
+
+    name = "int8, Triton"
+    #: One for each size of tiles.
+    trials = ((48, 32, 64), (200, 208, 128), (1100, 4224, 128))
+
+    def refuses(self, out_features: int, in_features: int) -> str:
+        """As every kernel, and no width that its loop does not divide."""
+        return super().refuses(out_features, in_features) or (
+            f"{in_features} inputs are no multiple of 64" if in_features % 64 else ""
+        )
+
+    def passes_32_bits(self, device: torch.device) -> bool:
+        return False
+
+    def multiply_codes(
+        self,
+        inputs: Tensor,
+        tokens: Tensor,
+        tensors: Mapping[str, Tensor],
+        bias: Tensor | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """(tokens, in) to (tokens, out), scaled and the bias added in the product's last step."""
+        if not torch.compiler.is_compiling() and not fused.ready(inputs.device):
+            raise RuntimeError("Triton's kernels are not to be had, or not right, on this device")
+        rows = output_scale(tensors).contiguous()
+        return fused.int8_product(
+            fused.Rounded(inputs, tokens), tensors["codes"], rows, bias, dtype
+        )
 
 
 class Int8Kitchen(Int8Tokens):
@@ -147,15 +245,18 @@ class Int8Kitchen(Int8Tokens):
 
     name = "int8, comfy-kitchen"
 
-    def multiply(self, x: Tensor, tensors: Mapping[str, Tensor], block: int) -> Tensor:
-        """x (tokens, in), rotated by the library, times codes: (tokens, out) in x's dtype."""
+    def multiply(
+        self, x: Tensor, tensors: Mapping[str, Tensor], block: int, bias: Tensor | None = None
+    ) -> Tensor:
+        """x (tokens, in), rotated by the library, times codes, and a bias: (tokens, out)."""
         import comfy_kitchen  # pyright: ignore[reportMissingImports]
 
         if x.device.type != "cuda":
             raise RuntimeError("comfy-kitchen has kernels of its own on CUDA only")
         if torch.compiler.is_compiling():  # which fuses the same by itself and sees no gap there
-            return super().multiply(x, tensors, block)
+            return super().multiply(x, tensors, block, bias)
         codes, scale = tensors["codes"], tensors["scale"]
-        return comfy_kitchen.int8_linear(
+        out = comfy_kitchen.int8_linear(
             x, codes, scale, None, x.dtype, convrot=block > 1, convrot_groupsize=max(block, 4)
         )
+        return with_bias(out, bias)

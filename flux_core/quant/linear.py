@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from . import fused
 from .format import Format, RowFormat
 from .gptq import gptq_quantize
 from .kernel_trial import kernel_error
-from .kernels import Kernel
+from .kernels import Kernel, with_bias
 from .notices import warn_once
 from .products import linear, matmul
 
@@ -153,25 +154,44 @@ class QuantizedLinear(nn.Module):
         if kernel is None or x.requires_grad or not x.numel():
             return self.multiply_dequantized(x)
         out = self.multiply_native(kernel, x.reshape(-1, self.in_features))
-        if self.bias is not None:
-            out = out + self.bias.to(x.dtype)
         return out.view(*x.shape[:-1], self.out_features)
 
-    def multiply_native(self, kernel: Kernel, x: Tensor) -> Tensor:
-        """The kernel's product with x (tokens, in), many tokens in parts.
+    def rounding(self, x: Tensor) -> int:
+        """How ``fused`` may round inputs like x (..., in) for ``multiply_rounded``; ``PLAIN`` where
+        this layer wants x itself, because of its arithmetic or because somebody listens to it."""
+        heard = self._forward_pre_hooks or self._forward_hooks or "forward" in self.__dict__
+        if type(self) is not QuantizedLinear or heard or not fused.serves(x, self.in_features):
+            return fused.PLAIN
+        kernel = self.kernel_choice(x.device, x.dtype).kernel
+        turned = self.format.block(self.in_features) > 1
+        return fused.PLAIN if kernel is None or turned else kernel.rounding
 
-        A product passes through 32 bits, which for all tokens of a large picture at once would be
+    def multiply_rounded(self, inputs: fused.Rounded, like: Tensor) -> Tensor:
+        """The product with tokens rounded as ``rounding`` says, and the bias: (..., out), its first
+        axes and dtype those of ``like`` (..., D)."""
+        kernel = self.kernel_choice(like.device, like.dtype).kernel
+        assert kernel is not None
+        bias = None if self.bias is None else self.bias.to(like.dtype)
+        out = kernel.multiply_codes(*inputs, self.tensors(), bias, like.dtype)
+        return out.view(*like.shape[:-1], self.out_features)
+
+    def multiply_native(self, kernel: Kernel, x: Tensor) -> Tensor:
+        """The kernel's product with x (tokens, in), and the bias, many tokens in parts.
+
+        A product that passes through 32 bits would for all tokens of a large picture at once be
         the largest tensor of the run. A compiler fuses that away, and is left alone.
         """
         block, tensors = self.format.block(self.in_features), self.tensors()
+        bias = None if self.bias is None else self.bias.to(x.dtype)
         rows = PRODUCT_BYTES // (4 * self.out_features)
         part = max(ROWS, rows // ROWS * ROWS)
-        if torch.compiler.is_compiling() or len(x) <= part:
-            return kernel.multiply(x, tensors, block)
+        whole = torch.compiler.is_compiling() or not kernel.passes_32_bits(x.device)
+        if whole or len(x) <= part:
+            return kernel.multiply(x, tensors, block, bias)
         out = x.new_empty(len(x), self.out_features)
         for to, some in zip(out.split(part), x.split(part), strict=True):
             to.copy_(kernel.multiply(some, tensors, block))
-        return out
+        return with_bias(out, bias)
 
     def multiply_dequantized(self, x: Tensor) -> Tensor:
         """The product with x (..., in), in its dtype, bias added: (..., out).

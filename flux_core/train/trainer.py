@@ -23,6 +23,7 @@ from ..offload import MemoryReport, OffloadRunner, Work
 from ..offload.memory import free_bytes
 from ..offload.plan import shrunk
 from ..offload.runner import RETRY, plan_budget
+from ..quant.fused import by_torch
 from ..report.pictures import to_pil
 from .config import MODEL_FILES, ConfigError, TrainConfig
 from .data import TrainingData, prepare
@@ -92,7 +93,7 @@ class Trainer:
 
         Raises ``ConfigError`` for data that cannot be used or a run that cannot go on.
         """
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), by_torch():
             try:
                 self.open_run(resume)
                 data = prepare(
