@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .notices import warn_once
-from .rounding import CODES, FLOAT8, INT8, PLAIN
+from .rounding import FLOAT8, INT8, PLAIN, empty_rows
 
 #: The widest row that a kernel keeps in registers.
 MOST_WIDE = 32768
@@ -107,7 +107,7 @@ def _norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, rounding: int) -> tu
 
 @_norm_modulate.register_fake
 def _(x: Tensor, shift: Tensor, scale: Tensor, rounding: int) -> tuple[Tensor, Tensor]:
-    return _fake_rows(x, x.shape[0] * x.shape[1], x.shape[2], rounding)
+    return empty_rows(x, x.shape[0] * x.shape[1], x.shape[2], rounding)
 
 
 @torch.library.custom_op(
@@ -122,7 +122,7 @@ def _join_gelu(a: Tensor | None, h: Tensor | None, rounding: int) -> tuple[Tenso
 @_join_gelu.register_fake
 def _(a: Tensor | None, h: Tensor | None, rounding: int) -> tuple[Tensor, Tensor]:
     parts = [part for part in (a, h) if part is not None]
-    return _fake_rows(parts[0], parts[0].shape[0], sum(p.shape[1] for p in parts), rounding)
+    return empty_rows(parts[0], parts[0].shape[0], sum(p.shape[1] for p in parts), rounding)
 
 
 @torch.library.custom_op(
@@ -165,11 +165,6 @@ def _(
     a: Tensor, codes: Tensor, tokens: Tensor, rows: Tensor, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     return a.new_empty(a.shape[0], codes.shape[0], dtype=dtype)
-
-
-def _fake_rows(x: Tensor, rows: int, width: int, rounding: int) -> tuple[Tensor, Tensor]:
-    out = x.new_empty(rows, width, dtype=CODES.get(rounding, x.dtype))
-    return out, x.new_empty(rows if rounding else 0, 1, dtype=torch.float32)
 
 
 def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, rounding: int = PLAIN) -> Rounded:

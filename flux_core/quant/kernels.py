@@ -85,22 +85,21 @@ class Kernel(ABC):
     @abstractmethod
     def multiply_codes(
         self,
-        inputs: Tensor,
-        tokens: Tensor,
+        inputs: fused.Rounded,
         tensors: Mapping[str, Tensor],
         bias: Tensor | None,
         dtype: torch.dtype,
     ) -> Tensor:
-        """Rounded inputs (tokens, in), scaled by ``tokens`` (tokens, 1), times a format's tensors,
-        and a bias (out,) of ``dtype``: (tokens, out) in ``dtype``."""
+        """Rounded inputs (tokens, in) times a format's tensors, and a bias (out,) of ``dtype``:
+        (tokens, out) in ``dtype``."""
 
     def multiply(
         self, x: Tensor, tensors: Mapping[str, Tensor], block: int, bias: Tensor | None = None
     ) -> Tensor:
         """x (tokens, in), not rotated yet, times a format's tensors, and a bias (out,) of x's
         dtype: (tokens, out) in x's dtype."""
-        inputs, tokens = self.quantize_inputs(rotate(x, block))
-        return self.multiply_codes(inputs, tokens, tensors, bias, x.dtype)
+        inputs = fused.Rounded(*self.quantize_inputs(rotate(x, block)))
+        return self.multiply_codes(inputs, tensors, bias, x.dtype)
 
     def reference(self, x: Tensor, tensors: Mapping[str, Tensor], block: int) -> Tensor:
         """The same from float32 products alone: (tokens, in) to (tokens, out) float32."""
@@ -147,16 +146,16 @@ class Float8Rows(Float8Kernel):
 
     def multiply_codes(
         self,
-        inputs: Tensor,
-        tokens: Tensor,
+        inputs: fused.Rounded,
         tensors: Mapping[str, Tensor],
         bias: Tensor | None,
         dtype: torch.dtype,
     ) -> Tensor:
         """(tokens, in) to (tokens, out), scaled in the product, a bfloat16 bias added there."""
         columns = output_scale(tensors).contiguous()
-        inside = bias is not None and dtype == torch.bfloat16 and inputs.device.type != "cpu"
-        out = self.scaled_mm(inputs, tensors["codes"], tokens, columns, bias if inside else None)
+        inside = bias is not None and dtype == torch.bfloat16 and inputs.codes.device.type != "cpu"
+        added = bias if inside else None
+        out = self.scaled_mm(inputs.codes, tensors["codes"], inputs.scales, columns, added)
         return with_bias(out.to(dtype), None if inside else bias)
 
 
@@ -167,16 +166,15 @@ class Float8Tensor(Float8Kernel):
 
     def multiply_codes(
         self,
-        inputs: Tensor,
-        tokens: Tensor,
+        inputs: fused.Rounded,
         tensors: Mapping[str, Tensor],
         bias: Tensor | None,
         dtype: torch.dtype,
     ) -> Tensor:
         """(tokens, in) to (tokens, out), scaled after the product."""
-        one = torch.ones((), device=inputs.device)
-        out = self.scaled_mm(inputs, tensors["codes"], one, one)
-        return with_bias((out * tokens * output_scale(tensors)).to(dtype), bias)
+        one = torch.ones((), device=inputs.codes.device)
+        out = self.scaled_mm(inputs.codes, tensors["codes"], one, one)
+        return with_bias((out * inputs.scales * output_scale(tensors)).to(dtype), bias)
 
 
 class Int8Tokens(Kernel):
@@ -192,18 +190,18 @@ class Int8Tokens(Kernel):
 
     def multiply_codes(
         self,
-        inputs: Tensor,
-        tokens: Tensor,
+        inputs: fused.Rounded,
         tensors: Mapping[str, Tensor],
         bias: Tensor | None,
         dtype: torch.dtype,
     ) -> Tensor:
         """(tokens, in) to (tokens, out), scaled after a product of 32 bits."""
-        count = len(inputs)
-        missing = max(self.least_tokens - count, -count % 8) if inputs.is_cuda else 0
+        codes, tokens = inputs
+        count = len(codes)
+        missing = max(self.least_tokens - count, -count % 8) if codes.is_cuda else 0
         if missing:
-            inputs = F.pad(inputs, (0, 0, 0, missing))
-        out = torch._int_mm(inputs, tensors["codes"].t())[:count]
+            codes = F.pad(codes, (0, 0, 0, missing))
+        out = torch._int_mm(codes, tensors["codes"].t())[:count]
         return with_bias((out * tokens * output_scale(tensors)).to(dtype), bias)
 
 
@@ -225,19 +223,16 @@ class Int8Triton(Int8Tokens):
 
     def multiply_codes(
         self,
-        inputs: Tensor,
-        tokens: Tensor,
+        inputs: fused.Rounded,
         tensors: Mapping[str, Tensor],
         bias: Tensor | None,
         dtype: torch.dtype,
     ) -> Tensor:
         """(tokens, in) to (tokens, out), scaled and the bias added in the product's last step."""
-        if not torch.compiler.is_compiling() and not fused.ready(inputs.device):
+        if not torch.compiler.is_compiling() and not fused.ready(inputs.codes.device):
             raise RuntimeError("Triton's kernels are not to be had, or not right, on this device")
         rows = output_scale(tensors).contiguous()
-        return fused.int8_product(
-            fused.Rounded(inputs, tokens), tensors["codes"], rows, bias, dtype
-        )
+        return fused.int8_product(inputs, tensors["codes"], rows, bias, dtype)
 
 
 class Int8Kitchen(Int8Tokens):

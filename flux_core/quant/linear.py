@@ -172,7 +172,7 @@ class QuantizedLinear(nn.Module):
         kernel = self.kernel_choice(like.device, like.dtype).kernel
         assert kernel is not None
         bias = None if self.bias is None else self.bias.to(like.dtype)
-        out = kernel.multiply_codes(*inputs, self.tensors(), bias, like.dtype)
+        out = kernel.multiply_codes(inputs, self.tensors(), bias, like.dtype)
         return out.view(*like.shape[:-1], self.out_features)
 
     def multiply_native(self, kernel: Kernel, x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .rounding import CODES
+from .rounding import empty_rows
 
 
 @triton.jit
@@ -139,12 +139,6 @@ def _int8_product_kernel(
     tl.store(to, y.to(out.dtype.element_ty), mask=(i < M)[:, None] & (j < N)[None, :])
 
 
-def _outputs(x: Tensor, rows: int, width: int, rounding: int) -> tuple[Tensor, Tensor]:
-    out = torch.empty(rows, width, dtype=CODES.get(rounding, x.dtype), device=x.device)
-    scales = torch.empty(rows if rounding else 0, 1, dtype=torch.float32, device=x.device)
-    return out, scales
-
-
 def _warps(block: int) -> int:
     return max(1, min(16, block // 512))
 
@@ -158,7 +152,7 @@ def launch_norm_modulate(
     if shift.stride() != scale.stride() or shift.stride(-1) != 1:
         shift, scale = shift.contiguous(), scale.contiguous()
     batch, tokens, width = x.shape
-    out, scales = _outputs(x, batch * tokens, width, rounding)
+    out, scales = empty_rows(x, batch * tokens, width, rounding)
     block = triton.next_power_of_2(width)
     m_b = shift.stride(0) if shift.shape[0] > 1 else 0
     m_t = shift.stride(1) if shift.shape[1] > 1 else 0
@@ -179,7 +173,7 @@ def launch_join_gelu(a: Tensor | None, h: Tensor | None, rounding: int) -> tuple
         0 if a is None else a.shape[1],
         0 if h is None else h.shape[1],
     )
-    out, scales = _outputs(first, rows, wide_a + wide_h, rounding)
+    out, scales = empty_rows(first, rows, wide_a + wide_h, rounding)
     block = triton.next_power_of_2(wide_a + wide_h)
     a, h = (first if part is None else part for part in (a, h))
     _join_gelu_kernel[(rows,)](

@@ -119,8 +119,8 @@ class Unpacking(Kernel):
     def quantize_inputs(self, x):
         return x, torch.ones(len(x), 1)
 
-    def multiply_codes(self, inputs, tokens, tensors, bias, dtype):
-        out = self.off * self.reference(inputs, tensors, 1)
+    def multiply_codes(self, inputs, tensors, bias, dtype):
+        out = self.off * self.reference(inputs.codes, tensors, 1)
         return out if bias is None else out + bias
 
     def reference(self, x, tensors, block):
