@@ -5,7 +5,6 @@ if __name__ != "flux_core":  # a second copy would have a second set of pinned m
 
 from .calibration.calibrate import calibrate
 from .calibration.second_moments import record_second_moments
-from .checkpoint.errors import CheckpointError
 from .checkpoint.load import (
     load_clip_l,
     load_controlnet,
@@ -15,6 +14,7 @@ from .checkpoint.load import (
     load_vae,
 )
 from .checkpoint.save import save_module
+from .errors import CheckpointError
 from .lora import load_lora, merge_loras
 from .models.compile import compile_blocks
 from .models.controlnet import FluxControlNet

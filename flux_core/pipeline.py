@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from .checkpoint.load import load_text_encoders, load_transformer, load_vae
 from .lora import LoraStack, match_lora
-from .lora.match import refuse_unmatched
+from .lora.match import is_whole, lora_report, refuse_unmatched
 from .models.families import family_of
 from .models.text_encoders import TextEncoders
 from .models.transformer import FluxTransformer
@@ -25,6 +26,8 @@ from .sampling.latents import zero_latents
 from .sampling.prompts import encode_prompts
 from .sampling.run import DrawRequest, SamplingSettings, StepCallback, draw
 from .sampling.vae import decode_pictures, encode_pixels
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,10 @@ class FluxPipeline:
         runner = OffloadRunner(self.policy, self.device)
         for lora, _ in loras:
             parts = (self.transformer, self.text_encoders.clip_l, self.text_encoders.t5)
-            refuse_unmatched(lora, [match_lora(lora, part) for part in parts])
+            matches = [match_lora(lora, part) for part in parts]
+            refuse_unmatched(lora, matches)
+            if not is_whole(matches):
+                log.warning("%s", lora_report(lora, matches))
         positive, negative = self._encode(runner, prompt, negative_prompt, cfg, guidance, loras)
         latents = zero_latents(family_of(self.transformer).vae, batch_size, height, width)
         if image is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flux_core import save_module
 from flux_core.lora import Lora, load_lora, match_lora, merge_loras
-from flux_core.lora.match import refuse_unmatched
+from flux_core.lora.match import lora_report, refuse_unmatched
 
 from . import host
 from .weights import OpenedByNode, Wanted, weights_key
@@ -88,7 +88,7 @@ class FluxFitLoraLoader:
             text_encoders = replace(
                 text_encoders, loras=(*text_encoders.loras, (opened, strength_text))
             )
-        return (changed, text_encoders, "\n".join(str(part) for part in parts if part.matched))
+        return (changed, text_encoders, lora_report(opened, parts))
 
 
 class FluxFitMergeLoras:

@@ -64,6 +64,8 @@ LAYERS = (
     "models",
     "quant",
     "pocket",
+    "files",
+    "errors",
     "version",
 )
 

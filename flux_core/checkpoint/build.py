@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..errors import CheckpointError
+from ..files import reading
 from ..models.config import Shapes
 from ..models.keymaps import Recipe, Recipes, native_shapes
 from ..quant import (
@@ -27,8 +29,7 @@ from ..quant import (
 )
 from ..quant.apply import linears, module_bytes
 from ..quant.precision import as_plan
-from .detect import Part, find_part
-from .errors import CheckpointError
+from .detect import Part, find_part, refuse_packed
 from .reader import open_source
 from .spill import Spill
 from .weights import Stored, Weights
@@ -109,14 +110,14 @@ def outline_part(
     # an unknown name is refused before the file is opened
     asked = None if precision == AS_STORED else as_plan(precision)
     source = open_source(path)
-    part = find_part(source, kind)
-    weights = Weights(source.under(part.prefix))
-    recipes = part.key_map(weights.shapes)
-    try:
-        with torch.device("meta"):
-            module = new_module(part.layout, native_shapes(recipes, weights.shapes))
-    except (KeyError, ValueError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{path}: {part} is incomplete or malformed: {error}") from error
+    with reading(path, f"a {kind}"):
+        part = find_part(source, kind)
+        inner = source.under(part.prefix)
+        refuse_packed(inner, part)
+        weights = Weights(inner)
+        recipes = part.key_map(weights.shapes)
+    with reading(path, f"{part}: it is incomplete or malformed"), torch.device("meta"):
+        module = new_module(part.layout, native_shapes(recipes, weights.shapes))
     plan = stored_plan(module, recipes, weights) if asked is None else asked
     if {plan.precision, *plan.layers.values()} & set(FORMATS):
         quantize(module, plan)
@@ -160,7 +161,8 @@ def fill(
     for done, (name, shape, owner, attribute) in enumerate(slots):
         recipe = recipes[name]
         used.update(recipe.names)
-        stored = weights.make(recipe)
+        with reading(path, f"{part}, for {name!r}"):
+            stored = weights.make(recipe)
         if stored.shape != shape and torch.Size(stored.shape).numel() != torch.Size(shape).numel():
             raise CheckpointError(f"{path}: {name!r} has shape {stored.shape}, expected {shape}")
         place(owner, attribute, stored, shape, dtype, device, spill)

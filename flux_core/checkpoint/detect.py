@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..errors import CheckpointError
 from ..models.config import Shapes
 from ..models.families import (
     DIFFUSERS_QKV,
@@ -14,10 +15,13 @@ from ..models.families import (
     transformer_layouts,
 )
 from ..models.keymaps import KEYMAPS, Recipes
-from .errors import CheckpointError
+from .foreign import INSTEAD, packed_as, stranger
 from .source import Source
 
 CLIP_EMBEDDING = "text_model.embeddings.token_embedding.weight"
+FLAT_CLIP_EMBEDDING = "embeddings.token_embedding.weight"
+OPENAI_CLIP_EMBEDDING = "token_embedding.weight"
+OPENAI_CLIP_LAYER = "transformer.resblocks.0.ln_1.weight"
 T5_QUERY = "encoder.block.0.layer.0.SelfAttention.q.weight"
 
 
@@ -59,14 +63,35 @@ class Rule:
 
 
 def latent_channels(shapes: Shapes) -> int:
-    return shapes.get("decoder.conv_in.weight", (0, 0))[1]
+    return (*shapes.get("decoder.conv_in.weight", ()), 0, 0)[1]
 
 
-def clip_width(shapes: Shapes) -> int:
-    return shapes[CLIP_EMBEDDING][1]
+def is_clip_l(embedding: str) -> Callable[[Shapes], bool]:
+    """Whether an embedding of that name is of CLIP-L's width, and not of CLIP-G's."""
+    return lambda shapes: shapes[embedding][-1] != CLIP_G_WIDTH
 
 
-MODEL_PREFIXES = ("", "model.diffusion_model.", "diffusion_model.")
+MODEL_PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "model.", "transformer.")
+CLIP_PREFIXES = (
+    "",
+    "transformer.",
+    "text_encoder.",
+    "clip_l.transformer.",
+    "text_encoders.clip_l.transformer.",
+    "text_encoders.clip_l.",
+    "clip_l.",
+    "cond_stage_model.transformer.",
+    "conditioner.embedders.0.transformer.",
+)
+T5_PREFIXES = (
+    "",
+    "transformer.",
+    "text_encoder_2.",
+    "t5xxl.transformer.",
+    "text_encoders.t5xxl.transformer.",
+    "text_encoders.t5xxl.",
+    "t5xxl.",
+)
 CLIP_G_WIDTH = 1280
 #: Of all parts but transformers, whose families have theirs.
 RULES = (
@@ -89,42 +114,38 @@ RULES = (
         "vae",
         "diffusers",
         "decoder.mid_block.resnets.0.conv1.weight",
-        ("", "vae."),
+        ("", "vae.", "first_stage_model."),
         lambda s: latent_channels(s) == 16,
+    ),
+    Rule("clip_l", "native", CLIP_EMBEDDING, CLIP_PREFIXES, is_clip_l(CLIP_EMBEDDING)),
+    Rule(
+        "clip_l",
+        "transformers 5",
+        FLAT_CLIP_EMBEDDING,
+        CLIP_PREFIXES,
+        lambda s: is_clip_l(FLAT_CLIP_EMBEDDING)(s) and "encoder.layers.0.mlp.fc1.weight" in s,
     ),
     Rule(
         "clip_l",
-        "native",
-        CLIP_EMBEDDING,
-        ("", "transformer.", "clip_l.transformer.", "text_encoders.clip_l.transformer.", "clip_l."),
-        lambda s: clip_width(s) != CLIP_G_WIDTH,
+        "openai",
+        OPENAI_CLIP_EMBEDDING,
+        ("", "clip_l.", "cond_stage_model.model.", "model."),
+        lambda s: is_clip_l(OPENAI_CLIP_EMBEDDING)(s) and OPENAI_CLIP_LAYER in s,
     ),
     Rule(
         "t5",
         "native",
         T5_QUERY,
-        ("", "transformer.", "t5xxl.transformer.", "text_encoders.t5xxl.transformer.", "t5xxl."),
+        T5_PREFIXES,
         lambda s: "shared.weight" in s or "encoder.embed_tokens.weight" in s,
     ),
-)
-
-#: What other models look like: a key that the name contains, and what it then is.
-STRANGERS = (
-    ("conditioner.embedders.1.", "an SDXL checkpoint"),
-    ("double_stream_modulation_img.", "a FLUX.2 transformer"),
-    ("distilled_guidance_layer.", "a Chroma transformer"),
-    ("joint_blocks.0.", "a Stable Diffusion 3 transformer"),
-    ("pos_embed.proj.", "a Stable Diffusion 3 model in diffusers layout"),
-    ("input_blocks.7.1.transformer_blocks.9.", "an SDXL UNet"),
-    ("model.diffusion_model.input_blocks.", "a Stable Diffusion 1 or 2 checkpoint"),
-    ("input_blocks.0.0.", "a Stable Diffusion UNet or ControlNet"),
-    ("add_embedding.linear_1.", "an SDXL UNet in diffusers layout"),
-    ("down_blocks.0.resnets.", "a Stable Diffusion UNet in diffusers layout"),
-    ("lora_", "a LoRA"),
-    (".lora_A.", "a LoRA"),
-    (".lora.", "a LoRA"),
-    ("transformer.resblocks.", "an OpenCLIP text encoder (CLIP-G or CLIP-H)"),
-    ("model.layers.0.self_attn.", "a language model"),
+    Rule(
+        "t5",
+        "stack",
+        T5_QUERY.removeprefix("encoder."),
+        (*T5_PREFIXES, "encoder."),
+        lambda s: "embed_tokens.weight" in s,
+    ),
 )
 
 
@@ -154,6 +175,15 @@ def find_part(source: Source, kind: str) -> Part:
     raise CheckpointError(f"{source.path}: expected {NAMES[kind]}, found {describe(source, parts)}")
 
 
+def refuse_packed(source: Source, part: Part) -> None:
+    """Raise ``CheckpointError`` where a part's weights are packed another way."""
+    packed = packed_as(source.entries)
+    if packed is not None:
+        raise CheckpointError(
+            f"{source.path}: {part} is packed as {packed}, which FluxFit does not read: {INSTEAD}"
+        )
+
+
 NAMES = {
     "transformer": "a FLUX.1 transformer",
     "controlnet": "a FLUX.1 ControlNet",
@@ -168,16 +198,19 @@ def describe(source: Source, parts: list[Part]) -> str:
     if parts:
         return " and ".join(part.title for part in parts)
     shapes = source.shapes
-    for mark, family in STRANGERS:
-        if any(mark in name for name in shapes):
-            return family
+    other = stranger(shapes)
+    if other is not None:
+        return other
+    packed = packed_as(shapes)
+    if packed is not None:
+        return f"weights packed as {packed}, which FluxFit does not read: {INSTEAD}"
     for prefix in ("", "vae.", "first_stage_model."):
         shape = shapes.get(f"{prefix}decoder.conv_in.weight")
-        if shape is not None:
+        if shape is not None and len(shape) > 1:
             return f"a VAE with {shape[1]} latent channels"
     for name, shape in shapes.items():
-        if name.endswith(CLIP_EMBEDDING):
-            kind = "CLIP-G" if shape[1] == CLIP_G_WIDTH else "a CLIP text encoder"
-            return f"{kind} (width {shape[1]})"
-    names = ", ".join(list(shapes)[:3]) or "no tensors at all"
+        if name.endswith(OPENAI_CLIP_EMBEDDING):
+            kind = "CLIP-G" if shape[-1:] == (CLIP_G_WIDTH,) else "a CLIP text encoder"
+            return f"{kind} (width {shape[-1] if shape else 0})"
+    names = ", ".join(map(repr, list(shapes)[:3])) or "no tensors at all"
     return f"no known model (its first keys: {names})"

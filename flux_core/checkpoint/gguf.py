@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
+from ..files import reading
 from .source import Source, TensorInfo
 
 ARCHITECTURES = ("flux", "t5", "t5encoder")
@@ -61,14 +62,13 @@ class GGUFFile(Source):
             raise CheckpointError(
                 f"{path}: GGUF files need the package gguf: pip install gguf"
             ) from error
-        try:
+        with reading(self.path, "a GGUF file: truncated or no GGUF file"):
             reader = gguf.GGUFReader(self.path)
             field = reader.get_field("general.architecture")
             architecture = None if field is None else field.contents()
             self._tensors = {native_name(t.name): t for t in reader.tensors}
-        except (ValueError, IndexError, KeyError, OverflowError) as error:
-            raise CheckpointError(f"{path}: is truncated or no GGUF file ({error})") from error
-        if architecture not in ARCHITECTURES:
+        # stable-diffusion.cpp writes none, and its names tell what it is
+        if architecture is not None and architecture not in ARCHITECTURES:
             raise CheckpointError(
                 f"{path}: holds the architecture {architecture!r}, "
                 f"expected one of {', '.join(ARCHITECTURES)}"
@@ -105,10 +105,11 @@ class GGUFFile(Source):
         from gguf.quants import dequantize
 
         tensor = self._tensors[name]
-        try:
-            values = dequantize(tensor.data, tensor.tensor_type)
-        except NotImplementedError as error:
-            raise CheckpointError(
-                f"{self.path}: {name!r} is {tensor.tensor_type.name}, which gguf does not read"
-            ) from error
-        return torch.from_numpy(values.copy()).reshape(self._entries[name].shape)
+        with reading(self.path, f"a GGUF file, at {name!r}"):
+            try:
+                values = dequantize(tensor.data, tensor.tensor_type)
+            except NotImplementedError as error:
+                raise CheckpointError(
+                    f"{self.path}: {name!r} is {tensor.tensor_type.name}, which gguf does not read"
+                ) from error
+            return torch.from_numpy(values.copy()).reshape(self._entries[name].shape)

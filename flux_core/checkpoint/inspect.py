@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from ..errors import CheckpointError, one_line
+from ..files import reading, reason
 from ..models.config import ControlNetConfig, Shapes, VAEConfig
 from ..models.families import recognize
 from ..models.keymaps import native_shapes
-from .detect import Part, describe, find_parts
+from .detect import Part, describe, find_parts, refuse_packed
 from .reader import open_source
 from .source import Source, total_bytes
 from .weights import Weights
@@ -20,22 +22,41 @@ CONFIGS: dict[str, Callable[[str, Shapes], object]] = {
     "vae": lambda _, shapes: VAEConfig.from_shapes(shapes),
 }
 MIB = 2**20
+#: What is done with what is no part of FLUX.1.
+NO_PART = {"a LoRA": ": put it on a model with FluxFitLoraLoader, loras= or merge --lora"}
 
 
 def describe_file(path: str | Path) -> str:
     """Parts, layout, precision, sizes; one line a part. Raises ``CheckpointError``."""
     source = open_source(path)
+    with reading(path, "a checkpoint"):
+        return described(source)
+
+
+def described(source: Source) -> str:
+    """The same of an open file."""
     size = total_bytes(source.entries.values())
     lines = [f"{source.path}: {len(source.entries)} tensors, {size / MIB:.1f} MiB"]
     parts = find_parts(source)
     lines += [describe_part(source, part) for part in parts]
     if not parts:
-        lines.append(f"  {describe(source, parts)}, which FluxFit does not run")
+        what = describe(source, parts)
+        lines.append(f"  {one_line(what)}{NO_PART.get(what, ', which FluxFit does not run')}")
     return "\n".join(lines)
 
 
 def describe_part(source: Source, part: Part) -> str:
+    """One part in words; of one that cannot be loaded, why."""
+    try:
+        return whole_part(source, part)
+    except (CheckpointError, KeyError, ValueError) as fault:
+        return f"  {part}: cannot be loaded: {one_line(reason(fault))}"
+
+
+def whole_part(source: Source, part: Part) -> str:
+    """A part's parameters, dtypes and sizes, read as the loader reads them."""
     inner = source.under(part.prefix)
+    refuse_packed(inner, part)
     entries = inner.entries
     weights = Weights(inner)
     numbers: Counter[str] = Counter()

@@ -1,22 +1,27 @@
 """Safetensors files read one tensor at a time, alone, sharded, or seen under a prefix.
 
-The header is checked whole before any tensor is touched. A tensor is read into memory of its own,
-so that a load holds one tensor beside its result, and a file that is replaced or deleted while its
-model is in use changes nothing; it is mapped only where memory would not hold the model.
+The header is checked whole before any tensor is touched. A file is opened once, so that one that is
+replaced under its name while it is read gives its old weights or an error, and never some of each.
+A tensor is read into memory of its own, so that a load holds one tensor beside its result, and a
+file that is deleted while its model is in use changes nothing; it is mapped only where memory would
+not hold the model.
 """
 
 from __future__ import annotations
 
-import json
+import math
 import mmap
+import os
 import re
 import struct
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
+from ..files import UNFINISHED, is_hidden, parse_json, read_json, reading
 from .gguf import GGUFFile
 from .source import Source, TensorInfo
 
@@ -27,6 +32,7 @@ DTYPES = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
@@ -34,7 +40,10 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-HEADER_LIMIT = 100_000_000  # bytes, as the safetensors library has it
+#: Bytes of a header; that of the largest public model takes a hundredth.
+HEADER_LIMIT = 25_000_000
+#: Files that one model is cut into; each stays open while it is read.
+MOST_SHARDS = 500
 SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors")
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
@@ -44,7 +53,11 @@ class SafetensorsFile(Source):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._entries, self._metadata = read_header(self.path)
+        with reading(self.path, "a safetensors file"):
+            if self.path.is_dir():
+                raise CheckpointError(f"{path}: is a folder, expected a file")
+            self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115  (read until it is gone)
+            self._entries, self._metadata = read_header(self.path, self._file)
         self._map: mmap.mmap | None = None
 
     @property
@@ -58,12 +71,12 @@ class SafetensorsFile(Source):
     def read(self, name: str) -> Tensor:
         """One tensor of any shape, read into memory of its own."""
         entry = self._entries[name]
-        data = torch.empty(entry.size, dtype=torch.uint8)
-        with open(self.path, "rb", buffering=0) as file:
-            file.seek(entry.start)
+        with reading(self.path, f"a safetensors file, at {name!r}"):
+            data = torch.empty(entry.size, dtype=torch.uint8)
+            self._file.seek(entry.start)
             view, done = memoryview(data.numpy().data), 0
             while done < entry.size:
-                count = file.readinto(view[done:])  # type: ignore[attr-defined]
+                count = self._file.readinto(view[done:])
                 if not count:
                     raise CheckpointError(f"{self.path}: ends inside tensor {name!r}")
                 done += count
@@ -74,9 +87,8 @@ class SafetensorsFile(Source):
         entry = self._entries[name]
         if entry.start % entry.dtype.itemsize or not entry.size:
             return None
-        if self._map is None:
-            with open(self.path, "rb") as file:  # private: nothing that is written reaches the file
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        if self._map is None:  # private: nothing that is written reaches the file
+            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
         data = torch.frombuffer(self._map, dtype=torch.uint8, count=entry.size, offset=entry.start)
         return data.view(entry.dtype).reshape(entry.shape)
 
@@ -108,32 +120,30 @@ class Shards(Source):
         return self._files[self._where[name]].map(name)
 
 
-def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """Entries and metadata of a safetensors file, every offset checked against the file's size."""
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such file")
-    total = path.stat().st_size
-    with open(path, "rb") as file:
-        head = file.read(8)
+def read_header(path: Path, file: Any) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """Entries and metadata of an open safetensors file, every number checked against its size."""
+    total = os.fstat(file.fileno()).st_size
+    head = file.read(9)
+    (length,) = struct.unpack("<Q", head[:8]) if len(head) >= 8 else (total,)
+    if head[8:] != b"{" or not 0 < length <= min(HEADER_LIMIT, total - 8):
         refuse_other_formats(path, head)
         if len(head) < 8:
             raise CheckpointError(f"{path}: is {total} bytes, too short for a safetensors file")
-        (length,) = struct.unpack("<Q", head)
-        if length > min(HEADER_LIMIT, total - 8):
-            raise CheckpointError(
-                f"{path}: its header claims {length} bytes, but the file holds {total - 8} after "
-                "the length: it is truncated or no safetensors file"
-            )
-        raw = file.read(length)
-    try:
-        header = json.loads(raw)
+        raise CheckpointError(
+            f"{path}: its header claims {length} bytes, but the file holds {total - 8} after "
+            "the length: it is truncated or no safetensors file"
+        )
+    raw = head[8:] + file.read(length - 1)
+    with reading(path, "a safetensors file, for its header"):
+        header = parse_json(raw)
         metadata = header.pop("__metadata__", None) or {}
+        if not isinstance(metadata, dict):
+            raise CheckpointError(f"{path}: __metadata__ is {metadata!r}, expected names and texts")
         entries = {
             name: entry_of(path, name, item, 8 + length, total) for name, item in header.items()
         }
-    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: its safetensors header cannot be read ({error})") from error
-    return entries, metadata
+    refuse_overlaps(path, entries)
+    return entries, {str(name): str(value) for name, value in metadata.items()}
 
 
 def refuse_other_formats(path: Path, head: bytes) -> None:
@@ -144,41 +154,76 @@ def refuse_other_formats(path: Path, head: bytes) -> None:
         )
     if head.startswith(b"GGUF"):
         raise CheckpointError(f"{path}: is a GGUF file under the name of a safetensors file")
+    if head.lstrip()[:1] == b"<":
+        raise CheckpointError(f"{path}: is a web page that was saved in the place of the file")
+    if head.startswith(b"version h"):
+        raise CheckpointError(f"{path}: is a pointer of Git LFS: fetch the file itself")
 
 
-def entry_of(path: Path, name: str, item: dict, data: int, total: int) -> TensorInfo:
-    start, end = item["data_offsets"]
-    if item["dtype"] not in DTYPES:
+def entry_of(path: Path, name: str, item: Any, data: int, total: int) -> TensorInfo:
+    """One tensor's place, from what a header says of it."""
+    if not isinstance(item, dict) or {"dtype", "shape", "data_offsets"} - set(item):
         raise CheckpointError(
-            f"{path}: {name!r} has dtype {item['dtype']}, expected one of {', '.join(DTYPES)}"
+            f"{path}: {name!r} is {item!r}, expected dtype, shape and data_offsets"
         )
-    dtype, shape = DTYPES[item["dtype"]], tuple(item["shape"])
-    expected = dtype.itemsize * torch.Size(shape).numel()
+    shape, offsets = item["shape"], item["data_offsets"]
+    for what, numbers in (("shape", shape), ("data_offsets", offsets)):
+        if not isinstance(numbers, list) or not all(is_count(n) for n in numbers):
+            raise CheckpointError(f"{path}: {name!r} has {what} {numbers!r}, expected counts")
+    if len(offsets) != 2:
+        raise CheckpointError(f"{path}: {name!r} has data_offsets {offsets!r}, expected two")
+    if not isinstance(item["dtype"], str) or item["dtype"] not in DTYPES:
+        raise CheckpointError(
+            f"{path}: {name!r} has dtype {item['dtype']!r}, expected one of {', '.join(DTYPES)}"
+        )
+    dtype, (start, end) = DTYPES[item["dtype"]], offsets
+    expected = dtype.itemsize * math.prod(shape)
     if end - start != expected:
         raise CheckpointError(
-            f"{path}: {name!r} {shape} {item['dtype']} takes {expected} bytes, "
+            f"{path}: {name!r} {tuple(shape)} {item['dtype']} takes {expected} bytes, "
             f"the header gives it {end - start}"
         )
-    if start < 0 or data + end > total:
+    if data + end > total:
         raise CheckpointError(
             f"{path}: is truncated: {name!r} ends at byte {data + end}, the file at {total}"
         )
-    return TensorInfo(dtype, shape, data + start, expected)
+    return TensorInfo(dtype, tuple(shape), data + start, expected)
+
+
+def is_count(value: object) -> bool:
+    """Whether a value is a number of bytes or rows that memory could have."""
+    return type(value) is int and 0 <= value < 2**48
+
+
+def refuse_overlaps(path: Path, entries: dict[str, TensorInfo]) -> None:
+    """Raise ``CheckpointError`` where two tensors share bytes: a small file would become large."""
+    end, before = 0, ""
+    for name, entry in sorted(entries.items(), key=lambda item: item[1].start):
+        if entry.size and entry.start < end:
+            raise CheckpointError(f"{path}: {before!r} and {name!r} share bytes")
+        if entry.size:
+            end, before = entry.start + entry.size, name
 
 
 def open_source(path: str | Path) -> Source:
     """A file, a shard (which stands for all of them), an index, or a folder with one of these."""
     path = Path(path)
+    if "\0" in str(path):
+        raise CheckpointError(f"{str(path)!r}: is no name of a file")
     if not path.is_dir():
+        if path.name.lower().endswith(UNFINISHED):
+            raise CheckpointError(f"{path}: is a download that was not finished: fetch it again")
+        if path.name.startswith("._"):
+            raise CheckpointError(f"{path}: is what macOS keeps beside a file, not the file itself")
         shard = SHARD.fullmatch(path.name)
         index = path.with_name(f"{shard[1]}.safetensors.index.json") if shard else path
         if index.name.endswith(".index.json") and index.exists():
             return open_index(index)
         return open_file(path)
-    indices = sorted(path.glob("*.index.json"))
+    indices = files_in(path, "*.index.json")
     if indices:
         return open_index(indices[0])
-    files = sorted([*path.glob("*.safetensors"), *path.glob("*.gguf")])
+    files = files_in(path, "*.safetensors", "*.gguf")
     if len(files) != 1:
         listed = ", ".join(f.name for f in files) or "none"
         raise CheckpointError(
@@ -186,6 +231,12 @@ def open_source(path: str | Path) -> Source:
             f"found {listed}"
         )
     return open_file(files[0])
+
+
+def files_in(folder: Path, *patterns: str) -> list[Path]:
+    """Files of some endings in a folder, but those that are hidden or not whole."""
+    files = [file for pattern in patterns for file in folder.glob(pattern)]
+    return sorted(file for file in files if not is_hidden(file))
 
 
 def open_file(path: Path) -> Source:
@@ -198,20 +249,22 @@ def open_file(path: Path) -> Source:
 
 
 def open_index(path: Path) -> Shards:
-    try:
-        where = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(where.values()))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{path}: cannot be read as an index of shards ({error})") from error
+    index = read_json(path, "an index of shards", CheckpointError)
+    where = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(where, dict) or not all(isinstance(f, str) for f in where.values()):
+        raise CheckpointError(f"{path}: has no weight_map of names and files")
+    names = sorted(set(where.values()))
+    if len(names) > MOST_SHARDS:
+        raise CheckpointError(f"{path}: names {len(names)} files, expected at most {MOST_SHARDS}")
     missing = [name for name in names if not is_plain_file(path.parent, name)]
     if missing:
         raise CheckpointError(
             f"{path}: {len(missing)} of {len(names)} shards are missing beside it: "
-            f"{', '.join(missing)}"
+            f"{', '.join(missing[:5])}"
         )
     return Shards(path, {name: SafetensorsFile(path.parent / name) for name in names}, where)
 
 
 def is_plain_file(folder: Path, name: str) -> bool:
     """Whether ``name`` is a file directly inside the folder (an index may not point elsewhere)."""
-    return Path(name).name == name and (folder / name).is_file()
+    return Path(name).name == name and "\0" not in name and (folder / name).is_file()

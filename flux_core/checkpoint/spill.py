@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 
 #: Tensors below stay in memory: they are read at every step, and all together they are small.
 SMALL = 2**16

@@ -8,24 +8,27 @@ tensor is read as ``Stored`` codes with their scale, and dequantized only where 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ..errors import CheckpointError
+from ..files import parse_json, reading
 from ..models.keymaps import Recipe
 from ..quant import FORMATS, Format, RowFormat
 from ..quant.hadamard import rotate
 from ..quant.int8 import int8_in_blocks
-from .errors import CheckpointError
-from .source import Source
+from .foreign import INSTEAD
+from .source import Source, refuse_not_finite
 
-WEIGHT_SCALES = ("scale_weight", "weight_scale")
+WEIGHT_SCALES = ("scale_weight", "weight_scale", "weight_scale_inv")
 AUXILIARY = (*WEIGHT_SCALES, "scale_input", "input_scale", "comfy_quant")
 #: Formats of ``comfy_quant`` that are codes with one scale, or one a row.
 KNOWN_QUANT = ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise")
+#: Bytes of the note of one layer.
+LONGEST_NOTE = 100_000
 HEADER_KEY = "_quantization_metadata"
 
 
@@ -50,7 +53,16 @@ class Stored:
         """The value in a full-precision dtype; any shape, (out, in) for a layer's weight."""
         if self.scale is None:
             return self.values.to(dtype)
-        return rotate(self.values.float() * self.scale.float(), self.block).to(dtype)
+        scale = self.scale.float()
+        if self.by_block:
+            for axis, sides in enumerate(zip(self.values.shape, scale.shape, strict=True)):
+                scale = scale.repeat_interleave(sides[0] // sides[1], dim=axis)
+        return rotate(self.values.float() * scale, self.block).to(dtype)
+
+    @property
+    def by_block(self) -> bool:
+        """Whether parts of a row have scales of their own, which no format here stores."""
+        return self.scale is not None and self.scale.ndim == 2 and self.scale.shape[1] > 1
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -71,6 +83,7 @@ class Stored:
             isinstance(format, RowFormat)
             and self.values.dtype == format.storage
             and format.scaled == (self.scale is not None)
+            and not self.by_block
         ):
             # encoding a large model takes a CPU minutes: it is done where it is fast
             worker = "cuda" if torch.cuda.is_available() else "cpu"
@@ -154,20 +167,24 @@ class Weights:
     def layer_notes(self) -> dict[str, tuple[str, object]]:
         """What the file notes of its layers: where, and the note."""
         path = self.source.path
-        try:
-            header = json.loads(self.source.metadata.get(HEADER_KEY, "{}")).get("layers", {})
-        except (ValueError, AttributeError) as error:
-            raise CheckpointError(f"{path}: {HEADER_KEY!r} is unreadable") from error
+        header: object = {}
+        if HEADER_KEY in self.source.metadata:
+            with reading(path, f"a checkpoint, for its {HEADER_KEY}"):
+                raw = parse_json(self.source.metadata[HEADER_KEY])
+                header = raw.get("layers", {}) if isinstance(raw, dict) else raw
+        if not isinstance(header, dict):
+            raise CheckpointError(f"{path}: {HEADER_KEY} is {header!r}, expected layers and notes")
         notes: dict[str, tuple[str, object]] = {}
         for layer, note in header.items():
-            notes[self.source.inner(layer)] = layer, note
+            inner = self.source.inner(layer)
+            if f"{inner}.weight" in self.source.entries:  # else it is of another part of the file
+                notes[inner] = layer, note
         for name in self.source.entries:
             if name.endswith(".comfy_quant"):
-                raw = bytes(self.source.read(name).tolist())
-                try:
-                    note = json.loads(raw)
-                except ValueError as error:
-                    raise CheckpointError(f"{path}: {name!r} is unreadable") from error
+                if self.source.entries[name].size > LONGEST_NOTE:
+                    raise CheckpointError(f"{path}: {name!r} is no note: it is too long")
+                with reading(path, f"a checkpoint, for {name!r}"):
+                    note = parse_json(bytes(self.source.read(name).view(-1).tolist()))
                 notes[name.removesuffix(".comfy_quant")] = name, note
         return notes
 
@@ -185,7 +202,7 @@ class Weights:
             in_file = self.source.map(full) if self.mapped else None
             tensors[key] = self.source.read(full) if in_file is None else in_file
             mapped = mapped or in_file is not None
-            self.refuse_not_finite(full, tensors[key])
+            refuse_not_finite(self.source.path, full, tensors[key])
         values = next(t for key, t in tensors.items() if names_in_file(format)[key] == "weight")
         return StoredAs(values, mapped=mapped, format=format, tensors=tensors)
 
@@ -196,11 +213,36 @@ class Weights:
         scale = self.scales.get(name)
         in_file = self.source.map(name) if self.mapped else None
         values = self.source.read(name) if in_file is None else in_file
-        self.refuse_not_finite(name, values)
+        refuse_not_finite(self.source.path, name, values)
         if values.dtype == torch.int8 and scale is None:
             raise CheckpointError(f"{self.source.path}: {name!r} is int8 without a scale beside it")
-        read = None if scale is None else self.source.read(scale)
+        read = None if scale is None else self.read_scale(scale, tuple(values.shape))
         return Stored(values, read, self.blocks.get(name, 1), mapped=in_file is not None)
+
+    def read_scale(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The scale of a weight (out, in) of a shape, brought to (), (out, 1) or (blocks of rows,
+        blocks of inputs); raises ``CheckpointError`` for one that fits neither."""
+        scale = self.source.read(name).float()
+        refuse_not_finite(self.source.path, name, scale)
+        if scale.numel() == 1:
+            return scale.reshape(())
+        if len(shape) == 2:
+            if scale.ndim == 3 and scale.shape[2] == 1:
+                scale = scale[..., 0]
+            if scale.ndim == 1 and len(scale) == shape[0]:
+                return scale[:, None]
+            if scale.ndim == 2 and not any(
+                not s or side % s for side, s in zip(shape, scale.shape, strict=True)
+            ):
+                return (
+                    scale
+                    if scale.shape[1] > 1
+                    else scale.repeat_interleave(shape[0] // scale.shape[0], dim=0)
+                )
+        raise CheckpointError(
+            f"{self.source.path}: {name!r} has shape {tuple(scale.shape)}, expected one scale, or "
+            f"one a row or a block of a weight of {shape}"
+        )
 
     def precision_of(self, recipe: Recipe) -> str:
         """The precision that comes nearest to how the file holds a tensor."""
@@ -219,36 +261,28 @@ class Weights:
         )
         return next(fits, "fp8_scaled" if dtype.itemsize == 1 else "bf16")
 
-    def refuse_not_finite(self, name: str, values: Tensor) -> None:
-        """Raise ``CheckpointError`` where values, of any shape, are NaN or infinite.
-
-        A sum in float32 is NaN or infinite exactly where a member is, at one pass.
-        """
-        if not values.is_floating_point() or not values.numel():
-            return
-        wide = values if values.dtype.itemsize > 1 else values.to(torch.bfloat16)
-        if not bool(
-            wide.sum(
-                dtype=torch.float64 if wide.dtype == torch.float64 else torch.float32
-            ).isfinite()
-        ):
-            bad = int((~wide.isfinite()).sum())
-            if bad:
-                raise CheckpointError(
-                    f"{self.source.path}: {name!r} holds {bad} values that are NaN or infinite, "
-                    "expected none"
-                )
-
     def make(self, recipe: Recipe) -> Stored:
         """One native tensor; raises ``KeyError`` where the file lacks a member."""
         parts = [self.read(name) for name in recipe.names]
         # rows of another layout are not told apart
         if recipe.transform == "swap" or len(parts) > 1:
-            parts = [Stored(p.full(torch.float32)) if isinstance(p, StoredAs) else p for p in parts]
+            parts = [
+                Stored(p.full(torch.float32)) if isinstance(p, StoredAs) or p.by_block else p
+                for p in parts
+            ]
         if recipe.transform == "swap":
             (part,) = parts
             scale = None if part.scale is None else swap(rows_scale(part))
             return replace(part, values=swap(part.values), scale=scale, mapped=False)
+        if recipe.transform == "third":
+            (part,) = parts
+            whole = part.full(torch.float32) if part.scale is not None else part.values
+            if len(whole) % 3:
+                raise CheckpointError(
+                    f"{self.source.path}: {recipe.names[0]!r} has {len(whole)} rows, expected a "
+                    "multiple of three"
+                )
+            return Stored(whole.chunk(3)[recipe.third].contiguous())
         if len(parts) == 1:
             return parts[0]
         if len({(p.values.dtype, p.block) for p in parts}) > 1:  # held unlike: no codes in common
@@ -282,7 +316,8 @@ def rotation_block(path: object, name: str, note: object) -> int:
     format = note.get("format") if isinstance(note, dict) else None
     if not isinstance(note, dict) or format not in KNOWN_QUANT:
         raise CheckpointError(
-            f"{path}: {name!r} says format {format!r}, expected one of {', '.join(KNOWN_QUANT)}"
+            f"{path}: {name!r} says format {format!r}, expected one of {', '.join(KNOWN_QUANT)}: "
+            f"{INSTEAD}"
         )
     if not note.get("convrot"):
         return 1

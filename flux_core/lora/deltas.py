@@ -15,6 +15,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .names import NOT_READ
+
+#: The axis of a weight (out, in) that a factor has, where its rank may go unsaid.
+FLAT_AXES = {
+    "up": 0,
+    "down": 1,
+    "hada_w1_a": 0,
+    "hada_w1_b": 1,
+    "hada_w2_a": 0,
+    "hada_w2_b": 1,
+}
+
 
 @dataclass(frozen=True)
 class Delta:
@@ -66,8 +78,9 @@ def make_delta(
 
     Raises ``ValueError`` saying which shape was found and which is expected.
     """
-    floats = {name: as_matrix(t) for name, t in kinds.items()}
+    refuse_not_read(kinds)
     expected = (rows[1], width)
+    floats = {name: as_matrix(name, t, expected) for name, t in kinds.items()}
     delta, shape = weight_forms(floats, rows, expected)
     may_widen = wider and delta.kron is None and shape is not None and shape[0] == rows[1]
     if shape != expected and not (may_widen and shape is not None and shape[1] > width):
@@ -87,21 +100,23 @@ def weight_forms(
     """
     if "up" in floats or "down" in floats:
         down, up = required(floats, "down", "up")
+        if up.shape[1] != down.shape[0]:
+            raise ValueError(f"has factors of rank {down.shape[0]} and {up.shape[1]}")
+        if not len(down):  # of rank 0: nothing is added
+            return Delta(rows), (up.shape[0], down.shape[1])
         up = up * (alpha_of(floats, len(down)) / len(down))
-        fits = up.shape[1] == down.shape[0]
-        return Delta(rows, down, up), (up.shape[0], down.shape[1]) if fits else None
-    if "hada_w1_a" in floats:
-        if "hada_t1" in floats:
-            raise ValueError("is a LoHa of a convolution, which FLUX.1 has none of")
-        down, up = loha(floats)
         return Delta(rows, down, up), (up.shape[0], down.shape[1])
+    if any(name.startswith("hada_") for name in floats):
+        if "hada_t1" in floats or "hada_t2" in floats:
+            raise ValueError("is a LoHa of a convolution, which FLUX.1 has none of")
+        return loha(floats, rows)
     if any(name.startswith("lokr_") for name in floats):
         kron = lokr(floats)
         shape = tuple(a * b for a, b in zip(kron[0].shape, kron[1].shape, strict=True))
         return Delta(rows, kron=kron), shape
     if "diff" in floats:
         return Delta(rows, diff=floats["diff"]), tuple(floats["diff"].shape)
-    if "bias" in floats:
+    if "bias" in floats or "magnitude" in floats:
         return Delta(rows), expected
     raise ValueError(f"holds {', '.join(floats)} alone")
 
@@ -115,24 +130,51 @@ def bias_of(floats: Mapping[str, Tensor], count: int) -> Tensor | None:
 
 
 def magnitude_of(floats: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor | None:
-    """DoRA's magnitude for a weight of that shape: (rows, 1), or (1, in) where it is by columns."""
+    """DoRA's magnitude for a weight of that shape: (rows, 1), or (1, in) where it is by columns.
+
+    A flat one, and one that lies down where it can only stand, is of the axis that it fits.
+    """
     magnitude = floats.get("magnitude")
     if magnitude is None:
         return None
-    columns = magnitude.ndim > 1 and magnitude.shape[0] == 1
-    count = shape[1] if columns else shape[0]
-    if magnitude.numel() != count:
-        raise ValueError(f"has {magnitude.numel()} magnitudes, expected {count}")
-    return magnitude.reshape((1, -1) if columns else (-1, 1))
+    count, (rows, columns) = magnitude.numel(), shape
+    lies = magnitude.ndim > 1 and magnitude.shape[0] == 1
+    by_columns = count == columns and (lies or count != rows)
+    if not by_columns and count != rows:
+        raise ValueError(f"has {count} magnitudes, expected {rows} or {columns}")
+    return magnitude.reshape((1, -1) if by_columns else (-1, 1))
 
 
-def as_matrix(tensor: Tensor) -> Tensor:
-    """A tensor in float32; a 1x1 convolution (out, in, 1, 1) as its matrix (out, in)."""
-    tensor = tensor.float()
-    if tensor.ndim == 4:
-        if tensor.shape[2:] != (1, 1):
+def refuse_not_read(kinds: Mapping[str, Tensor]) -> None:
+    """Raise ``ValueError`` for a layer of which a tensor is of no kind that is computed here:
+    without it the rest would mean something else."""
+    for name, tensor in kinds.items():
+        if name.startswith(NOT_READ):
+            raise ValueError(f"has {name.removeprefix(NOT_READ)}, which is not read")
+        if name == "lora_mid":
             raise ValueError("is a LoRA of a convolution, which FLUX.1 has none of")
-        tensor = tensor[..., 0, 0]
+        if name == "down_bias":
+            raise ValueError("has a bias on its inner side, which is not read")
+        if name != "shape" and not tensor.is_floating_point() and name != "alpha":
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise ValueError(f"has {name} in {dtype}, expected floating point: it is quantized")
+
+
+def as_matrix(name: str, tensor: Tensor, shape: tuple[int, int]) -> Tensor:
+    """A tensor in float32; a 1x1 convolution (out, in, 1, 1) as its matrix (out, in), and flat
+    factors of a weight (out, in) of that shape as what they can only be."""
+    tensor = tensor.float()
+    if tensor.ndim in (3, 4, 5) and name != "magnitude":
+        if any(side != 1 for side in tensor.shape[2:]):
+            raise ValueError("is a LoRA of a convolution, which FLUX.1 has none of")
+        tensor = tensor.flatten(1)
+    if tensor.ndim == 1 and name in FLAT_AXES:
+        side = shape[FLAT_AXES[name]]
+        if tensor.numel() % side:
+            raise ValueError(f"has a flat {name} of {tensor.numel()}, expected {side} a rank")
+        tensor = tensor.reshape((side, -1) if FLAT_AXES[name] == 0 else (-1, side))
+    if name not in ("alpha", "bias", "magnitude", "value", "shape") and tensor.ndim != 2:
+        raise ValueError(f"has {name} of shape {tuple(tensor.shape)}, expected a matrix")
     return tensor
 
 
@@ -146,15 +188,31 @@ def required(floats: Mapping[str, Tensor], *names: str) -> list[Tensor]:
 
 def alpha_of(floats: Mapping[str, Tensor], rank: int) -> float:
     """Alpha, which is the rank where a file has none."""
-    return float(floats["alpha"]) if "alpha" in floats else float(rank)
+    if "alpha" not in floats:
+        return float(rank)
+    if floats["alpha"].numel() != 1:
+        raise ValueError(f"has {floats['alpha'].numel()} alphas, expected one")
+    return float(floats["alpha"])
 
 
-def loha(floats: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """(w1a w1b) * (w2a w2b) as down (r1 * r2, in) and up (out, r1 * r2)."""
+def loha(floats: Mapping[str, Tensor], rows: tuple[int, int]) -> tuple[Delta, tuple[int, int]]:
+    """(w1a w1b) * (w2a w2b) as down (r1 * r2, in) and up (out, r1 * r2), or as the matrix that
+    they make where that is smaller."""
     w1a, w1b, w2a, w2b = required(floats, "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+    if w1a.shape[1] != len(w1b) or w2a.shape[1] != len(w2b):
+        raise ValueError("has factors whose ranks do not fit each other")
+    shape = (len(w1a), w1b.shape[1])
+    if shape != (len(w2a), w2b.shape[1]):
+        raise ValueError(f"has products of {shape} and {(len(w2a), w2b.shape[1])}")
+    rank = len(w1b) * len(w2b)
+    if not rank:
+        return Delta(rows), shape
+    scale = alpha_of(floats, len(w1b)) / len(w1b)
+    if rank * sum(shape) >= shape[0] * shape[1]:
+        return Delta(rows, diff=(w1a @ w1b) * (w2a @ w2b) * scale), shape
     up = torch.einsum("or,os->ors", w1a, w2a).flatten(1)
     down = torch.einsum("ri,si->rsi", w1b, w2b).flatten(0, 1)
-    return down, up * (alpha_of(floats, len(w1b)) / len(w1b))
+    return Delta(rows, down, up * scale), shape
 
 
 def lokr(floats: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -167,10 +225,12 @@ def lokr(floats: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
             factors.append(floats[f"lokr_w{n}"])
         else:
             a, b = required(floats, f"lokr_w{n}_a", f"lokr_w{n}_b")
+            if a.shape[1] != len(b):
+                raise ValueError(f"has factors of rank {len(b)} and {a.shape[1]}")
             ranks.append(len(b))
             factors.append(a @ b)
     # whole factors have no rank, and are not scaled
-    scale = alpha_of(floats, ranks[-1]) / ranks[-1] if ranks else 1.0
+    scale = alpha_of(floats, ranks[-1]) / ranks[-1] if ranks and ranks[-1] else 1.0
     return factors[0] * scale, factors[1]
 
 
@@ -181,10 +241,14 @@ def swap_halves(delta: Delta) -> Delta:
         return None if x is None else torch.cat(x.chunk(2)[::-1])
 
     if delta.kron is not None:
-        return Delta(delta.rows, diff=turn(delta.weight()), bias=turn(delta.bias))
+        delta = replace(delta, kron=None, diff=delta.weight())
     magnitude = delta.magnitude
     if magnitude is not None and magnitude.shape[0] > 1:
         magnitude = turn(magnitude)
-    return Delta(
-        delta.rows, delta.down, turn(delta.up), None, turn(delta.diff), turn(delta.bias), magnitude
+    return replace(
+        delta,
+        up=turn(delta.up),
+        diff=turn(delta.diff),
+        bias=turn(delta.bias),
+        magnitude=magnitude,
     )

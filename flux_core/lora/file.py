@@ -1,124 +1,134 @@
-"""A LoRA's file: which tensors belong to one layer, and what each is.
-
-    transformer.transformer_blocks.0.attn.to_q . lora_A.weight      diffusers, ai-toolkit, PEFT
-    lora_unet_double_blocks_0_img_attn_qkv     . lora_down.weight   kohya, OneTrainer
-    diffusion_model.double_blocks.0.img_mlp.0  . lora_up.weight     ComfyUI
-    double_blocks.0.processor.qkv_lora1        . down.weight        XLabs
-    \\_______ part and layer's name ________/   \\__ what ___/
-
-Names are taken as they stand; ``match`` finds the layers that they mean.
-"""
+"""A LoRA's file: its tensors by part, layer and kind, and how strong they are meant to be."""
 
 from __future__ import annotations
 
-import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from ..checkpoint.errors import CheckpointError
 from ..checkpoint.reader import open_source
+from ..checkpoint.source import Source, refuse_not_finite
+from ..errors import CheckpointError
+from .alphas import config_settings, header_settings, number
+from .names import NOT_READ, LoraKey, split_key
 
-#: What a key ends with, and what it is called here. Adapters of PEFT have a name before the end.
-SUFFIXES = [
-    (r"\.(?:lora_A|lora_down|lora\.down|lora_linear_layer\.down|down)(?:\.\w+)?\.weight", "down"),
-    (r"\.(?:lora_B|lora_up|lora\.up|lora_linear_layer\.up|up)(?:\.\w+)?\.weight", "up"),
-    (r"\.(?:lora_A)(?:\.\w+)?\.bias", "down_bias"),
-    (r"\.(?:lora_B|lora_up)(?:\.\w+)?\.bias", "bias"),
-    (r"\.alpha", "alpha"),
-    (r"\.(?:dora_scale|lora_magnitude_vector(?:\.\w+)?(?:\.weight)?)", "magnitude"),
-    (r"\.(hada_w[12]_[ab]|hada_t[12]|lokr_w[12](?:_[ab])?|lokr_t2)", ""),
-    (r"\.diff", "diff"),
-    (r"\.diff_b", "bias"),
-    (r"\.(?:scale|set_weight)", "value"),
-    (r"\.reshape_weight", "shape"),  # of a wider layer, which its tensors tell as well
-]
-PATTERNS = [(re.compile(rf"(.+?){suffix}"), what) for suffix, what in SUFFIXES]
-#: A norm's whole weight, in diffusers' names or newer native ones.
-PATTERNS.append((re.compile(r"(.+(?:_norm|norm_(?:added_)?[qk]))\.weight"), "value"))
-#: What names begin with, and which part is meant; the longest that fits counts.
-PREFIXES = {
-    "base_model.model.": "",
-    "model.diffusion_model.": "transformer",
-    "diffusion_model.": "transformer",
-    "transformer.": "transformer",
-    "unet.": "transformer",
-    "lora_unet_": "transformer",
-    "lora_transformer_": "transformer",
-    "text_encoder.": "clip_l",
-    "text_encoders.clip_l.transformer.": "clip_l",
-    "text_encoders.clip_l.": "clip_l",
-    "lora_te_": "clip_l",
-    "lora_te1_": "clip_l",
-    "text_encoder_2.": "t5",
-    "text_encoders.t5xxl.transformer.": "t5",
-    "text_encoders.t5xxl.": "t5",
-    "lora_te2_": "t5",
-    "lora_te3_": "t5",
-}
+#: A part of the pipeline, and the name of a layer in it.
+LayerKey = tuple[str, str]
 
 
 @dataclass(frozen=True, eq=False)
 class Lora:
     """A file's tensors by part, layer's name and kind; ``keys`` has the key of each layer's.
 
-    ``unknown`` are keys that are not known to belong to any layer.
+    ``unknown`` are keys that are not known to belong to any layer; ``alphas`` counts where the
+    strengths of layers come from.
     """
 
     path: str
-    layers: Mapping[tuple[str, str], Mapping[str, Tensor]]
-    keys: Mapping[tuple[str, str], tuple[str, ...]]
+    layers: Mapping[LayerKey, Mapping[str, Tensor]]
+    keys: Mapping[LayerKey, tuple[str, ...]]
     unknown: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
-
-
-def split_key(key: str) -> tuple[str, str, str] | None:
-    """Part, layer's name and kind of one key; None where it is no known kind of tensor."""
-    for pattern, what in PATTERNS:
-        fit = pattern.fullmatch(key)
-        if fit is not None:
-            part, name = split_part(fit[1])
-            return part, name, what or fit[2]
-    return None
-
-
-def split_part(name: str) -> tuple[str, str]:
-    """The part that a layer's name begins with, the transformer where it names none."""
-    part = ""
-    while True:
-        fitting = [prefix for prefix in PREFIXES if name.startswith(prefix)]
-        if not fitting:
-            return part or "transformer", name
-        prefix = max(fitting, key=len)
-        part = part or PREFIXES[prefix]
-        name = name[len(prefix) :]
+    alphas: Mapping[str, int] = field(default_factory=dict)
 
 
 def load_lora(path: str | Path) -> Lora:
     """Read a LoRA of any family.
 
-    Raises ``CheckpointError`` where the file is broken or holds nothing that looks like a LoRA.
+    Raises ``CheckpointError`` where the file is broken, holds numbers that are not finite, names a
+    layer twice, or has nothing that looks like a LoRA.
     """
     source = open_source(path)
-    layers: dict[tuple[str, str], dict[str, Tensor]] = {}
-    keys: dict[tuple[str, str], list[str]] = {}
-    unknown = []
-    for key in source.entries:
-        split = split_key(key)
-        if split is None:
-            unknown.append(key)
-            continue
-        part, name, what = split
-        layers.setdefault((part, name), {})[what] = source.read(key)
+    split, unknown = split_keys(source)
+    layers: dict[LayerKey, dict[str, Tensor]] = {}
+    keys: dict[LayerKey, list[str]] = {}
+    for key, (part, name, what, _) in split.items():
+        kinds = layers.setdefault((part, name), {})
+        if what in kinds and not what.startswith(NOT_READ):
+            twin = next(k for k in keys[part, name] if split[k].what == what)
+            raise CheckpointError(
+                f"{path}: {key!r} and {twin!r} are of one layer, expected one adapter in a file"
+            )
+        kinds[what] = source.read(key)
+        refuse_not_finite(source.path, key, kinds[what])
         keys.setdefault((part, name), []).append(key)
-    if not any(set(kinds) - {"value"} for kinds in layers.values()):
-        shown = ", ".join(list(source.entries)[:3])
+    if not any(set(kinds) - {"value", "alpha", "shape"} for kinds in layers.values()):
+        shown = ", ".join(list(source.entries)[:3]) or "no tensors at all"
         raise CheckpointError(
             f"{path}: expected a LoRA (keys that end with .lora_A.weight, .lora_down.weight, "
             f".hada_w1_a and the like), found {shown}"
         )
+    alphas = add_alphas(source, layers)
     return Lora(
-        str(path), layers, {k: tuple(v) for k, v in keys.items()}, tuple(unknown), source.metadata
+        str(path),
+        layers,
+        {k: tuple(v) for k, v in keys.items()},
+        tuple(unknown),
+        source.metadata,
+        alphas,
     )
+
+
+def split_keys(source: Source) -> tuple[dict[str, LoraKey], list[str]]:
+    """Every key taken apart, and those that no layer is known to have.
+
+    What stands under a known layer and is of no known kind is that layer's, which is refused.
+    """
+    split = {key: apart for key in source.entries if (apart := split_key(key)) is not None}
+    stems = {apart.stem: apart for apart in split.values()}
+    unknown = []
+    for key in source.entries:
+        if key in split:
+            continue
+        stem = key.rpartition(".")[0]
+        while stem and stem not in stems:
+            stem = stem.rpartition(".")[0]
+        if not stem:
+            unknown.append(key)
+            continue
+        owner = stems[stem]
+        what = f"{NOT_READ}{key[len(stem) + 1 :]}"
+        split[key] = LoraKey(owner.part, owner.name, what, stem)
+    return split, unknown
+
+
+def add_alphas(source: Source, layers: dict[LayerKey, dict[str, Tensor]]) -> dict[str, int]:
+    """Give low-rank layers without an alpha the one that is said elsewhere; counts the sources."""
+    header, config = header_settings(source.path, source.metadata), config_settings(source.path)
+    numbers: dict[LayerKey, float] = {}
+    for key, value in source.metadata.items():
+        apart = split_key(key)
+        if apart is not None and apart.what == "alpha":
+            numbers[apart.part, apart.name] = number(value, f"{source.path}: {key!r}")
+    sources: Counter[str] = Counter()
+    for (part, name), kinds in layers.items():
+        rank = rank_of(kinds)
+        if rank is None:
+            continue
+        if "alpha" in kinds:
+            sources["beside the tensors"] += 1
+            continue
+        in_header = numbers.get((part, name))
+        if in_header is None and part in header:
+            in_header = header[part].alpha_of(name, rank)
+        in_config = config.alpha_of(name, rank) if config is not None else None
+        for value, where in ((in_header, "in the header"), (in_config, "in adapter_config.json")):
+            if value is not None:
+                kinds["alpha"] = torch.tensor(value)
+                sources[where] += 1
+                break
+        else:
+            sources["not given, so the rank"] += 1
+    return dict(sources)
+
+
+def rank_of(kinds: Mapping[str, Tensor]) -> int | None:
+    """The rank of a layer's factors; None where it has none, or where they are flat."""
+    for name in ("down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b"):
+        if name in kinds:
+            return int(kinds[name].shape[0]) if kinds[name].ndim > 1 else 1
+    return None

@@ -6,28 +6,54 @@ underscores for dots cannot be read backward.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
 from torch import Tensor, nn
 
-from ..models.keymaps import diffusers_body
+from ..errors import CheckpointError
+from ..models.config import count_blocks
+from ..models.keymaps import diffusers_body, openai_clip_layers
 from ..models.layers import RMSNorm
 from ..models.transformer import FluxBody
 from ..quant import QuantizedLinear
 from .branch import Layer
-from .deltas import Delta, make_delta
+from .deltas import Delta, make_delta, refuse_not_read
 from .file import Lora
 
 #: The layer that a control LoRA widens: the picture comes in beside the noise.
 WIDENED_LAYER = "img_in"
+#: What the layers of CLIP's text model begin with.
+CLIP_LAYERS = "text_model.encoder.layers."
+#: What a part is called in messages.
+PART_NAMES = {"transformer": "the transformer", "clip_l": "CLIP-L", "t5": "T5"}
 #: A transformer's layers as XLabs calls them: 1 is the image's stream, 2 the text's.
 XLABS_DOUBLE = {
     "qkv_lora1": "img_attn.qkv",
     "proj_lora1": "img_attn.proj",
     "qkv_lora2": "txt_attn.qkv",
     "proj_lora2": "txt_attn.proj",
+}
+
+
+#: DiffSynth-Studio's names in a double and in a single block: a is the image's stream, b the
+#: text's.
+DIFFSYNTH_DOUBLE = {
+    f"{theirs.format(letter)}": f"{stream}_{ours}"
+    for letter, stream in (("a", "img"), ("b", "txt"))
+    for theirs, ours in {
+        "attn.{}_to_qkv": "attn.qkv",
+        "attn.{}_to_out": "attn.proj",
+        "ff_{}.0": "mlp.0",
+        "ff_{}.2": "mlp.2",
+        "norm1_{}.linear": "mod.lin",
+    }.items()
+}
+DIFFSYNTH_SINGLE = {
+    "to_qkv_mlp": "linear1",
+    "proj_out": "linear2",
+    "norm.linear": "modulation.lin",
 }
 
 
@@ -51,6 +77,7 @@ class LoraMatch:
     """
 
     lora: Lora
+    part: str = "transformer"
     deltas: dict[str, list[Delta]] = field(default_factory=dict)
     norms: dict[str, Tensor] = field(default_factory=dict)
     matched: list[str] = field(default_factory=list)
@@ -61,11 +88,35 @@ class LoraMatch:
         lines = [
             f"{self.lora.path}: {len(self.matched)} tensors applied to {len(self.deltas)} layers"
             + (f" and {len(self.norms)} norms" if self.norms else "")
+            + f" of {PART_NAMES[self.part]}"
         ]
         if self.unmatched:
             lines.append(f"{len(self.unmatched)} not matched: {first_names(self.unmatched)}")
         lines += [f"{name} {reason}" for name, reason in list(self.refused.items())[:5]]
         return "\n".join(lines)
+
+
+def lora_report(lora: Lora, matches: Sequence[LoraMatch]) -> str:
+    """Where every tensor of a LoRA went: applied, refused, or for a part that is not wired."""
+    lines = [str(m) for m in matches if m.matched or m.unmatched]
+    for part in PART_NAMES:
+        if part in (m.part for m in matches):
+            continue
+        keys = [key for (owner, _), keys in lora.keys.items() if owner == part for key in keys]
+        if keys:
+            lines.append(
+                f"{len(keys)} tensors are for {PART_NAMES[part]}, which is not wired: "
+                f"{first_names(keys)}"
+            )
+    if lora.alphas:
+        counts = ", ".join(f"{count} {where}" for where, count in lora.alphas.items())
+        lines.append(f"alpha of layers: {counts}")
+    return "\n".join(lines)
+
+
+def is_whole(matches: Sequence[LoraMatch]) -> bool:
+    """Whether everything that was looked at was applied."""
+    return not any(m.unmatched for m in matches)
 
 
 def first_names(names: list[str]) -> str:
@@ -123,7 +174,46 @@ def lora_targets(module: nn.Module) -> dict[str, LoraTarget]:
                 name, 0, 3 * hidden, whole(name).width
             )
             targets[f"single_blocks.{i}.processor.proj_lora"] = whole(f"single_blocks.{i}.linear2")
+        targets |= diffsynth_targets(module, targets)
+    else:
+        targets |= text_encoder_targets(targets)
     return targets
+
+
+def diffsynth_targets(module: FluxBody, targets: Mapping[str, LoraTarget]) -> dict[str, LoraTarget]:
+    """A transformer's layers, and members of fused ones, in DiffSynth-Studio's names."""
+    renamed: dict[str, LoraTarget] = {}
+    for i in range(len(module.double_blocks)):
+        for theirs, ours in DIFFSYNTH_DOUBLE.items():
+            renamed[f"blocks.{i}.{theirs}"] = targets[f"double_blocks.{i}.{ours}"]
+        for member in "qkv":
+            block = f"transformer_blocks.{i}.attn"
+            renamed[f"blocks.{i}.attn.a_to_{member}"] = targets[f"{block}.to_{member}"]
+            renamed[f"blocks.{i}.attn.b_to_{member}"] = targets[f"{block}.add_{member}_proj"]
+    for i in range(len(module.single_blocks)):
+        block, theirs_block = f"single_blocks.{i}", f"single_transformer_blocks.{i}"
+        for theirs, ours in DIFFSYNTH_SINGLE.items():
+            renamed[f"{block}.{theirs}"] = targets[f"{block}.{ours}"]
+        for member in "qkv":
+            renamed[f"{block}.a_to_{member}"] = targets[f"{theirs_block}.attn.to_{member}"]
+        renamed[f"{block}.proj_in_besides_attn"] = targets[f"{theirs_block}.proj_mlp"]
+    return renamed
+
+
+def text_encoder_targets(targets: Mapping[str, LoraTarget]) -> dict[str, LoraTarget]:
+    """A text encoder's layers under the other names that they go by: without what transformers
+    puts around the model, and in OpenAI's names."""
+    renamed: dict[str, LoraTarget] = {}
+    for outer in ("text_model.", "encoder."):
+        for name, target in targets.items():
+            if name.startswith(outer):
+                renamed[name.removeprefix(outer)] = target
+    for ours, recipe in openai_clip_layers(count_blocks(targets, CLIP_LAYERS)).items():
+        name, _, kind = ours.rpartition(".")
+        if kind == "weight" and name in targets and recipe.transform == "copy":
+            theirs = recipe.names[0].removesuffix(".weight")
+            renamed[theirs] = renamed[theirs.removeprefix("transformer.")] = targets[name]
+    return renamed
 
 
 def norm_names(module: nn.Module) -> dict[str, str]:
@@ -140,6 +230,7 @@ def norm_names(module: nn.Module) -> dict[str, str]:
 
 def new_scale(norm: RMSNorm, kinds: Mapping[str, Tensor]) -> Tensor:
     """A norm's scale (head,) as a LoRA wants it; raises ``ValueError`` for anything else of it."""
+    refuse_not_read(kinds)
     (kind, value), *more = kinds.items()
     if more or kind not in ("value", "diff"):
         raise ValueError(f"is a norm's, and holds {', '.join(kinds)}")
@@ -161,7 +252,7 @@ def match_lora(lora: Lora, module: nn.Module, part: str | None = None) -> LoraMa
     targets |= {name.replace(".", "_"): target for name, target in targets.items()} | targets
     norms = norm_names(module)
     norms |= {name.replace(".", "_"): ours for name, ours in norms.items()}
-    match = LoraMatch(lora, unmatched=list(lora.unknown) if part == "transformer" else [])
+    match = LoraMatch(lora, part, unmatched=list(lora.unknown) if part == "transformer" else [])
     for (owner, name), kinds in lora.layers.items():
         if owner != part:
             continue
@@ -188,12 +279,17 @@ def match_lora(lora: Lora, module: nn.Module, part: str | None = None) -> LoraMa
 
 
 def refuse_unmatched(lora: Lora, matches: list[LoraMatch]) -> None:
-    """Raise ``ValueError`` where no layer of any part has anything of a LoRA."""
+    """Raise ``CheckpointError`` where no layer of any part has anything of a LoRA."""
     if any(m.matched for m in matches):
         return
     keys = [key for keys in lora.keys.values() for key in keys] + list(lora.unknown)
     reasons = [f"; {name} {why}" for m in matches for name, why in m.refused.items()][:1]
-    raise ValueError(
+    asked = {m.part for m in matches}
+    others = {part for part, _ in lora.layers} - asked
+    if not reasons and others and not any(part in asked for part, _ in lora.layers):
+        names = " and ".join(PART_NAMES[part] for part in PART_NAMES if part in others)
+        reasons = [f"; all of it is for {names}, which is not wired"]
+    raise CheckpointError(
         f"{lora.path}: nothing of it fits this model: found {first_names(keys)}{''.join(reasons)}; "
         "expected names such as transformer.transformer_blocks.0.attn.to_q.lora_A.weight or "
         "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight, of FLUX.1"

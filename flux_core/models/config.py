@@ -30,6 +30,17 @@ def count_blocks(names: Iterable[str], prefix: str) -> int:
     return count
 
 
+def count_whole(shapes: Shapes, prefix: str, key: str) -> int:
+    """Count blocks as ``count_blocks`` does; raises where one has no weight of a name, or one
+    unlike the first's (``KeyError``, ``ValueError``): nothing is built of names alone."""
+    count = count_blocks(shapes, prefix)
+    for i in range(count):
+        name, first = f"{prefix}{i}.{key}", f"{prefix}0.{key}"
+        if shapes[name] != shapes[first] or 0 in shapes[name]:
+            raise ValueError(f"{name!r} has shape {shapes[name]}, {first!r} {shapes[first]}")
+    return count
+
+
 @dataclass(frozen=True)
 class BodyConfig:
     """Sizes of what a FLUX.1 transformer and its ControlNets share: embedders and blocks.
@@ -75,8 +86,8 @@ class BodyConfig:
             "context_in_dim": shapes["txt_in.weight"][1],
             "hidden_size": hidden,
             "mlp_ratio": shapes["double_blocks.0.img_mlp.0.weight"][0] / hidden,
-            "depth": count_blocks(shapes, "double_blocks."),
-            "depth_single_blocks": count_blocks(shapes, "single_blocks."),
+            "depth": count_whole(shapes, "double_blocks.", "img_attn.qkv.weight"),
+            "depth_single_blocks": count_whole(shapes, "single_blocks.", "linear1.weight"),
             "guidance_embed": "guidance_in.in_layer.weight" in shapes,
         }
 

@@ -18,16 +18,20 @@ from .config import Shapes, count_blocks
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one native tensor is made of a file's tensors."""
+    """How one native tensor is made of a file's tensors: of ``copy``, of ``rows`` of several one
+    below another, of one with its halves ``swap``-ped, or of the ``third`` of one's rows."""
 
     names: tuple[str, ...]
     transform: str = "copy"
+    third: int = 0
 
     def shape(self, shapes: Shapes) -> tuple[int, ...]:
         """The native shape; raises ``KeyError`` where a tensor is missing."""
         members = [shapes[name] for name in self.names]
         if self.transform == "rows":
             return (sum(s[0] for s in members), *members[0][1:])
+        if self.transform == "third":
+            return (members[0][0] // 3, *members[0][1:])
         return members[0]
 
 
@@ -155,12 +159,61 @@ def t5(shapes: Shapes) -> Recipes:
     return table
 
 
+def t5_stack(shapes: Shapes) -> Recipes:
+    """T5's encoder without the model around it."""
+    return {
+        "shared.weight" if name == "embed_tokens.weight" else f"encoder.{name}": Recipe((name,))
+        for name in shapes
+    }
+
+
+def clip_flat(shapes: Shapes) -> Recipes:
+    """CLIP's text model as transformers 5.6 and later write it."""
+    return {f"text_model.{name}": Recipe((name,)) for name in shapes}
+
+
+#: OpenAI's names in a layer of CLIP.
+CLIP_LAYER = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "self_attn.out_proj": "attn.out_proj",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+
+
+def openai_clip_layers(count: int) -> Recipes:
+    """So many layers of CLIP's text model in OpenAI's names."""
+    table: Recipes = {}
+    for i in range(count):
+        ours, theirs = f"text_model.encoder.layers.{i}", f"transformer.resblocks.{i}"
+        for kind in WEIGHT_AND_BIAS:
+            for mine, other in CLIP_LAYER.items():
+                table[f"{ours}.{mine}.{kind}"] = Recipe((f"{theirs}.{other}.{kind}",))
+            for n, member in enumerate("qkv"):
+                table[f"{ours}.self_attn.{member}_proj.{kind}"] = Recipe(
+                    (f"{theirs}.attn.in_proj_{kind}",), "third", n
+                )
+    return table
+
+
+def openai_clip(shapes: Shapes) -> Recipes:
+    """CLIP's text model in OpenAI's names."""
+    table = openai_clip_layers(count_blocks(shapes, "transformer.resblocks."))
+    table["text_model.embeddings.token_embedding.weight"] = Recipe(("token_embedding.weight",))
+    table["text_model.embeddings.position_embedding.weight"] = Recipe(("positional_embedding",))
+    for kind in WEIGHT_AND_BIAS:
+        table[f"text_model.final_layer_norm.{kind}"] = Recipe((f"ln_final.{kind}",))
+    return table
+
+
+#: diffusers' names in the VAE's attention, newer and older.
 VAE_ATTENTION = {
-    "norm": "group_norm",
-    "q": "to_q",
-    "k": "to_k",
-    "v": "to_v",
-    "proj_out": "to_out.0",
+    "norm": ("group_norm",),
+    "q": ("to_q", "query"),
+    "k": ("to_k", "key"),
+    "v": ("to_v", "value"),
+    "proj_out": ("to_out.0", "proj_attn"),
 }
 
 
@@ -193,9 +246,9 @@ def diffusers_vae(shapes: Shapes) -> Recipes:
     for side in ("encoder", "decoder"):
         for ours, theirs in VAE_ATTENTION.items():
             for kind in WEIGHT_AND_BIAS:
-                table[f"{side}.mid.attn_1.{ours}.{kind}"] = Recipe(
-                    (f"{side}.mid_block.attentions.0.{theirs}.{kind}",)
-                )
+                names = [f"{side}.mid_block.attentions.0.{name}.{kind}" for name in theirs]
+                name = next((name for name in names if name in shapes), names[0])
+                table[f"{side}.mid.attn_1.{ours}.{kind}"] = Recipe((name,))
     return table
 
 
@@ -216,7 +269,10 @@ KEYMAPS = {
     ("vae", "native"): native,
     ("vae", "diffusers"): diffusers_vae,
     ("clip_l", "native"): native,
+    ("clip_l", "transformers 5"): clip_flat,
+    ("clip_l", "openai"): openai_clip,
     ("t5", "native"): t5,
+    ("t5", "stack"): t5_stack,
 }
 
 __all__ = ["KEYMAPS", "Recipe", "Recipes", "native_shapes"]

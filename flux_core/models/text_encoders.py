@@ -30,7 +30,7 @@ from transformers.models.t5.modeling_t5 import T5Block
 from ..quant import quantized_linears
 from ..quant.products import use_fast_linears
 from .blocks import count_weights
-from .config import Shapes, count_blocks
+from .config import Shapes, count_whole
 from .prompt import (
     Embeddings,
     TokenRow,
@@ -67,7 +67,7 @@ def clip_l_config(shapes: Shapes) -> CLIPTextConfig:
         vocab_size=vocab,
         hidden_size=width,
         intermediate_size=shapes["text_model.encoder.layers.0.mlp.fc1.weight"][0],
-        num_hidden_layers=count_blocks(shapes, "text_model.encoder.layers."),
+        num_hidden_layers=count_whole(shapes, "text_model.encoder.layers.", "mlp.fc1.weight"),
         num_attention_heads=max(1, width // HEAD_SIZE),
         max_position_embeddings=shapes["text_model.embeddings.position_embedding.weight"][0],
         hidden_act="quick_gelu",
@@ -88,7 +88,7 @@ def t5_config(shapes: Shapes) -> T5Config:
         d_model=width,
         d_kv=shapes[f"{attention}.q.weight"][0] // heads,
         d_ff=shapes["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"][0],
-        num_layers=count_blocks(shapes, "encoder.block."),
+        num_layers=count_whole(shapes, "encoder.block.", "layer.0.SelfAttention.q.weight"),
         num_heads=heads,
         relative_attention_num_buckets=buckets,
         feed_forward_proj="gated-gelu",

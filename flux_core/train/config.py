@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..errors import ConfigError
 from ..lora.save import FORMATS
 from ..offload import OffloadPolicy
 from ..offload.policy import MODES
@@ -22,10 +23,6 @@ ON_FAULT = ("skip", "refuse")
 ON_EMPTY = ("use", "skip", "refuse")
 #: Fields of ``ModelConfig`` that name a file or a folder.
 MODEL_FILES = ("transformer", "clip_l", "t5", "vae", "tokenizers")
-
-
-class ConfigError(ValueError):
-    """A training run's settings are wrong; the message names the field."""
 
 
 def check_choice(value: str, name: str, choices: tuple[str, ...]) -> None:

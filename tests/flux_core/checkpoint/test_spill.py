@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from flux_core import FluxTransformer, load_transformer, save_module
-from flux_core.checkpoint.errors import CheckpointError
+from flux_core.errors import CheckpointError
 from flux_core.models.config import TransformerConfig
 from flux_core.offload.placement import placement_of
 from flux_core.quant import FORMATS

@@ -1,0 +1,156 @@
+"""The door through which files come in, and the one through which they go out.
+
+Coming in, whatever is wrong with a file becomes one project error that names it. Going out, a file
+is there whole or not at all, and never in the place of one that was not meant.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from .errors import CheckpointError, ConfigError, FileError
+
+#: Bytes of a text file that is read whole; none that a person writes comes near.
+LARGEST_TEXT = 64_000_000
+#: Bytes of JSON that is read whole: nested emptiness takes thirty times its length in memory.
+LARGEST_JSON = 16_000_000
+#: What programs leave beside files that they have not finished.
+UNFINISHED = (".partial", ".incomplete", ".part", ".crdownload", ".download", ".tmp", ".aria2")
+_numbers = itertools.count()
+
+
+@contextmanager
+def reading(
+    path: str | Path, what: str, error: type[FileError] = CheckpointError
+) -> Iterator[None]:
+    """Whatever goes wrong inside is one error that names the file.
+
+    Args:
+        what: what it is read as: "a GGUF file".
+        error: the kind of error that it becomes. Interrupts pass as they are, and errors of the
+            system (no such file, no right to read it) with the file's name in them.
+    """
+    try:
+        yield
+    except FileError as fault:
+        if str(path) in str(fault):
+            raise
+        raise type(fault)(f"{path}: {fault}") from fault
+    except FileNotFoundError as fault:
+        raise error(f"{path}: no such file") from fault
+    except Exception as fault:  # a damaged file may fail in any way, of any library
+        raise error(f"{path}: cannot be read as {what} ({reason(fault)})") from fault
+
+
+def reason(fault: BaseException) -> str:
+    """Why something failed, in words; a key or a number alone says nothing."""
+    said = str(getattr(fault, "strerror", None) or fault)
+    if isinstance(fault, KeyError):
+        return f"{said} is missing"
+    if isinstance(fault, RecursionError):
+        return "it is nested without end"
+    if isinstance(fault, MemoryError):
+        return "it asks for more memory than there is"
+    return said or type(fault).__name__
+
+
+def read_text(
+    path: str | Path, error: type[FileError] = ConfigError, limit: int = LARGEST_TEXT
+) -> str:
+    """A text file in UTF-8, with or without its byte-order mark.
+
+    Raises ``error`` naming the file where it is missing, of another encoding, or far too long.
+    """
+    path = Path(path)
+    with reading(path, "a text file", error):
+        if path.is_dir():
+            raise error(f"{path}: is a folder, expected a file")
+        with open(path, "rb") as file:
+            raw = file.read(limit + 1)
+        if len(raw) > limit:
+            raise error(f"{path}: is longer than {limit // 1_000_000} MB, expected a text file")
+        try:
+            return raw.decode("utf-8-sig")
+        except UnicodeDecodeError as fault:
+            raise error(
+                f"{path}: is no UTF-8 text (byte {fault.start} is {raw[fault.start]:#04x}): "
+                "save it as UTF-8"
+            ) from fault
+
+
+def parse_json(text: str | bytes) -> Any:
+    """JSON without NaN and infinity, which are no JSON; raises ``ValueError``."""
+
+    def refuse(word: str) -> NoReturn:
+        raise ValueError(f"{word} is no number")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def read_json(path: str | Path, what: str, error: type[FileError] = ConfigError) -> Any:
+    """What a JSON file holds; errors as ``read_text``, and where it is no JSON."""
+    text = read_text(path, error, LARGEST_JSON)
+    with reading(path, what, error):
+        return parse_json(text)
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether a file's name says that it is not a person's own, or not whole yet."""
+    return path.name.startswith(".") or path.name.lower().endswith(UNFINISHED)
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[Path]:
+    """A name to write under; the file has its own when the block ends, on disk.
+
+    Every writer has a name of its own. Whatever happens inside, nothing is left behind, and what
+    was there before stays until then.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_name(path)
+    try:
+        yield partial
+        sync(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_new(path: str | Path, content: bytes) -> bool:
+    """Write a file where none is; False, and nothing written, where there is one."""
+    path = Path(path)
+    partial = partial_name(path)
+    try:
+        partial.write_bytes(content)
+        sync(partial)
+        try:
+            os.link(partial, path)  # fails where the name is taken, even at the same moment
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without links
+            if path.exists():
+                return False
+            partial.replace(path)
+        return True
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def partial_name(path: Path) -> Path:
+    """A name beside a file that no other writer has."""
+    number = f"{os.getpid()}-{threading.get_ident()}-{next(_numbers)}"
+    return path.with_name(f".{path.name[-80:]}.{number}.partial")
+
+
+def sync(path: Path) -> None:
+    """Have the disk keep what was written."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())

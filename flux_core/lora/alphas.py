@@ -1,0 +1,136 @@
+"""How strong a LoRA's layers are meant to be, where no ``.alpha`` beside them says so.
+
+    header   lora_adapter_metadata: {"transformer.r": 4, "transformer.lora_alpha": 16, ...}
+             (diffusers, SimpleTuner), or a number under <layer>.alpha or lora_alpha
+    config   adapter_config.json beside the file: {"r": 4, "lora_alpha": 16, ...} (PEFT)
+
+What is nearer to the tensors counts: ``.alpha``, header, config, and else the rank, which is no
+scaling at all.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+from ..files import parse_json, read_json, reading
+
+HEADER_KEY = "lora_adapter_metadata"
+CONFIG_NAME = "adapter_config.json"
+#: What components are called in a header, and the part that each is.
+COMPONENTS = {
+    "transformer": "transformer",
+    "unet": "transformer",
+    "text_encoder": "clip_l",
+    "text_encoder_2": "t5",
+}
+#: What PEFT's configurations call adapters that ``deltas`` computes.
+PEFT_TYPES = ("LORA", "LOHA", "LOKR")
+
+
+@dataclass(frozen=True)
+class PeftSettings:
+    """What a PEFT configuration says of one part's layers."""
+
+    alpha: float | None = None
+    alphas: Mapping[str, float] = field(default_factory=dict)
+    root: bool = False  # alpha is divided by the root of the rank (use_rslora)
+
+    def alpha_of(self, name: str, rank: int) -> float | None:
+        """The alpha of a layer, as one that is divided by the rank; None where none is said."""
+        found_alpha = next(
+            (value for pattern, value in self.alphas.items() if fits(pattern, name)), self.alpha
+        )
+        if found_alpha is None:
+            return None
+        return found_alpha * math.sqrt(rank) if self.root else found_alpha
+
+
+def fits(pattern: str, name: str) -> bool:
+    """Whether a pattern means a layer: its whole name, or the end of it, as PEFT reads them."""
+    if name == pattern or name.endswith("." + pattern):
+        return True
+    try:
+        return re.fullmatch(rf"(.*\.)?(?:{pattern})", name) is not None
+    except re.error:
+        return False
+
+
+def peft_settings(raw: Mapping[str, Any], where: str) -> PeftSettings:
+    """Settings of one part; raises ``CheckpointError`` for what are no numbers."""
+    kind = raw.get("peft_type") or "LORA"
+    if str(kind).rpartition(".")[2] not in PEFT_TYPES:
+        raise CheckpointError(
+            f"{where}: peft_type is {kind!r}, expected one of {', '.join(PEFT_TYPES)}"
+        )
+    alpha = raw.get("lora_alpha", raw.get("alpha"))
+    pattern = raw.get("alpha_pattern") or {}
+    if not isinstance(pattern, Mapping):
+        raise CheckpointError(f"{where}: alpha_pattern is {pattern!r}, expected names and numbers")
+    return PeftSettings(
+        None if alpha is None else number(alpha, f"{where}: lora_alpha"),
+        {str(k): number(v, f"{where}: alpha_pattern of {k!r}") for k, v in pattern.items()},
+        bool(raw.get("use_rslora", False)),
+    )
+
+
+def number(value: object, where: str) -> float:
+    """A finite number, written as one or as text; raises ``CheckpointError``."""
+    try:
+        converted = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        converted = math.nan
+    if isinstance(value, bool) or not math.isfinite(converted):
+        raise CheckpointError(f"{where} is {value!r}, expected a number")
+    return converted
+
+
+def header_settings(path: Path, metadata: Mapping[str, str]) -> dict[str, PeftSettings]:
+    """What a header says, by part."""
+    if HEADER_KEY not in metadata:
+        if "lora_alpha" not in metadata:
+            return {}
+        every = peft_settings(
+            {"lora_alpha": metadata["lora_alpha"], "use_rslora": is_true(metadata)}, f"{path}"
+        )
+        return dict.fromkeys(COMPONENTS.values(), every)
+    with reading(path, f"a LoRA, for its {HEADER_KEY}"):
+        raw = parse_json(metadata[HEADER_KEY])
+        if not isinstance(raw, dict):
+            raise CheckpointError(f"{path}: {HEADER_KEY} is {raw!r}, expected names and values")
+    parts: dict[str, dict[str, Any]] = {}
+    for key, value in raw.items():
+        component, _, rest = key.partition(".")
+        if component in COMPONENTS and rest:
+            parts.setdefault(COMPONENTS[component], {})[rest] = value
+        else:
+            parts.setdefault("transformer", {}).setdefault(key, value)
+    return {part: peft_settings(said, f"{path}: {HEADER_KEY}") for part, said in parts.items()}
+
+
+def is_true(metadata: Mapping[str, str]) -> bool:
+    return metadata.get("use_rslora", "").lower() in ("true", "1")
+
+
+def config_settings(path: Path) -> PeftSettings | None:
+    """What a configuration says that lies beside a file, if it is this file's.
+
+    It is that of PEFT's own name for the file, and of the only one in its folder.
+    """
+    folder = path if path.is_dir() else path.parent
+    config = folder / CONFIG_NAME
+    if not config.is_file():
+        return None
+    if not path.name.startswith("adapter_model"):
+        files = [p for p in folder.glob("*.safetensors") if not p.name.startswith(".")]
+        if len(files) > 1:
+            return None
+    raw = read_json(config, "a PEFT configuration", CheckpointError)
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{config}: is {raw!r}, expected names and values")
+    return peft_settings(raw, str(config))

@@ -1,0 +1,115 @@
+"""Where a LoRA's strength is said: beside its tensors, in its header, in a file beside it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from flux_core import CheckpointError
+from flux_core.lora import load_lora, match_lora
+from flux_core.lora.match import lora_report
+from tests.flux_core.lora.lora_files import HIDDEN, new_model, random
+
+LAYER = "transformer_blocks.0.attn.to_q"
+RANK = 4
+
+
+def factor(tmp_path, *, alpha=None, metadata=None, config=None, prefix="transformer.") -> float:
+    """By how much a LoRA's product counts, for what is said of it in each place."""
+    down, up = random(RANK, HIDDEN), random(HIDDEN, RANK)
+    tensors = {f"{prefix}{LAYER}.lora_A.weight": down, f"{prefix}{LAYER}.lora_B.weight": up}
+    if alpha is not None:
+        tensors[f"{prefix}{LAYER}.alpha"] = torch.tensor(alpha)
+    path = tmp_path / "adapter_model.safetensors"
+    save_file(tensors, path, metadata=metadata)
+    if config is not None:
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8-sig")
+    lora = load_lora(path)
+    (delta,) = match_lora(lora, new_model()).deltas["double_blocks.0.img_attn.qkv"]
+    weight = delta.weight()
+    assert weight is not None
+    return float((weight / (up @ down)).median())
+
+
+def header(**said) -> dict[str, str]:
+    return {"lora_adapter_metadata": json.dumps(said)}
+
+
+@pytest.mark.parametrize(
+    "places, expected",
+    [
+        ({}, 1.0),
+        ({"alpha": 8.0}, 2.0),
+        ({"metadata": header(**{"transformer.lora_alpha": 16})}, 4.0),
+        ({"metadata": header(lora_alpha=16)}, 4.0),
+        ({"metadata": header(**{"text_encoder.lora_alpha": 16})}, 1.0),
+        ({"metadata": header(**{"transformer.alpha_pattern": {LAYER: 2}})}, 0.5),
+        ({"metadata": header(**{"transformer.alpha_pattern": {"attn.to_q": 2}})}, 0.5),
+        ({"metadata": header(lora_alpha=16, use_rslora=True)}, 8.0),
+        ({"metadata": {"lora_alpha": "16"}}, 4.0),
+        ({"metadata": {f"transformer.{LAYER}.alpha": "12"}}, 3.0),
+        ({"metadata": {"ss_network_alpha": "16", "ss_network_dim": "4"}}, 1.0),  # kohya's own note
+        ({"config": {"r": RANK, "lora_alpha": 16}}, 4.0),
+        ({"config": {"r": 8, "lora_alpha": 2, "alpha_pattern": {".*to_q": 20}}}, 5.0),
+        ({"config": {"lora_alpha": 16, "use_rslora": True}}, 8.0),
+        ({"alpha": 8.0, "metadata": header(lora_alpha=16), "config": {"lora_alpha": 1}}, 2.0),
+        ({"metadata": header(lora_alpha=16), "config": {"lora_alpha": 1}}, 4.0),
+    ],
+)
+def test_the_nearest_alpha_counts(places, expected, tmp_path):
+    assert factor(tmp_path, **places) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        {"metadata": header(lora_alpha="much")},
+        {"metadata": header(lora_alpha=True)},
+        {"metadata": header(lora_alpha=[1])},
+        {"metadata": {"lora_adapter_metadata": "{"}},
+        {"metadata": {"lora_adapter_metadata": "[1]"}},
+        {"metadata": {"lora_adapter_metadata": '{"lora_alpha": NaN}'}},
+        {"metadata": {"lora_alpha": "inf"}},
+        {"metadata": {f"transformer.{LAYER}.alpha": "nan"}},
+        {"config": ["r"]},
+        {"config": {"lora_alpha": {}}},
+        {"config": {"alpha_pattern": 3}},
+        {"config": {"peft_type": "OFT"}},
+        {"alpha": float("nan")},
+        {"alpha": float("inf")},
+    ],
+)
+def test_alphas_that_are_no_numbers_are_refused(places, tmp_path):
+    with pytest.raises(CheckpointError, match="adapter"):
+        factor(tmp_path, **places)
+
+
+def test_a_configuration_is_of_its_own_file_alone(tmp_path):
+    down, up = random(RANK, HIDDEN), random(HIDDEN, RANK)
+    tensors = {f"{LAYER}.lora_A.weight": down, f"{LAYER}.lora_B.weight": up}
+    for name in ("one", "two"):
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 16}')
+    lora = load_lora(tmp_path / "one.safetensors")
+    assert lora.alphas == {"not given, so the rank": 1}
+    assert "1 not given, so the rank" in lora_report(lora, [match_lora(lora, new_model())])
+
+
+@pytest.mark.parametrize("kind", ["lora_A.weight", "lora_B.weight", "dora_scale", "diff_b"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float8_e5m2])
+def test_numbers_that_are_not_finite_name_their_tensor(kind, value, dtype, tmp_path):
+    tensors = {
+        "lora_A.weight": random(RANK, HIDDEN),
+        "lora_B.weight": random(HIDDEN, RANK),
+        "dora_scale": random(HIDDEN, 1),
+        "diff_b": random(HIDDEN),
+    }
+    tensors[kind].view(-1)[5] = value
+    file = {f"{LAYER}.{name}": t.to(dtype) for name, t in tensors.items()}
+    save_file(file, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match=rf"{LAYER}\.{kind}' holds 1 values"):
+        load_lora(tmp_path / "x.safetensors")
