@@ -28,7 +28,8 @@ from flux_core.lora import Lora, LoraStack, lora_applied
 from flux_core.lora.match import linears_of
 from flux_core.models.compile import compile_blocks
 from flux_core.models.config import VAEConfig
-from flux_core.models.text_encoders import T5_LENGTH, T5Encoder
+from flux_core.models.text_encoders import T5Encoder
+from flux_core.models.tokenizers import T5_LENGTH
 from flux_core.offload import OffloadRunner
 from flux_core.offload.activations import LiveBytes
 from flux_core.offload.placement import placement_of

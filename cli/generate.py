@@ -43,6 +43,5 @@ def run(args: argparse.Namespace) -> None:
             shift=POCKET_SAMPLING["shift"],
             callback=lambda step, total, _: bar.update(step + 1),
         )
-    args.out.mkdir(parents=True, exist_ok=True)
     print(drawn.report)
     print(f"picture: {save_png(drawn.images[0], args.out.resolve() / 'generate')}")

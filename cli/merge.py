@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from flux_core import load_transformer, save_module
+    from flux_core.bounds import check_number
     from flux_core.checkpoint.inspect import describe_file
     from flux_core.checkpoint.reader import open_source
     from flux_core.lora import load_lora, match_lora, merge_loras
@@ -29,13 +30,11 @@ def run(args: argparse.Namespace) -> None:
     for option in args.lora:
         path, equals, strength = option.rpartition("=")
         try:
-            stack.append(
-                (load_lora(path if equals else option), float(strength) if equals else 1.0)
-            )
+            number = float(strength) if equals else 1.0
         except ValueError as error:
-            if "could not convert" not in str(error):
-                raise
             raise ValueError(f"--lora {option}: strength is {strength!r}, not a number") from error
+        check_number(number, f"--lora {option}: strength", -1000, 1000)
+        stack.append((load_lora(path if equals else option), number))
     notes = open_source(args.file).metadata
     module = merge_loras(load_transformer(args.file, precision=args.precision), stack)
     for lora, _ in stack:

@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from flux_core.bounds import MOST_STEPS, check_number
     from flux_core.offload.machine import Machine
     from flux_core.quant import PRECISIONS
     from flux_core.sampling.estimate import plan_picture
@@ -44,8 +45,9 @@ def run(args: argparse.Namespace) -> None:
         )
     for name in ("vram", "link", "tflops", "ram"):
         value = getattr(args, name)
-        if value is not None and value <= 0:
-            raise ValueError(f"{name} is {value}, expected more than 0")
+        if value is not None:
+            check_number(value, name, 1e-3, 1e9)
+    check_number(args.steps, "steps", 1, MOST_STEPS, whole=True)
     print(f"FLUX.1-dev in {args.precision}, {args.width}x{args.height}, {args.steps} steps")
     gpus = COMMON_GPUS
     if args.vram:

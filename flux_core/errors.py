@@ -21,6 +21,10 @@ class ConfigError(FileError):
     """A run's settings or its data cannot be used; the message names the field or the file."""
 
 
+class PictureError(FileError):
+    """A picture cannot be opened."""
+
+
 def one_line(text: str) -> str:
     """A text on one line, what cannot be printed escaped, and cut where it is very long."""
     words = " ".join(text[: 4 * LONGEST].split())

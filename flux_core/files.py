@@ -6,16 +6,18 @@ is there whole or not at all, and never in the place of one that was not meant.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
-from .errors import CheckpointError, ConfigError, FileError
+from .errors import CheckpointError, ConfigError, FileError, one_line
 
 #: Bytes of a text file that is read whole; none that a person writes comes near.
 LARGEST_TEXT = 64_000_000
@@ -23,6 +25,16 @@ LARGEST_TEXT = 64_000_000
 LARGEST_JSON = 16_000_000
 #: What programs leave beside files that they have not finished.
 UNFINISHED = (".partial", ".incomplete", ".part", ".crdownload", ".download", ".tmp", ".aria2")
+#: What Windows takes for a device, in any folder.
+RESERVED = {
+    "CON",
+    "PRN",
+    "AUX",
+    "NUL",
+    *(f"{port}{n}" for port in ("COM", "LPT") for n in range(10)),
+}
+#: Bytes of a name that every file system takes, with room for what is put around it.
+LONGEST_NAME = 200
 _numbers = itertools.count()
 
 
@@ -51,14 +63,14 @@ def reading(
 
 def reason(fault: BaseException) -> str:
     """Why something failed, in words; a key or a number alone says nothing."""
-    said = str(getattr(fault, "strerror", None) or fault)
+    message = str(getattr(fault, "strerror", None) or fault)
     if isinstance(fault, KeyError):
-        return f"{said} is missing"
+        return f"{message} is missing"
     if isinstance(fault, RecursionError):
         return "it is nested without end"
     if isinstance(fault, MemoryError):
         return "it asks for more memory than there is"
-    return said or type(fault).__name__
+    return message or type(fault).__name__
 
 
 def read_text(
@@ -104,6 +116,40 @@ def read_json(path: str | Path, what: str, error: type[FileError] = ConfigError)
 def is_hidden(path: Path) -> bool:
     """Whether a file's name says that it is not a person's own, or not whole yet."""
     return path.name.startswith(".") or path.name.lower().endswith(UNFINISHED)
+
+
+def folders_below(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Every folder in order, and the names of its files; what is hidden is left out.
+
+    The page asks for lists whenever it loads, so files are named and not looked at. Links are
+    followed, each folder once.
+    """
+    seen = set()
+    for folder, inner, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            inner.clear()
+            continue
+        seen.add(real)
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        yield Path(folder), sorted(name for name in files if not is_hidden(Path(name)))
+
+
+def below(root: Path, name: str) -> Path:
+    """The path of a name under a folder, which may have folders in it.
+
+    Names alone decide: a link that stands in the folder is whoever's the folder is, and followed.
+    Raises ``ValueError`` for a name that leaves the folder, or that some system reads otherwise.
+    """
+    parts = [part for part in name.replace("\\", "/").split("/") if part != "."]
+    wrong = not name or not any(parts) or name.startswith(("/", "\\"))
+    for part in parts:
+        stem = part.split(".")[0].strip().upper()
+        wrong = wrong or not part or part == ".." or ":" in part or stem in RESERVED
+        wrong = wrong or not part.isprintable() or len(part.encode()) > LONGEST_NAME
+    if wrong:
+        raise ValueError(f"name {one_line(name)!r} leaves the folder {root.name}: not used")
+    return root.joinpath(*parts)
 
 
 @contextmanager
@@ -154,3 +200,33 @@ def sync(path: Path) -> None:
     """Have the disk keep what was written."""
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
+
+
+@contextmanager
+def locked_folder(folder: Path, what: str) -> Iterator[None]:
+    """Nobody else has this folder inside the block; a program that dies gives it back.
+
+    Raises ``ConfigError`` where somebody has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a+b") as file:
+        if not lock(file):
+            raise ConfigError(f"{folder}: {what} in this folder already: wait for it, or stop it")
+        yield
+
+
+def lock(file: IO[bytes]) -> bool:
+    """Take an open file for this process, until it is closed; False where another has it."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as fault:
+        # on a file system without locks it is as it was before there were any
+        return fault.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+    return True

@@ -5,29 +5,59 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from .bounds import check_number
 from .checkpoint.load import load_text_encoders, load_transformer, load_vae
-from .lora import LoraStack, match_lora
-from .lora.match import is_whole, lora_report, refuse_unmatched
+from .lora import Lora, LoraStack, load_lora, match_lora
+from .lora.match import WIDENED_LAYER, is_whole, lora_report, refuse_unmatched
 from .models.families import family_of
 from .models.text_encoders import TextEncoders
 from .models.transformer import FluxTransformer
 from .models.vae import AutoEncoder
 from .offload import MemoryReport, OffloadPolicy, OffloadRunner
+from .offload.turns import turn_of
 from .pocket import pocket_file
 from .quant import full_dtype
+from .sampling.concat import extra_channels
 from .sampling.conditioning import Conditioning, Control
-from .sampling.images import check_size, to_pixels
-from .sampling.latents import zero_latents
+from .sampling.images import (
+    as_masks,
+    as_pictures,
+    check_size,
+    rows_for,
+    scaled_to,
+    to_pixels,
+)
+from .sampling.latents import expand, zero_latents
 from .sampling.prompts import encode_prompts
-from .sampling.run import DrawRequest, SamplingSettings, StepCallback, draw
+from .sampling.run import DrawRequest, SamplingSettings, StepCallback, check_control, draw
 from .sampling.vae import decode_pictures, encode_pixels
 
 log = logging.getLogger(__name__)
+
+#: What a picture may be.
+Picture = Tensor | np.ndarray | Image.Image | Sequence[Image.Image]
+
+
+def batch_of(prompts: Sequence[object], batch_size: int) -> int:
+    """Pictures that some prompts and a batch size ask for; raises ``ValueError`` where the two do
+    not agree."""
+    if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+        raise ValueError(f"prompt is {prompts!r}, expected a text or one for each picture")
+    check_number(batch_size, "batch_size", 1, whole=True)
+    if len(prompts) > 1 and batch_size not in (1, len(prompts)):
+        raise ValueError(
+            f"{len(prompts)} prompts and a batch_size of {batch_size}: expected one prompt, or as "
+            "many as pictures"
+        )
+    return max(batch_size, len(prompts))
 
 
 @dataclass(frozen=True)
@@ -47,19 +77,24 @@ class FluxPipeline:
         text_encoders: TextEncoders,
         vae: AutoEncoder,
         *,
-        policy: OffloadPolicy | None = None,
+        policy: OffloadPolicy | str | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         self.transformer, self.text_encoders, self.vae = transformer, text_encoders, vae
-        self.policy = policy or OffloadPolicy()
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.policy = (
+            OffloadPolicy(policy) if isinstance(policy, str) else policy or OffloadPolicy()
+        )
+        try:
+            self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        except RuntimeError as error:
+            raise ValueError(f"device is {device!r}, expected cpu, cuda or the like") from error
 
     @classmethod
     def from_pocket(
         cls,
         *,
         precision: str = "bf16",
-        policy: OffloadPolicy | None = None,
+        policy: OffloadPolicy | str | None = None,
         device: torch.device | str | None = None,
     ) -> FluxPipeline:
         """Open the tiny FLUX.1 that the repository ships; it draws 256x256."""
@@ -92,30 +127,33 @@ class FluxPipeline:
         sampler: str = "euler",
         scheduler: str = "simple",
         shift: str = "host",
-        image: Tensor | None = None,
-        mask: Tensor | None = None,
+        image: Picture | None = None,
+        mask: Picture | None = None,
         denoise: float = 1.0,
-        condition: Tensor | None = None,
-        condition_mask: Tensor | None = None,
+        condition: Picture | None = None,
+        condition_mask: Picture | None = None,
         controls: Sequence[Control] = (),
-        loras: LoraStack = (),
+        loras: Sequence[tuple[Lora | str | Path, float]] = (),
         callback: StepCallback | None = None,
     ) -> Images:
         """Draw pictures.
 
         Args:
-            prompt: one text, or one for each picture of the batch. ``(word:1.2)`` gives words a
-                weight; ``embedding:name`` stands for a file in a folder of
-                ``text_encoders.embedding_folders`` (see ``models.prompt``).
+            prompt: one text, or one for each picture, of which there are then as many.
+                ``(word:1.2)`` gives words a weight; ``embedding:name`` stands for a file in a
+                folder of ``text_encoders.embedding_folders`` (see ``models.prompt``).
             cfg: true classifier-free guidance; 1 leaves the negative prompt out.
             guidance: the distilled guidance of dev; schnell ignores it.
             width, height: in pixels, multiples of 16; those of ``image`` where it is given.
-            image: (1 or B, H, W, 3) in [0, 1] to start from, for ``denoise`` below 1.
-            mask: (1 or B, H, W) in [0, 1], 1 where to draw anew and 0 where to keep ``image``.
+            image: (1 or B, H, W, 3) in [0, 1] to start from, for ``denoise`` below 1. This and the
+                other pictures may be arrays, bytes, or PIL pictures as well.
+            mask: (1 or B, H, W) in [0, 1], 1 where to draw anew and 0 where to keep ``image``; of
+                another size it is scaled.
             condition: (1 or B, H, W, 3) in [0, 1], what models with a wider input and control LoRAs
                 read beside the noise: edges, depth, the picture to fill.
             condition_mask: (1 or B, H, W) in [0, 1], 1 where a Fill model paints.
-            loras: LoRAs with their strengths, for the transformer and the text encoders.
+            loras: LoRAs, or their files, with their strengths, for the transformer and the text
+                encoders.
             shift: ``host``, ``resolution`` or ``diffsynth``; see ``schedule.SHIFTS``.
             callback: called at every step.
 
@@ -123,11 +161,17 @@ class FluxPipeline:
             ``Images``. Raises ``ValueError`` for sizes, names and numbers out of range, before
             anything is computed.
         """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        batch = batch_of(prompts, batch_size)
+        pictures = masks = read_picture = read_mask = None
         if image is not None:
-            height, width = image.shape[1:3]
-        check_size(width, height)
-        if mask is not None and image is None:
-            raise ValueError("a mask says what to keep of an image, but there is no image")
+            pictures = rows_for(batch, as_pictures(image, "image"), "image")
+            height, width = pictures.shape[1:3]
+        check_size(width, height, batch)
+        if mask is not None:
+            if image is None:
+                raise ValueError("a mask says what to keep of an image, but there is no image")
+            masks = rows_for(batch, as_masks(mask, "mask"), "mask")
         settings = SamplingSettings(
             seed=seed,
             steps=steps,
@@ -137,36 +181,74 @@ class FluxPipeline:
             shift=shift,
             denoise=denoise,
         )
-        runner = OffloadRunner(self.policy, self.device)
-        for lora, _ in loras:
+        check_number(guidance, "guidance", 0, 1000)
+        opened = self._loras(loras)
+        if condition is not None:
+            self._refuse_condition(opened)
+            read_picture = rows_for(batch, as_pictures(condition, "condition"), "condition")
+            if condition_mask is not None:
+                read_mask = as_masks(condition_mask, "condition_mask")
+                read_mask = rows_for(batch, read_mask, "condition_mask")[:, None]
+        elif condition_mask is not None:
+            raise ValueError("condition_mask belongs to a condition, but there is none")
+        for control in controls:
+            check_control(control)
+        parts = [self.transformer, self.text_encoders, self.vae, *(c.net for c in controls)]
+        with turn_of(*parts):
+            runner = OffloadRunner(self.policy, self.device)
+            positive, negative = self._encode(
+                runner, prompts, negative_prompt, cfg, guidance, opened
+            )
+            latents = zero_latents(family_of(self.transformer).vae, batch, height, width)
+            if pictures is not None:
+                latents = expand(self._latents(runner, pictures), batch)
+            if read_picture is not None:
+                side = self.vae.config.compression
+                size = side * latents.shape[-2], side * latents.shape[-1]
+                fitted = scaled_to(read_picture.movedim(-1, 1), *size).movedim(1, -1)
+                read = {"picture": self._latents(runner, fitted), "mask": read_mask}
+                positive = replace(positive, **read)
+                negative = None if negative is None else replace(negative, **read)
+            if masks is not None:
+                masks = F.interpolate(masks[:, None], latents.shape[-2:], mode="bilinear")
+            request = DrawRequest(
+                self.transformer,
+                positive,
+                latents,
+                settings,
+                negative=negative,
+                mask=masks,
+                controls=controls,
+                loras=opened,
+            )
+            (drawn,) = draw(runner, [request], callback=callback)
+            (decoded,) = decode_pictures(runner, self.vae, [drawn])
+        return Images(decoded, runner.report)
+
+    def _loras(self, loras: Sequence[tuple[Lora | str | Path, float]]) -> LoraStack:
+        """LoRAs, opened where they are files; raises where nothing of one fits."""
+        opened = []
+        for lora, strength in loras:
+            lora = lora if isinstance(lora, Lora) else load_lora(lora)
+            check_number(strength, f"the strength of {lora.path}", -1000, 1000)
             parts = (self.transformer, self.text_encoders.clip_l, self.text_encoders.t5)
             matches = [match_lora(lora, part) for part in parts]
             refuse_unmatched(lora, matches)
             if not is_whole(matches):
                 log.warning("%s", lora_report(lora, matches))
-        positive, negative = self._encode(runner, prompt, negative_prompt, cfg, guidance, loras)
-        latents = zero_latents(family_of(self.transformer).vae, batch_size, height, width)
-        if image is not None:
-            latents = self._latents(runner, image).expand_as(latents).clone()
-        if condition is not None:
-            read = {"picture": self._latents(runner, condition)}
-            if condition_mask is not None:
-                read["mask"] = condition_mask[:, None].float()
-            positive = replace(positive, **read)
-            negative = None if negative is None else replace(negative, **read)
-        request = DrawRequest(
-            self.transformer,
-            positive,
-            latents,
-            settings,
-            negative=negative,
-            mask=None if mask is None else F.interpolate(mask[:, None].float(), latents.shape[-2:]),
-            controls=controls,
-            loras=loras,
+            opened.append((lora, strength))
+        return opened
+
+    def _refuse_condition(self, loras: LoraStack) -> None:
+        """Raise ``ValueError`` where nothing reads a picture beside the noise."""
+        widened = any(
+            WIDENED_LAYER in match_lora(lora, self.transformer).deltas for lora, _ in loras
         )
-        (drawn,) = draw(runner, [request], callback=callback)
-        (pictures,) = decode_pictures(runner, self.vae, [drawn])
-        return Images(pictures, runner.report)
+        if not extra_channels(self.transformer.reads) and not widened:
+            raise ValueError(
+                "a condition is read by Fill, Canny and Depth models and control LoRAs, and this "
+                "model reads none: is it meant as image, or for a ControlNet?"
+            )
 
     def _latents(self, runner: OffloadRunner, image: Tensor) -> Tensor:
         """Raw latents (B, 16, h, w) of pictures (B, H, W, 3)."""
@@ -175,13 +257,12 @@ class FluxPipeline:
     def _encode(
         self,
         runner: OffloadRunner,
-        prompt: str | Sequence[str],
+        prompts: Sequence[str],
         negative_prompt: str,
         cfg: float,
         guidance: float,
         loras: LoraStack,
     ) -> tuple[Conditioning, Conditioning | None]:
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         length = self.text_encoders.context_length(prompts)  # they stand in one batch
         encodings = encode_prompts(
             runner, self.text_encoders, prompts, t5_length=length, loras=loras

@@ -10,6 +10,7 @@ from flux_core import Control, PrecisionPlan
 from flux_core.calibration.calibrate import calibrated_copy
 from flux_core.calibration.second_moments import record_second_moments_of_all
 from flux_core.calibration.sensitivity import choose_plan, measure_sensitivity
+from flux_core.files import writing
 from flux_core.quant import FORMATS, quantized_names
 from flux_core.report.pictures import bars
 from flux_core.sampling.run import DrawRequest, SamplingSettings, while_drawing
@@ -115,7 +116,7 @@ class FluxFitMeasurePrecision:
         )
         inputs["required"]["save_as"] = text(
             "",
-            "A name under models/precision_plans to keep the plan under; empty keeps it on the "
+            "A new name under output/precision_plans to keep the plan under; empty keeps it on the "
             "wire alone.",
         )
         return inputs
@@ -133,7 +134,9 @@ class FluxFitMeasurePrecision:
         positive_2: list | None = None,
         positive_3: list | None = None,
     ):
-        path = host.inside(host.plans_folder(), save_as + ".json") if save_as else None
+        path = host.inside(host.plan_folders()[0], save_as + ".json") if save_as else None
+        if path is not None and path.exists():
+            raise FileExistsError(f"{path} exists already: choose another name, or delete it")
         measured = observe_drawing(
             "measuring",
             model,
@@ -145,8 +148,8 @@ class FluxFitMeasurePrecision:
         )
         plan = choose_plan(measured, precision, bits_per_weight)
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(plan.to_json(), encoding="utf-8")
+            with writing(path) as partial:
+                partial.write_text(plan.to_json(), encoding="utf-8")
         title = f"relative output error by layer; {len(plan.layers)} layers keep 16 bits"
         picture = bars({name: layer.errors for name, layer in measured.items()}, title)
         return plan, picture[None], plan.to_json()

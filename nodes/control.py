@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from flux_core import Control, FluxControlNet, OffloadPolicy, load_controlnet
 from flux_core.models.controlnet import UNION_MODES
-from flux_core.sampling.images import to_pixels
+from flux_core.sampling.images import to_images, to_pixels
 
 from . import host
 from .loaders import PRECISION_CHOICES, PRECISION_HELP
@@ -103,7 +103,19 @@ def make_control(
     if net.wants_mask and mask is not None:
         image = image * (1 - as_large_as(mask, image).round())  # to paint anew: shown as black
     cond = opened.encoded(net, vae, image)
-    return Control(net, cond, strength, start, end, mode, mask, policy, compute)
+    return Control(
+        net,
+        cond,
+        strength,
+        start,
+        end,
+        mode,
+        mask,
+        policy,
+        compute,
+        picture=to_pixels(image),
+        encode=None if net.config.hint else lambda pixels: vae.encode(to_images(pixels)),
+    )
 
 
 def as_large_as(mask: Tensor, image: Tensor) -> Tensor:

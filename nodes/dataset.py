@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flux_core.report.pictures import grid
 from flux_core.train.config import ON_EMPTY, ON_FAULT, DataConfig
-from flux_core.train.dataset import DataProblems, Item, open_picture, read_items, summarize
+from flux_core.train.dataset import DataProblems, Item, picture_of_size, read_items, summarize
 
 from . import host
 from .widgets import ADVANCED, choice, integer, socket, text, toggle
@@ -136,7 +136,7 @@ def contact_sheet(items: list[Item]) -> Tensor:
     """The first pictures with their captions on one sheet (H, W, 3)."""
     pictures, labels = [], []
     for item in items[:SHOWN]:
-        picture = open_picture(item.picture, item.size)[0].movedim(-1, 0)[None]
+        picture = picture_of_size(item.picture, item.size)[0].movedim(-1, 0)[None]
         side = max(picture.shape[-2:])
         size = [round(160 * n / side) for n in picture.shape[-2:]]
         small = torch.nn.functional.interpolate(picture, size, mode="area")

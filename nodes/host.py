@@ -24,8 +24,10 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
+from flux_core.errors import one_line
+from flux_core.files import below, folders_below, is_hidden, reason
+from flux_core.pictures import is_picture
 from flux_core.pocket import ASSETS, POCKET
-from flux_core.train.dataset import PICTURES
 
 log = logging.getLogger("fluxfit")
 
@@ -101,8 +103,8 @@ def free_share() -> float:
 def add_route(path: str, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Let the page ask a question at a path: JSON in, JSON out.
 
-    ``answer`` runs on a thread, since it may read files; what it raises as ``ValueError`` or
-    ``OSError`` goes to the page as ``error``.
+    ``answer`` runs on a thread, since it may read files; what it raises goes to the page as
+    ``error``, on one line.
     """
     server = page_server()  # which is there before nodes are
     if comfy("folder_paths") is None or server is None:
@@ -110,12 +112,12 @@ def add_route(path: str, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> 
     from aiohttp import web  # type: ignore[import-not-found]
 
     async def handle(request: Any) -> Any:
-        question = await request.json()
         loop = asyncio.get_running_loop()
         try:
+            question = await request.json()
             return web.json_response(await loop.run_in_executor(None, answer, question))
-        except (ValueError, OSError) as error:
-            return web.json_response({"error": str(error)}, status=400)
+        except Exception as error:  # whoever reaches the port may ask anything
+            return web.json_response({"error": one_line(reason(error))}, status=400)
 
     server.routes.post(path)(handle)
 
@@ -162,7 +164,7 @@ def names_below(folder: str) -> list[str]:
             for name in files
             if name.endswith(wanted)
         )
-    return [name for name in names if name.endswith(SUFFIXES)]
+    return [name for name in names if name.endswith(SUFFIXES) and not is_hidden(Path(name))]
 
 
 def model_path(name: str, *folders: str) -> Path:
@@ -171,11 +173,12 @@ def model_path(name: str, *folders: str) -> Path:
     Raises ``ValueError`` for a name that climbs out of them, ``FileNotFoundError`` for one that
     none of them has.
     """
-    parts = Path(name.replace("\\", "/"))
-    if parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[0:1]:
-        raise ValueError(f"model name {name!r} leaves the model folders: not opened")
+    try:
+        parts = below(Path(), name)
+    except ValueError:
+        raise ValueError(f"model name {name!r} leaves the model folders: not opened") from None
     places = [(folder, parts) for folder in folders]
-    if parts.parts[:1] and parts.parts[0] in folders:
+    if parts.parts[0] in folders and len(parts.parts) > 1:
         places.append((parts.parts[0], Path(*parts.parts[1:])))
     for folder, inner in places:
         path = file_below(folder, inner)
@@ -192,9 +195,8 @@ def file_below(folder: str, parts: Path) -> Path | None:
         match = folder_paths.get_full_path(folder, str(parts))
         return None if match is None else Path(match)
     for root in model_roots(folder):
-        path = root / parts
-        if path.exists() and path.resolve().is_relative_to(root.resolve()):
-            return path
+        if (root / parts).exists():
+            return root / parts
     return None
 
 
@@ -212,35 +214,24 @@ def host_tokenizers() -> tuple[Path, Path] | None:
     return (clip, t5) if clip.is_dir() and t5.is_dir() else None
 
 
-def plans_folder() -> Path:
-    """Where precision plans are kept: a folder among the host's models, or beside the output."""
+def plan_folders() -> list[Path]:
+    """Where precision plans are read: the first is where they are written, below the output."""
     folder_paths = comfy("folder_paths")
+    models = os.environ.get("FLUXFIT_MODELS")
     if folder_paths is not None:
-        return Path(folder_paths.models_dir) / PLANS
-    models_home = os.environ.get("FLUXFIT_MODELS")
-    return Path(models_home) / PLANS if models_home else output_folder() / PLANS
+        models = folder_paths.models_dir
+    return [output_folder() / PLANS, *([Path(models) / PLANS] if models else [])]
 
 
 def plan_names() -> list[str]:
-    root = plans_folder()
-    return sorted(p.relative_to(root).as_posix() for p in root.rglob("*.json"))
-
-
-def folders_below(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Every folder in order, and the names of its files; what is hidden is left out.
-
-    The page asks for lists whenever it loads, so files are named and not looked at. Links are
-    followed, each folder once.
-    """
-    seen = set()
-    for folder, inner, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            inner.clear()
-            continue
-        seen.add(real)
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        yield Path(folder), sorted(name for name in files if not name.startswith("."))
+    names = [
+        (folder / name).relative_to(root).as_posix()
+        for root in plan_folders()
+        for folder, files in folders_below(root)
+        for name in files
+        if name.endswith(".json")
+    ]
+    return sorted(set(names))
 
 
 def dataset_roots() -> list[Path]:
@@ -254,7 +245,7 @@ def dataset_names() -> list[str]:
         folder.relative_to(root).as_posix()
         for root in dataset_roots()
         for folder, files in folders_below(root)
-        if folder != root and any(name.lower().endswith(PICTURES) for name in files)
+        if folder != root and any(is_picture(Path(name)) for name in files)
     ]
     return list(dict.fromkeys(matches))
 
@@ -270,11 +261,7 @@ def dataset_path(name: str) -> Path:
 
 def inside(root: Path, name: str) -> Path:
     """A path under a folder; raises ``ValueError`` for a name that climbs out of it."""
-    root = root.resolve()
-    path = (root / name).resolve()
-    if not name or path == root or not path.is_relative_to(root):
-        raise ValueError(f"name {name!r} leaves the folder {root.name}: not used")
-    return path
+    return below(root.resolve(), name)
 
 
 def output_folder() -> Path:

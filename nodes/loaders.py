@@ -23,7 +23,7 @@ from flux_core import (
 from flux_core.checkpoint.build import AS_STORED, Progress
 from flux_core.checkpoint.load import find_tokenizers
 from flux_core.checkpoint.reader import open_source
-from flux_core.models.text_encoders import Tokenizers
+from flux_core.models.tokenizers import Tokenizers
 from flux_core.quant import PRECISIONS, Precision, full_dtype
 from flux_core.quant.registry import FULL_PRECISIONS
 

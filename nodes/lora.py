@@ -119,7 +119,7 @@ class FluxFitMergeLoras:
     def merge(self, model: FluxModel, name: str, overwrite: bool):
         if not model.loras:
             raise ValueError("there is no LoRA on this model: wire it through FluxFitLoraLoader")
-        path = host.inside(host.output_folder(), f"diffusion_models/{name}.safetensors")
+        path = host.inside(host.output_folder() / "diffusion_models", f"{name}.safetensors")
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists already: choose another name or overwrite")
         merged = merge_loras(copy.deepcopy(model.transformer), model.loras)

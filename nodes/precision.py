@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flux_core import Control, PrecisionPlan, save_module
+from flux_core.files import read_text
 
 from . import host
 from .loaders import PREVIEW_KEY
@@ -28,8 +29,9 @@ class FluxFitPrecisionPlan:
     """A plan from a file."""
 
     DESCRIPTION = (
-        "Opens a precision plan: a small JSON file under models/precision_plans that says which "
-        "layers have which precision. FluxFitMeasurePrecision makes them."
+        "Opens a precision plan: a small JSON file under output/precision_plans or "
+        "models/precision_plans that says which layers have which precision. "
+        "FluxFitMeasurePrecision makes them."
     )
     CATEGORY = PRECISION
     FUNCTION = "load"
@@ -39,22 +41,23 @@ class FluxFitPrecisionPlan:
 
     @classmethod
     def INPUT_TYPES(cls):
-        where = "A file of the folder models/precision_plans."
+        where = "A file of the folder output/precision_plans or models/precision_plans."
         return {"required": {"name": choice(host.plan_names(), where)}}
 
     @classmethod
     def IS_CHANGED(cls, name: str) -> str:
-        return plan_path(name).read_text(encoding="utf-8")
+        return read_text(plan_path(name))
 
     def load(self, name: str):
         return (PrecisionPlan.load(plan_path(name)),)
 
 
 def plan_path(name: str) -> Path:
-    path = host.inside(host.plans_folder(), name)
-    if not path.is_file():
-        raise FileNotFoundError(f"no precision plan {name!r} in {host.plans_folder()}")
-    return path
+    paths = [host.inside(root, name) for root in host.plan_folders()]
+    for path in paths:
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"no precision plan {name!r} in {host.plan_folders()[0]}")
 
 
 class FluxFitSaveQuantized:
@@ -95,25 +98,26 @@ class FluxFitSaveQuantized:
         text_encoders: FluxTextEncoders | None = None,
         control: Sequence[Control] | None = None,
     ):
-        wanted: list[tuple[str, Any]] = []
+        wanted: list[tuple[str, str, Any]] = []
         if model is not None:
-            wanted.append((f"diffusion_models/{name}", model.transformer))
+            wanted.append(("diffusion_models", name, model.transformer))
         if text_encoders is not None:
-            wanted.append((f"clip/{name}_t5", text_encoders.encoders.t5))
+            wanted.append(("clip", f"{name}_t5", text_encoders.encoders.t5))
         nets = [c.net for c in controls_of(control)]
         for i, net in enumerate(nets):
             number = f"_{i + 1}" if len(nets) > 1 else ""
-            wanted.append((f"controlnet/{name}_controlnet{number}", net))
+            wanted.append(("controlnet", f"{name}_controlnet{number}", net))
         if not wanted:
             raise ValueError("nothing is wired in: expected a model, text encoders or a control")
-        paths = [host.inside(host.output_folder(), f"{n}.safetensors") for n, _ in wanted]
+        root = host.output_folder()
+        paths = [host.inside(root / folder, f"{n}.safetensors") for folder, n, _ in wanted]
         taken = [path for path in paths if path.exists()]
         if taken and not overwrite:
             raise FileExistsError(f"{taken[0]} exists already: choose another name or overwrite")
         preview = None if model is None or model.preview is None else model.preview.tolist()
         notes = {} if preview is None else {PREVIEW_KEY: json.dumps(preview)}
         with host.progress(100 * len(wanted), "saving") as bar:
-            for i, (path, (_, module)) in enumerate(zip(paths, wanted, strict=True)):
+            for i, (path, (*_, module)) in enumerate(zip(paths, wanted, strict=True)):
                 save_module(
                     module,
                     path,

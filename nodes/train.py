@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
@@ -29,6 +28,7 @@ from . import accounts, host
 from .dataset import Dataset
 from .memory_manager import HostOffloadRunner
 from .running_text import RunningText
+from .training_files import RUNS, publish, within_folders
 from .vae import HostVAE
 from .widgets import ADVANCED, STEADY, choice, free_number, integer, socket, text, toggle
 from .wires import (
@@ -47,7 +47,6 @@ LAYERS = {
     "attention": ("attention",),
     "all of the blocks": ("attention", "mlp", "modulation"),
 }
-RUNS = "training"
 
 
 class FluxFitTrainSettings:
@@ -339,8 +338,8 @@ class FluxFitResumeTraining:
         self, model: FluxModel, text_encoders: FluxTextEncoders, vae: HostVAE, run: str, steps: int
     ):
         runs_folder = host.output_folder().resolve() / RUNS
-        config = read_run(host.inside(runs_folder, run))
-        config = replace(config, output=str(runs_folder), steps=steps or config.steps)
+        config = within_folders(read_run(host.inside(runs_folder, run)), run, runs_folder)
+        config = replace(config, steps=steps or config.steps)
         return trained_with(config, model, text_encoders, vae, True)
 
 
@@ -381,15 +380,3 @@ def trained_with(
     with_lora = replace(model, loras=((load_lora(path), 1.0),))
     summary = f"{path}\n{config.steps} steps, last loss {trained.history.losses[-1]:.4f}"
     return {"ui": {"text": (summary,)}, "result": (with_lora, loss[None], samples, str(path))}
-
-
-def publish(path: Path) -> Path:
-    """A copy of a LoRA where the loaders look for LoRAs."""
-    runs_folder = host.output_folder().resolve() / "loras"
-    runs_folder.mkdir(parents=True, exist_ok=True)
-    partial = runs_folder / (path.name + ".partial")
-    try:
-        partial.write_bytes(path.read_bytes())
-        return partial.replace(runs_folder / path.name)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -64,7 +64,9 @@ LAYERS = (
     "models",
     "quant",
     "pocket",
+    "pictures",
     "files",
+    "bounds",
     "errors",
     "version",
 )

@@ -15,7 +15,6 @@ ones, for FluxFit alone.
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..files import writing
 from ..models.controlnet import FluxControlNet
 from ..models.keymaps import CONTROLNET_OWN, diffusers_body
 from ..quant import PrecisionPlan, QuantizedLinear, quantized_linears
@@ -120,20 +120,12 @@ def save_module(
         offset += size
     raw = json.dumps(header).encode()
     raw += b" " * (-len(raw) % 8)
-    partial = path.with_name(path.name + ".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with open(partial, "wb") as file:
-            file.write(struct.pack("<Q", len(raw)) + raw)
-            for done, tensor in enumerate(tensors.values()):
-                file.write(bytes_of(tensor))
-                if progress is not None:
-                    progress(done + 1, len(tensors))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing(path) as partial, open(partial, "wb") as file:
+        file.write(struct.pack("<Q", len(raw)) + raw)
+        for done, tensor in enumerate(tensors.values()):
+            file.write(bytes_of(tensor))
+            if progress is not None:
+                progress(done + 1, len(tensors))
     return path
 
 

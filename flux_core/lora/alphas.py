@@ -110,7 +110,7 @@ def header_settings(path: Path, metadata: Mapping[str, str]) -> dict[str, PeftSe
             parts.setdefault(COMPONENTS[component], {})[rest] = value
         else:
             parts.setdefault("transformer", {}).setdefault(key, value)
-    return {part: peft_settings(said, f"{path}: {HEADER_KEY}") for part, said in parts.items()}
+    return {part: peft_settings(values, f"{path}: {HEADER_KEY}") for part, values in parts.items()}
 
 
 def is_true(metadata: Mapping[str, str]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from ..errors import CheckpointError
 from .alphas import config_settings, header_settings, number
 from .names import NOT_READ, LoraKey, split_key
 
+_serials = itertools.count()
 #: A part of the pipeline, and the name of a layer in it.
 LayerKey = tuple[str, str]
 
@@ -34,6 +36,13 @@ class Lora:
     unknown: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
     alphas: Mapping[str, int] = field(default_factory=dict)
+    #: Which of all LoRAs that were opened it is, for those who remember what was done with it.
+    serial: int = field(default_factory=lambda: next(_serials))
+
+    @property
+    def on_text(self) -> bool:
+        """Whether it has layers of a text encoder."""
+        return any(part != "transformer" for part, _ in self.layers)
 
 
 def load_lora(path: str | Path) -> Lora:

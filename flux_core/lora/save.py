@@ -9,7 +9,6 @@ diffusers takes alpha for the rank where a file has none, so there the scale goe
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..files import writing
 from ..models.transformer import FluxBody
 from .match import diffusers_targets
 
@@ -80,13 +80,6 @@ def save_lora(
         "ss_network_alpha": str(alpha),
         **(metadata or {}),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with writing(path) as partial:
         save_file(tensors, partial, metadata=notes)
-        with open(partial, "rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path

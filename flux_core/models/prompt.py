@@ -20,6 +20,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..errors import CheckpointError
+from ..files import reading
+
 log = logging.getLogger(__name__)
 
 #: What brackets without a number multiply a weight by.
@@ -255,20 +258,19 @@ def embedding_files(prompts: Sequence[str], folders: Sequence[Path]) -> tuple[ob
 def read_embedding(path: Path) -> dict[str, Tensor]:
     """The tensors of an embedding's file by name.
 
-    Raises ``ValueError`` for a file that is none.
+    Raises ``CheckpointError`` for a file that is none.
     """
-    try:
+    with reading(path, "an embedding that can be opened safely"):
         if path.suffix == ".safetensors":
             content: object = load_file(path)
         else:
             content = torch.load(path, weights_only=True, map_location="cpu")
-    except OSError:
-        raise
-    except Exception as error:  # a damaged file may fail in any way
-        raise ValueError(f"{path}: is no embedding that can be opened safely") from error
     tensors = dict(vectors_in(content))
     if not tensors:
-        raise ValueError(f"{path}: has no vectors")
+        raise CheckpointError(f"{path}: has no vectors")
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise CheckpointError(f"{path}: {name!r} holds values that are NaN or infinite")
     return tensors
 
 

@@ -19,11 +19,9 @@ from torch import Tensor, nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
-    CLIPTokenizer,
     PreTrainedTokenizerBase,
     T5Config,
-    T5EncoderModel,
-    T5TokenizerFast,  # pyright: ignore[reportAttributeAccessIssue]  (T5Tokenizer in 5.x)
+    T5EncoderModel,  # pyright: ignore[reportAttributeAccessIssue]  (T5Tokenizer in 5.x)
 )
 from transformers.models.t5.modeling_t5 import T5Block
 
@@ -41,13 +39,12 @@ from .prompt import (
     read_prompt,
     t5_row,
 )
+from .tokenizers import Tokenizers
 
 log = logging.getLogger(__name__)
 
 #: Width of one attention head in every CLIP text model and in T5 1.1.
 HEAD_SIZE = 64
-#: The longest T5 context that FLUX.1 was trained with (dev; schnell takes 256).
-T5_LENGTH = 512
 #: Prompts whose encodings are kept; one of 512 tokens takes 4 MB.
 CACHED_PROMPTS = 64
 
@@ -159,31 +156,6 @@ class T5Encoder(nn.Module):
         return self.shared
 
 
-@dataclass(frozen=True)
-class Tokenizers:
-    """The two tokenizers; ``t5_length`` is the context length that they are made for."""
-
-    clip_l: PreTrainedTokenizerBase
-    t5: PreTrainedTokenizerBase
-
-    @property
-    def t5_length(self) -> int:
-        """Tokens of context by default."""
-        return min(T5_LENGTH, int(self.t5.model_max_length))
-
-    @classmethod
-    def load(cls, clip_l: str | Path, t5: str | Path) -> Tokenizers:
-        """Open two folders of the Hugging Face layout; raises ``ValueError`` naming the folder."""
-        for folder, wanted in ((clip_l, "vocab.json"), (t5, "spiece.model")):
-            files = (Path(folder) / "tokenizer.json", Path(folder) / wanted)
-            if not any(file.is_file() for file in files):
-                raise ValueError(f"{folder}: expected tokenizer.json or {wanted}, found neither")
-        return cls(
-            CLIPTokenizer.from_pretrained(str(clip_l), local_files_only=True),
-            T5TokenizerFast.from_pretrained(str(t5), local_files_only=True),
-        )
-
-
 class TextEncoders(nn.Module):
     """Both encoders with their tokenizers; ``encode`` is what a prompt goes through."""
 
@@ -193,9 +165,10 @@ class TextEncoders(nn.Module):
             ("CLIP-L", clip_l, tokenizers.clip_l),
             ("T5", t5, tokenizers.t5),
         ):
-            if len(tokenizer) > encoder.vocabulary:
+            count = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
+            if count > encoder.vocabulary:
                 raise ValueError(
-                    f"the {name} tokenizer has {len(tokenizer)} tokens, its encoder "
+                    f"the {name} tokenizer has {count} tokens, its encoder "
                     f"{encoder.vocabulary}: they do not belong together"
                 )
         self.clip_l, self.t5, self.tokenizers = clip_l, t5, tokenizers

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ..bounds import check_number
 from .memory import host_bytes
 
 MODES = ("auto", "none", "component", "stream")
@@ -49,11 +50,9 @@ class OffloadPolicy:
             if part not in PARTS:
                 raise ValueError(f"part is {part!r}, expected one of {', '.join(PARTS)}")
         for name in ("vram_budget", "ram_budget"):
-            budget = getattr(self, name)
-            if budget is not None and budget < 0:
-                raise ValueError(f"{name} is {budget} bytes, expected 0 or more")
-        if self.slots < 2:
-            raise ValueError(f"slots is {self.slots}, expected at least 2: one copies, one works")
+            if getattr(self, name) is not None:
+                check_number(getattr(self, name), f"{name} in bytes", 0)
+        check_number(self.slots, "slots, of which one copies and one works,", 2, 1000, whole=True)
 
     @property
     def host_budget(self) -> int:

@@ -20,6 +20,7 @@ from .plan import UNKNOWN, Cost, Plan, cost_of, make_plan, shrunk
 from .policy import OffloadPolicy
 from .report import MemoryReport, PartReport
 from .ring import Ring
+from .turns import turn_of
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +137,17 @@ class OffloadRunner:
         Args:
             policies: of each module where it has one of its own, else None.
         """
-        work = work or Work()
+        with turn_of(*modules):
+            yield from self._hold(name, modules, work or Work(), policies)
+
+    def _hold(
+        self,
+        name: str,
+        modules: Sequence[nn.Module],
+        work: Work,
+        policies: Sequence[OffloadPolicy | None],
+    ) -> Iterator[Plan]:
+        """``hold`` for whoever has the modules' turn."""
         plan = self.plan(modules, work, policies)
         if not plan.fits:
             log.warning("%s: %s; trying nevertheless", name, plan)

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..errors import ConfigError
+from ..files import LARGEST_JSON, parse_json, read_text, reason
 from .registry import full_dtype
 
 MARK, VERSION = "fluxfit_precision_plan", 1
@@ -45,7 +47,7 @@ class PrecisionPlan:
     def from_json(cls, text: str, where: str = "the plan") -> PrecisionPlan:
         """Read a plan; raises ``ValueError`` naming ``where`` it came from."""
         try:
-            plan = json.loads(text)
+            plan = parse_json(text)
             if plan.get(MARK) != VERSION:
                 raise ValueError(f"expected {MARK!r}: {VERSION}, found {plan.get(MARK)!r}")
             precision, layers = plan["precision"], plan.get("layers", {})
@@ -54,8 +56,8 @@ class PrecisionPlan:
                     f"'layers' is {type(layers).__name__}, expected names to precisions"
                 )
             return cls(precision, layers)
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ValueError(f"{where} is no precision plan: {error}") from error
+        except Exception as error:  # whatever is wrong with it, that is the reason
+            raise ConfigError(f"{where} is no precision plan: {reason(error)}") from error
 
     @classmethod
     def of_layers(
@@ -69,7 +71,7 @@ class PrecisionPlan:
     @classmethod
     def load(cls, path: str | Path) -> PrecisionPlan:
         """Read a plan from a file; raises ``ValueError`` naming it."""
-        return cls.from_json(Path(path).read_text(encoding="utf-8"), str(path))
+        return cls.from_json(read_text(path, limit=LARGEST_JSON), str(path))
 
 
 #: What a loader takes: one precision for all layers, or a plan.

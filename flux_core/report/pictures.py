@@ -13,6 +13,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..pictures import to_tensor
+
 LINE = 20  # height of a line of text, in pixels
 BACKGROUND, INK = (24, 26, 32), (235, 235, 235)
 BAR_COLOURS = ((230, 120, 70), (240, 190, 80), (90, 160, 230), (110, 200, 130), (190, 130, 220))
@@ -46,11 +48,6 @@ def ssim(a: Tensor, b: Tensor) -> float:
 def to_pil(image: Tensor) -> Image.Image:
     """A picture (H, W, 3), clamped to [0, 1], in eight bits."""
     return Image.fromarray((image.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
-
-
-def to_tensor(picture: Image.Image) -> Tensor:
-    """A picture as (H, W, 3) float32."""
-    return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)
 
 
 def font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:

@@ -5,6 +5,7 @@ Axis letters: B pictures, N text tokens, D and P widths, h and w latents, H and 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -86,6 +87,9 @@ class Control:
     ``mask`` (1 or B, 1, H, W), 1 where to paint, for inpainting nets. ``policy`` says where the
     net's weights live, where it is not with the transformer's; ``compute`` how its layers multiply,
     where it is not as it was opened.
+
+    ``picture`` (1 or B, 3, H, W) in [-1, 1] is what ``cond`` was made of, and ``encode`` makes it
+    anew of the picture in another size, where it is not of the size that is drawn.
     """
 
     net: FluxControlNet
@@ -97,3 +101,5 @@ class Control:
     mask: Tensor | None = None
     policy: OffloadPolicy | None = None
     compute: str | None = None
+    picture: Tensor | None = None
+    encode: Callable[[Tensor], Tensor] | None = None

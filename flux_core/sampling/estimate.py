@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, T5Config
 
 from ..models.config import TransformerConfig, VAEConfig
-from ..models.text_encoders import T5_LENGTH, ClipEncoder, T5Encoder
+from ..models.text_encoders import ClipEncoder, T5Encoder
+from ..models.tokenizers import T5_LENGTH
 from ..models.transformer import FluxTransformer
 from ..models.vae import AutoEncoder
 from ..offload import OffloadPolicy, Work

@@ -5,14 +5,44 @@ pictures (B, H, W, 3) in [0, 1];  pixels (B, 3, H, W) in [-1, 1]
 
 from __future__ import annotations
 
+from numbers import Integral
+
+import numpy as np
+import torch
+from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
+
+from ..bounds import check_number
+from ..pictures import over_white, plain, to_tensor
+from .latents import image_tokens, latent_size
+
+#: Sides of pictures in pixels.
+MOST_SIDE = 16_384
+#: Tokens of all pictures of a batch together: 1024 pictures of 1024x1024, or 16 of 8192x8192.
+MOST_TOKENS = 2**22
+#: Bytes of latents and noise that a token takes at the least, in float32.
+TOKEN_BYTES = 2 * 64 * 4
+#: What values of pictures may be beyond [0, 1]: a resized picture overshoots.
+TOLERATED = 0.25
 
 
-def check_size(width: int, height: int) -> None:
-    """Refuse sides that are no multiples of 16 (8 for the VAE, 2 for a token)."""
+def check_size(width: object, height: object, batch: object = 1) -> None:
+    """Refuse sides that are no multiples of 16 (8 for the VAE, 2 for a token), and pictures that
+    together no memory holds."""
     for name, side in (("width", width), ("height", height)):
-        if side < 16 or side % 16:
-            raise ValueError(f"{name} is {side}, expected a multiple of 16, at least 16")
+        if not isinstance(side, Integral) or isinstance(side, bool) or side < 16 or side % 16:
+            raise ValueError(f"{name} is {side!r}, expected a multiple of 16, at least 16")
+    check_number(batch, "batch_size", 1, whole=True)
+    rows, columns, count = int(height), int(width), int(batch)  # type: ignore[call-overload]
+    tokens = count * image_tokens(*latent_size(rows, columns))
+    if max(rows, columns) > MOST_SIDE or tokens > MOST_TOKENS:
+        pictures = f"{count} pictures of " if count > 1 else ""
+        raise ValueError(
+            f"{pictures}{columns}x{rows} pixels are {tokens} tokens, whose latents alone take "
+            f"{tokens * TOKEN_BYTES / 1e9:.1f} GB: expected sides of at most {MOST_SIDE} and "
+            f"{MOST_TOKENS} tokens"
+        )
 
 
 def to_pixels(images: Tensor) -> Tensor:
@@ -23,3 +53,81 @@ def to_pixels(images: Tensor) -> Tensor:
 def to_images(pixels: Tensor) -> Tensor:
     """The VAE's (B, 3, H, W) to pictures (B, H, W, 3) float32 in [0, 1] on the CPU."""
     return (pixels.float() / 2 + 0.5).clamp(0, 1).movedim(1, -1).cpu()
+
+
+def scaled_to(
+    pixels: Tensor, height: int, width: int, mode: str = "nearest-exact", crop: bool = True
+) -> Tensor:
+    """Pixels (B, C, H, W) in another size, cut to its shape around their middle where ``crop``, as
+    the host scales what does not fit."""
+    rows, columns = pixels.shape[-2:]
+    top = left = 0
+    if crop and columns * height > width * rows:
+        left = round((columns - columns * (width / height) / (columns / rows)) / 2)
+    elif crop and columns * height < width * rows:
+        top = round((rows - rows * (columns / rows) / (width / height)) / 2)
+    inner = pixels[..., top : rows - top, left : columns - left]
+    return F.interpolate(inner, (height, width), mode=mode)
+
+
+def as_pictures(value: object, name: str) -> Tensor:
+    """Pictures (B, H, W, 3) in [0, 1] from what people have: a tensor or an array of floats in
+    [0, 1] or of bytes, (H, W), (H, W, C) or (B, H, W, C), a PIL picture, or a list of these.
+
+    Raises ``ValueError`` naming the argument.
+    """
+    if isinstance(value, list | tuple):
+        pictures = [as_pictures(each, name) for each in value]
+        if len({picture.shape[1:] for picture in pictures}) != 1:
+            raise ValueError(f"{name} has pictures of several sizes, expected one or more of one")
+        return torch.cat(pictures)
+    if isinstance(value, Image.Image):
+        return to_tensor(over_white(plain(value)))[None]
+    tensor = as_unit(value, name)
+    if tensor.ndim == 2:
+        tensor = tensor[..., None]
+    if tensor.ndim == 3:
+        tensor = tensor[None]
+    if tensor.ndim != 4 or tensor.shape[-1] not in (1, 3, 4) or not tensor.numel():
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected (B, H, W, 3)")
+    return tensor.expand(*tensor.shape[:3], 3) if tensor.shape[-1] == 1 else tensor[..., :3]
+
+
+def as_masks(value: object, name: str) -> Tensor:
+    """Masks (B, H, W) in [0, 1] from (H, W), (B, H, W), (B, 1, H, W), or a PIL picture's grey.
+
+    Raises ``ValueError`` naming the argument.
+    """
+    if isinstance(value, Image.Image):
+        return to_tensor(plain(value).convert("RGB").convert("L"))[None]
+    tensor = as_unit(value, name)
+    if tensor.ndim == 4 and 1 in (tensor.shape[1], tensor.shape[-1]):
+        tensor = tensor[:, 0] if tensor.shape[1] == 1 else tensor[..., 0]
+    if tensor.ndim == 2:
+        tensor = tensor[None]
+    if tensor.ndim != 3 or not tensor.numel():
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected (B, H, W)")
+    return tensor
+
+
+def as_unit(value: object, name: str) -> Tensor:
+    """A tensor or array of any shape as floats in [0, 1]."""
+    tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name} is a {type(value).__name__}, expected a tensor or a picture")
+    tensor = tensor.detach().cpu()
+    if tensor.dtype == torch.uint8:
+        return tensor.float() / 255
+    if tensor.dtype == torch.bool:
+        return tensor.float()
+    low, high = (float(x) for x in tensor.float().aminmax()) if tensor.numel() else (0.0, 0.0)
+    if not (low >= -TOLERATED and high <= 1 + TOLERATED):  # NaN is neither
+        raise ValueError(f"{name} has values from {low:g} to {high:g}, expected 0 to 1")
+    return tensor.float().clamp(0, 1)
+
+
+def rows_for(batch: int, value: Tensor, name: str) -> Tensor:
+    """A tensor (rows, ...) of which there is one for all or one for each of a batch."""
+    if len(value) not in (1, batch):
+        raise ValueError(f"{name} has {len(value)} pictures, the batch {batch}: expected 1 or all")
+    return value

@@ -48,7 +48,10 @@ def encode_prompts(
         literal: brackets and names of embeddings are letters, and T5's tokens are cut as well, as
             training has it.
     """
-    settings = clip_l_prompt, t5_length, tuple(loras), literal
+    # what is for the transformer alone changes no text; a key holds no LoRA alive
+    loras = [(lora, strength) for lora, strength in loras if lora.on_text and strength]
+    on_text = tuple((lora.serial, strength) for lora, strength in loras)
+    settings = clip_l_prompt, t5_length, on_text, literal
     encodings = {}
     missing = []
     for prompt in dict.fromkeys(prompts):

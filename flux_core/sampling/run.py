@@ -12,26 +12,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from ..bounds import MOST_SEED, check_number
 from ..lora import LoraStack, lora_applied
 from ..models.config import VAEConfig
 from ..models.families import family_of
 from ..models.transformer import FluxTransformer
 from ..offload import OffloadPolicy, OffloadRunner, Work
 from ..offload.plan import Plan
+from ..offload.turns import turn_of
 from ..offload.workload import sampling_work
 from ..quant import set_compute
 from .conditioning import Conditioning, Control
 from .denoiser import Denoiser, keep_outside
+from .images import scaled_to
 from .latents import destandardise, host_noise, image_tokens, standardise
 from .samplers import SAMPLERS, step_noise
-from .sigmas import SHIFTS, SigmaTable, check_steps, make_sigmas, table_for, wrong_shift
+from .sigmas import (
+    SHIFTS,
+    SigmaTable,
+    check_sigmas,
+    check_steps,
+    make_sigmas,
+    table_for,
+    wrong_shift,
+)
 
 T = TypeVar("T")
 #: Steps done before this one, steps in all, and the picture as it is believed now: standardised
@@ -78,6 +89,8 @@ class SamplingSettings:
         if self.shift not in SHIFTS:
             raise wrong_shift(self.shift)
         check_steps(self.scheduler, self.steps, self.denoise)
+        check_number(self.seed, "seed", 0, MOST_SEED, whole=True)
+        check_number(self.cfg, "cfg", -1000, 1000)
 
     def noise_schedule(self, transformer: FluxTransformer, shape: Sequence[int]) -> NoiseSchedule:
         """The host's noise and sigmas for latents of a shape (B, 16, h, w)."""
@@ -90,6 +103,15 @@ class SamplingSettings:
         if self.add_noise:
             noise = host_noise(shape, self.seed, self.batch_index)
         return NoiseSchedule(noise, sigmas, table)
+
+
+def check_control(control: Control) -> None:
+    """Raise ``ValueError`` for a ControlNet's numbers out of range."""
+    check_number(control.strength, "a ControlNet's strength", -1000, 1000)
+    check_number(control.start, "a ControlNet's start", 0, 1)
+    check_number(control.end, "a ControlNet's end", 0, 1)
+    if control.start > control.end:
+        raise ValueError(f"a ControlNet's start is {control.start}, after its end {control.end}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +151,15 @@ class DrawRequest:
                 raise ValueError(f"{name} has no pooled CLIP vector: it was not encoded for FLUX.1")
         if not self.positives:
             raise ValueError("positive is empty, expected at least one prompt")
+        for prompt in (*self.positives, *(self.negatives or ())):
+            if prompt.guidance is not None:
+                check_number(prompt.guidance, "guidance", 0, 1000)
+        for control in self.controls:
+            check_control(control)
+        for _, strength in self.loras:
+            check_number(strength, "a LoRA's strength", -1000, 1000)
+        if self.settings.sigmas is not None:
+            check_sigmas(self.settings.sigmas)
 
     @property
     def positives(self) -> list[Conditioning]:
@@ -218,6 +249,7 @@ def while_drawing(
     The function is given what draws them all and returns their latents; observing layers wants to
     know what happens meanwhile. Arguments and errors as ``draw`` has them.
     """
+    requests = [with_fitting_controls(request) for request in requests]
     first = requests[0]
     if any(
         request.modules != first.modules or request.loras != first.loras for request in requests
@@ -252,6 +284,22 @@ def while_drawing(
     )
 
 
+def with_fitting_controls(request: DrawRequest) -> DrawRequest:
+    """A request whose control pictures have the size of what is drawn, as the host scales them."""
+    side = request.vae.compression
+    height, width = (side * rows for rows in request.latents.shape[-2:])
+    controls = []
+    for control in request.controls:
+        if control.cond.shape[-2:] != request.latents.shape[-2:] and control.encode is not None:
+            picture = control.picture if control.picture is not None else control.cond
+            cond = control.encode(scaled_to(picture, height, width))
+            control = replace(control, cond=cond)
+        controls.append(control)
+    if all(a is b for a, b in zip(controls, request.controls, strict=True)):
+        return request
+    return replace(request, controls=controls)
+
+
 def run_with_loras(
     runner: OffloadRunner,
     loras: LoraStack,
@@ -262,7 +310,7 @@ def run_with_loras(
     policies: Sequence[OffloadPolicy | None] = (),
 ) -> T:
     """``OffloadRunner.run`` with LoRAs beside the layers of the modules that they fit."""
-    with ExitStack() as stack:
+    with turn_of(*modules), ExitStack() as stack:
         for module in modules:
             if getattr(module, "part", "") != "controlnet":
                 stack.enter_context(lora_applied(module, loras))

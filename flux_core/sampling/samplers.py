@@ -68,6 +68,8 @@ def dpmpp_2m(model: Model, x: Tensor, sigmas: Tensor, noise: Noise, callback: Ca
     for i in range(len(sigmas) - 1):
         denoised = model(x, sigmas[i])
         callback(i, x, denoised)
+        if sigmas[i + 1] == sigmas[i]:
+            continue  # no step; what was before it stays so
         h = sigmas[i].log() - sigmas[i + 1].log()  # infinite at the end, where expm1 gives -1
         target = denoised
         if before is not None and last_h is not None and sigmas[i + 1] > 0:
@@ -90,6 +92,9 @@ def euler_ancestral(
         callback(i, x, denoised)
         if sigmas[i + 1] == 0:
             return denoised
+        if sigmas[i + 1] == sigmas[i]:
+            noise(i)  # no step, but a draw
+            continue
         down = sigmas[i + 1] * (sigmas[i + 1] / sigmas[i])
         keep = (1 - sigmas[i + 1]) / (1 - down)
         renoise = (sigmas[i + 1] ** 2 - down**2 * keep**2) ** 0.5

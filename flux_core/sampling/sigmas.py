@@ -19,12 +19,17 @@ import torch
 from scipy.stats import beta as beta_distribution
 from torch import Tensor
 
-from ..models.families import Family
+from ..bounds import MOST_STEPS, check_number
+from ..models.family import Family
 
 BASE_SHIFT, MAX_SHIFT = 0.5, 1.15  # exponents at 256 and at 4096 image tokens
 BASE_TOKENS, MAX_TOKENS = 256, 4096
 ENTRIES = 10_000  # of a table whose length is nobody's
 DIFFSYNTH_FACTOR = 3.0
+#: Steps of a whole schedule of which the last are taken.
+MOST_SCHEDULE = 1_000_000
+#: Sigmas that a message shows.
+SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -68,10 +73,15 @@ def wrong_shift(shift: str) -> ValueError:
     return ValueError(f"shift is {shift!r}, expected one of {', '.join(SHIFTS)}")
 
 
+def resolution_mu(tokens: float, base: float = BASE_SHIFT, most: float = MAX_SHIFT) -> float:
+    """The exponent for so many image tokens, from ``base`` at 256 to ``most`` at 4096."""
+    slope = (most - base) / (MAX_TOKENS - BASE_TOKENS)
+    return tokens * slope + (base - slope * BASE_TOKENS)
+
+
 def resolution_table(tokens: int) -> SigmaTable:
     """The table for so many image tokens, as FLUX.1 was trained."""
-    slope = (MAX_SHIFT - BASE_SHIFT) / (MAX_TOKENS - BASE_TOKENS)
-    return SigmaTable(tokens * slope + (BASE_SHIFT - slope * BASE_TOKENS))
+    return SigmaTable(resolution_mu(tokens))
 
 
 SHIFTS = ("host", "resolution", "diffsynth")
@@ -120,10 +130,34 @@ def check_steps(scheduler: str, steps: int, denoise: float) -> None:
     """Raise ``ValueError`` for what ``make_sigmas`` cannot make."""
     if scheduler not in SCHEDULERS:
         raise ValueError(f"scheduler is {scheduler!r}, expected one of {', '.join(SCHEDULERS)}")
-    if steps < 1:
-        raise ValueError(f"steps is {steps}, expected at least 1")
-    if not 0 < denoise <= 1:
-        raise ValueError(f"denoise is {denoise}, expected more than 0 and at most 1")
+    check_number(steps, "steps", 1, MOST_STEPS, whole=True)
+    check_number(denoise, "denoise", 0, 1)
+    if not denoise or steps / denoise > MOST_SCHEDULE:
+        raise ValueError(
+            f"denoise is {denoise}, expected more than 0 and at most {MOST_SCHEDULE} steps in "
+            f"{steps} / denoise"
+        )
+
+
+def check_sigmas(sigmas: Tensor) -> None:
+    """Raise ``ValueError`` for sigmas (steps + 1,) that do not fall from noise to a picture; fewer
+    than two are no step."""
+    if sigmas.ndim != 1:
+        raise ValueError(f"sigmas have shape {tuple(sigmas.shape)}, expected (steps + 1,)")
+    if len(sigmas) > MOST_STEPS + 1:
+        raise ValueError(f"sigmas are {len(sigmas)}, expected at most {MOST_STEPS + 1}")
+    if not bool(sigmas.isfinite().all()) or bool((sigmas < 0).any()):
+        raise ValueError(f"sigmas are {shown(sigmas)}, expected numbers of at least 0")
+    if bool((sigmas.diff() > 0).any()):
+        raise ValueError(f"sigmas are {shown(sigmas)}, expected them to fall")
+    if bool((sigmas[:-1] == 0).any()):
+        raise ValueError(f"sigmas are {shown(sigmas)}, expected 0 only at the end")
+
+
+def shown(sigmas: Tensor) -> str:
+    """The first sigmas of (steps + 1,), for a message."""
+    more = ", ..." if len(sigmas) > SHOWN else ""
+    return ", ".join(f"{float(sigma):g}" for sigma in sigmas[:SHOWN]) + more
 
 
 def make_sigmas(table: SigmaTable, scheduler: str, steps: int, denoise: float = 1.0) -> Tensor:

@@ -8,7 +8,6 @@ same name finds nothing old, and one cache serves many runs.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,6 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..errors import FileError
+from ..files import writing
 from ..models.text_encoders import CACHED_PROMPTS, TextEncoders, TextEncoding
 from ..models.vae import AutoEncoder
 from ..offload import OffloadRunner
@@ -24,7 +25,7 @@ from ..offload.pack import named_tensors
 from ..sampling.images import to_pixels
 from ..sampling.prompts import encode_prompts
 from ..sampling.vae import encode_pixels
-from .dataset import DataProblems, Item, open_mask, open_picture
+from .dataset import DataProblems, Item, mask_of_size, picture_of_size
 
 #: Bytes of each tensor that a fingerprint reads, from its beginning and from its end.
 SAMPLED_BYTES = 4096
@@ -88,13 +89,8 @@ class TensorStore:
             self.memory[key] = tensors
             return
         path = self.path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        try:
+        with writing(path) as partial:
             save_file(tensors, partial)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 class EncodingCache:
@@ -133,9 +129,9 @@ class EncodingCache:
         for done, item in enumerate(missing):
             on_progress("encoding pictures", done, len(missing))
             try:
-                pixels = to_pixels(open_picture(item.picture, item.size))
-                mask = {"mask": open_mask(item.mask, item.size)} if item.mask else {}
-            except (OSError, ValueError, SyntaxError) as error:  # PIL raises all three
+                pixels = to_pixels(picture_of_size(item.picture, item.size))
+                mask = {"mask": mask_of_size(item.mask, item.size)} if item.mask else {}
+            except FileError as error:
                 problems.add(item.picture, f"is broken ({error})", on_fault)
                 lost.add(id(item))
                 continue

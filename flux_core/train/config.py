@@ -8,11 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..bounds import MOST_SEED, MOST_STEPS, check_number
 from ..errors import ConfigError
+from ..files import below
 from ..lora.save import FORMATS
 from ..offload import OffloadPolicy
 from ..offload.policy import MODES
 from ..quant import PRECISIONS
+from ..sampling.images import check_size
 from ..sampling.sigmas import SHIFTS
 
 TIMESTEPS = ("uniform", "sigmoid", "logit_normal", "shift", "resolution_shift")
@@ -33,9 +36,7 @@ def check_choice(value: str, name: str, choices: tuple[str, ...]) -> None:
 
 def check_range(value: float, name: str, low: float, high: float | None = None) -> None:
     """Raise ``ConfigError`` for a value outside of [low, high], or below where high is None."""
-    if value < low or (high is not None and value > high):
-        span = f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
-        raise ConfigError(f"{name} is {value:g}, expected {span}")
+    check_number(value, name, low, high, error=ConfigError)
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         check_range(self.rank, "lora.rank", 1, 4096)
-        check_range(self.alpha, "lora.alpha", 0)
+        check_range(self.alpha, "lora.alpha", 0, 1e6)
         check_range(self.ema, "lora.ema", 0, 0.99999)
         if not self.targets or not self.formats:
             raise ConfigError("lora.targets and lora.formats want at least one entry each")
@@ -114,7 +115,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.folder:
             raise ConfigError("data.folder is missing: which pictures?")
-        check_range(self.repeats, "data.repeats", 1)
+        check_range(self.repeats, "data.repeats", 1, 100_000)
         check_range(self.max_aspect, "data.max_aspect", 1, 8)
         if self.step < 16 or self.step % 16:
             raise ConfigError(f"data.step is {self.step}, expected a multiple of 16")
@@ -148,6 +149,8 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         check_choice(self.timesteps, "objective.timesteps", TIMESTEPS)
         check_choice(self.weighting, "objective.weighting", WEIGHTINGS)
+        check_range(self.mean, "objective.mean", -100, 100)
+        check_range(self.guidance, "objective.guidance", 0, 1000)
         check_range(self.scale, "objective.scale", 1e-3, 100)
         check_range(self.shift, "objective.shift", 1e-3, 100)
         check_range(self.caption_dropout, "objective.caption_dropout", 0, 1)
@@ -172,9 +175,9 @@ class OptimizerConfig:
         check_choice(self.name, "optimizer.name", OPTIMIZERS)
         check_choice(self.schedule, "optimizer.schedule", SCHEDULES)
         check_range(self.learning_rate, "optimizer.learning_rate", 0, 10)
-        check_range(self.weight_decay, "optimizer.weight_decay", 0)
+        check_range(self.weight_decay, "optimizer.weight_decay", 0, 1000)
         check_range(self.warmup, "optimizer.warmup", 0)
-        check_range(self.accumulation, "optimizer.accumulation", 1)
+        check_range(self.accumulation, "optimizer.accumulation", 1, 100_000)
         check_range(self.clip, "optimizer.clip", 0)
         for beta in self.betas:
             check_range(beta, "optimizer.betas", 0, 0.99999)
@@ -196,12 +199,15 @@ class SamplesConfig:
 
     def __post_init__(self) -> None:
         check_choice(self.shift, "samples.shift", SHIFTS)
-        for name in ("width", "height"):
-            side = getattr(self, name)
-            if side < 16 or side % 16:
-                raise ConfigError(f"samples.{name} is {side}, expected a multiple of 16")
-        check_range(self.steps, "samples.steps", 1)
+        try:
+            check_size(self.width, self.height)
+        except ValueError as error:
+            raise ConfigError(f"samples: {error}") from error
+        check_range(self.steps, "samples.steps", 1, MOST_STEPS)
         check_range(self.every, "samples.every", 0)
+        check_range(self.cfg, "samples.cfg", 0, 1000)
+        check_range(self.guidance, "samples.guidance", 0, 1000)
+        check_range(self.seed, "samples.seed", 0, MOST_SEED)
 
 
 @dataclass(frozen=True)
@@ -233,8 +239,8 @@ class OffloadConfig:
 
     def __post_init__(self) -> None:
         check_choice(self.mode, "offload.mode", MODES)
-        check_range(self.vram_budget, "offload.vram_budget", 0)
-        check_range(self.ram_budget, "offload.ram_budget", 0)
+        check_range(self.vram_budget, "offload.vram_budget", 0, 100_000)
+        check_range(self.ram_budget, "offload.ram_budget", 0, 100_000)
 
     @property
     def policy(self) -> OffloadPolicy:
@@ -274,12 +280,16 @@ class TrainConfig:
     offload: OffloadConfig = field(default_factory=OffloadConfig)
 
     def __post_init__(self) -> None:
-        if not self.name or Path(self.name).name != self.name or self.name.startswith("."):
+        try:
+            plain = len(below(Path(), self.name).parts) == 1 and not self.name.startswith(".")
+        except ValueError:
+            plain = False
+        if not plain:
             raise ConfigError(f"name is {self.name!r}, expected a plain name for a folder")
         if not self.data:
             raise ConfigError("there is no [[data]]: which pictures?")
-        check_range(self.steps, "steps", 1)
-        check_range(self.batch, "batch", 1)
+        check_range(self.steps, "steps", 1, 10_000_000)
+        check_range(self.batch, "batch", 1, 4096)
         check_range(self.seed, "seed", 0, 2**63 - 1)
         check_range(self.save_every, "save_every", 0)
         check_range(self.keep, "keep", 1)

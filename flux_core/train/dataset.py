@@ -10,22 +10,21 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ..errors import ConfigError, FileError
+from ..files import below, folders_below, parse_json, read_text, reading
+from ..pictures import is_picture, open_picture, over_white, to_tensor, upright_size
 from ..sampling.latents import latent_size
 from .buckets import Size, bucket_for, buckets
-from .config import ConfigError, DataConfig
+from .config import DataConfig
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 TABLES = ("metadata.csv", "metadata.jsonl")
 FILE_COLUMNS = ("file_name", "file", "image", "path")
 TEXT_COLUMNS = ("text", "caption", "prompt")
@@ -102,22 +101,25 @@ def captioned(config: DataConfig, problems: DataProblems) -> Iterator[Captioned]
     table = config.metadata or next((name for name in TABLES if (folder / name).is_file()), "")
     if not table:
         yield from captioned_by_files(folder, config.broken, problems)
-    elif (folder / table).is_file():
-        yield from captioned_by_table(folder, folder / table)
     else:
-        raise ConfigError(f"data.metadata {folder / table}: no such file")
+        try:
+            path = below(folder, table)
+        except ValueError as error:
+            raise ConfigError(f"data.metadata: {error}") from error
+        yield from captioned_by_table(folder, path)
 
 
 def captioned_by_files(folder: Path, on_fault: str, problems: DataProblems) -> Iterator[Captioned]:
     """Pictures with the text files beside them."""
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in PICTURES or path.name.endswith(MASK_ENDINGS):
+    files = (inner / name for inner, names in folders_below(folder) for name in names)
+    for path in sorted(files):
+        if not is_picture(path) or path.name.endswith(MASK_ENDINGS):
             continue
         text = path.with_suffix(".txt")
         try:
-            caption = text.read_text(encoding="utf-8").strip() if text.is_file() else ""
-        except UnicodeDecodeError:
-            problems.add(text, "is no UTF-8 text", on_fault)
+            caption = read_text(text).strip() if text.is_file() else ""
+        except FileError as error:
+            problems.add(text, str(error).removeprefix(f"{text}: "), on_fault)
             continue
         yield path, caption, mask_of(path)
 
@@ -137,27 +139,25 @@ def captioned_by_table(folder: Path, table: Path) -> Iterator[Captioned]:
 
 def resolve_in(folder: Path, name: str, where: str) -> Path:
     """A file that a table names; raises ``ConfigError`` where it is not in the table's folder."""
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()):
-        raise ConfigError(f"{where}: {name!r} leaves the folder")
-    return path
+    try:
+        return below(folder, name)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def read_table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows of a .csv or .jsonl file, from number 1."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
+    text = read_text(path)
+    with reading(path, f"a {path.suffix} table", ConfigError):
         if path.suffix == ".csv":
-            yield from enumerate(csv.DictReader(io.StringIO(text)), 1)
+            yield from enumerate(csv.DictReader(io.StringIO(text, newline="")), 1)
             return
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
-                row = json.loads(line)
+                row = parse_json(line)
                 if not isinstance(row, dict):
                     raise ConfigError(f"{path}, line {number}: expected an object")
                 yield number, row
-    except (UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as {path.suffix} ({error})") from error
 
 
 def mask_of(path: Path) -> Path | None:
@@ -184,14 +184,12 @@ def read_item(
     if not config.masks:
         mask = None
     try:
-        data = path.read_bytes()
-        with Image.open(io.BytesIO(data)) as opened:
-            width, height = ImageOps.exif_transpose(opened).size
+        width, height = upright_size(path)
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
         mask_content = hashlib.sha256(mask.read_bytes()).hexdigest() if mask else ""
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+    except (FileError, OSError) as error:
         problems.add(path, f"cannot be opened ({error})", config.broken)
         return []
-    content = hashlib.sha256(data).hexdigest()
     text = f"{config.trigger}, {caption}" if config.trigger and caption else config.trigger
     return [
         Item(
@@ -212,25 +210,16 @@ def covered(picture: Image.Image, size: Size) -> Image.Image:
     return ImageOps.fit(picture, (size.width, size.height), Image.Resampling.LANCZOS)
 
 
-def open_picture(path: Path, size: Size) -> Tensor:
+def picture_of_size(path: Path, size: Size) -> Tensor:
     """A picture (1, H, W, 3) in [0, 1], upright, on white where it is transparent.
 
-    Raises ``OSError`` for a broken file.
+    Raises ``PictureError`` for a broken file.
     """
-    with Image.open(path) as opened:
-        picture = ImageOps.exif_transpose(opened)
-        if "A" in picture.getbands() or "transparency" in picture.info:
-            picture = picture.convert("RGBA")
-            white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-            picture = Image.alpha_composite(white, picture)
-        pixels = np.asarray(covered(picture.convert("RGB"), size), dtype=np.float32)
-    return torch.from_numpy(pixels / 255)[None]
+    return to_tensor(covered(over_white(open_picture(path)), size))[None]
 
 
-def open_mask(path: Path, size: Size) -> Tensor:
+def mask_of_size(path: Path, size: Size) -> Tensor:
     """A mask of latents' size (1, h, w) in [0, 1], 1 where to learn."""
-    with Image.open(path) as opened:
-        picture = covered(ImageOps.exif_transpose(opened).convert("L"), size)
-        rows, columns = latent_size(size.height, size.width)
-        small = picture.resize((columns, rows), Image.Resampling.BOX)
-    return torch.from_numpy(np.asarray(small, dtype=np.float32) / 255)[None]
+    picture = covered(open_picture(path).convert("RGB").convert("L"), size)
+    rows, columns = latent_size(size.height, size.width)
+    return to_tensor(picture.resize((columns, rows), Image.Resampling.BOX))[None]

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..files import writing
 from ..report.pictures import to_pil
 from .plots import loss_curve
 
@@ -54,8 +55,10 @@ class History:
         rows = ["step,loss,learning_rate,gradient_norm,validation"]
         for step, row in enumerate(zip(self.losses, self.rates, self.norms, strict=True), 1):
             rows.append(",".join(map(str, (step, *row, validation.get(step, "")))))
-        (folder / "history.csv").write_text("\n".join(rows) + "\n")
-        to_pil(self.curve()).save(folder / "loss.png")
+        with writing(folder / "history.csv") as partial:
+            partial.write_text("\n".join(rows) + "\n")
+        with writing(folder / "loss.png") as partial:
+            to_pil(self.curve()).save(partial, format="PNG")
 
     def curve(self) -> Tensor:
         """The plot of it all, (H, W, 3) in [0, 1]."""

@@ -30,6 +30,10 @@ from .workers import Workers
 TENSORS_A_PARAMETER = 4
 
 
+class DivergedError(ValueError, FloatingPointError):
+    """A training whose numbers are none any more."""
+
+
 class StepResult(NamedTuple):
     """Loss, learning rate, and the norm of the gradients before they were clipped."""
 
@@ -74,7 +78,7 @@ class Learner:
     def one_step(self, data: TrainingData) -> StepResult:
         """One update of the parameters.
 
-        Raises ``FloatingPointError`` where the loss or a gradient is no number any more; nothing is
+        Raises ``DivergedError`` where the loss or a gradient is no number any more; nothing is
         changed then.
         """
         config = self.config.optimizer
@@ -86,8 +90,11 @@ class Learner:
         mean_loss = float(self.workers.sum(loss))
         if not math.isfinite(mean_loss) or not math.isfinite(norm):
             self.drop_gradients()
-            raise FloatingPointError(
-                f"the loss is {mean_loss} at step {self.step + 1}: lower the learning rate"
+            what = "loss" if not math.isfinite(mean_loss) else "norm of the gradients"
+            value = mean_loss if not math.isfinite(mean_loss) else norm
+            raise DivergedError(
+                f"the {what} is {value} at step {self.step + 1}: the training has diverged; lower "
+                "the learning rate or lora.alpha, and look for broken pictures"
             )
         rate = config.learning_rate * rate_factor(config, self.step, self.config.steps)
         for group in self.optimizer.param_groups:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..report.pictures import to_tensor
+from ..pictures import to_tensor
 from .config import ObjectiveConfig
 from .noise_levels import draw_times
 
@@ -61,4 +61,4 @@ def figure_picture(figure: Any) -> Tensor:
     """A matplotlib figure as a picture (H, W, 3) in [0, 1]."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
-    return to_tensor(Image.open(buffer))
+    return to_tensor(Image.open(buffer).convert("RGB"))

@@ -16,7 +16,12 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from .config import MODEL_FILES, ConfigError, TrainConfig
+from ..errors import ConfigError
+from ..files import parse_json, read_text, reading
+from .config import MODEL_FILES, TrainConfig
+
+#: Letters and brackets of settings in YAML, whose reader takes minutes for what nests without end.
+LONGEST_YAML, MOST_BRACKETS = 200_000, 1000
 
 
 def parse_value(kind: type, value: Any, where: str) -> Any:
@@ -75,35 +80,47 @@ def read_config(path: str | Path) -> TrainConfig:
         raw = read_file(path)
         return resolve_paths(from_mapping(TrainConfig, raw), path.parent)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        message = str(error).removeprefix(f"{path}: ")
+        raise ConfigError(f"{path}: {message}") from error
 
 
 def read_file(path: Path) -> Any:
     """What a file holds, by its ending; raises ``ConfigError`` where it cannot be read."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError("no such file") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"is no text ({error})") from error
-    try:
+    text = read_text(path)
+    with reading(path, f"a {path.suffix} file", ConfigError):
         if path.suffix == ".toml":
-            if sys.version_info >= (3, 11):
-                import tomllib
-            else:
-                import tomli as tomllib  # pyright: ignore[reportMissingImports]
-            return tomllib.loads(text)
+            return toml_of(text)
         if path.suffix in (".yaml", ".yml"):
-            import yaml
-
-            return yaml.safe_load(text)
+            return yaml_of(text)
         if path.suffix == ".json":
-            return json.loads(text)
-    except ImportError:
-        raise
-    except Exception as error:  # each of the three has errors of its own
-        raise ConfigError(f"cannot be read: {error}") from error
+            return parse_json(text)
     raise ConfigError(f"ends with {path.suffix!r}, expected .toml, .yaml or .json")
+
+
+def toml_of(text: str) -> Any:
+    """What a TOML text holds."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        try:
+            import tomli as tomllib  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise ConfigError("TOML needs Python 3.11 or the package tomli") from error
+    return tomllib.loads(text)
+
+
+def yaml_of(text: str) -> Any:
+    """What a YAML text holds; one whose names stand for each other without end is refused."""
+    try:
+        import yaml
+    except ImportError as error:
+        raise ConfigError("YAML needs the package pyyaml: pip install pyyaml") from error
+    if len(text) > LONGEST_YAML or sum(map(text.count, "[{")) > MOST_BRACKETS:
+        raise ConfigError("is too long, or has too many brackets, for settings in YAML")
+    for token in yaml.scan(text):
+        if isinstance(token, yaml.AliasToken):
+            raise ConfigError("aliases (*name) are not read: write the value itself")
+    return yaml.safe_load(text)
 
 
 def resolve_paths(config: TrainConfig, folder: Path) -> TrainConfig:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +23,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .config import ConfigError, TrainConfig
+from ..errors import ConfigError
+from ..files import parse_json, read_json, read_text, reading, sync, writing
+from .config import TrainConfig
 from .settings import from_mapping, to_mapping
 
 #: Settings that a run may go on with after they changed.
@@ -91,8 +92,7 @@ def write_checkpoint(
         export(partial)
         (partial / f"{STATE}.json").write_text(json.dumps(skeleton))
         for path in partial.iterdir():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
+            sync(path)
         shutil.rmtree(folder, ignore_errors=True)
         partial.replace(folder)
     finally:
@@ -105,7 +105,7 @@ def write_checkpoint(
 def read_checkpoint(folder: Path) -> dict[str, Any]:
     """What ``write_checkpoint`` was given; raises ``ConfigError`` where the files are broken."""
     try:
-        skeleton = json.loads((folder / f"{STATE}.json").read_text())
+        skeleton = parse_json(read_text(folder / f"{STATE}.json"))
         return join_tensors(skeleton, load_file(folder / f"{STATE}.safetensors"))
     except Exception as error:  # missing, cut short, not JSON: whatever it is, it is the reason
         raise ConfigError(
@@ -116,10 +116,8 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
 
 def write_config(config: TrainConfig) -> None:
     """Write the settings of a run into its folder."""
-    config.folder.mkdir(parents=True, exist_ok=True)
-    partial = config.folder / "config.json.partial"
-    partial.write_text(json.dumps(to_mapping(config), indent=2) + "\n")
-    partial.replace(config.folder / "config.json")
+    with writing(config.folder / "config.json") as partial:
+        partial.write_text(json.dumps(to_mapping(config), indent=2) + "\n")
 
 
 def read_run(run: Path) -> TrainConfig:
@@ -127,7 +125,9 @@ def read_run(run: Path) -> TrainConfig:
     path = run / "config.json"
     if not path.is_file():
         raise ConfigError(f"{run}: holds no training run (no config.json)")
-    return from_mapping(TrainConfig, json.loads(path.read_text()))
+    raw = read_json(path, "a run's settings")
+    with reading(path, "a run's settings", ConfigError):
+        return from_mapping(TrainConfig, raw)
 
 
 def refuse_changes(config: TrainConfig, before: TrainConfig) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..files import locked_folder, reading, writing
 from ..lora.save import save_lora
 from ..offload import MemoryReport, OffloadRunner, Work
 from ..offload.memory import free_bytes
@@ -93,6 +95,13 @@ class Trainer:
 
         Raises ``ConfigError`` for data that cannot be used or a run that cannot go on.
         """
+        with ExitStack() as stack:
+            if self.workers.main:
+                stack.enter_context(locked_folder(self.config.folder, "a training runs"))
+            return self._run(resume)
+
+    def _run(self, resume: bool) -> TrainingResult:
+        """``run`` for whoever has the run's folder."""
         with torch.inference_mode(False), torch.enable_grad(), by_torch():
             try:
                 self.open_run(resume)
@@ -122,8 +131,9 @@ class Trainer:
             refuse_changes(self.config, read_run(folder))
             if checkpoints:
                 tree = read_checkpoint(checkpoints[-1])
-                self.learner.restore(tree["learner"])
-                self.history = History.of(tree["history"])
+                with reading(checkpoints[-1], "a checkpoint of this run", ConfigError):
+                    self.learner.restore(tree["learner"])
+                    self.history = History.of(tree["history"])
                 self.saved = self.step
         elif checkpoints:
             raise ConfigError(
@@ -230,7 +240,8 @@ class Trainer:
         folder = self.config.folder / "samples"
         folder.mkdir(parents=True, exist_ok=True)
         for i, picture in enumerate(pictures):
-            to_pil(picture).save(folder / f"step-{self.step:06}-{i}.png")
+            with writing(folder / f"step-{self.step:06}-{i}.png") as partial:
+                to_pil(picture).save(partial, format="PNG")
         self.samples = tuple(pictures)
         self.on_event(TrainingEvent("samples", self.step, self.config.steps, pictures=self.samples))
 

@@ -2,8 +2,9 @@
 
 from .graph import KNOWN_NODES, Graph, Link, Step, WorkflowError, input_specs, is_widget
 from .graph_check import check
+from .page import adds_control
 from .run_graph import run, saved_images
-from .workflow_file import adds_control, from_api, parse, read_workflow, set_value
+from .workflow_file import from_api, parse, read_workflow, set_value
 
 __all__ = [
     "KNOWN_NODES",

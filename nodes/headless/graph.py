@@ -5,16 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from flux_core.errors import FileError
+
 from .. import NODE_CLASS_MAPPINGS
+from .stock_custom import STOCK_CUSTOM
+from .stock_loaders import STOCK_LOADERS
 from .stock_nodes import STOCK
 from .stock_sampling import STOCK_SAMPLING
 
 #: Every node that there is without the host, by the name of its class.
-KNOWN_NODES: dict[str, type] = {**STOCK, **STOCK_SAMPLING, **NODE_CLASS_MAPPINGS}
+KNOWN_NODES: dict[str, type] = {
+    **STOCK,
+    **STOCK_LOADERS,
+    **STOCK_SAMPLING,
+    **STOCK_CUSTOM,
+    **NODE_CLASS_MAPPINGS,
+}
 WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN")
 
 
-class WorkflowError(ValueError):
+class WorkflowError(FileError):
     """A workflow cannot run; the message names the node."""
 
 

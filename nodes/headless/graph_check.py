@@ -1,9 +1,10 @@
-"""A graph is checked whole before anything runs: unknown nodes, missing inputs, wires of the wrong
-type, values out of range and cycles are told by node and input."""
+"""What outputs need of a graph is checked whole before anything runs: unknown nodes, missing
+inputs, wires of the wrong type, values out of range and cycles are told by node and input."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from .graph import (
@@ -17,52 +18,65 @@ from .graph import (
     required_names,
 )
 
+#: What a widget without a default holds.
+EMPTY = {"INT": 0, "FLOAT": 0.0, "STRING": "", "BOOLEAN": False}
+#: Letters of a text; a prompt of a page has thousands.
+LONGEST_TEXT = 1_000_000
+
 
 def check(graph: Graph) -> list[str]:
-    """The order in which to run; raises ``WorkflowError`` for the first thing that is wrong."""
-    unknown = sorted({s.type for s in graph.values() if s.type not in KNOWN_NODES})
-    if unknown:
-        raise WorkflowError(
-            f"no such node: {', '.join(unknown)}; without ComfyUI there are "
-            f"{', '.join(sorted(KNOWN_NODES))}"
-        )
+    """The order in which to run what the outputs need; raises ``WorkflowError`` for the first thing
+    that is wrong with it.
+
+    What no output needs is left alone, whatever it is, as the host leaves it.
+    """
     order = ordered(graph)
+    unknown = [graph[key] for key in order if graph[key].type not in KNOWN_NODES]
+    if unknown:
+        names = ", ".join(f"{step.type!r} (node {step.id})" for step in unknown[:5])
+        raise WorkflowError(
+            f"there is no {names} without ComfyUI: open this workflow there, where FluxFit's nodes "
+            "and all others run"
+        )
+    if not order:
+        raise WorkflowError("no node writes a result (SaveImage or PreviewImage)")
     for key in order:
         check_step(graph[key], graph)
-    if not any(is_output(s) for s in graph.values()):
-        raise WorkflowError("no node writes a result (SaveImage or PreviewImage)")
     return order
 
 
+def left_out(graph: Graph, order: Sequence[str]) -> list[Step]:
+    """Nodes that are unknown here and that nothing needs: what they would show is not shown."""
+    return [s for key, s in graph.items() if key not in order and s.type not in KNOWN_NODES]
+
+
 def is_output(step: Step) -> bool:
-    return bool(getattr(KNOWN_NODES[step.type], "OUTPUT_NODE", False))
+    return bool(getattr(KNOWN_NODES.get(step.type), "OUTPUT_NODE", False))
 
 
 def ordered(graph: Graph) -> list[str]:
     """Nodes that an output needs, each after what it needs; raises on a cycle."""
-    order: list[str] = []
-    open_: list[str] = []
-
-    def visit(key: str) -> None:
-        if key in order:
-            return
-        if key in open_:
-            loop = " -> ".join([*open_[open_.index(key) :], key])
-            raise WorkflowError(f"the graph has a cycle: {loop}")
-        open_.append(key)
-        for name, link in links_of(graph[key]):
-            if link.node not in graph:
+    order: dict[str, None] = {}
+    for output in [key for key, step in graph.items() if is_output(step)]:
+        waiting: dict[str, Iterator[tuple[str, Link]]] = {output: links_of(graph[output])}
+        while waiting:
+            key = next(reversed(waiting))
+            name, link = next(waiting[key], ("", None))
+            if link is None or key in order:
+                del waiting[key]
+                order.setdefault(key)
+            elif link.node not in graph:
                 raise WorkflowError(
                     f"{graph[key].label}: input {name!r} comes from node {link.node}, "
                     "which is not in the graph"
                 )
-            visit(link.node)
-        open_.pop()
-        order.append(key)
-
-    for key in graph:
-        visit(key)
-    return order
+            elif link.node in waiting:
+                keys = list(waiting)
+                loop = " -> ".join([*keys[keys.index(link.node) :], link.node])
+                raise WorkflowError(f"the graph has a cycle: {loop}")
+            elif link.node not in order:
+                waiting[link.node] = links_of(graph[link.node])
+    return list(order)
 
 
 def links_of(step: Step) -> Iterator[tuple[str, Link]]:
@@ -74,6 +88,10 @@ def links_of(step: Step) -> Iterator[tuple[str, Link]]:
 def check_step(step: Step, graph: Graph) -> None:
     node_class = KNOWN_NODES[step.type]
     specs = input_specs(node_class)
+    for name in required_names(node_class) - set(step.inputs):
+        default = default_of(*specs[name])
+        if default is not None:
+            step.inputs[name] = default
     missing = sorted(required_names(node_class) - set(step.inputs))
     if missing:
         raise WorkflowError(f"{step.label}: no value or wire for {', '.join(missing)}")
@@ -91,13 +109,22 @@ def check_step(step: Step, graph: Graph) -> None:
             step.inputs[name] = checked_value(step, name, kind, options, value)
 
 
+def default_of(kind: Any, options: dict) -> Any:
+    """What a page puts into a widget that a file says nothing of; None for a wire."""
+    if not is_widget(kind):
+        return None
+    if "default" in options:
+        return options["default"]
+    return next(iter(kind), None) if isinstance(kind, list | tuple) else EMPTY.get(kind)
+
+
 def check_wire(step: Step, name: str, kind: Any, link: Link, graph: Graph) -> None:
     source = graph[link.node]
     outputs = KNOWN_NODES[source.type].RETURN_TYPES  # type: ignore[attr-defined]
-    if link.slot >= len(outputs):
+    if not 0 <= link.slot < len(outputs):
         raise WorkflowError(f"{source.label} has no output {link.slot}")
     wanted = "COMBO" if isinstance(kind, list | tuple) else kind
-    if outputs[link.slot] != wanted:
+    if outputs[link.slot] != wanted and "*" not in (wanted, outputs[link.slot]):
         raise WorkflowError(
             f"{step.label}: {name!r} takes {wanted}, but {source.label} gives {outputs[link.slot]}"
         )
@@ -110,11 +137,22 @@ def checked_value(step: Step, name: str, kind: Any, options: dict, value: Any) -
         if value not in kind:
             raise WorkflowError(f"{where} is {value!r}, {help_for(step, value, kind)}")
         return value
-    types = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": truth}
+    types: dict[Any, Callable[[Any], Any]] = {
+        "INT": int,
+        "FLOAT": float,
+        "STRING": str,
+        "BOOLEAN": truth,
+    }
     try:
         converted = types[kind](value)
-    except (TypeError, ValueError, KeyError):
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError):
         raise WorkflowError(f"{where} is {value!r}, expected {kind}") from None
+    if isinstance(converted, str):
+        if len(converted) > LONGEST_TEXT:
+            raise WorkflowError(f"{where} is longer than {LONGEST_TEXT} letters")
+        return converted
+    if not math.isfinite(converted):
+        raise WorkflowError(f"{where} is {converted}, expected a number")
     low, high, step_size = (options.get(k) for k in ("min", "max", "step"))
     if (low is not None and converted < low) or (high is not None and converted > high):
         raise WorkflowError(f"{where} is {converted}, expected {low} to {high}")

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from .graph import KNOWN_NODES, Graph, Link, Step, input_specs
-from .graph_check import check
+from .graph_check import check, left_out
+
+log = logging.getLogger("fluxfit")
 
 
 def run(graph: Graph, on_node: Callable[[Step], None] | None = None) -> dict[str, Any]:
     """Run a graph; returns each node's outputs (for output nodes what they show) by its number."""
     order = check(graph)
+    for step in left_out(graph, order):
+        log.warning("%s runs in ComfyUI alone, and nothing here needs it: left out", step.label)
     results: dict[str, Any] = {}
     with torch.inference_mode():  # as the host does
         for key in order:

@@ -5,18 +5,22 @@ They cover what workflows made for FLUX.1 commonly use, and run where no host is
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from flux_core.sampling.latents import latent_size
+from flux_core.files import write_new
+from flux_core.pictures import image_and_mask
+from flux_core.sampling.images import scaled_to
+from flux_core.sampling.latents import expand, latent_size
 
 from .. import host
+from ..wires import Latent
 
 SIZE = {"min": 16, "max": 16384, "step": 16}
 
@@ -32,13 +36,38 @@ class LoadImage:
         return {"required": {"image": ("STRING", {"image_upload": True})}}
 
     def load(self, image: str):
-        path = host.inside(host.input_folder(), image)
+        path = host.inside(host.input_folder(), annotated(image))
         if not path.is_file():
             raise FileNotFoundError(f"no picture {image!r} in {host.input_folder().resolve()}")
-        with Image.open(path) as picture:
-            pixels = np.asarray(picture.convert("RGBA"), dtype=np.float32) / 255
-        tensor = torch.from_numpy(pixels)[None]
-        return tensor[..., :3], 1 - tensor[..., 3]
+        return image_and_mask(path)
+
+
+class LoadImageMask:
+    """One channel of a picture from the input folder, as a mask."""
+
+    FUNCTION = "load"
+    RETURN_TYPES = ("MASK",)
+    CHANNELS = ("alpha", "red", "green", "blue")
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"image": ("STRING", {}), "channel": (list(cls.CHANNELS),)}}
+
+    def load(self, image: str, channel: str):
+        pictures, mask = LoadImage().load(image)
+        if channel == "alpha":
+            return (mask,)
+        return (pictures[..., self.CHANNELS.index(channel) - 1],)
+
+
+def annotated(name: str) -> str:
+    """A picture's name without the folder that the page may put behind it."""
+    stem, _, folder = name.rpartition(" [")
+    if stem and folder == "input]":
+        return stem
+    if stem and folder in ("output]", "temp]"):
+        raise ValueError(f"picture {name!r} is of another folder than input: not opened")
+    return name
 
 
 class SaveImage:
@@ -59,19 +88,24 @@ class SaveImage:
 
     def save(self, images: Tensor, filename_prefix: str):
         start = host.inside(host.output_folder(), filename_prefix)
-        start.parent.mkdir(parents=True, exist_ok=True)
         return {"ui": {"images": [str(save_png(image, start)) for image in images]}}
 
 
 def save_png(image: Tensor, start: Path) -> Path:
-    """Write one picture (H, W, 3) beside its elders, under the next free number."""
+    """Write one picture (H, W, 3) beside its elders, under the next free number.
+
+    Who writes at the same time gets another number.
+    """
     pixels = (image.clamp(0, 1) * 255).to(torch.uint8).cpu().numpy()
-    taken = [p.stem.rpartition("_")[2] for p in start.parent.glob(f"{start.name}_*.png")]
-    number = 1 + max((int(n) for n in taken if n.isdigit()), default=0)
-    path = start.parent / f"{start.name}_{number:05}.png"
-    partial = path.with_suffix(".partial")
-    Image.fromarray(pixels).save(partial, format="PNG")
-    partial.replace(path)
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, format="PNG")
+    start.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f"{start.name}_"
+    names = [p.name for p in start.parent.iterdir() if p.name.startswith(prefix)]
+    taken = [n for n in (Path(name).stem.removeprefix(prefix) for name in names) if n.isdecimal()]
+    number = 1 + max(map(int, taken), default=0)
+    while not write_new(path := start.with_name(f"{prefix}{number:05}.png"), content.getvalue()):
+        number += 1
     return path
 
 
@@ -130,19 +164,125 @@ class EmptySD3LatentImage:
         return ({"samples": torch.zeros(batch_size, 16, *latent_size(height, width))},)
 
 
+class EmptyLatentImage(EmptySD3LatentImage):
+    """The same under the name of older graphs."""
+
+
+class RepeatLatentBatch:
+    """Latents several times over."""
+
+    FUNCTION = "repeat"
+    RETURN_TYPES = ("LATENT",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        amount = ("INT", {"default": 1, "min": 1, "max": 64})
+        return {"required": {"samples": ("LATENT",), "amount": amount}}
+
+    def repeat(self, samples: Latent, amount: int):
+        latents = samples["samples"]
+        repeated = dict(samples) | {"samples": latents.repeat(amount, 1, 1, 1)}
+        mask, places = samples.get("noise_mask"), samples.get("batch_index")
+        if mask is not None and len(mask) > 1:
+            mask = expand(mask, len(latents))
+            repeated["noise_mask"] = mask.repeat(amount, *[1] * (mask.ndim - 1))
+        if places:
+            offset = max(places) - min(places) + 1
+            repeated["batch_index"] = [n + i * offset for i in range(amount) for n in places]
+        return (repeated,)
+
+
+#: How sides are scaled.
+WAYS = ("nearest-exact", "bilinear", "area", "bicubic")
+
+
+class LatentUpscaleBy:
+    """Latents' sides times a factor."""
+
+    FUNCTION = "scale"
+    RETURN_TYPES = ("LATENT",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        factor = ("FLOAT", {"default": 1.5, "min": 0.01, "max": 8.0, "step": 0.01})
+        return {
+            "required": {
+                "samples": ("LATENT",),
+                "upscale_method": (list(WAYS),),
+                "scale_by": factor,
+            }
+        }
+
+    def scale(self, samples: Latent, upscale_method: str, scale_by: float):
+        latents = samples["samples"]
+        size = [max(1, round(side * scale_by)) for side in latents.shape[-2:]]
+        return (samples | {"samples": F.interpolate(latents, size, mode=upscale_method)},)
+
+
+class ImageScale:
+    """Pictures in another size, cut to its shape around their middle or stretched to it."""
+
+    FUNCTION = "scale"
+    RETURN_TYPES = ("IMAGE",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        side = ("INT", {"default": 512, "min": 0, "max": 16384, "step": 1})
+        return {
+            "required": {
+                "image": ("IMAGE",),
+                "upscale_method": (list(WAYS),),
+                "width": side,
+                "height": side,
+                "crop": (["disabled", "center"],),
+            }
+        }
+
+    def scale(self, image: Tensor, upscale_method: str, width: int, height: int, crop: str):
+        rows, columns = image.shape[1:3]
+        if not width and not height:
+            return (image,)
+        width = width or max(1, round(columns * height / rows))
+        height = height or max(1, round(rows * width / columns))
+        pixels = image.movedim(-1, 1)
+        pixels = scaled_to(pixels, height, width, upscale_method, crop == "center")
+        return (pixels.movedim(1, -1),)
+
+
+class Primitive:
+    """A value on a wire; a class for each type of value."""
+
+    FUNCTION = "pass_on"
+
+    def pass_on(self, value: Any):
+        return (value,)
+
+
+def primitive(kind: str, **options: Any) -> type:
+    """The class of nodes that hold one value of a type."""
+
+    def inputs(cls: type) -> dict[str, Any]:
+        return {"required": {"value": (kind, options)}}
+
+    return type(
+        f"Primitive{kind}",
+        (Primitive,),
+        {"RETURN_TYPES": (kind,), "INPUT_TYPES": classmethod(inputs)},
+    )
+
+
 class ImageScaleBy:
     """Sides times a factor."""
 
     FUNCTION = "scale"
     RETURN_TYPES = ("IMAGE",)
-    WAYS = ("nearest-exact", "bilinear", "area", "bicubic")
 
     @classmethod
     def INPUT_TYPES(cls):
         return {
             "required": {
                 "image": ("IMAGE",),
-                "upscale_method": (list(cls.WAYS),),
+                "upscale_method": (list(WAYS),),
                 "scale_by": ("FLOAT", {"default": 1.0, "min": 0.01, "max": 8.0, "step": 0.01}),
             }
         }
@@ -179,6 +319,16 @@ class ImageBlur:
 
 
 STOCK = {
+    "EmptyLatentImage": EmptyLatentImage,
+    "ImageScale": ImageScale,
+    "LatentUpscaleBy": LatentUpscaleBy,
+    "LoadImageMask": LoadImageMask,
+    "PrimitiveBoolean": primitive("BOOLEAN", default=False),
+    "PrimitiveFloat": primitive("FLOAT", default=0.0),
+    "PrimitiveInt": primitive("INT", default=0, control_after_generate=True),
+    "PrimitiveString": primitive("STRING", default=""),
+    "PrimitiveStringMultiline": primitive("STRING", default="", multiline=True),
+    "RepeatLatentBatch": RepeatLatentBatch,
     "ImageScaleBy": ImageScaleBy,
     "ImageBlur": ImageBlur,
     "LoadImage": LoadImage,

@@ -5,9 +5,9 @@ Outside of the host those wires carry what our own do, and our own nodes do the 
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,19 +15,16 @@ from flux_core.sampling.latents import PIXELS_A_LATENT, latent_size
 from flux_core.sampling.samplers import SAMPLERS
 from flux_core.sampling.sigmas import SCHEDULERS
 
-from .. import host
-from ..lora import FOLDER, FluxFitLoraLoader
 from ..sampler import FluxSampler
 from ..text import FluxTextEncode
 from ..wires import FluxModel, FluxTextEncoders, Latent
 
 #: Tokens that the host pads T5's text to.
 T5_TOKENS = 256
-STRENGTH = {"default": 1.0, "min": -100.0, "max": 100.0, "step": 0.01}
 
 
 class CLIPTextEncode:
-    """A prompt, without weights in brackets."""
+    """A prompt, with weights in brackets and embeddings as ``FluxTextEncode`` reads them."""
 
     FUNCTION = "encode"
     RETURN_TYPES = ("CONDITIONING",)
@@ -37,10 +34,6 @@ class CLIPTextEncode:
         return {"required": {"text": ("STRING", {"multiline": True}), "clip": ("CLIP",)}}
 
     def encode(self, text: str, clip: FluxTextEncoders):
-        if re.search(r"\(.+:\s*[\d.]+\s*\)|embedding:", text):
-            raise ValueError(
-                "weights and embeddings in a prompt are read by ComfyUI: run this graph there"
-            )
         length = min(T5_TOKENS, clip.module.tokenizers.t5_length)
         ((context, extra),) = FluxTextEncode().encode(clip, text, 3.5, t5_length=length)[0]
         return ([[context, {"pooled_output": extra["pooled_output"]}]],)
@@ -125,24 +118,59 @@ class KSampler:
         return (drawn["result"][0],)
 
 
-class LoraLoaderModelOnly:
-    """A LoRA on the transformer alone."""
+class CLIPTextEncodeFlux:
+    """A prompt for each encoder, and the distilled guidance."""
 
-    FUNCTION = "load"
-    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "encode"
+    RETURN_TYPES = ("CONDITIONING",)
 
     @classmethod
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "model": ("MODEL",),
-                "lora_name": (host.model_names(FOLDER),),
-                "strength_model": ("FLOAT", STRENGTH),
+                "clip": ("CLIP",),
+                "clip_l": ("STRING", {"multiline": True}),
+                "t5xxl": ("STRING", {"multiline": True}),
+                "guidance": ("FLOAT", {"default": 3.5, "min": 0.0, "max": 100.0, "step": 0.1}),
             }
         }
 
-    def load(self, model: FluxModel, lora_name: str, strength_model: float):
-        return FluxFitLoraLoader().load(model, lora_name, strength_model, 0.0, True)[:1]
+    def encode(self, clip: FluxTextEncoders, clip_l: str, t5xxl: str, guidance: float):
+        length = min(T5_TOKENS, clip.module.tokenizers.t5_length)
+        return FluxTextEncode().encode(clip, t5xxl, guidance, clip_l, length)
+
+
+class ConditioningZeroOut:
+    """A prompt that says nothing."""
+
+    FUNCTION = "zero"
+    RETURN_TYPES = ("CONDITIONING",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"conditioning": ("CONDITIONING",)}}
+
+    def zero(self, conditioning: list):
+        zeroed = []
+        for context, extra in conditioning:
+            pooled = extra.get("pooled_output")
+            nothing = {} if pooled is None else {"pooled_output": torch.zeros_like(pooled)}
+            zeroed.append([torch.zeros_like(context), extra | nothing])
+        return (zeroed,)
+
+
+class SetLatentNoiseMask:
+    """Where a latent is drawn anew."""
+
+    FUNCTION = "set"
+    RETURN_TYPES = ("LATENT",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"samples": ("LATENT",), "mask": ("MASK",)}}
+
+    def set(self, samples: Latent, mask: Tensor):
+        return (samples | {"noise_mask": mask.reshape(-1, 1, *mask.shape[-2:])},)
 
 
 class InpaintModelConditioning:
@@ -197,8 +225,10 @@ class InpaintModelConditioning:
 
 STOCK_SAMPLING = {
     "CLIPTextEncode": CLIPTextEncode,
+    "CLIPTextEncodeFlux": CLIPTextEncodeFlux,
+    "ConditioningZeroOut": ConditioningZeroOut,
     "FluxGuidance": FluxGuidance,
     "InpaintModelConditioning": InpaintModelConditioning,
     "KSampler": KSampler,
-    "LoraLoaderModelOnly": LoraLoaderModelOnly,
+    "SetLatentNoiseMask": SetLatentNoiseMask,
 }

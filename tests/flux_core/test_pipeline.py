@@ -122,6 +122,34 @@ def test_controls_change_the_picture_by_strength_and_span(pipeline, upscaler):
         draw(pipeline, controls=[Control(upscaler, cond[..., :4, :4])])
 
 
+@pytest.mark.parametrize("size", [(48, 64), (96, 128), (40, 100), (100, 40), (33, 51)])
+def test_a_control_picture_of_another_size_is_scaled_as_the_host_does(size, pipeline, upscaler):
+    def encode(pixels: torch.Tensor) -> torch.Tensor:
+        return pipeline.vae.encode(pixels).float()
+
+    picture = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    # as the host's own: cut around the middle to the shape, then nearest-exact
+    height, width = size
+    top = left = 0
+    if width / height > 64 / 48:
+        left = round((width - width * (64 / 48) / (width / height)) / 2)
+    else:
+        top = round((height - height * (width / height) / (64 / 48)) / 2)
+    cut = picture[..., top : height - top, left : width - left]
+    fitted = torch.nn.functional.interpolate(cut, (48, 64), mode="nearest-exact")
+    cond = encode(picture[..., : height // 16 * 16, : width // 16 * 16])
+    given = Control(upscaler, cond, picture=picture, encode=encode)
+    expected = draw(pipeline, controls=[Control(upscaler, encode(fitted))])
+    assert torch.equal(draw(pipeline, controls=[given]), expected)
+
+
+def test_several_prompts_are_as_many_pictures(pipeline):
+    prompts = ["a red circle on white", "a blue square on yellow"]
+    both = draw(pipeline, prompts, seed=2)
+    assert len(both) == 2
+    assert torch.equal(both, draw(pipeline, prompts, seed=2, batch_size=2))
+
+
 def test_an_empty_prompt_works_and_a_long_one_is_read_by_t5_and_cut_for_clip(pipeline, caplog):
     assert draw(pipeline, "").isfinite().all()
     with caplog.at_level(logging.WARNING):

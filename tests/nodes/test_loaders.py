@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from fluxfit.nodes import NODE_CLASS_MAPPINGS, headless, host
 from fluxfit.nodes.loaders import SAME_FILE
@@ -15,13 +17,17 @@ class TestFolders:
         with pytest.raises(ValueError, match="leaves the model folders"):
             host.model_path(name, "vae")
 
-    def test_links_that_climb_out_are_refused(self, tmp_path, monkeypatch):
+    def test_links_that_stand_in_the_folders_are_followed(self, tmp_path, monkeypatch):
         monkeypatch.setenv("FLUXFIT_MODELS", str(tmp_path / "models"))
         (tmp_path / "models" / "vae").mkdir(parents=True)
-        (tmp_path / "secret.safetensors").write_bytes(b"x")
-        (tmp_path / "models" / "vae" / "a.safetensors").symlink_to(tmp_path / "secret.safetensors")
-        with pytest.raises(FileNotFoundError, match=r"no file 'a.safetensors'"):
-            host.model_path("a.safetensors", "vae")
+        (tmp_path / "disk" / "vaes").mkdir(parents=True)
+        (tmp_path / "disk" / "vaes" / "b.safetensors").write_bytes(b"x")
+        for name in ("vaes", "vaes/b.safetensors"):
+            link = tmp_path / "models" / "vae" / Path(name).name
+            link.symlink_to(tmp_path / "disk" / name)
+        for name in ("b.safetensors", "vaes/b.safetensors"):
+            assert host.model_path(name, "vae").read_bytes() == b"x"
+            assert name in host.model_names("vae")
 
     def test_a_person_s_own_models_come_with_the_pocket_ones(self, tmp_path, monkeypatch):
         monkeypatch.setenv("FLUXFIT_MODELS", str(tmp_path))

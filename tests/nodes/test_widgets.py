@@ -10,7 +10,13 @@ from fluxfit.nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS, NODES
 
 FOLDER = Path(__file__).resolve().parents[2] / "nodes"
 #: The stock nodes have the host's own inputs, which say less.
-FREE = ("widgets.py", "stock_nodes.py", "stock_sampling.py")
+FREE = (
+    "widgets.py",
+    "stock_custom.py",
+    "stock_loaders.py",
+    "stock_nodes.py",
+    "stock_sampling.py",
+)
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.py")), ids=lambda path: path.stem)

@@ -281,7 +281,7 @@ def test_what_lies_beside_a_model_is_told_from_it(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content, said",
+    "content, message",
     [
         (b"<!DOCTYPE html><html>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
@@ -289,9 +289,9 @@ def test_what_lies_beside_a_model_is_told_from_it(name, tmp_path):
         (b"\x80\x02}q\x00" + bytes(60), "pickle"),
     ],
 )
-def test_what_is_no_checkpoint_at_all_is_told(content, said, tmp_path):
+def test_what_is_no_checkpoint_at_all_is_told(content, message, tmp_path):
     (tmp_path / "m.safetensors").write_bytes(content)
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         load_transformer(tmp_path / "m.safetensors")
 
 

@@ -1,4 +1,4 @@
-"""Where a LoRA's strength is said: beside its tensors, in its header, in a file beside it."""
+"""Where a LoRA's strength is message: beside its tensors, in its header, in a file beside it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RANK = 4
 
 
 def factor(tmp_path, *, alpha=None, metadata=None, config=None, prefix="transformer.") -> float:
-    """By how much a LoRA's product counts, for what is said of it in each place."""
+    """By how much a LoRA's product counts, for what is message of it in each place."""
     down, up = random(RANK, HIDDEN), random(HIDDEN, RANK)
     tensors = {f"{prefix}{LAYER}.lora_A.weight": down, f"{prefix}{LAYER}.lora_B.weight": up}
     if alpha is not None:
@@ -34,8 +34,8 @@ def factor(tmp_path, *, alpha=None, metadata=None, config=None, prefix="transfor
     return float((weight / (up @ down)).median())
 
 
-def header(**said) -> dict[str, str]:
-    return {"lora_adapter_metadata": json.dumps(said)}
+def header(**message) -> dict[str, str]:
+    return {"lora_adapter_metadata": json.dumps(message)}
 
 
 @pytest.mark.parametrize(

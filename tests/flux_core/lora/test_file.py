@@ -130,7 +130,7 @@ def test_text_encoders_are_read_under_every_name_of_theirs(part, tmp_path):
         file = {f"{prefix}{name}.lora_down.weight": down, f"{prefix}{name}.lora_up.weight": up}
         lora = write(file, tmp_path)
         assert list(match_lora(lora, module).deltas) == [ours], prefix + name
-        said = lora_report(lora, [match_lora(lora, new_model())])
-        assert f"2 tensors are for {'CLIP-L' if part == 'clip_l' else 'T5'}" in said
+        message = lora_report(lora, [match_lora(lora, new_model())])
+        assert f"2 tensors are for {'CLIP-L' if part == 'clip_l' else 'T5'}" in message
         with pytest.raises(CheckpointError, match="all of it is for .*not wired"):
             merge_loras(new_model(), [(lora, 1.0)])

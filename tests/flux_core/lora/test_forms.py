@@ -108,8 +108,8 @@ def test_every_form_goes_through_magnitude_bias_and_swap(name, magnitude, tmp_pa
         assert torch.allclose(got_bias, expected_bias, atol=1e-6), form.__name__
         x = random(5, columns, seed=15)
         with lora_applied(base, [(lora, 1.0)]):
-            beside = base.get_submodule(ours)(x)
-        assert tiny_models.relative(beside, merged.get_submodule(ours)(x)) < 1e-4, form.__name__
+            branched = base.get_submodule(ours)(x)
+        assert tiny_models.relative(branched, merged.get_submodule(ours)(x)) < 1e-4, form.__name__
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_flat_and_empty_factors_are_what_they_can_only_be(kinds, added, tmp_path
 
 
 @pytest.mark.parametrize(
-    "more, said",
+    "more, message",
     [
         ({"oft_blocks": random(4, 8, 8)}, "OFT"),
         ({"oft_R.weight": random(4, 8)}, "OFT"),
@@ -156,7 +156,7 @@ def test_flat_and_empty_factors_are_what_they_can_only_be(kinds, added, tmp_path
         ({"lora_B.bias": random(7)}, "bias of 7"),
     ],
 )
-def test_a_layer_is_refused_whole_where_a_part_of_it_is_not_read(more, said, tmp_path):
+def test_a_layer_is_refused_whole_where_a_part_of_it_is_not_read(more, message, tmp_path):
     name = "transformer.transformer_blocks.0.attn.to_q"
     other = "transformer.transformer_blocks.1.attn.to_q"
     kinds = {"lora_A.weight": random(4, HIDDEN), "lora_B.weight": random(HIDDEN, 4)}
@@ -164,7 +164,7 @@ def test_a_layer_is_refused_whole_where_a_part_of_it_is_not_read(more, said, tmp
     lora = write(file | {f"{name}.{kind}": t for kind, t in more.items()}, tmp_path)
     match = match_lora(lora, new_model())
     assert set(match.deltas) == {"double_blocks.1.img_attn.qkv"}
-    assert said in str(match) and len(match.unmatched) == 3
+    assert message in str(match) and len(match.unmatched) == 3
 
 
 def test_adapters_that_are_no_loras_are_refused_by_name(tmp_path):

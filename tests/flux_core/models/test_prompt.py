@@ -15,7 +15,7 @@ from flux_core.models.prompt import (
     read_embedding,
     read_prompt,
 )
-from flux_core.models.text_encoders import Tokenizers
+from flux_core.models.tokenizers import Tokenizers
 from flux_core.pocket import POCKET
 
 

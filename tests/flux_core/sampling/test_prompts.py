@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import torch
+from safetensors.torch import load_file, save_file
 
 from flux_core import (
     FluxPipeline,
     OffloadPolicy,
+    load_lora,
     quantize,
 )
 from tests.flux_core.offload.pocket_pictures import SETTINGS
+from tests.wild.faults import small_lora
 
 
 def test_a_prompt_that_is_known_loads_no_encoder():
@@ -27,3 +33,27 @@ def test_a_prompt_that_is_known_loads_no_encoder():
     quantize(encoders.t5, "int8")
     quantize(encoders.clip_l, "int8")
     assert encoders.cached("a red circle") is None, "the encoders are others now"
+
+
+def test_a_lora_without_text_layers_encodes_nothing_again_and_none_is_kept_alive(tmp_path):
+    pipeline = FluxPipeline.from_pocket(policy=OffloadPolicy("component"))
+    pipeline("a red circle", **SETTINGS)
+    path = small_lora(tmp_path / "both.safetensors", pipeline)
+    tensors = load_file(path)
+    save_file({k: t for k, t in tensors.items() if k.startswith("transformer.")}, tmp_path / "one")
+    for strength in (0.5, 0.6):
+        drawn = pipeline("a red circle", loras=[(tmp_path / "one", strength)], **SETTINGS)
+        assert "text encoders" not in drawn.report.parts
+    lora = load_lora(path)
+    gone = weakref.ref(lora)
+    for strength in (0.5, 0.6):
+        drawn = pipeline("a red circle", loras=[(lora, strength)], **SETTINGS)
+        assert "text encoders" in drawn.report.parts
+    assert (
+        "text encoders"
+        not in pipeline("a red circle", loras=[(lora, 0.6)], **SETTINGS).report.parts
+    )
+    del lora, drawn
+    pipeline("a red circle", loras=[(tmp_path / "one", 1.0)], **SETTINGS)
+    gc.collect()
+    assert gone() is None

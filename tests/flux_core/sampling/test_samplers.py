@@ -68,3 +68,17 @@ def test_ancestral_noise_follows_the_seed():
     assert torch.equal(a, again(0)) and not torch.equal(a, other(0))
     assert not torch.equal(a, first(1))
     assert step_noise(x, 2**64 - 1)(0).isfinite().all()
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("sigmas", [[1.0, 1.0, 0.5, 0.0], [1.0, 0.5, 0.5, 0.5, 0.0], [0.7, 0.7]])
+def test_sigmas_that_repeat_are_no_step(name, sigmas):
+    x = torch.randn(4, generator=torch.Generator().manual_seed(0))
+
+    def drawn(values):
+        noise = step_noise(torch.zeros(4), 0)
+        return SAMPLERS[name](gaussian, x, torch.tensor(values), noise, lambda *_: None)
+
+    assert drawn(sigmas).isfinite().all()
+    if name != "euler_ancestral":  # whose later steps then have other noise
+        assert torch.allclose(drawn(sigmas), drawn(list(dict.fromkeys(sigmas))), atol=1e-6)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from flux_core.train.buckets import Size
 from flux_core.train.config import ConfigError
-from flux_core.train.dataset import open_mask, open_picture
+from flux_core.train.dataset import mask_of_size, picture_of_size
 from tests.training_runs import data_config, read_folders, write_pictures
 
 
@@ -91,10 +91,10 @@ def test_pictures_are_upright_on_white_and_cut_around_their_middle(tmp_path):
     wide = np.zeros((32, 64, 4), np.uint8)
     wide[:, 16:48] = (255, 0, 0, 255)
     Image.fromarray(wide).save(tmp_path / "a.png")
-    picture = open_picture(tmp_path / "a.png", Size(32, 32))
+    picture = picture_of_size(tmp_path / "a.png", Size(32, 32))
     assert picture.shape == (1, 32, 32, 3)
     assert torch.equal(picture[0, 16, 16], torch.tensor([1.0, 0.0, 0.0]))
-    full = open_picture(tmp_path / "a.png", Size(64, 32))
+    full = picture_of_size(tmp_path / "a.png", Size(64, 32))
     assert torch.equal(full[0, 16, 2], torch.ones(3))  # nothing there is white
     turned = Image.fromarray(np.arange(8 * 16 * 3, dtype=np.uint8).reshape(8, 16, 3))
     exif = turned.getexif()
@@ -113,7 +113,7 @@ def test_masks(tmp_path):
     Image.fromarray(half).save(folder / "0.mask.png")
     items, _ = read_folders(data_config(folder))
     assert len(items) == 1 and items[0].mask is not None
-    mask = open_mask(items[0].mask, items[0].size)
+    mask = mask_of_size(items[0].mask, items[0].size)
     assert mask.shape == (1, 8, 8)
     assert float(mask[..., :4].sum()) == 0 and float(mask[..., 4:].mean()) == 1
     assert read_folders(data_config(folder, masks=False))[0][0].mask is None

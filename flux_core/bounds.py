@@ -1,0 +1,31 @@
+"""Bounds of numbers, checked before anything runs; what is no number is refused like the rest."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+
+#: Seeds as the host has them, 64 bits.
+MOST_SEED = 2**64 - 1
+MOST_STEPS = 10_000
+
+
+def check_number(
+    value: object,
+    name: str,
+    low: float,
+    high: float | None = None,
+    *,
+    whole: bool = False,
+    error: type[ValueError] = ValueError,
+) -> None:
+    """Raise ``error`` for what is no finite number in [low, high], or below where high is None."""
+    span = f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
+    fits = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    if fits:
+        number = int(value) if whole else float(value)  # type: ignore[call-overload, arg-type]
+        fits = math.isfinite(number)
+        if fits and number >= low and (high is None or number <= high):
+            return
+    kind = "" if fits else "a whole number, " if whole else "a number, "
+    raise error(f"{name} is {value!r}, expected {kind}{span}")

@@ -1,0 +1,172 @@
+"""Stand-ins for the host's loaders: every file through our own, at the precision that it has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flux_core import OffloadPolicy, TextEncoders, load_clip_l, load_t5, load_vae
+from flux_core.checkpoint.build import AS_STORED
+from flux_core.checkpoint.detect import find_parts
+from flux_core.checkpoint.reader import open_source
+from flux_core.models.tokenizers import Tokenizers
+
+from .. import host
+from ..loaders import PLACES, FluxFitTransformerLoader, tokenizer_folders
+from ..lora import FOLDER, FluxFitLoraLoader
+from ..vae import HostVAE
+from ..wires import FluxModel, FluxTextEncoders
+
+#: What the host calls how a transformer is stored, and what we do.
+WEIGHT_DTYPES = {
+    "default": AS_STORED,
+    "fp8_e4m3fn": "fp8_e4m3fn",
+    "fp8_e4m3fn_fast": "fp8_e4m3fn",
+    "fp8_e5m2": "fp8_e5m2",
+}
+STRENGTH = {"default": 1.0, "min": -100.0, "max": 100.0, "step": 0.01}
+
+
+def text_encoders(paths: Sequence[Path]) -> FluxTextEncoders:
+    """CLIP-L and T5 from files in any order; raises ``ValueError`` where one is missing."""
+    files: dict[str, Path] = {}
+    for path in paths:
+        for part in find_parts(open_source(path)):
+            files.setdefault(part.kind, path)
+    missing = [kind for kind in ("clip_l", "t5") if kind not in files]
+    if missing:
+        names = " and ".join(str(path) for path in dict.fromkeys(paths))
+        raise ValueError(f"{names}: no {' and no '.join(missing)} in it, FLUX.1 reads both")
+    clip_l, t5 = files["clip_l"], files["t5"]
+    encoders = TextEncoders(
+        load_clip_l(clip_l, precision=AS_STORED),
+        load_t5(t5, precision=AS_STORED),
+        Tokenizers.load(*tokenizer_folders(clip_l, t5)),
+    )
+    encoders.embedding_folders = tuple(host.folders_of("embeddings"))
+    return FluxTextEncoders(encoders, OffloadPolicy())
+
+
+class UNETLoader:
+    """A transformer of models/diffusion_models."""
+
+    FUNCTION = "load"
+    RETURN_TYPES = ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        names = host.model_names(*PLACES["transformer"])
+        return {"required": {"unet_name": (names,), "weight_dtype": (list(WEIGHT_DTYPES),)}}
+
+    def load(self, unet_name: str, weight_dtype: str):
+        loader = FluxFitTransformerLoader()
+        return loader.load(unet_name, WEIGHT_DTYPES[weight_dtype], "auto")[1:]
+
+
+class DualCLIPLoader:
+    """CLIP-L and T5, in either order."""
+
+    FUNCTION = "load"
+    RETURN_TYPES = ("CLIP",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        names = host.model_names("text_encoders")
+        return {
+            "required": {"clip_name1": (names,), "clip_name2": (names,), "type": (["flux"],)},
+            "optional": {"device": (["default", "cpu"], {"default": "default"})},
+        }
+
+    def load(self, clip_name1: str, clip_name2: str, type: str, device: str = "default"):
+        names = clip_name1, clip_name2
+        return (text_encoders([host.model_path(name, "text_encoders") for name in names]),)
+
+
+class VAELoader:
+    FUNCTION = "load"
+    RETURN_TYPES = ("VAE",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"vae_name": (host.model_names("vae"),)}}
+
+    def load(self, vae_name: str):
+        return (HostVAE(load_vae(host.model_path(vae_name, "vae")), OffloadPolicy()),)
+
+
+class CheckpointLoaderSimple:
+    """All parts from one file."""
+
+    FUNCTION = "load"
+    RETURN_TYPES = ("MODEL", "CLIP", "VAE")
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"ckpt_name": (host.model_names("checkpoints"),)}}
+
+    def load(self, ckpt_name: str):
+        path = host.model_path(ckpt_name, "checkpoints")
+        name = f"checkpoints/{ckpt_name}"
+        model = FluxFitTransformerLoader().load(name, AS_STORED, "auto")[1]
+        return (model, text_encoders([path]), HostVAE(load_vae(path), OffloadPolicy()))
+
+
+class LoraLoader:
+    """A LoRA on the transformer and the text encoders."""
+
+    FUNCTION = "load"
+    RETURN_TYPES = ("MODEL", "CLIP")
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "model": ("MODEL",),
+                "clip": ("CLIP",),
+                "lora_name": (host.model_names(FOLDER),),
+                "strength_model": ("FLOAT", STRENGTH),
+                "strength_clip": ("FLOAT", STRENGTH),
+            }
+        }
+
+    def load(
+        self,
+        model: FluxModel,
+        clip: FluxTextEncoders,
+        lora_name: str,
+        strength_model: float,
+        strength_clip: float,
+    ):
+        loader = FluxFitLoraLoader()
+        return loader.load(model, lora_name, strength_model, strength_clip, True, clip)[:2]
+
+
+class LoraLoaderModelOnly:
+    """A LoRA on the transformer alone."""
+
+    FUNCTION = "load"
+    RETURN_TYPES = ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "model": ("MODEL",),
+                "lora_name": (host.model_names(FOLDER),),
+                "strength_model": ("FLOAT", STRENGTH),
+            }
+        }
+
+    def load(self, model: FluxModel, lora_name: str, strength_model: float):
+        return FluxFitLoraLoader().load(model, lora_name, strength_model, 0.0, True)[:1]
+
+
+STOCK_LOADERS: dict[str, Any] = {
+    "CheckpointLoaderSimple": CheckpointLoaderSimple,
+    "DualCLIPLoader": DualCLIPLoader,
+    "LoraLoader": LoraLoader,
+    "LoraLoaderModelOnly": LoraLoaderModelOnly,
+    "UNETLoader": UNETLoader,
+    "VAELoader": VAELoader,
+}

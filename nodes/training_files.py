@@ -1,0 +1,56 @@
+"""Files of training runs, in folders where anybody may write: what is read and what replaced."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from flux_core.checkpoint.reader import open_source
+from flux_core.files import parse_json, writing
+from flux_core.train import ConfigError, TrainConfig
+
+from . import host
+
+#: Where runs are, below the output folder.
+RUNS = "training"
+
+
+def within_folders(config: TrainConfig, run: str, runs_folder: Path) -> TrainConfig:
+    """A run's settings as a file has them, kept to this run and to the folders of data sets.
+
+    The file lies where anybody may write. Raises ``ConfigError`` for one that reads elsewhere.
+    """
+    if config.name != run:
+        raise ConfigError(f"{run}: its settings are of a run {config.name!r}")
+    roots = [root.resolve() for root in host.dataset_roots()]
+    for folder in (*(data.folder for data in config.data), config.validation.folder):
+        real = Path(folder).resolve()
+        if folder and not any(real.is_relative_to(root) for root in roots):
+            raise ConfigError(f"{run}: its settings name a folder outside of the input folder")
+    return replace(config, output=str(runs_folder), cache=str(runs_folder / ".cache"))
+
+
+def publish(path: Path) -> Path:
+    """A copy of a LoRA where the loaders look for LoRAs.
+
+    The copy of the same run is replaced; one of another run, or of another trainer, is left alone,
+    and the new one has a number behind its name.
+    """
+    content, number = path.read_bytes(), 1
+    folder = host.output_folder().resolve() / "loras"
+    while True:
+        name = path.name if number == 1 else f"{path.stem}_{number}{path.suffix}"
+        if not (folder / name).exists() or run_of(folder / name) == run_of(path):
+            with writing(folder / name) as partial:
+                partial.write_bytes(content)
+            return folder / name
+        number += 1
+
+
+def run_of(path: Path) -> object:
+    """What tells the run that a LoRA is of; a new object, equal to none, for what is of none."""
+    try:
+        settings = parse_json(open_source(path).metadata["fluxfit.config"])
+        return [settings[name] for name in ("name", "seed", "data", "lora", "model")]
+    except (ValueError, KeyError, TypeError):
+        return object()

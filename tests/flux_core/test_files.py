@@ -1,0 +1,206 @@
+"""The doors of files: one error coming in, whole files going out, names that stay below."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from flux_core.errors import LONGEST, CheckpointError, ConfigError, FileError
+from flux_core.files import (
+    below,
+    folders_below,
+    is_hidden,
+    locked_folder,
+    read_json,
+    read_text,
+    reading,
+    write_new,
+    writing,
+)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        KeyError("id"),
+        IndexError("list index out of range"),
+        TypeError("'NoneType' object is not iterable"),
+        AttributeError("no attribute 'x'"),
+        RuntimeError("shape '[3]' is invalid\nfor input"),
+        RecursionError("maximum recursion depth"),
+        MemoryError(),
+        OverflowError("too large"),
+        ZeroDivisionError("division by zero"),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"),
+        OSError(errno.EIO, "Input/output error"),
+        FileNotFoundError(errno.ENOENT, "No such file"),
+        CheckpointError("lacks two tensors"),
+    ],
+    ids=lambda fault: type(fault).__name__,
+)
+def test_whatever_goes_wrong_is_one_error_of_one_line_with_the_files_name(fault):
+    refused = pytest.raises(CheckpointError, match="^model.safetensors: ")
+    with refused as raised, reading("model.safetensors", "a model"):
+        raise fault
+    assert "\n" not in str(raised.value) and str(raised.value) != "model.safetensors: "
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_interrupts_pass(interrupt):
+    with pytest.raises(interrupt), reading("m", "a model"):
+        raise interrupt
+
+
+def test_messages_have_an_end():
+    error = FileError("x" * 10**6 + "\n\x1b[31m")
+    assert len(str(error)) <= LONGEST and "\x1b" not in str(FileError("a\x1b[31m\nb"))
+
+
+@pytest.mark.parametrize(
+    "raw, text",
+    [
+        (b"a caption", "a caption"),
+        (b"\xef\xbb\xbfa caption", "a caption"),
+        ("ein Bär".encode(), "ein Bär"),
+        (b"", ""),
+    ],
+)
+def test_text_with_or_without_its_mark(raw, text, tmp_path):
+    (tmp_path / "t").write_bytes(raw)
+    assert read_text(tmp_path / "t") == text
+
+
+@pytest.mark.parametrize("raw", [b"it\x92s", "a".encode("utf-16"), b"\xff\xfe", b"\x80"])
+def test_text_of_another_encoding_is_told(raw, tmp_path):
+    (tmp_path / "t").write_bytes(raw)
+    with pytest.raises(ConfigError, match="no UTF-8 text"):
+        read_text(tmp_path / "t")
+    with pytest.raises(ConfigError, match="is a folder"):
+        read_text(tmp_path)
+    with pytest.raises(ConfigError, match="longer than"):
+        read_text(tmp_path / "t", limit=0)
+
+
+@pytest.mark.parametrize("raw", ["{", "NaN", '{"a": Infinity}', "[" * 100_000, "", "1" * 5000])
+def test_json_that_is_none(raw, tmp_path):
+    (tmp_path / "j").write_text(raw)
+    with pytest.raises(ConfigError, match="cannot be read as a plan"):
+        read_json(tmp_path / "j", "a plan")
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        "name", ["a", "a.png", "sub/a.png", "sub\\a.png", "./a", "ä.png", "a b", "console.png"]
+    )
+    def test_names_below_a_folder(self, name, tmp_path):
+        assert tmp_path in below(tmp_path, name).parents
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *(
+                "",
+                ".",
+                "..",
+                "../a",
+                "a/../../b",
+                "/etc/passwd",
+                "\\\\server\\share",
+                "C:x",
+                "C:\\x",
+            ),
+            *(
+                "a:b",
+                "a\0b",
+                "a\nb",
+                "sub//a",
+                "NUL",
+                "sub/con.txt",
+                "x" * 300,
+                "..\\a",
+                "a/..",
+                "~/\t",
+            ),
+        ],
+    )
+    def test_names_that_leave_it(self, name, tmp_path):
+        with pytest.raises(ValueError, match="leaves the folder"):
+            below(tmp_path, name)
+
+    def test_links_that_stand_there_are_followed(self, tmp_path):
+        real = tmp_path / "real"
+        (real / "inner").mkdir(parents=True)
+        (real / "inner" / "a.png").touch()
+        (tmp_path / "root").mkdir()
+        (tmp_path / "root" / "link").symlink_to(real)
+        (real / "loop").symlink_to(tmp_path / "root")
+        assert below(tmp_path / "root", "link/inner/a.png").is_file()
+        names = [n for _, files in folders_below(tmp_path / "root") for n in files]
+        assert names == ["a.png"]
+
+    @pytest.mark.parametrize(
+        "name", ["._a.png", ".DS_Store", "a.safetensors.incomplete", "a.PART", "a.crdownload"]
+    )
+    def test_what_is_hidden_or_not_finished(self, name):
+        assert is_hidden(Path(name)) and not is_hidden(Path("a.safetensors"))
+
+
+class TestWriting:
+    @pytest.mark.parametrize(
+        "fault", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt(), ValueError()]
+    )
+    def test_what_was_there_stays_and_nothing_is_left(self, fault, tmp_path):
+        (tmp_path / "a").write_text("old")
+        with pytest.raises(type(fault)), writing(tmp_path / "a") as partial:
+            partial.write_text("half")
+            raise fault
+        assert (tmp_path / "a").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+    def test_two_writers_of_one_name_do_not_meet(self, tmp_path):
+        with writing(tmp_path / "a") as first, writing(tmp_path / "a") as second:
+            first.write_text("1")
+            second.write_text("2")
+        assert (tmp_path / "a").read_text() == "1" and len(list(tmp_path.iterdir())) == 1
+
+    def test_many_new_files_of_one_name_are_one(self, tmp_path):
+        done = []
+        threads = [
+            threading.Thread(target=lambda i=i: done.append(write_new(tmp_path / "a", bytes([i]))))
+            for i in range(16)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(done) == [False] * 15 + [True]
+        assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+class TestLocks:
+    HOLD = (
+        "import sys, time; from pathlib import Path; from flux_core.files import locked_folder\n"
+        "with locked_folder(Path(sys.argv[1]), 'a training runs'):\n"
+        "    print('locked', flush=True); time.sleep(60)"
+    )
+
+    def test_another_process_waits_and_a_dead_one_gives_it_back(self, tmp_path):
+        holder = subprocess.Popen(
+            [sys.executable, "-c", self.HOLD, str(tmp_path / "run")],
+            stdout=subprocess.PIPE,
+            cwd=Path(__file__).resolve().parents[2],
+        )
+        try:
+            assert holder.stdout is not None and holder.stdout.readline() == b"locked\n"
+            refused = pytest.raises(ConfigError, match="a training runs in this folder already")
+            with refused, locked_folder(tmp_path / "run", "a training runs"):
+                pass
+        finally:
+            holder.kill()
+            holder.wait()
+        with locked_folder(tmp_path / "run", "a training runs"):
+            pass

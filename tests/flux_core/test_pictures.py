@@ -1,0 +1,156 @@
+"""Pictures as people have them, through the one opener."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, features
+
+from flux_core.errors import PictureError
+from flux_core.pictures import image_and_mask, open_frames, open_picture, over_white, upright_size
+from flux_core.sampling.images import as_masks, as_pictures
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+ORIENTATION = 0x0112
+
+
+def half(mode: str = "RGB") -> Image.Image:
+    """Left red, right blue, 40 wide and 20 high."""
+    picture = Image.new("RGB", (40, 20), BLUE)
+    picture.paste(RED, (0, 0, 20, 20))
+    return picture.convert(mode)
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif"])
+def test_pictures_are_upright(turn, ending, tmp_path):
+    seen = half()
+    kept = {
+        1: seen,
+        2: seen.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+        3: seen.transpose(Image.Transpose.ROTATE_180),
+        4: seen.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+        5: seen.transpose(Image.Transpose.TRANSPOSE),
+        6: seen.transpose(Image.Transpose.ROTATE_90),
+        7: seen.transpose(Image.Transpose.TRANSVERSE),
+        8: seen.transpose(Image.Transpose.ROTATE_270),
+    }[turn]
+    path = tmp_path / f"p.{ending}"
+    exif = Image.Exif()
+    exif[ORIENTATION] = turn
+    kept.save(path, exif=exif, quality=100)
+    picture = open_picture(path)
+    assert picture.size == (40, 20) == upright_size(path)
+    assert np.abs(np.asarray(picture, int) - np.asarray(seen, int)).mean() < 12
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"]
+)
+def test_every_mode_is_brought_to_eight_bits(mode, tmp_path):
+    grey = np.full((20, 40), 79, np.uint8)  # 0.31 of white
+    wide = {"I;16": (np.uint16, 257), "I": (np.int32, 257), "F": (np.float32, 1 / 255)}
+    if mode in wide:
+        kind, factor = wide[mode]
+        picture = Image.fromarray((grey.astype(np.float64) * factor).astype(kind))
+    else:
+        picture = Image.fromarray(grey).convert("RGB").convert(mode)
+    path = tmp_path / ("p.tif" if mode not in ("P", "LA") else "p.png")
+    picture.save(path)
+    image, _ = image_and_mask(path)
+    assert image.shape == (1, 20, 40, 3)
+    wanted = 0.31 if mode != "1" else float(image.mean())
+    assert abs(float(image.mean()) - wanted) < 0.02
+
+
+@pytest.mark.parametrize("ending", ["png", "webp", "gif"])
+def test_transparency_is_a_mask_and_white_to_train_on(ending, tmp_path):
+    picture = half("RGBA")
+    picture.putalpha(Image.new("L", (40, 20), 0))
+    path = tmp_path / f"p.{ending}"
+    picture.save(path, lossless=True) if ending == "webp" else picture.save(path)
+    _, mask = image_and_mask(path)
+    assert mask.shape == (1, 20, 40) and float(mask.min()) == 1.0
+    assert over_white(open_picture(path)).getpixel((0, 0)) == (255, 255, 255)
+    half().save(tmp_path / "o.png")
+    assert image_and_mask(tmp_path / "o.png")[1].shape == (1, 64, 64)
+
+
+def test_a_palettes_transparent_colour_counts(tmp_path):
+    picture = half("P")
+    picture.save(tmp_path / "p.png", transparency=picture.getpixel((0, 0)))
+    _, mask = image_and_mask(tmp_path / "p.png")
+    assert float(mask[0, 5, 5]) == 1.0 and float(mask[0, 5, 30]) == 0.0
+
+
+@pytest.mark.parametrize("ending", ["gif", "webp", "png"])
+def test_a_moving_picture_is_a_batch_and_its_first_frame_a_picture(ending, tmp_path):
+    frames = [Image.new("RGB", (16, 16), color) for color in (RED, BLUE, (0, 255, 0))]
+    path = tmp_path / f"p.{ending}"
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=50)
+    assert image_and_mask(path)[0].shape == (3, 16, 16, 3)
+    assert len(open_frames(path)) == 3
+    r, g, b = open_picture(path).convert("RGB").getpixel((3, 3))  # type: ignore[misc]
+    assert r > 200 and g < 60 and b < 60
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="Pillow without AVIF")
+def test_avif_is_read(tmp_path):
+    half().save(tmp_path / "p.avif", quality=95)
+    assert open_picture(tmp_path / "p.avif").size == (40, 20)
+
+
+@pytest.mark.parametrize("name", ["p.png", "p.jpg", "p.heic", "p.jxl", "p.webp"])
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", b"RIFF\0\0\0\0WEBP", bytes(300)])
+def test_what_is_no_picture_is_one_error(name, content, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(content)
+    for read in (open_picture, image_and_mask, upright_size):
+        with pytest.raises(PictureError, match=str(path)) as raised:
+            read(path)
+        assert "\n" not in str(raised.value)
+    if name == "p.heic" and ".heic" not in Image.registered_extensions():
+        assert "pillow-heif" in str(raised.value)
+
+
+def test_a_picture_without_end_is_refused(tmp_path):
+    head = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (10**6).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0"
+    Path(tmp_path / "p.png").write_bytes(head + bytes(4))
+    with pytest.raises(PictureError):
+        open_picture(tmp_path / "p.png")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        half(),
+        np.asarray(half()),
+        np.asarray(half(), np.float32) / 255,
+        torch.from_numpy(np.array(half())),
+        torch.from_numpy(np.array(half()))[None],
+        torch.from_numpy(np.array(half("RGBA"))),
+        [half()],
+    ],
+)
+def test_pictures_from_python_are_all_one(value):
+    expected = torch.from_numpy(np.array(half(), np.float32) / 255)[None]
+    assert torch.allclose(as_pictures(value, "image"), expected)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Image.new("L", (40, 20), 255),
+        np.ones((20, 40)),
+        torch.ones(20, 40),
+        torch.ones(1, 20, 40),
+        torch.ones(1, 1, 20, 40),
+        torch.ones(20, 40, dtype=torch.bool),
+        torch.full((20, 40), 255, dtype=torch.uint8),
+    ],
+)
+def test_masks_from_python_are_all_one(value):
+    assert torch.equal(as_masks(value, "mask"), torch.ones(1, 20, 40))

@@ -1,0 +1,381 @@
+"""Pages as strangers have them: reroutes, values, subgraphs, bypasses, and what is malformed."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+from fluxfit.nodes import headless
+from fluxfit.nodes.headless import Link, WorkflowError
+
+ROOT = Path(__file__).resolve().parents[2]
+FIELDS = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+SUBGRAPH = "2f6c1b6e-0a57-4b7e-8a0a-000000000001"
+
+
+@pytest.fixture
+def page() -> dict:
+    return json.loads((ROOT / "workflows" / "text_to_image.json").read_text())
+
+
+def node(page: dict, number: int) -> dict:
+    return next(n for n in page["nodes"] if n["id"] == number)
+
+
+def opened(page: dict) -> headless.Graph:
+    graph = headless.parse(copy.deepcopy(page))
+    headless.check(graph)
+    return graph
+
+
+def link_of(page: dict, number: int) -> list:
+    return next(link for link in page["links"] if link[0] == number)
+
+
+def chain(page: dict, count: int, **more) -> None:
+    """So many nodes one behind the other before the picture is saved."""
+    last = 10
+    for i in range(count):
+        number, new = 2000 + i, 9000 + i
+        item = {
+            "id": number,
+            "type": "Reroute",
+            "inputs": [{"name": "", "type": "*", "link": last}],
+            "outputs": [{"name": "", "type": "IMAGE", "links": [new]}],
+        }
+        page["nodes"].append(item | more)
+        link_of(page, last)[3:5] = [number, 0]
+        page["links"].append([new, number, 0, 8, 0, "IMAGE"])
+        last = new
+    node(page, 8)["inputs"][0]["link"] = last
+
+
+class TestWhatThePageResolves:
+    @pytest.mark.parametrize("count", [1, 2, 1500])
+    def test_reroutes_are_stepped_over(self, page, count):
+        chain(page, count)
+        assert opened(page)["8"].inputs["images"] == Link("7", 0)
+
+    @pytest.mark.parametrize("kind", ["SaveAudio", "rgthree's", "Reroute"])
+    def test_what_is_bypassed_is_stepped_over_whatever_it_is(self, page, kind):
+        chain(page, 2, type=kind, mode=4)
+        assert opened(page)["8"].inputs["images"] == Link("7", 0)
+
+    def test_set_and_get_nodes_are_a_wire(self, page):
+        link = link_of(page, 10)
+        link[3:5] = [50, 0]
+        page["nodes"] += [
+            {
+                "id": 50,
+                "type": "SetNode",
+                "widgets_values": ["picture"],
+                "inputs": [{"name": "IMAGE", "type": "IMAGE", "link": 10}],
+                "outputs": [{"name": "*", "type": "*", "links": None}],
+            },
+            {
+                "id": 51,
+                "type": "GetNode",
+                "widgets_values": ["picture"],
+                "inputs": [],
+                "outputs": [{"name": "IMAGE", "type": "IMAGE", "links": [60]}],
+            },
+        ]
+        page["links"].append([60, 51, 0, 8, 0, "IMAGE"])
+        node(page, 8)["inputs"][0]["link"] = 60
+        assert opened(page)["8"].inputs["images"] == Link("7", 0)
+
+    def test_a_primitive_nodes_value_counts_and_not_the_widgets(self, page):
+        page["nodes"].append(
+            {"id": 40, "type": "PrimitiveNode", "widgets_values": [7, "fixed"], "outputs": []}
+        )
+        page["links"].append([70, 40, 0, 6, 9, "INT"])
+        node(page, 6)["inputs"].append(
+            {"name": "steps", "type": "INT", "link": 70, "widget": {"name": "steps"}}
+        )
+        assert opened(page)["6"].inputs["steps"] == 7
+
+    @pytest.mark.parametrize("kind", ["Note", "MarkdownNote"])
+    def test_notes_groups_and_bookmarks_are_no_part_of_it(self, page, kind):
+        page["nodes"].append({"id": 60, "type": kind, "widgets_values": ["read me"]})
+        page["groups"] = [{"title": "x", "bounding": [0, 0, 1, 1]}]
+        page["extra"] = {"bookmarks": [1], "ds": {"scale": 1}}
+        assert "60" not in opened(page)
+
+    def test_what_is_muted_is_gone_with_its_wires(self, page):
+        node(page, 4)["mode"] = 2  # the negative prompt, which need not be
+        graph = opened(page)
+        assert "4" not in graph and "negative" not in graph["6"].inputs
+        node(page, 3)["mode"] = 2
+        with pytest.raises(WorkflowError, match=r"node 6 .*no value or wire for positive"):
+            opened(page)
+
+    @pytest.mark.parametrize(
+        "kinds, outputs, expected",
+        [
+            (["CONDITIONING", "CONDITIONING", "VAE"], ["CONDITIONING", "CONDITIONING"], ("3", "4")),
+            (["VAE", "CONDITIONING", "CONDITIONING"], ["CONDITIONING", "CONDITIONING"], ("3", "3")),
+            (["CONDITIONING", "VAE", "CONDITIONING"], ["CONDITIONING", "CONDITIONING"], ("3", "3")),
+            (["*", "CONDITIONING"], ["CONDITIONING", "CONDITIONING"], ("3", "4")),
+            (["CONDITIONING", "CONDITIONING"], ["*", "*"], ("3", "4")),
+        ],
+    )
+    def test_a_bypass_takes_the_input_of_its_own_place_first(self, page, kinds, outputs, expected):
+        wires = iter((31, 32))
+        inputs = [
+            {"name": f"i{n}", "type": k, "link": None if k == "VAE" else next(wires)}
+            for n, k in enumerate(kinds)
+        ]
+        page["nodes"].append(
+            {
+                "id": 30,
+                "type": "Whatever",
+                "mode": 4,
+                "inputs": inputs,
+                "outputs": [
+                    {"name": "", "type": k, "links": [n]}
+                    for k, n in zip(outputs, (5, 7), strict=True)
+                ],
+            }
+        )
+        for place, number in enumerate((5, 7)):
+            link_of(page, number)[1:3] = [30, place]
+        page["links"] += [[31, 3, 0, 30, 0, "X"], [32, 4, 0, 30, 1, "X"]]
+        inputs_of = opened(page)["6"].inputs
+        origins = inputs_of["positive"].node, inputs_of["negative"].node
+        assert origins == expected
+
+    def test_only_what_outputs_need_matters(self, page):
+        page["nodes"] += [
+            {"id": 70, "type": "SomethingOfAnotherPack", "inputs": [], "outputs": []},
+            {"id": 71, "type": "FluxSampler", "inputs": [], "outputs": []},
+        ]
+        graph = opened(page)
+        assert "70" in graph
+        node(page, 3)["type"] = "TextOfAnotherPack"
+        message = r"no 'TextOfAnotherPack' \(node 3\) without ComfyUI: open this workflow there"
+        with pytest.raises(WorkflowError, match=message):
+            opened(page)
+
+    def test_widgets_that_were_added_since_have_their_defaults(self, page):
+        full = opened(page)["6"].inputs
+        for count in range(3, len(node(page, 6)["widgets_values"])):
+            older = copy.deepcopy(page)
+            node(older, 6)["widgets_values"] = node(page, 6)["widgets_values"][:count]
+            inputs = opened(older)["6"].inputs
+            assert full.keys() - inputs.keys() <= {"add_noise"}  # whose default the node has
+        node(page, 6)["widgets_values"] = None
+        assert full.keys() - opened(page)["6"].inputs.keys() <= {"add_noise"}
+
+    def test_links_as_objects_and_nulls_for_lists(self, page):
+        expected = {key: step.inputs for key, step in opened(page).items()}
+        page["links"] = [dict(zip(FIELDS, link, strict=True)) for link in page["links"]]
+        for item in page["nodes"]:
+            for name in ("inputs", "outputs", "widgets_values", "properties"):
+                item[name] = item.get(name) or None
+        assert {key: step.inputs for key, step in opened(page).items()} == expected
+
+    def test_a_byte_order_mark_is_no_part_of_a_file(self, page, tmp_path):
+        path = tmp_path / "page.json"
+        path.write_text(json.dumps(page), encoding="utf-8-sig")
+        assert headless.read_workflow(path).keys() == opened(page).keys()
+
+
+def with_subgraph(page: dict, **instance) -> dict:
+    """The page with its prompt and decoder inside of a subgraph."""
+    decode, prompt = copy.deepcopy(node(page, 7)) | {"id": 1}, copy.deepcopy(node(page, 3))
+    prompt = prompt | {"id": 2, "outputs": [{"name": "", "type": "CONDITIONING", "links": [15]}]}
+    prompt["inputs"] = [
+        {"name": "text_encoders", "type": "FLUX_TEXT_ENCODERS", "link": 12},
+        {"name": "prompt", "type": "STRING", "link": 13, "widget": {"name": "prompt"}},
+    ]
+    decode["inputs"] = [
+        {"name": "samples", "type": "LATENT", "link": 10},
+        {"name": "vae", "type": "VAE", "link": 11},
+    ]
+    decode["outputs"] = [{"name": "IMAGE", "type": "IMAGE", "links": [14]}]
+    inputs = [
+        {"id": "a", "name": "samples", "type": "LATENT", "linkIds": [10]},
+        {"id": "b", "name": "vae", "type": "VAE", "linkIds": [11]},
+        {"id": "c", "name": "prompt", "type": "STRING", "linkIds": [13]},
+        {"id": "d", "name": "text_encoders", "type": "FLUX_TEXT_ENCODERS", "linkIds": [12]},
+    ]
+    links = [
+        (10, -10, 0, 1, 0),
+        (11, -10, 1, 1, 1),
+        (13, -10, 2, 2, 1),
+        (12, -10, 3, 2, 0),
+        (14, 1, 0, -20, 0),
+        (15, 2, 0, -20, 1),
+    ]
+    page["definitions"] = {
+        "subgraphs": [
+            {
+                "id": SUBGRAPH,
+                "nodes": [decode, prompt],
+                "inputs": inputs,
+                "outputs": [
+                    {"name": "IMAGE", "type": "IMAGE", "linkIds": [14]},
+                    {"name": "CONDITIONING", "type": "CONDITIONING", "linkIds": [15]},
+                ],
+                "links": [dict(zip(FIELDS, (*link, "X"), strict=True)) for link in links],
+            }
+        ]
+    }
+    old_decode, old_prompt = node(page, 7), node(page, 3)
+    wires = {slot["name"]: slot["link"] for slot in old_decode["inputs"] + old_prompt["inputs"]}
+    kinds = {"samples": "LATENT", "vae": "VAE", "text_encoders": "FLUX_TEXT_ENCODERS"}
+    old_decode |= {
+        "type": SUBGRAPH,
+        "inputs": [{"name": n, "type": kind, "link": wires[n]} for n, kind in kinds.items()],
+        "outputs": [{"name": "IMAGE", "type": "IMAGE"}, {"name": "C", "type": "CONDITIONING"}],
+        "widgets_values": [],
+    } | instance
+    for link in page["links"]:
+        if link[1] == 3:
+            link[1:3] = [7, 1]
+    page["nodes"].remove(old_prompt)
+    return page
+
+
+class TestSubgraphs:
+    def test_its_inside_stands_in_the_place_of_an_instance(self, page):
+        plain = opened(page)
+        graph = opened(with_subgraph(page))
+        assert "7" not in graph and graph["8"].inputs["images"] == Link("7:1", 0)
+        assert graph["6"].inputs["positive"] == Link("7:2", 0)
+        assert graph["7:1"].inputs == plain["7"].inputs
+        assert graph["7:2"].inputs == plain["3"].inputs
+
+    @pytest.mark.parametrize(
+        "instance",
+        [
+            {"widgets_values": ["a shown prompt"]},
+            {
+                "widgets_values": ["a shown prompt"],
+                "properties": {"proxyWidgets": [["2", "prompt"]]},
+            },
+            {
+                "widgets_values": ["a shown prompt", 2.0],
+                "properties": {"proxyWidgets": [["2", "prompt"], ["2", "guidance"]]},
+            },
+        ],
+    )
+    def test_an_instances_own_values_count(self, page, instance):
+        graph = opened(with_subgraph(page, **instance))
+        assert graph["7:2"].inputs["prompt"] == "a shown prompt"
+        if len(instance["widgets_values"]) > 1:
+            assert graph["7:2"].inputs["guidance"] == 2.0
+
+    def test_a_subgraph_in_a_subgraph(self, page):
+        page = with_subgraph(page)
+        inner = page["definitions"]["subgraphs"][0]
+        outer = copy.deepcopy(inner) | {"id": "outer"}
+        instance = copy.deepcopy(node(page, 7)) | {"id": 5}
+        for slot, number in zip(instance["inputs"], (10, 11, 12), strict=True):
+            slot["link"] = number
+        outer["nodes"] = [instance]
+        pairs = [(10, -10, 0, 5, 0), (11, -10, 1, 5, 1), (12, -10, 3, 5, 2)]
+        ends = [(14, 5, 0, -20, 0), (15, 5, 1, -20, 1)]
+        outer["links"] = [dict(zip(FIELDS, (*x, "X"), strict=True)) for x in pairs + ends]
+        page["definitions"]["subgraphs"].append(outer)
+        node(page, 7)["type"] = "outer"
+        graph = opened(page)
+        assert graph["8"].inputs["images"] == Link("7:5:1", 0)
+        assert graph["7:5:1"].inputs["samples"] == Link("6", 0)
+
+    def test_an_instance_may_be_bypassed_or_muted(self, page):
+        page = with_subgraph(page, mode=2)
+        with pytest.raises(WorkflowError, match="no value or wire for"):
+            opened(page)
+        node(page, 7)["mode"] = 4
+        with pytest.raises(WorkflowError, match="no value or wire for"):
+            opened(page)  # nothing of the picture's type comes in
+
+    def test_one_that_holds_itself_is_refused(self, page):
+        page = with_subgraph(page)
+        page["definitions"]["subgraphs"][0]["nodes"][1]["type"] = SUBGRAPH
+        with pytest.raises(WorkflowError, match="holds itself"):
+            opened(page)
+
+    def test_many_in_each_other_have_an_end(self, page):
+        page["definitions"] = {
+            "subgraphs": [
+                {"id": f"s{i}", "nodes": [{"id": n, "type": f"s{i + 1}"} for n in range(10)]}
+                for i in range(12)
+            ]
+        }
+        page["nodes"].append({"id": 99, "type": "s0"})
+        with pytest.raises(WorkflowError, match="more than 20000 nodes"):
+            opened(page)
+
+
+class TestRings:
+    @pytest.mark.parametrize("kind, mode", [("Reroute", 0), ("Whatever", 4)])
+    def test_wires_that_run_in_a_ring_are_refused(self, page, kind, mode):
+        for a, b in ((20, 21), (21, 20)):
+            page["nodes"].append(
+                {
+                    "id": a,
+                    "type": kind,
+                    "mode": mode,
+                    "inputs": [{"name": "", "type": "IMAGE", "link": 100 + b}],
+                    "outputs": [{"name": "", "type": "IMAGE", "links": [100 + a]}],
+                }
+            )
+            page["links"].append([100 + a, a, 0, b, 0, "IMAGE"])
+        page["links"].append([200, 20, 0, 8, 0, "IMAGE"])
+        node(page, 8)["inputs"][0]["link"] = 200
+        with pytest.raises(WorkflowError, match="ring"):
+            opened(page)
+
+    def test_a_long_chain_is_no_recursion(self):
+        scale = {"upscale_method": "nearest-exact", "scale_by": 1.0}
+        api: dict = {"0": {"class_type": "LoadImage", "inputs": {"image": "x.png"}}}
+        for i in range(1, 3000):
+            inputs = {"image": [str(i - 1), 0], **scale}
+            api[str(i)] = {"class_type": "ImageScaleBy", "inputs": inputs}
+        api["end"] = {"class_type": "PreviewImage", "inputs": {"images": ["2999", 0]}}
+        order = headless.check(headless.parse(api))
+        assert order == [*map(str, range(3000)), "end"]
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        lambda p: p["nodes"].append(3),
+        lambda p: p["nodes"].append({"id": 99}),
+        lambda p: p["nodes"].append({"id": None, "type": "X"}),
+        lambda p: p["nodes"].append(dict(p["nodes"][0])),
+        lambda p: p["links"].append([1, 2]),
+        lambda p: p["links"].append("x"),
+        lambda p: p["links"].append([10, 7, None, 8, 0, "IMAGE"]),
+        lambda p: p.update(links={"a": 1}),
+        lambda p: p.update(definitions=[1]),
+        lambda p: p.update(definitions={"subgraphs": [3]}),
+        lambda p: p["nodes"][0].update(inputs={"a": 1}),
+        lambda p: p["nodes"][0].update(outputs=[1]),
+        lambda p: p["nodes"][0].update(mode="never"),
+        lambda p: p["nodes"][0].update(properties=[1]),
+        lambda p: p["nodes"][0].update(widgets_values=5),
+    ],
+)
+def test_what_is_malformed_is_one_error(page, break_it):
+    break_it(page)
+    with pytest.raises(WorkflowError) as raised:
+        opened(page)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "x", None, [], {}, "1e400"])
+def test_numbers_that_are_none_are_refused(page, value):
+    api = json.loads((ROOT / "workflows" / "api" / "text_to_image.json").read_text())
+    sampler = next(item for item in api.values() if item["class_type"] == "FluxSampler")
+    for name in ("steps", "cfg", "seed", "denoise"):
+        broken = copy.deepcopy(api)
+        for item in broken.values():
+            if item["class_type"] == sampler["class_type"]:
+                item["inputs"][name] = value
+        with pytest.raises(WorkflowError, match=f"'{name}' is"):
+            headless.check(headless.parse(broken))
