@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 
 from ..models.config import Shapes
+from ..quant import FORMATS
 
 #: What to get in the place of weights that are packed another way.
 INSTEAD = "get it in bf16, float8, int8 or GGUF"
@@ -56,7 +57,10 @@ STRANGER_PATTERNS = tuple((re.compile(r"(^|\.)" + begin), name) for begin, name 
 
 def packed_as(names: Iterable[str]) -> str | None:
     """How weights are packed that FluxFit does not read; None where nothing says so."""
-    names = list(names)
+    own = {
+        spec.file_name for format in FORMATS.values() for spec in format.tensors(256, 256).values()
+    }
+    names = [name for name in names if name.rpartition(".")[2] not in own]
     for pattern, kind in PACKED_PATTERNS:
         if any(pattern.search(name) for name in names):
             return kind

@@ -14,8 +14,8 @@ from tests.cli.command_line import call
         (("inspect", "nothing.safetensors"), "nothing.safetensors: no such file"),
         (("generate", "x", "--width", "100"), "width is 100, expected a multiple of 16"),
         (("generate", "x", "--offload", "fast"), "'fast', expected one of auto, none"),
-        (("plan", "--vram", "-1"), "vram is -1.0, expected more than 0"),
-        (("plan", "--vram", "8", "--link", "0"), "link is 0.0, expected more than 0"),
+        (("plan", "--vram", "-1"), "vram is -1.0, expected 0.001 to"),
+        (("plan", "--vram", "8", "--link", "0"), "link is 0.0, expected 0.001 to"),
         (("generate", "x", "--precision", "int4"), "'int4', expected one of bf16"),
     ],
 )

@@ -196,7 +196,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch)
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("flux_core.checkpoint.save.os.fsync", full)
+    monkeypatch.setattr("flux_core.files.os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         save_module(transformer("fp8_scaled"), path)
     assert path.read_bytes() == before

@@ -13,9 +13,9 @@ from flux_core import (
     ("options", "message"),
     [
         ({"mode": "fast"}, "expected one of auto, none, component, stream"),
-        ({"mode": "stream", "slots": 1}, "expected at least 2"),
-        ({"mode": "stream", "vram_budget": -1}, "vram_budget is -1 bytes, expected 0 or more"),
-        ({"ram_budget": -1}, "ram_budget is -1 bytes, expected 0 or more"),
+        ({"mode": "stream", "slots": 1}, "slots.* is 1, expected 2 to"),
+        ({"mode": "stream", "vram_budget": -1}, "vram_budget in bytes is -1, expected at least 0"),
+        ({"ram_budget": -1}, "ram_budget in bytes is -1, expected at least 0"),
         ({"parts": {"t5": "fast"}}, "t5 mode is 'fast'"),
         ({"parts": {"unet": "none"}}, "part is 'unet', expected one of transformer"),
     ],

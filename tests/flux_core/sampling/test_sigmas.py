@@ -55,7 +55,7 @@ def test_denoise_keeps_the_number_of_steps(scheduler, denoise):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("simple", 0), "steps is 0, expected at least 1"),
+        (("simple", 0), "steps is 0, expected 1 to 10000"),
         (("karras", 4), "scheduler is 'karras', expected one of simple"),
         (("simple", 4, 0.0), "denoise is 0.0"),
         (("simple", 4, 1.5), "denoise is 1.5"),
