@@ -256,7 +256,8 @@ def open_index(path: Path) -> Shards:
     names = sorted(set(where.values()))
     if len(names) > MOST_SHARDS:
         raise CheckpointError(f"{path}: names {len(names)} files, expected at most {MOST_SHARDS}")
-    missing = [name for name in names if not is_plain_file(path.parent, name)]
+    with reading(path, "an index of shards"):
+        missing = [name for name in names if not is_plain_file(path.parent, name)]
     if missing:
         raise CheckpointError(
             f"{path}: {len(missing)} of {len(names)} shards are missing beside it: "

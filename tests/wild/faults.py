@@ -27,7 +27,6 @@ import torch
 from fluxfit.nodes.headless.stock_nodes import save_png
 from safetensors.torch import save_file
 
-import tests.conftest  # noqa: F401  (opens the package)
 from flux_core import FluxPipeline, OffloadPolicy, load_lora
 from flux_core import files as files_module
 from flux_core.checkpoint.reader import SafetensorsFile
@@ -178,7 +177,9 @@ def fault_after(drawing: Drawing, rng: random.Random, calls: Counter[str], basel
         if not isinstance(raised, (type(fault()), OSError, ValueError)):
             return f"{what}: raised {type(raised).__name__}: {raised}"
     else:
-        if not torch.equal(picture, drawing.expected):
+        # out of memory, a picture is decoded once more in tiles, which differ at their seams
+        tiled = point == "decode" and isinstance(fault(), torch.OutOfMemoryError)
+        if not tiled and not torch.equal(picture, drawing.expected):
             return f"{what}: got over it with another picture"
     left = [p.name for p in drawing.folder.rglob("*") if p.suffix == ".partial"]
     if left:

@@ -18,7 +18,6 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import tests.conftest  # noqa: F401  (opens the package)
 from flux_core.errors import LONGEST, FileError
 
 from .readers import READERS, Reader

@@ -16,7 +16,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import tests.conftest  # noqa: F401  (opens the package)
 from flux_core import FluxPipeline, load_lora
 
 from .faults import POLICIES, small_lora, tensors

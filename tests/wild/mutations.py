@@ -45,12 +45,16 @@ ODD: tuple[Any, ...] = (
 )
 
 
-def places(tree: Any, path: tuple = ()) -> list[tuple]:
+def places(tree: Any) -> list[tuple]:
     """The paths of all values of a tree, from its root."""
-    paths = [path]
-    if isinstance(tree, dict | list):
-        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
-            paths += places(value, (*path, key))
+    paths: list[tuple] = []
+    waiting: list[tuple[tuple, Any]] = [((), tree)]
+    while waiting:
+        path, value = waiting.pop()
+        paths.append(path)
+        if isinstance(value, dict | list):
+            children = value.items() if isinstance(value, dict) else enumerate(value)
+            waiting += [((*path, key), child) for key, child in children]
     return paths
 
 
@@ -77,7 +81,7 @@ def damaged_tree(tree: Any, rng: random.Random) -> Any:
             parent.insert(0, copy.deepcopy(parent[key]))
         else:
             nested: Any = []
-            for _ in range(rng.choice((5, 500))):
+            for _ in range(rng.choice((5, 100))):
                 nested = [nested] if rng.random() < 0.5 else {"a": nested}
             parent[key] = nested
     return tree
