@@ -1,5 +1,11 @@
 """FLUX.1 in PyTorch, with a precision and a place for each part; knows nothing of ComfyUI."""
 
+import os
+
+# oneDNN keeps 1024 programs, some for every size of picture that is drawn on a CPU: half a
+# gigabyte. A picture needs a hundred.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
+
 if __name__ != "flux_core":  # a second copy would have a second set of pinned memory
     raise ImportError(f"import flux_core by that name, not as {__name__}")
 
