@@ -31,21 +31,10 @@ def main() -> int:
     try:
         open_package()
         from fluxfit.cli import main as run_command
-    except BaseException as error:  # a library that is interrupted raises whatever it likes
-        if not interrupted(error):
-            raise
+    except KeyboardInterrupt:
         print("fluxfit: interrupted", file=sys.stderr)
         return 130
     return run_command()
-
-
-def interrupted(error: BaseException | None) -> bool:
-    """Whether an error is an interrupt, or comes of one."""
-    while error is not None:
-        if isinstance(error, KeyboardInterrupt):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from flux_core.report.pictures import to_pil
+    from flux_core.report.pictures import write_picture
     from flux_core.sampling.latents import image_tokens, latent_size
     from flux_core.train import Trainer, TrainingEvent, TrainingModels, read_config
     from flux_core.train.plots import times_histogram
@@ -47,8 +47,8 @@ def run(args: argparse.Namespace) -> None:
     if not trained.files:  # another process writes them
         return
     side = max(config.data[0].resolutions)
-    picture = to_pil(times_histogram(config.objective, image_tokens(*latent_size(side, side))))
-    picture.save(config.folder / "timesteps.png")
+    picture = times_histogram(config.objective, image_tokens(*latent_size(side, side)))
+    write_picture(picture, config.folder / "timesteps.png")
     print(trained.report)
     for path in trained.files:
         print(f"LoRA: {path}")

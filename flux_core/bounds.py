@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import math
 from numbers import Integral, Real
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .errors import CheckpointError
 
 #: Seeds as the host has them, 64 bits.
 MOST_SEED = 2**64 - 1
@@ -29,3 +35,21 @@ def check_number(
             return
     kind = "" if fits else "a whole number, " if whole else "a number, "
     raise error(f"{name} is {value!r}, expected {kind}{span}")
+
+
+def refuse_not_finite(path: Path, name: str, values: Tensor) -> None:
+    """Raise ``CheckpointError`` where values, of any shape, are NaN or infinite.
+
+    A sum in float32 is NaN or infinite exactly where a member is, at one pass.
+    """
+    if not values.is_floating_point() or not values.numel():
+        return
+    wide = values if values.dtype.itemsize > 1 else values.to(torch.bfloat16)
+    kind = torch.float64 if wide.dtype == torch.float64 else torch.float32
+    if bool(wide.sum(dtype=kind).isfinite()):
+        return
+    bad = int((~wide.isfinite()).sum())
+    if bad:
+        raise CheckpointError(
+            f"{path}: {name!r} holds {bad} values that are NaN or infinite, expected none"
+        )

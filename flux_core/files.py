@@ -142,14 +142,16 @@ def below(root: Path, name: str) -> Path:
     Raises ``ValueError`` for a name that leaves the folder, or that some system reads otherwise.
     """
     parts = [part for part in name.replace("\\", "/").split("/") if part != "."]
-    wrong = not name or not any(parts) or name.startswith(("/", "\\"))
-    for part in parts:
-        stem = part.split(".")[0].strip().upper()
-        wrong = wrong or not part or part == ".." or ":" in part or stem in RESERVED
-        wrong = wrong or not part.isprintable() or len(part.encode()) > LONGEST_NAME
-    if wrong:
+    if not parts or not all(map(is_plain_name, parts)):
         raise ValueError(f"name {one_line(name)!r} leaves the folder {root.name}: not used")
     return root.joinpath(*parts)
+
+
+def is_plain_name(part: str) -> bool:
+    """Whether a part of a name is that of a file or folder, in the folder and on every system."""
+    stem = part.split(".")[0].strip().upper()
+    odd = part in ("", "..") or ":" in part or stem in RESERVED
+    return not odd and part.isprintable() and len(part.encode()) <= LONGEST_NAME
 
 
 @contextmanager
@@ -170,9 +172,16 @@ def writing(path: str | Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """A text in UTF-8 to a file, whole or not at all."""
+    with writing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 def write_new(path: str | Path, content: bytes) -> bool:
     """Write a file where none is; False, and nothing written, where there is one."""
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_name(path)
     try:
         partial.write_bytes(content)

@@ -201,12 +201,11 @@ class FluxPipeline:
             )
             latents = zero_latents(family_of(self.transformer).vae, batch, height, width)
             if pictures is not None:
-                latents = expand(self._latents(runner, pictures), batch)
+                encoded = encode_pixels(runner, self.vae, to_pixels(pictures))
+                latents = expand(encoded, batch)
             if read_picture is not None:
-                side = self.vae.config.compression
-                size = side * latents.shape[-2], side * latents.shape[-1]
-                fitted = scaled_to(read_picture.movedim(-1, 1), *size).movedim(1, -1)
-                read = {"picture": self._latents(runner, fitted), "mask": read_mask}
+                fitted = scaled_to(to_pixels(read_picture), height, width)
+                read = {"picture": encode_pixels(runner, self.vae, fitted), "mask": read_mask}
                 positive = replace(positive, **read)
                 negative = None if negative is None else replace(negative, **read)
             if masks is not None:
@@ -241,18 +240,13 @@ class FluxPipeline:
 
     def _refuse_condition(self, loras: LoraStack) -> None:
         """Raise ``ValueError`` where nothing reads a picture beside the noise."""
-        widened = any(
+        if not extra_channels(self.transformer.reads) and not any(
             WIDENED_LAYER in match_lora(lora, self.transformer).deltas for lora, _ in loras
-        )
-        if not extra_channels(self.transformer.reads) and not widened:
+        ):
             raise ValueError(
                 "a condition is read by Fill, Canny and Depth models and control LoRAs, and this "
                 "model reads none: is it meant as image, or for a ControlNet?"
             )
-
-    def _latents(self, runner: OffloadRunner, image: Tensor) -> Tensor:
-        """Raw latents (B, 16, h, w) of pictures (B, H, W, 3)."""
-        return encode_pixels(runner, self.vae, to_pixels(image))
 
     def _encode(
         self,

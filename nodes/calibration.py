@@ -10,7 +10,7 @@ from flux_core import Control, PrecisionPlan
 from flux_core.calibration.calibrate import calibrated_copy
 from flux_core.calibration.second_moments import record_second_moments_of_all
 from flux_core.calibration.sensitivity import choose_plan, measure_sensitivity
-from flux_core.files import writing
+from flux_core.files import write_text
 from flux_core.quant import FORMATS, quantized_names
 from flux_core.report.pictures import bars
 from flux_core.sampling.run import DrawRequest, SamplingSettings, while_drawing
@@ -148,8 +148,7 @@ class FluxFitMeasurePrecision:
         )
         plan = choose_plan(measured, precision, bits_per_weight)
         if path is not None:
-            with writing(path) as partial:
-                partial.write_text(plan.to_json(), encoding="utf-8")
+            write_text(path, plan.to_json())
         title = f"relative output error by layer; {len(plan.layers)} layers keep 16 bits"
         picture = bars({name: layer.errors for name, layer in measured.items()}, title)
         return plan, picture[None], plan.to_json()

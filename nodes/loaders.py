@@ -23,6 +23,7 @@ from flux_core import (
 from flux_core.checkpoint.build import AS_STORED, Progress
 from flux_core.checkpoint.load import find_tokenizers
 from flux_core.checkpoint.reader import open_source
+from flux_core.models.text_encoders import ClipEncoder, T5Encoder
 from flux_core.models.tokenizers import Tokenizers
 from flux_core.quant import PRECISIONS, Precision, full_dtype
 from flux_core.quant.registry import FULL_PRECISIONS
@@ -86,10 +87,14 @@ class OpenedParts(OpenedByNode):
         self, clip_l_key: Hashable, t5_key: Hashable, clip_l: Path, t5: Path
     ) -> TextEncoders:
         """Both encoders, open already, with their tokenizers."""
-        tokenizers = Tokenizers.load(*tokenizer_folders(clip_l, t5))
-        encoders = TextEncoders(self.values[clip_l_key], self.values[t5_key], tokenizers)
-        encoders.embedding_folders = tuple(host.folders_of("embeddings"))
-        return encoders
+        return encoders_of(self.values[clip_l_key], self.values[t5_key], clip_l, t5)
+
+
+def encoders_of(clip_l: ClipEncoder, t5: T5Encoder, *files: Path) -> TextEncoders:
+    """Both encoders with their tokenizers and embeddings, from the files of the two."""
+    encoders = TextEncoders(clip_l, t5, Tokenizers.load(*tokenizer_folders(*files)))
+    encoders.embedding_folders = tuple(host.folders_of("embeddings"))
+    return encoders
 
 
 class FluxLoaderFP8:

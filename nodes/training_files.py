@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from flux_core.checkpoint.reader import open_source
-from flux_core.files import parse_json, writing
+from flux_core.files import parse_json, write_new, writing
 from flux_core.train import ConfigError, TrainConfig
 
 from . import host
@@ -36,15 +36,16 @@ def publish(path: Path) -> Path:
     The copy of the same run is replaced; one of another run, or of another trainer, is left alone,
     and the new one has a number behind its name.
     """
-    content, number = path.read_bytes(), 1
-    folder = host.output_folder().resolve() / "loras"
-    while True:
-        name = path.name if number == 1 else f"{path.stem}_{number}{path.suffix}"
-        if not (folder / name).exists() or run_of(folder / name) == run_of(path):
-            with writing(folder / name) as partial:
+    content, run = path.read_bytes(), run_of(path)
+    published, number = host.output_folder().resolve() / "loras" / path.name, 1
+    while not write_new(published, content):
+        if run_of(published) == run:
+            with writing(published) as partial:
                 partial.write_bytes(content)
-            return folder / name
+            break
         number += 1
+        published = published.with_name(f"{path.stem}_{number}{path.suffix}")
+    return published
 
 
 def run_of(path: Path) -> object:

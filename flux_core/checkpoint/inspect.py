@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from ..errors import CheckpointError, one_line
+from ..errors import one_line
 from ..files import reading, reason
 from ..models.config import ControlNetConfig, Shapes, VAEConfig
 from ..models.families import recognize
@@ -49,7 +49,7 @@ def describe_part(source: Source, part: Part) -> str:
     """One part in words; of one that cannot be loaded, why."""
     try:
         return whole_part(source, part)
-    except (CheckpointError, KeyError, ValueError) as fault:
+    except (KeyError, ValueError) as fault:
         return f"  {part}: cannot be loaded: {one_line(reason(fault))}"
 
 

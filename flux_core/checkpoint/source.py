@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
 from ..models.config import Shapes
 
 
@@ -105,21 +104,3 @@ class Prefixed(Source):
 
 def total_bytes(entries: Iterable[TensorInfo]) -> int:
     return sum(entry.size for entry in entries)
-
-
-def refuse_not_finite(path: Path, name: str, values: Tensor) -> None:
-    """Raise ``CheckpointError`` where values, of any shape, are NaN or infinite.
-
-    A sum in float32 is NaN or infinite exactly where a member is, at one pass.
-    """
-    if not values.is_floating_point() or not values.numel():
-        return
-    wide = values if values.dtype.itemsize > 1 else values.to(torch.bfloat16)
-    kind = torch.float64 if wide.dtype == torch.float64 else torch.float32
-    if bool(wide.sum(dtype=kind).isfinite()):
-        return
-    bad = int((~wide.isfinite()).sum())
-    if bad:
-        raise CheckpointError(
-            f"{path}: {name!r} holds {bad} values that are NaN or infinite, expected none"
-        )

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..bounds import refuse_not_finite
 from ..errors import CheckpointError
 from ..files import parse_json, reading
 from ..models.keymaps import Recipe
@@ -21,7 +22,7 @@ from ..quant import FORMATS, Format, RowFormat
 from ..quant.hadamard import rotate
 from ..quant.int8 import int8_in_blocks
 from .foreign import INSTEAD
-from .source import Source, refuse_not_finite
+from .source import Source
 
 WEIGHT_SCALES = ("scale_weight", "weight_scale", "weight_scale_inv")
 AUXILIARY = (*WEIGHT_SCALES, "scale_input", "input_scale", "comfy_quant")

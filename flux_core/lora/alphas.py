@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.reader import files_in
 from ..errors import CheckpointError
 from ..files import parse_json, read_json, reading
 
@@ -126,10 +127,8 @@ def config_settings(path: Path) -> PeftSettings | None:
     config = folder / CONFIG_NAME
     if not config.is_file():
         return None
-    if not path.name.startswith("adapter_model"):
-        files = [p for p in folder.glob("*.safetensors") if not p.name.startswith(".")]
-        if len(files) > 1:
-            return None
+    if not path.name.startswith("adapter_model") and len(files_in(folder, "*.safetensors")) > 1:
+        return None
     raw = read_json(config, "a PEFT configuration", CheckpointError)
     if not isinstance(raw, dict):
         raise CheckpointError(f"{config}: is {raw!r}, expected names and values")

@@ -82,8 +82,8 @@ def make_delta(
     expected = (rows[1], width)
     floats = {name: as_matrix(name, t, expected) for name, t in kinds.items()}
     delta, shape = weight_forms(floats, rows, expected)
-    may_widen = wider and delta.kron is None and shape is not None and shape[0] == rows[1]
-    if shape != expected and not (may_widen and shape is not None and shape[1] > width):
+    may_widen = wider and delta.kron is None and shape[0] == rows[1]
+    if shape != expected and not (may_widen and shape[1] > width):
         raise ValueError(f"is made for a layer of {shape}, this one is {expected} (out, in)")
     bias, magnitude = bias_of(floats, rows[1]), magnitude_of(floats, expected)
     delta = replace(delta, bias=bias, magnitude=magnitude)
@@ -92,11 +92,11 @@ def make_delta(
 
 def weight_forms(
     floats: Mapping[str, Tensor], rows: tuple[int, int], expected: tuple[int, int]
-) -> tuple[Delta, tuple[int, ...] | None]:
+) -> tuple[Delta, tuple[int, ...]]:
     """What is added to the weight (out, in), and the shape that it is for.
 
-    The shape is None where the factors do not fit each other. Raises ``ValueError`` for tensors
-    that FLUX.1 has no layer for, or of which one is missing.
+    Raises ``ValueError`` for tensors that do not fit each other, that FLUX.1 has no layer for, or
+    of which one is missing.
     """
     if "up" in floats or "down" in floats:
         down, up = required(floats, "down", "up")

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..bounds import refuse_not_finite
 from ..checkpoint.reader import open_source
-from ..checkpoint.source import Source, refuse_not_finite
+from ..checkpoint.source import Source
 from ..errors import CheckpointError
 from .alphas import config_settings, header_settings, number
 from .names import NOT_READ, LoraKey, split_key

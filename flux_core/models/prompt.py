@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..bounds import refuse_not_finite
 from ..errors import CheckpointError
 from ..files import reading
 
@@ -269,8 +270,7 @@ def read_embedding(path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise CheckpointError(f"{path}: has no vectors")
     for name, tensor in tensors.items():
-        if not bool(tensor.isfinite().all()):
-            raise CheckpointError(f"{path}: {name!r} holds values that are NaN or infinite")
+        refuse_not_finite(path, name, tensor)
     return tensors
 
 

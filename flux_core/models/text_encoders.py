@@ -21,7 +21,7 @@ from transformers import (
     CLIPTextModel,
     PreTrainedTokenizerBase,
     T5Config,
-    T5EncoderModel,  # pyright: ignore[reportAttributeAccessIssue]  (T5Tokenizer in 5.x)
+    T5EncoderModel,
 )
 from transformers.models.t5.modeling_t5 import T5Block
 

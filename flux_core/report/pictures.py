@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..files import writing
 from ..pictures import to_tensor
 
 LINE = 20  # height of a line of text, in pixels
@@ -48,6 +50,12 @@ def ssim(a: Tensor, b: Tensor) -> float:
 def to_pil(image: Tensor) -> Image.Image:
     """A picture (H, W, 3), clamped to [0, 1], in eight bits."""
     return Image.fromarray((image.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
+
+
+def write_picture(image: Tensor, path: Path) -> None:
+    """A picture (H, W, 3) to a PNG file, whole or not at all."""
+    with writing(path) as partial:
+        to_pil(image).save(partial, format="PNG")
 
 
 def font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:

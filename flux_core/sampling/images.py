@@ -99,7 +99,7 @@ def as_masks(value: object, name: str) -> Tensor:
     Raises ``ValueError`` naming the argument.
     """
     if isinstance(value, Image.Image):
-        return to_tensor(plain(value).convert("RGB").convert("L"))[None]
+        return to_tensor(plain(value).convert("L"))[None]
     tensor = as_unit(value, name)
     if tensor.ndim == 4 and 1 in (tensor.shape[1], tensor.shape[-1]):
         tensor = tensor[:, 0] if tensor.shape[1] == 1 else tensor[..., 0]

@@ -290,10 +290,10 @@ def with_fitting_controls(request: DrawRequest) -> DrawRequest:
     height, width = (side * rows for rows in request.latents.shape[-2:])
     controls = []
     for control in request.controls:
-        if control.cond.shape[-2:] != request.latents.shape[-2:] and control.encode is not None:
-            picture = control.picture if control.picture is not None else control.cond
-            cond = control.encode(scaled_to(picture, height, width))
-            control = replace(control, cond=cond)
+        picture, encode = control.picture, control.encode
+        fits = control.cond.shape[-2:] == request.latents.shape[-2:]
+        if not fits and picture is not None and encode is not None:
+            control = replace(control, cond=encode(scaled_to(picture, height, width)))
         controls.append(control)
     if all(a is b for a, b in zip(controls, request.controls, strict=True)):
         return request

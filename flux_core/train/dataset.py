@@ -220,6 +220,6 @@ def picture_of_size(path: Path, size: Size) -> Tensor:
 
 def mask_of_size(path: Path, size: Size) -> Tensor:
     """A mask of latents' size (1, h, w) in [0, 1], 1 where to learn."""
-    picture = covered(open_picture(path).convert("RGB").convert("L"), size)
+    picture = covered(open_picture(path).convert("L"), size)
     rows, columns = latent_size(size.height, size.width)
     return to_tensor(picture.resize((columns, rows), Image.Resampling.BOX))[None]

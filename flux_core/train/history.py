@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..files import writing
-from ..report.pictures import to_pil
+from ..files import write_text
+from ..report.pictures import write_picture
 from .plots import loss_curve
 
 
@@ -55,10 +55,8 @@ class History:
         rows = ["step,loss,learning_rate,gradient_norm,validation"]
         for step, row in enumerate(zip(self.losses, self.rates, self.norms, strict=True), 1):
             rows.append(",".join(map(str, (step, *row, validation.get(step, "")))))
-        with writing(folder / "history.csv") as partial:
-            partial.write_text("\n".join(rows) + "\n")
-        with writing(folder / "loss.png") as partial:
-            to_pil(self.curve()).save(partial, format="PNG")
+        write_text(folder / "history.csv", "\n".join(rows) + "\n")
+        write_picture(self.curve(), folder / "loss.png")
 
     def curve(self) -> Tensor:
         """The plot of it all, (H, W, 3) in [0, 1]."""

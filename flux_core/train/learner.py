@@ -88,14 +88,13 @@ class Learner:
         self.workers.sum_gradients(self.parameters)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, config.clip or math.inf))
         mean_loss = float(self.workers.sum(loss))
-        if not math.isfinite(mean_loss) or not math.isfinite(norm):
-            self.drop_gradients()
-            what = "loss" if not math.isfinite(mean_loss) else "norm of the gradients"
-            value = mean_loss if not math.isfinite(mean_loss) else norm
-            raise DivergedError(
-                f"the {what} is {value} at step {self.step + 1}: the training has diverged; lower "
-                "the learning rate or lora.alpha, and look for broken pictures"
-            )
+        for what, value in (("loss", mean_loss), ("norm of the gradients", norm)):
+            if not math.isfinite(value):
+                self.drop_gradients()
+                raise DivergedError(
+                    f"the {what} is {value} at step {self.step + 1}: the training has diverged; "
+                    "lower the learning rate or lora.alpha, and look for broken pictures"
+                )
         rate = config.learning_rate * rate_factor(config, self.step, self.config.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate

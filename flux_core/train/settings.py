@@ -76,12 +76,8 @@ def read_config(path: str | Path) -> TrainConfig:
     Raises ``ConfigError`` naming the file and the field.
     """
     path = Path(path)
-    try:
-        raw = read_file(path)
-        return resolve_paths(from_mapping(TrainConfig, raw), path.parent)
-    except ConfigError as error:
-        message = str(error).removeprefix(f"{path}: ")
-        raise ConfigError(f"{path}: {message}") from error
+    with reading(path, "settings of a training", ConfigError):
+        return resolve_paths(from_mapping(TrainConfig, read_file(path)), path.parent)
 
 
 def read_file(path: Path) -> Any:

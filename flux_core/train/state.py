@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..files import parse_json, read_json, read_text, reading, sync, writing
+from ..files import parse_json, read_json, read_text, reading, sync, write_text
 from .config import TrainConfig
 from .settings import from_mapping, to_mapping
 
@@ -116,8 +116,7 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
 
 def write_config(config: TrainConfig) -> None:
     """Write the settings of a run into its folder."""
-    with writing(config.folder / "config.json") as partial:
-        partial.write_text(json.dumps(to_mapping(config), indent=2) + "\n")
+    write_text(config.folder / "config.json", json.dumps(to_mapping(config), indent=2) + "\n")
 
 
 def read_run(run: Path) -> TrainConfig:

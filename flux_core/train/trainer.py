@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..files import locked_folder, reading, writing
+from ..files import locked_folder, reading
 from ..lora.save import save_lora
 from ..offload import MemoryReport, OffloadRunner, Work
 from ..offload.memory import free_bytes
 from ..offload.plan import shrunk
 from ..offload.runner import RETRY, plan_budget
 from ..quant.fused import by_torch
-from ..report.pictures import to_pil
+from ..report.pictures import write_picture
 from .config import MODEL_FILES, ConfigError, TrainConfig
 from .data import TrainingData, prepare
 from .history import History, TrainingEvent
@@ -95,9 +95,8 @@ class Trainer:
 
         Raises ``ConfigError`` for data that cannot be used or a run that cannot go on.
         """
-        with ExitStack() as stack:
-            if self.workers.main:
-                stack.enter_context(locked_folder(self.config.folder, "a training runs"))
+        writes = self.workers.main
+        with locked_folder(self.config.folder, "a training runs") if writes else nullcontext():
             return self._run(resume)
 
     def _run(self, resume: bool) -> TrainingResult:
@@ -238,10 +237,8 @@ class Trainer:
                 lambda done, all: self.on_event(TrainingEvent("drawing samples", done, all)),
             )
         folder = self.config.folder / "samples"
-        folder.mkdir(parents=True, exist_ok=True)
         for i, picture in enumerate(pictures):
-            with writing(folder / f"step-{self.step:06}-{i}.png") as partial:
-                to_pil(picture).save(partial, format="PNG")
+            write_picture(picture, folder / f"step-{self.step:06}-{i}.png")
         self.samples = tuple(pictures)
         self.on_event(TrainingEvent("samples", self.step, self.config.steps, pictures=self.samples))
 

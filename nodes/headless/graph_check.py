@@ -47,7 +47,8 @@ def check(graph: Graph) -> list[str]:
 
 def left_out(graph: Graph, order: Sequence[str]) -> list[Step]:
     """Nodes that are unknown here and that nothing needs: what they would show is not shown."""
-    return [s for key, s in graph.items() if key not in order and s.type not in KNOWN_NODES]
+    needed = set(order)
+    return [s for key, s in graph.items() if key not in needed and s.type not in KNOWN_NODES]
 
 
 def is_output(step: Step) -> bool:

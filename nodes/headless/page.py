@@ -91,7 +91,7 @@ class Page:
         links = read_links(scope)
 
         def origin(number: Any) -> Origin:
-            link = links.get(key_of(number))
+            link = links.get(str(number))
             if link is None:
                 return None
             node, slot = str(link["origin_id"]), whole(link["origin_slot"], "a link's slot")
@@ -149,17 +149,17 @@ class Page:
             elif node.type in (REROUTE, SET):
                 origin = node.origins[0] if node.origins else None
             elif node.type == GET:
-                origin = self.set_origin(node)
+                origin = self.named_wire(node)
             else:
                 return origin
         return origin
 
-    def set_origin(self, node: PageNode) -> Origin:
+    def named_wire(self, node: PageNode) -> Origin:
         """What the Set node of a Get node's name reads, in the same subgraph."""
-        scope = node.id.rpartition(":")[0]
+        scope, name = node.id.rpartition(":")[0], listing(node.widgets, "widgets_values")[:1]
         for other in self.nodes.values():
             same = other.type == SET and other.id.rpartition(":")[0] == scope
-            if same and listing(other.widgets, "widgets_values")[:1] == node.widgets[:1]:
+            if same and listing(other.widgets, "widgets_values")[:1] == name:
                 return other.origins[0] if other.origins else None
         return None
 
@@ -239,10 +239,10 @@ def subgraph_inputs(node: PageNode, subgraph: Mapping[str, Any]) -> Iterator[Ori
 
 def is_shown(slot: Mapping[str, Any], subgraph: Mapping[str, Any]) -> bool:
     """Whether an input of a subgraph goes into a widget inside."""
-    numbers = {key_of(number) for number in listing(slot.get("linkIds"), "linkIds")}
+    numbers = {str(number) for number in listing(slot.get("linkIds"), "linkIds")}
     for item in mappings(listing(subgraph.get("nodes"), "nodes"), "a node"):
         for inner in mappings(listing(item.get("inputs"), "inputs"), "an input"):
-            if inner.get("link") is not None and key_of(inner["link"]) in numbers:
+            if inner.get("link") is not None and str(inner["link"]) in numbers:
                 return bool(inner.get("widget"))
     return False
 
@@ -253,8 +253,8 @@ def proxied(node: PageNode) -> dict[tuple[str, str], Any]:
     values = node.widgets if isinstance(node.widgets, list) else []
     if len(proxies) != len(values):
         return {}
-    pairs = [p for p in proxies if isinstance(p, list) and len(p) >= 2]
-    return {(str(p[0]), str(p[1])): v for p, v in zip(pairs, values, strict=False)}
+    pairs = zip(proxies, values, strict=True)
+    return {(str(p[0]), str(p[1])): v for p, v in pairs if isinstance(p, list) and len(p) >= 2}
 
 
 def through(node: PageNode, slot: int) -> Origin:
@@ -278,7 +278,7 @@ def read_links(scope: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
         fields = dict(zip(LINK_FIELDS, item, strict=False)) if isinstance(item, list) else item
         if not isinstance(fields, Mapping) or any(name not in fields for name in LINK_FIELDS):
             raise WorkflowError(f"a link is {item!r}, expected {', '.join(LINK_FIELDS)}")
-        links[key_of(fields["id"])] = fields
+        links[str(fields["id"])] = fields
     return links
 
 
@@ -340,11 +340,6 @@ def whole(value: Any, what: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise WorkflowError(f"{what} is {value!r}, expected a whole number")
     return value
-
-
-def key_of(number: Any) -> str:
-    """A number or name as a key."""
-    return str(number)
 
 
 def is_model(item: Any) -> bool:

@@ -14,8 +14,8 @@ from flux_core.sampling.sigmas import SCHEDULERS, make_sigmas, resolution_mu, ta
 
 from ..sampler import FluxSampler
 from ..wires import FluxModel, Latent
+from .stock_sampling import CFG, DENOISE, SEED, STEPS
 
-SEED = {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "control_after_generate": True}
 SIDE = {"default": 1024, "min": 16, "max": 16384, "step": 8}
 
 
@@ -42,7 +42,7 @@ class RandomNoise:
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"noise_seed": ("INT", SEED)}}
+        return {"required": {"noise_seed": SEED}}
 
     def make(self, noise_seed: int):
         return (Noise(noise_seed),)
@@ -84,8 +84,8 @@ class BasicScheduler:
             "required": {
                 "model": ("MODEL",),
                 "scheduler": (list(SCHEDULERS),),
-                "steps": ("INT", {"default": 20, "min": 1, "max": 10_000}),
-                "denoise": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01}),
+                "steps": STEPS,
+                "denoise": DENOISE,
             }
         }
 
@@ -137,7 +137,7 @@ class CFGGuider:
                 "model": ("MODEL",),
                 "positive": ("CONDITIONING",),
                 "negative": ("CONDITIONING",),
-                "cfg": ("FLOAT", {"default": 8.0, "min": 0.0, "max": 100.0, "step": 0.1}),
+                "cfg": CFG,
             }
         }
 

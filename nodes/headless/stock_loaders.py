@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flux_core import OffloadPolicy, TextEncoders, load_clip_l, load_t5, load_vae
+from flux_core import OffloadPolicy, load_clip_l, load_t5, load_vae
 from flux_core.checkpoint.build import AS_STORED
 from flux_core.checkpoint.detect import find_parts
 from flux_core.checkpoint.reader import open_source
-from flux_core.models.tokenizers import Tokenizers
 
 from .. import host
-from ..loaders import PLACES, FluxFitTransformerLoader, tokenizer_folders
+from ..loaders import PLACES, FluxFitTransformerLoader, encoders_of
 from ..lora import FOLDER, FluxFitLoraLoader
 from ..vae import HostVAE
 from ..wires import FluxModel, FluxTextEncoders
@@ -39,12 +38,9 @@ def text_encoders(paths: Sequence[Path]) -> FluxTextEncoders:
         names = " and ".join(str(path) for path in dict.fromkeys(paths))
         raise ValueError(f"{names}: no {' and no '.join(missing)} in it, FLUX.1 reads both")
     clip_l, t5 = files["clip_l"], files["t5"]
-    encoders = TextEncoders(
-        load_clip_l(clip_l, precision=AS_STORED),
-        load_t5(t5, precision=AS_STORED),
-        Tokenizers.load(*tokenizer_folders(clip_l, t5)),
+    encoders = encoders_of(
+        load_clip_l(clip_l, precision=AS_STORED), load_t5(t5, precision=AS_STORED), clip_l, t5
     )
-    encoders.embedding_folders = tuple(host.folders_of("embeddings"))
     return FluxTextEncoders(encoders, OffloadPolicy())
 
 

@@ -101,8 +101,8 @@ def save_png(image: Tensor, start: Path) -> Path:
     Image.fromarray(pixels).save(content, format="PNG")
     start.parent.mkdir(parents=True, exist_ok=True)
     prefix = f"{start.name}_"
-    names = [p.name for p in start.parent.iterdir() if p.name.startswith(prefix)]
-    taken = [n for n in (Path(name).stem.removeprefix(prefix) for name in names) if n.isdecimal()]
+    stems = [p.stem for p in start.parent.iterdir() if p.name.startswith(prefix)]
+    taken = [n for n in (stem.removeprefix(prefix) for stem in stems) if n.isdecimal()]
     number = 1 + max(map(int, taken), default=0)
     while not write_new(path := start.with_name(f"{prefix}{number:05}.png"), content.getvalue()):
         number += 1
@@ -196,6 +196,12 @@ class RepeatLatentBatch:
 WAYS = ("nearest-exact", "bilinear", "area", "bicubic")
 
 
+def factor_inputs(default: float) -> dict[str, tuple]:
+    """How sides are scaled, and by how much."""
+    factor = {"default": default, "min": 0.01, "max": 8.0, "step": 0.01}
+    return {"upscale_method": (list(WAYS),), "scale_by": ("FLOAT", factor)}
+
+
 class LatentUpscaleBy:
     """Latents' sides times a factor."""
 
@@ -204,14 +210,7 @@ class LatentUpscaleBy:
 
     @classmethod
     def INPUT_TYPES(cls):
-        factor = ("FLOAT", {"default": 1.5, "min": 0.01, "max": 8.0, "step": 0.01})
-        return {
-            "required": {
-                "samples": ("LATENT",),
-                "upscale_method": (list(WAYS),),
-                "scale_by": factor,
-            }
-        }
+        return {"required": {"samples": ("LATENT",)} | factor_inputs(1.5)}
 
     def scale(self, samples: Latent, upscale_method: str, scale_by: float):
         latents = samples["samples"]
@@ -279,13 +278,7 @@ class ImageScaleBy:
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {
-            "required": {
-                "image": ("IMAGE",),
-                "upscale_method": (list(WAYS),),
-                "scale_by": ("FLOAT", {"default": 1.0, "min": 0.01, "max": 8.0, "step": 0.01}),
-            }
-        }
+        return {"required": {"image": ("IMAGE",)} | factor_inputs(1.0)}
 
     def scale(self, image: Tensor, upscale_method: str, scale_by: float):
         height, width = (round(side * scale_by) for side in image.shape[1:3])

@@ -21,6 +21,20 @@ from ..wires import FluxModel, FluxTextEncoders, Latent
 
 #: Tokens that the host pads T5's text to.
 T5_TOKENS = 256
+#: Inputs that several of the host's nodes have.
+SEED = (
+    "INT",
+    {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "control_after_generate": True},
+)
+STEPS = ("INT", {"default": 20, "min": 1, "max": 10_000})
+CFG = ("FLOAT", {"default": 8.0, "min": 0.0, "max": 100.0, "step": 0.1})
+DENOISE = ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01})
+GUIDANCE = ("FLOAT", {"default": 3.5, "min": 0.0, "max": 100.0, "step": 0.1})
+
+
+def t5_tokens(clip: FluxTextEncoders) -> int:
+    """Tokens that T5's text is padded to, for these encoders."""
+    return min(T5_TOKENS, clip.module.tokenizers.t5_length)
 
 
 class CLIPTextEncode:
@@ -34,7 +48,7 @@ class CLIPTextEncode:
         return {"required": {"text": ("STRING", {"multiline": True}), "clip": ("CLIP",)}}
 
     def encode(self, text: str, clip: FluxTextEncoders):
-        length = min(T5_TOKENS, clip.module.tokenizers.t5_length)
+        length = t5_tokens(clip)
         ((context, extra),) = FluxTextEncode().encode(clip, text, 3.5, t5_length=length)[0]
         return ([[context, {"pooled_output": extra["pooled_output"]}]],)
 
@@ -50,7 +64,7 @@ class FluxGuidance:
         return {
             "required": {
                 "conditioning": ("CONDITIONING",),
-                "guidance": ("FLOAT", {"default": 3.5, "min": 0.0, "max": 100.0, "step": 0.1}),
+                "guidance": GUIDANCE,
             }
         }
 
@@ -69,23 +83,15 @@ class KSampler:
         return {
             "required": {
                 "model": ("MODEL",),
-                "seed": (
-                    "INT",
-                    {
-                        "default": 0,
-                        "min": 0,
-                        "max": 0xFFFFFFFFFFFFFFFF,
-                        "control_after_generate": True,
-                    },
-                ),
-                "steps": ("INT", {"default": 20, "min": 1, "max": 10_000}),
-                "cfg": ("FLOAT", {"default": 8.0, "min": 0.0, "max": 100.0, "step": 0.1}),
+                "seed": SEED,
+                "steps": STEPS,
+                "cfg": CFG,
                 "sampler_name": (list(SAMPLERS),),
                 "scheduler": (list(SCHEDULERS),),
                 "positive": ("CONDITIONING",),
                 "negative": ("CONDITIONING",),
                 "latent_image": ("LATENT",),
-                "denoise": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01}),
+                "denoise": DENOISE,
             }
         }
 
@@ -131,13 +137,12 @@ class CLIPTextEncodeFlux:
                 "clip": ("CLIP",),
                 "clip_l": ("STRING", {"multiline": True}),
                 "t5xxl": ("STRING", {"multiline": True}),
-                "guidance": ("FLOAT", {"default": 3.5, "min": 0.0, "max": 100.0, "step": 0.1}),
+                "guidance": GUIDANCE,
             }
         }
 
     def encode(self, clip: FluxTextEncoders, clip_l: str, t5xxl: str, guidance: float):
-        length = min(T5_TOKENS, clip.module.tokenizers.t5_length)
-        return FluxTextEncode().encode(clip, t5xxl, guidance, clip_l, length)
+        return FluxTextEncode().encode(clip, t5xxl, guidance, clip_l, t5_tokens(clip))
 
 
 class ConditioningZeroOut:
