@@ -20,9 +20,9 @@ from flux_core.checkpoint.load import outline
 from flux_core.models.text_encoders import ClipEncoder, T5Encoder
 from flux_core.offload.machine import known_machine
 from flux_core.offload.memory import free_bytes
-from flux_core.offload.plan import GB, UNKNOWN
-from flux_core.offload.report import readable_bytes, readable_seconds
+from flux_core.offload.plan import UNKNOWN
 from flux_core.sampling.estimate import PictureModels, PicturePlan, flux1_dev, plan_picture
+from flux_core.units import GB, readable_bytes, readable_seconds
 
 from . import host
 from .loaders import PLACES, SAME_FILE

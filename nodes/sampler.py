@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from flux_core import Control
 from flux_core.models.families import family_of
 from flux_core.offload import MemoryReport
-from flux_core.offload.report import readable_bytes, readable_seconds
 from flux_core.sampling.latents import destandardise
 from flux_core.sampling.run import DrawRequest, SamplingSettings, draw
 from flux_core.sampling.samplers import SAMPLERS
 from flux_core.sampling.sigmas import SCHEDULERS, SHIFTS
+from flux_core.units import readable_bytes, readable_seconds
 
 from . import accounts, host
 from .bridge.host_sampling import guider_of, named_sampler, sample

@@ -68,6 +68,7 @@ LAYERS = (
     "files",
     "bounds",
     "errors",
+    "units",
     "version",
 )
 

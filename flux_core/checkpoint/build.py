@@ -29,6 +29,7 @@ from ..quant import (
 )
 from ..quant.apply import linears, module_bytes
 from ..quant.precision import as_plan
+from ..units import readable_bytes
 from .detect import Part, find_part, refuse_packed
 from .reader import open_source
 from .spill import Spill
@@ -77,7 +78,7 @@ def load_part(
     if ram_budget is not None and size > ram_budget:
         weights.mapped = True
         spill = Spill(Path(path))
-        log.info("%s: %.1f GB of weights stay on disk", path, size / 1e9)
+        log.info("%s: %s of weights stay on disk", path, readable_bytes(size))
     dtype = full_dtype(outline.precision)
     fill(
         module, outline.recipes, weights, outline.part, dtype, torch.device(device), progress, spill

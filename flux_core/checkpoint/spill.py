@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..units import readable_bytes
 
 #: Tensors below stay in memory: they are read at every step, and all together they are small.
 SMALL = 2**16
@@ -73,5 +74,5 @@ class Spill:
         except OSError as error:
             raise CheckpointError(
                 f"{self.folder}: weights that do not fit into memory are kept here while they are "
-                f"in use, and the next {size / 1e9:.1f} GB failed: {error.strerror}"
+                f"in use, and the next {readable_bytes(size)} failed: {error.strerror}"
             ) from error

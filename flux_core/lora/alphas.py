@@ -32,6 +32,11 @@ COMPONENTS = {
 }
 #: What PEFT's configurations call adapters that ``deltas`` computes.
 PEFT_TYPES = ("LORA", "LOHA", "LOKR")
+#: A pattern that is no plain name, and what is matched against it: a stranger's expression that
+#: repeats more things, or a repeated one, could be tried for hours.
+PLAIN = re.compile(r"[\w.-]*")
+MOST_PATTERNS, MOST_REPEATS, LONGEST_NAME = 100, 3, 200
+REPEAT = re.compile(r"(?<!\\)[*+{]")
 
 
 @dataclass(frozen=True)
@@ -39,27 +44,45 @@ class PeftSettings:
     """What a PEFT configuration says of one part's layers."""
 
     alpha: float | None = None
-    alphas: Mapping[str, float] = field(default_factory=dict)
+    alphas: Mapping[str, float] = field(default_factory=dict)  # by a name, or the end of one
+    patterns: tuple[tuple[re.Pattern[str], float], ...] = ()
     root: bool = False  # alpha is divided by the root of the rank (use_rslora)
 
     def alpha_of(self, name: str, rank: int) -> float | None:
         """The alpha of a layer, as one that is divided by the rank; None where none is said."""
-        found_alpha = next(
-            (value for pattern, value in self.alphas.items() if fits(pattern, name)), self.alpha
-        )
+        found_alpha = self.special(name)
+        if found_alpha is None:
+            found_alpha = self.alpha
         if found_alpha is None:
             return None
         return found_alpha * math.sqrt(rank) if self.root else found_alpha
 
+    def special(self, name: str) -> float | None:
+        """The alpha that a pattern gives a layer: by its whole name or the end of it, as PEFT
+        reads them."""
+        parts = name[-LONGEST_NAME:].split(".")
+        for first in range(len(parts)):
+            end = ".".join(parts[first:])
+            if end in self.alphas:
+                return self.alphas[end]
+        if len(name) > LONGEST_NAME:
+            return None
+        return next((alpha for p, alpha in self.patterns if p.fullmatch(name)), None)
 
-def fits(pattern: str, name: str) -> bool:
-    """Whether a pattern means a layer: its whole name, or the end of it, as PEFT reads them."""
-    if name == pattern or name.endswith("." + pattern):
-        return True
+
+def compiled(pattern: str, where: str) -> re.Pattern[str]:
+    """A pattern that ends a layer's name; raises ``CheckpointError`` for one that is no regular
+    expression, or could take for ever."""
+    repeats = len(REPEAT.findall(pattern))
+    if repeats > MOST_REPEATS or len(pattern) > LONGEST_NAME or re.search(r"\)[*+{]", pattern):
+        raise CheckpointError(
+            f"{where} {pattern[:40]!r} repeats a group or {repeats} things, expected a name, or an "
+            f"expression of at most {LONGEST_NAME} characters that repeats at most {MOST_REPEATS}"
+        )
     try:
-        return re.fullmatch(rf"(.*\.)?(?:{pattern})", name) is not None
-    except re.error:
-        return False
+        return re.compile(rf"(.*\.)?(?:{pattern})")
+    except (re.error, OverflowError) as error:
+        raise CheckpointError(f"{where} {pattern!r} is no regular expression: {error}") from error
 
 
 def peft_settings(raw: Mapping[str, Any], where: str) -> PeftSettings:
@@ -73,9 +96,17 @@ def peft_settings(raw: Mapping[str, Any], where: str) -> PeftSettings:
     pattern = raw.get("alpha_pattern") or {}
     if not isinstance(pattern, Mapping):
         raise CheckpointError(f"{where}: alpha_pattern is {pattern!r}, expected names and numbers")
+    alphas = {str(k): number(v, f"{where}: alpha_pattern of {k!r}") for k, v in pattern.items()}
+    special = [name for name in alphas if not PLAIN.fullmatch(name)]
+    if len(special) > MOST_PATTERNS:
+        raise CheckpointError(
+            f"{where}: alpha_pattern has {len(special)} expressions, expected {MOST_PATTERNS} at "
+            "most beside plain names"
+        )
     return PeftSettings(
         None if alpha is None else number(alpha, f"{where}: lora_alpha"),
-        {str(k): number(v, f"{where}: alpha_pattern of {k!r}") for k, v in pattern.items()},
+        alphas,
+        tuple((compiled(name, f"{where}: alpha_pattern"), alphas[name]) for name in special),
         bool(raw.get("use_rslora", False)),
     )
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from ..units import readable_bytes
 from .blocks import OffloadBlock, blocks_of, is_trained, modulation_parts, modulations_of, parts_of
 from .machine import Machine
 from .pack import aligned, named_tensors
 from .policy import OffloadPolicy
 from .schedule import make_schedule, simulate, step_seconds
 
-GB = 1e9
 #: What links and matrix units are to each other in a machine that nobody measured: only the share
 #: of computing that each block has matters then.
 UNKNOWN = Machine(25e9, 70e12)
@@ -149,15 +149,15 @@ class Plan:
 
     def __str__(self) -> str:
         if not self.fits:
-            return f"does not fit: it needs {self.least / GB:.1f} GB at least"
+            return f"does not fit: it needs {readable_bytes(self.least)} at least"
         resident = sum(len(module.resident) for module in self.modules)
         blocks = sum(module.blocks for module in self.modules)
         moved = "nothing streamed"
         if self.streamed:
             slots = max(module.slots for module in self.modules)
-            streamed = self.passes * self.streamed / GB
-            moved = f"{streamed:.2f} GB streamed a step through {slots} slots"
-        text = f"{resident} of {blocks} blocks resident, {moved}; peak {self.peak / GB:.1f} GB"
+            streamed = readable_bytes(self.passes * self.streamed)
+            moved = f"{streamed} streamed a step through {slots} slots"
+        text = f"{resident} of {blocks} blocks resident, {moved}; peak {readable_bytes(self.peak)}"
         if self.seconds:
             seconds = self.passes * self.seconds
             text += f"; {seconds:.2f} s a step, {max(0.0, self.slowdown):.0%} lost by streaming"

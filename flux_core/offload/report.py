@@ -11,16 +11,6 @@ from .schedule import COMPUTE, COPY
 MIB = 2**20
 
 
-def readable_bytes(count: float) -> str:
-    """Bytes in the unit that a person reads."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
-
-
-def readable_seconds(seconds: float) -> str:
-    """Seconds with as many digits as tell something."""
-    return f"{seconds:.2f} s" if seconds >= 0.1 else f"{seconds:.2g} s"
-
-
 @dataclass
 class PartReport:
     """What one part took while it ran.

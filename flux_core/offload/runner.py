@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..quant import kernels_used
+from ..units import readable_bytes
 from .machine import Machine, measure_machine
 from .memory import free_bytes, has_own_memory
 from .placement import Placement, Training, placement_of, placements_on
@@ -228,10 +229,10 @@ class OffloadRunner:
         planned = plan_budget(self.policy, free, self.plan(modules, work or Work(), policies))
         smaller = int(RETRY * planned)
         log.warning(
-            "%s ran out of memory (%s); trying once more within %.2f GB",
+            "%s ran out of memory (%s); trying once more within %s",
             name,
             reason,
-            smaller / 1e9,
+            readable_bytes(smaller),
         )
         before, self.policy = self.policy, shrunk(self.policy, smaller)
         try:

@@ -11,11 +11,11 @@ from torch import Tensor
 from ..offload.clock import Ran
 from ..offload.report import MemoryReport, PartReport
 from ..offload.schedule import COMPUTE, COPY
+from ..units import GB
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-GB = 1e9
 WEIGHTS, REST, COPIES, COMPUTES, STALLS = "#4878a8", "#b8cce0", "#d98c3c", "#4f9d69", "#c0392b"
 #: Passes over the blocks that the lanes show; of a whole run nothing could be told apart.
 PASSES = 2

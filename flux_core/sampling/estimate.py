@@ -23,9 +23,10 @@ from ..models.vae import AutoEncoder
 from ..offload import OffloadPolicy, Work
 from ..offload.activations import on_meta
 from ..offload.machine import Machine
-from ..offload.plan import GB, Cost, Plan, cost_of, make_plan
+from ..offload.plan import Cost, Plan, cost_of, make_plan
 from ..offload.workload import sampling_work
 from ..quant import quantize, set_compute
+from ..units import readable_bytes
 from .latents import image_tokens, latent_size
 from .prompts import t5_work
 from .vae import vae_work
@@ -131,14 +132,14 @@ class PicturePlan:
 
     def __str__(self) -> str:
         if not self.fits:
-            return f"does not fit: it needs {self.least / GB:.1f} GB at least"
+            return f"does not fit: it needs {readable_bytes(self.least)} at least"
         tiles = f", VAE in tiles of {8 * self.vae.tile} pixels" if self.vae.tile else ""
-        disk = f", {self.from_disk / GB:.1f} GB from disk a step" if self.from_disk else ""
+        disk = f", {readable_bytes(self.from_disk)} from disk a step" if self.from_disk else ""
         blocks = self.drawing.modules[0]
         stay = f"{len(blocks.resident)} of {blocks.blocks} blocks stay"
-        streamed = f"{blocks.streamed / GB:.1f} GB streamed a step" if blocks.streamed else ""
+        streamed = f"{readable_bytes(blocks.streamed)} streamed a step" if blocks.streamed else ""
         return (
-            ", ".join(filter(None, (f"peak {self.peak / GB:.1f} GB", stay, streamed)))
+            ", ".join(filter(None, (f"peak {readable_bytes(self.peak)}", stay, streamed)))
             + f"{tiles}{disk}: {self.step:.2f} s a step"
             + f" ({max(0.0, self.drawing.slowdown):.0%} lost)"
         )

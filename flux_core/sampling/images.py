@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ..bounds import check_number
 from ..pictures import over_white, plain, to_tensor
+from ..units import readable_bytes
 from .latents import image_tokens, latent_size
 
 #: Sides of pictures in pixels.
@@ -40,7 +41,7 @@ def check_size(width: object, height: object, batch: object = 1) -> None:
         pictures = f"{count} pictures of " if count > 1 else ""
         raise ValueError(
             f"{pictures}{columns}x{rows} pixels are {tokens} tokens, whose latents alone take "
-            f"{tokens * TOKEN_BYTES / 1e9:.1f} GB: expected sides of at most {MOST_SIDE} and "
+            f"{readable_bytes(tokens * TOKEN_BYTES)}: expected sides of at most {MOST_SIDE} and "
             f"{MOST_TOKENS} tokens"
         )
 

@@ -27,6 +27,7 @@ from ..offload.plan import shrunk
 from ..offload.runner import RETRY, plan_budget
 from ..quant.fused import by_torch
 from ..report.pictures import write_picture
+from ..units import readable_bytes
 from .config import MODEL_FILES, ConfigError, TrainConfig
 from .data import TrainingData, prepare
 from .history import History, TrainingEvent
@@ -204,7 +205,9 @@ class Trainer:
             torch.cuda.empty_cache()
         plan = self.runner.plan([self.models.transformer], work)
         smaller = int(RETRY * plan_budget(self.runner.policy, free_bytes(device), plan))
-        log.warning("training ran out of memory (%s); within %.2f GB now", reason, smaller / 1e9)
+        log.warning(
+            "training ran out of memory (%s); within %s now", reason, readable_bytes(smaller)
+        )
         self.runner.policy = shrunk(self.runner.policy, smaller)
 
     def validate(self, data: TrainingData) -> float:

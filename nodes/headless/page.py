@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from .graph import (
@@ -72,6 +73,7 @@ class Page:
     def __init__(self, data: Mapping[str, Any]) -> None:
         self.nodes: dict[str, PageNode] = {}
         self.aliases: dict[Link, Origin] = {}
+        self.added = 0
         definitions = mapping(data.get("definitions"), "definitions")
         subgraphs = listing(definitions.get("subgraphs"), "definitions.subgraphs")
         self.subgraphs = {str(s.get("id")): s for s in mappings(subgraphs, "a subgraph")}
@@ -102,7 +104,8 @@ class Page:
             if node.id in self.nodes:
                 raise WorkflowError(f"two nodes have the number {node.id}")
             self.nodes[node.id] = node
-            if len(self.nodes) > MOST_NODES:
+            self.added += 1
+            if self.added > MOST_NODES:
                 raise WorkflowError(f"has more than {MOST_NODES} nodes with those in subgraphs")
             subgraph = self.subgraphs.get(node.type)
             if subgraph is not None and node.mode not in (MUTED, BYPASSED):
@@ -128,40 +131,45 @@ class Page:
 
     def resolve(self, origin: Origin) -> Origin:
         """Follow a wire back through what only passes it on; None where it ends in nothing."""
-        seen = set[Link]()
+        passed = set[Link]()
         while isinstance(origin, Link):
-            if origin in seen:
+            before = self.before(origin)
+            if before == origin:
+                break
+            if origin in passed:
                 raise WorkflowError(f"node {origin.node}: its wires run in a ring")
-            seen.add(origin)
-            if origin in self.aliases:
-                origin = self.aliases[origin]
-                continue
-            node = self.nodes.get(origin.node)
-            if node is None:
-                return origin
-            if node.mode == MUTED:
-                return None
-            if node.mode == BYPASSED:
-                origin = through(node, origin.slot)
-            elif node.type == PRIMITIVE:
-                values = listing(node.widgets, f"{node.label}: widgets_values")
-                return Value(values[0]) if values else None
-            elif node.type in (REROUTE, SET):
-                origin = node.origins[0] if node.origins else None
-            elif node.type == GET:
-                origin = self.named_wire(node)
-            else:
-                return origin
+            passed.add(origin)
+            origin = before
+        self.aliases |= dict.fromkeys(passed, origin)  # the next wire need not go the whole way
         return origin
 
-    def named_wire(self, node: PageNode) -> Origin:
-        """What the Set node of a Get node's name reads, in the same subgraph."""
-        scope, name = node.id.rpartition(":")[0], listing(node.widgets, "widgets_values")[:1]
-        for other in self.nodes.values():
-            same = other.type == SET and other.id.rpartition(":")[0] == scope
-            if same and listing(other.widgets, "widgets_values")[:1] == name:
-                return other.origins[0] if other.origins else None
-        return None
+    def before(self, link: Link) -> Origin:
+        """What a node passes on as an output; the output itself where the node computes it."""
+        if link in self.aliases:
+            return self.aliases[link]
+        node = self.nodes.get(link.node)
+        if node is None:
+            return link
+        if node.mode == MUTED:
+            return None
+        if node.mode == BYPASSED:
+            return through(node, link.slot)
+        if node.type == PRIMITIVE:
+            values = listing(node.widgets, f"{node.label}: widgets_values")
+            return Value(values[0]) if values else None
+        if node.type in (REROUTE, SET):
+            return node.origins[0] if node.origins else None
+        if node.type == GET:
+            return self.named_wires.get(wire_name(node))
+        return link
+
+    @cached_property
+    def named_wires(self) -> dict[tuple[str, str], Origin]:
+        """What Set nodes read, by the subgraph that they stand in and the name that they give."""
+        setters = [node for node in self.nodes.values() if node.type == SET]
+        return {
+            wire_name(node): node.origins[0] if node.origins else None for node in reversed(setters)
+        }
 
     def graph(self) -> Graph:
         """All nodes that compute, with what goes into each input."""
@@ -181,6 +189,11 @@ class Page:
                     step.inputs[input_name(step.type, name)] = value
             graph[key] = step
         return graph
+
+
+def wire_name(node: PageNode) -> tuple[str, str]:
+    """What a Set or Get node calls its wire, and the subgraph in which the name counts."""
+    return node.id.rpartition(":")[0], repr(listing(node.widgets, "widgets_values")[:1])
 
 
 def from_ui(data: Mapping[str, Any]) -> Graph:
@@ -226,7 +239,8 @@ def subgraph_inputs(node: PageNode, subgraph: Mapping[str, Any]) -> Iterator[Ori
     the inputs; older ones in the nodes inside, which then keep what they have.
     """
     inputs = list(mappings(listing(subgraph.get("inputs"), "inputs"), "an input"))
-    shown = [slot for slot in inputs if is_shown(slot, subgraph)]
+    widgets = links_of_widgets(subgraph)
+    shown = [slot for slot in inputs if is_shown(slot, widgets)]
     values = node.widgets if isinstance(node.widgets, list) else []
     kept = dict(zip(map(id, shown), values, strict=False)) if len(values) == len(shown) else {}
     for slot in inputs:
@@ -237,14 +251,20 @@ def subgraph_inputs(node: PageNode, subgraph: Mapping[str, Any]) -> Iterator[Ori
         yield wire
 
 
-def is_shown(slot: Mapping[str, Any], subgraph: Mapping[str, Any]) -> bool:
-    """Whether an input of a subgraph goes into a widget inside."""
-    numbers = {str(number) for number in listing(slot.get("linkIds"), "linkIds")}
+def links_of_widgets(subgraph: Mapping[str, Any]) -> dict[str, bool]:
+    """Links inside a subgraph, in the order of what they go into, and whether that is a widget."""
+    links: dict[str, bool] = {}
     for item in mappings(listing(subgraph.get("nodes"), "nodes"), "a node"):
         for inner in mappings(listing(item.get("inputs"), "inputs"), "an input"):
-            if inner.get("link") is not None and str(inner["link"]) in numbers:
-                return bool(inner.get("widget"))
-    return False
+            if inner.get("link") is not None:
+                links.setdefault(str(inner["link"]), bool(inner.get("widget")))
+    return links
+
+
+def is_shown(slot: Mapping[str, Any], widgets: Mapping[str, bool]) -> bool:
+    """Whether an input of a subgraph goes into a widget inside."""
+    numbers = [str(number) for number in listing(slot.get("linkIds"), "linkIds")]
+    return next((widgets[number] for number in numbers if number in widgets), False)
 
 
 def proxied(node: PageNode) -> dict[tuple[str, str], Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from pathlib import Path
 
@@ -299,12 +300,15 @@ class TestSubgraphs:
         with pytest.raises(WorkflowError, match="holds itself"):
             opened(page)
 
-    def test_many_in_each_other_have_an_end(self, page):
+    @pytest.mark.parametrize("width, depth, leaf", [(10, 12, "Note"), (2, 30, "empty")])
+    def test_many_in_each_other_have_an_end(self, page, width, depth, leaf):
+        kinds = [f"s{i}" for i in range(depth)] + [leaf]
         page["definitions"] = {
             "subgraphs": [
-                {"id": f"s{i}", "nodes": [{"id": n, "type": f"s{i + 1}"} for n in range(10)]}
-                for i in range(12)
+                {"id": kind, "nodes": [{"id": n, "type": inner} for n in range(width)]}
+                for kind, inner in itertools.pairwise(kinds)
             ]
+            + [{"id": "empty", "nodes": []}]
         }
         page["nodes"].append({"id": 99, "type": "s0"})
         with pytest.raises(WorkflowError, match="more than 20000 nodes"):
