@@ -37,6 +37,14 @@ def check_number(
     raise error(f"{name} is {value!r}, expected {kind}{span}")
 
 
+def check_span(start: object, end: object, whose: str) -> None:
+    """Raise ``ValueError`` for a share of the schedule that is none, or ends before it starts."""
+    check_number(start, f"{whose} start", 0, 1)
+    check_number(end, f"{whose} end", 0, 1)
+    if start > end:  # type: ignore[operator]
+        raise ValueError(f"{whose} start is {start}, after its end {end}")
+
+
 def refuse_not_finite(path: Path, name: str, values: Tensor) -> None:
     """Raise ``CheckpointError`` where values, of any shape, are NaN or infinite.
 

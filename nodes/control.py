@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flux_core import Control, FluxControlNet, OffloadPolicy, load_controlnet
+from flux_core.bounds import check_span
 from flux_core.models.controlnet import UNION_MODES
 from flux_core.sampling.images import to_images, to_pixels
 
@@ -84,8 +85,7 @@ def make_control(
     policy: OffloadPolicy | None = None,
 ) -> Control:
     """Open the net and encode the picture as it wants it."""
-    if start > end:
-        raise ValueError(f"start is {start}, after end {end}")
+    check_span(start, end, "the ControlNet's")
     path = host.model_path(controlnet, FOLDER)
     with host.progress(100, "loading ControlNet") as bar:
         net = opened.one(

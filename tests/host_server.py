@@ -25,6 +25,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 COMFYUI = os.environ.get("COMFYUI_PATH")
+#: Where a host of any version keeps its templates, asked of its own interpreter.
+FIND = """
+import pathlib, sys
+for path in sys.path:
+    for file in sorted(pathlib.Path(path).glob("comfyui_workflow_templates*/templates/*.json")):
+        print(file)
+"""
 
 
 def skip_without_host(items: list[pytest.Item], folder: Path) -> None:
@@ -35,6 +42,16 @@ def skip_without_host(items: list[pytest.Item], folder: Path) -> None:
     for item in items:
         if folder in item.path.parents:
             item.add_marker(skip)
+
+
+def host_templates() -> dict[str, Path]:
+    """Workflows that come with the host's page, by name."""
+    python = os.environ.get("COMFYUI_PYTHON", sys.executable)
+    lines = subprocess.check_output([python, "-c", FIND], text=True).splitlines()
+    files: dict[str, Path] = {}
+    for line in lines:  # an interpreter's own packages come before those that it borrows
+        files.setdefault(Path(line).stem, Path(line))
+    return files
 
 
 class RunError(Exception):

@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..bounds import MOST_SEED, check_number
+from ..bounds import MOST_SEED, check_number, check_span
 from ..lora import LoraStack, lora_applied
 from ..models.config import VAEConfig
 from ..models.families import family_of
@@ -108,10 +108,7 @@ class SamplingSettings:
 def check_control(control: Control) -> None:
     """Raise ``ValueError`` for a ControlNet's numbers out of range."""
     check_number(control.strength, "a ControlNet's strength", -1000, 1000)
-    check_number(control.start, "a ControlNet's start", 0, 1)
-    check_number(control.end, "a ControlNet's end", 0, 1)
-    if control.start > control.end:
-        raise ValueError(f"a ControlNet's start is {control.start}, after its end {control.end}")
+    check_span(control.start, control.end, "a ControlNet's")
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,9 +7,6 @@ to what it queues. On a CPU the host computes in float32 whatever a file holds.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from tests.browser.editor import Editor
 from tests.host.prompts import drawn
-from tests.host_server import Server
+from tests.host_server import Server, host_templates
 from tests.host_templates.graphs import Prompt, needed, smaller, swapped, with_our_transformer
 
 TEMPLATES = (
@@ -40,23 +37,11 @@ TEMPLATES = (
 #: Other random numbers: what its picture is apart says how much of a transformer is seen.
 OTHER = "flux1-schnell.safetensors"
 POLICIES = ("none", "component", "stream", "auto")
-#: Where a host of any version keeps its templates, asked of its own interpreter.
-FIND = """
-import pathlib, sys
-for path in sys.path:
-    for file in sorted(pathlib.Path(path).glob("comfyui_workflow_templates*/templates/*.json")):
-        print(file)
-"""
 
 
 @pytest.fixture(scope="session")
 def templates() -> dict[str, Path]:
-    python = os.environ.get("COMFYUI_PYTHON", sys.executable)
-    lines = subprocess.check_output([python, "-c", FIND], text=True).splitlines()
-    files: dict[str, Path] = {}
-    for line in lines:  # an interpreter's own packages come before those that it borrows
-        files.setdefault(Path(line).stem, Path(line))
-    return files
+    return host_templates()
 
 
 def photograph(path: Path) -> None:

@@ -34,7 +34,7 @@ class TestControl:
 
     def test_start_after_end_is_refused(self, loaded):
         node = NODE_CLASS_MAPPINGS["FluxFitControlNet"]()
-        with pytest.raises(ValueError, match="start is 0.9, after end 0.1"):
+        with pytest.raises(ValueError, match="start is 0.9, after its end 0.1"):
             node.make(
                 mode="none",
                 vae=loaded[2],
