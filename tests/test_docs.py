@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from flux_core.train import read_config
+from tests.cli.command_line import call
 from tools import node_docs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -143,9 +144,7 @@ def test_commands_of_the_command_line_exist():
 
 
 def test_what_a_card_will_do_is_what_the_command_says():
-    command = [sys.executable, str(ROOT), "plan"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout in TEXTS["docs/offload.md"]
+    assert call("plan", cwd=ROOT).stdout in TEXTS["docs/offload.md"]
 
 
 def test_tables_of_nodes_are_up_to_date():

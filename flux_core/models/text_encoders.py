@@ -16,18 +16,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    PreTrainedTokenizerBase,
-    T5Config,
-    T5EncoderModel,
-)
-from transformers.models.t5.modeling_t5 import T5Block
+from transformers import CLIPTextConfig, PreTrainedTokenizerBase, T5Config
 
 from ..quant import quantized_linears
 from ..quant.products import use_fast_linears
-from .blocks import count_weights
 from .config import Shapes, count_whole
 from .prompt import (
     Embeddings,
@@ -100,6 +92,8 @@ class ClipEncoder(nn.Module):
     part = "clip_l"
 
     def __init__(self, config: CLIPTextConfig) -> None:
+        from transformers import CLIPTextModel  # seconds, for those who build one
+
         super().__init__()
         model = CLIPTextModel(config)
         self.text_model = getattr(model, "text_model", model)  # transformers 5 has no inner model
@@ -117,22 +111,16 @@ class ClipEncoder(nn.Module):
         return self.text_model.embeddings.token_embedding
 
 
-class T5Layer(T5Block):
-    """A layer of T5 that says of itself what a block of FLUX.1 does (``models.blocks.Block``)."""
-
-    def modulation_layers(self) -> list[nn.Module]:
-        return []
-
-    def flops(self, image_tokens: int, text_tokens: int) -> tuple[float, float]:
-        return 2.0 * count_weights(self) * text_tokens, 0.0  # its attention is small
-
-
 class T5Encoder(nn.Module):
     """T5's encoder with its embedding, ``shared``."""
 
     part = "t5"
 
     def __init__(self, config: T5Config) -> None:
+        from transformers import T5EncoderModel
+
+        from .t5_layer import T5Layer
+
         super().__init__()
         model = T5EncoderModel(config)
         self.shared, self.encoder = model.shared, model.encoder

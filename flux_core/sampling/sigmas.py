@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import beta as beta_distribution
 from torch import Tensor
 
 from ..bounds import MOST_STEPS, check_number
@@ -111,6 +110,8 @@ def sgm_uniform(table: SigmaTable, steps: int) -> list[float]:
 
 def beta(table: SigmaTable, steps: int, a: float = 0.6, b: float = 0.6) -> list[float]:
     """Quantiles of a beta distribution, dense at both ends (arXiv:2407.12173)."""
+    from scipy.stats import beta as beta_distribution
+
     sigmas = table.sigmas
     places = 1 - np.linspace(0, 1, steps, endpoint=False)
     indices = np.rint(beta_distribution.ppf(places, a, b) * (table.size - 1)).astype(int)

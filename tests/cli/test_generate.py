@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from tests.cli.command_line import call
+from tests.cli.command_line import call_apart
 
 
 def test_generate_writes_a_picture(tmp_path):
-    done = call(
+    done = call_apart(
         "generate",
         "a blue square on white",
         "--steps",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.cli.command_line import ROOT, call
+from tests.cli.command_line import ROOT, call_apart
 
 
 def test_run_prints_the_picture_the_time_and_the_memory(tmp_path):
     workflow = ROOT / "workflows" / "text_to_image.json"
-    done = call("run", str(workflow), "--set", "FluxSampler.steps=2", cwd=tmp_path)
+    done = call_apart("run", str(workflow), "--set", "FluxSampler.steps=2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     for part in ("text encoders", "transformer", "VAE decoder"):

@@ -83,8 +83,7 @@ def clip_l() -> Tensors:
     sizes = {
         "text_model.embeddings.token_embedding.weight": (49408, 768),
         "text_model.embeddings.position_embedding.weight": (77, 768),
-        "text_model.encoder.layers.0.mlp.fc1.weight": (3072, 768),
-    } | {f"text_model.encoder.layers.{i}.": () for i in range(12)}
+    } | {f"text_model.encoder.layers.{i}.mlp.fc1.weight": (3072, 768) for i in range(12)}
     shapes = shapes_of(lambda: ClipEncoder(clip_l_config(sizes)))
     return filled({k: v for k, v in shapes.items() if "position_ids" not in k}, torch.float16, 4)
 

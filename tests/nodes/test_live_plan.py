@@ -6,7 +6,7 @@ import pytest
 from fluxfit.nodes import live_plan as module
 from fluxfit.nodes.live_plan import live_plan
 
-from flux_core.offload.report import readable_seconds
+from flux_core.units import readable_seconds
 
 POCKET = {
     "transformer": "fluxfit_pocket.safetensors",

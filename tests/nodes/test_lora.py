@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +12,7 @@ from fluxfit.nodes.wires import FluxModel, FluxTextEncoders
 from flux_core import FluxPipeline, OffloadPolicy, load_transformer
 from flux_core.pocket import pocket_file
 from tests import tiny_models
+from tests.cli.command_line import call
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -130,8 +128,6 @@ def test_merged_is_the_same_as_beside(models, loaded, tmp_path, monkeypatch):
             FluxModel(loaded[0].transformer, model.policy, loras=with_branch.loras), "b", False
         )
     command = [
-        sys.executable,
-        str(ROOT),
         "merge",
         str(pocket_file("diffusion_models")),
         "--precision",
@@ -141,7 +137,7 @@ def test_merged_is_the_same_as_beside(models, loaded, tmp_path, monkeypatch):
         "--out",
         str(tmp_path / "by_command.safetensors"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
+    done = call(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "tensors applied to" in done.stdout
     again = load_transformer(tmp_path / "by_command.safetensors", precision="fp32")
@@ -150,7 +146,7 @@ def test_merged_is_the_same_as_beside(models, loaded, tmp_path, monkeypatch):
     )
     command[command.index("--lora") + 1] += "x"
     command[-1] = str(tmp_path / "none.safetensors")
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = call(*command, cwd=tmp_path)
     assert done.returncode == 1 and "strength is '0.3x', not a number" in done.stderr
 
 

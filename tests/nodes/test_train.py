@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from fluxfit.nodes.train import run_names
 
 from flux_core.train import ConfigError
 from tests import training_runs
+from tests.cli.command_line import call, call_apart
 from tests.nodes.node_calls import defaults, node
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,16 +150,10 @@ step = 16
 """
 
 
-def command(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT), "train", *args], capture_output=True, text=True
-    )
-
-
 def test_the_command(working_folder):
     config = working_folder / "input" / "run.toml"
     config.write_text(CONFIG)
-    done = command(str(config), "--quantize", "float8_e4m3fn")
+    done = call_apart("train", str(config), "--quantize", "float8_e4m3fn", cwd=working_folder)
     assert done.returncode == 0, done.stderr
     assert "LoRA: output/training/fox/fox.safetensors" in done.stdout
     assert (working_folder / "output/training/fox/timesteps.png").is_file()
@@ -168,10 +161,11 @@ def test_the_command(working_folder):
         '"precision": "fp8_e4m3fn"'
         in (working_folder / "output/training/fox/config.json").read_text()
     )
-    again = command(str(config))
+    again = call("train", str(config), cwd=working_folder)
     assert again.returncode == 1 and "resume it, or choose another name" in again.stderr
-    resumed = command(str(config), "--resume", "--quantize", "float8_e4m3fn")
+    more = ("--resume", "--quantize", "float8_e4m3fn")
+    resumed = call("train", str(config), *more, cwd=working_folder)
     assert resumed.returncode == 0, resumed.stderr
     config.write_text(CONFIG.replace("steps", "stepz"))
-    wrong = command(str(config))
+    wrong = call("train", str(config), cwd=working_folder)
     assert wrong.returncode == 1 and "stepz is no setting; the nearest is 'steps'" in wrong.stderr

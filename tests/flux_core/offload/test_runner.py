@@ -74,9 +74,9 @@ class Fault:
 
 
 @pytest.mark.parametrize("mode", ["component", "stream", "auto", "none"])
-def test_two_hundred_faults_leave_everything_as_it_was(mode, monkeypatch):
-    """Interrupts and failing allocations anywhere in a run, a quarter of them under each mode: the
-    memory is back, and the next picture is the same to the bit."""
+def test_faults_leave_everything_as_it_was(mode, monkeypatch):
+    """Interrupts and failing allocations anywhere in a run: the memory is back, and the next
+    picture is the same to the bit. A thousand, of more kinds: ``tests.wild.faults``."""
     budget = 14_000_000 if mode == "auto" else None
     policy = OffloadPolicy(mode, vram_budget=budget, separate_memory=True)
     pipeline = FluxPipeline.from_pocket(precision="int8", policy=policy)
@@ -92,7 +92,7 @@ def test_two_hundred_faults_leave_everything_as_it_was(mode, monkeypatch):
     baseline = [placement_of(part, CPU).held for part in parts]
     rng = random.Random(mode)
     raised = recovered = 0
-    for turn in range(50):
+    for turn in range(24):
         pipeline.text_encoders.encodings.clear()
         error = torch.OutOfMemoryError("no room") if turn % 2 else BrokenError()
         fault = Fault(rng.randrange(150), error)
@@ -114,7 +114,7 @@ def test_two_hundred_faults_leave_everything_as_it_was(mode, monkeypatch):
         if mode in ("component", "stream"):
             assert [placement_of(part, CPU).held for part in parts] == baseline == [0] * 4
         assert torch.equal(pipeline("a red circle", **settings).images, expected)
-    assert raised > 15 and recovered > 15
+    assert raised > 6 and recovered > 6
     assert [placement_of(part, CPU).held for part in parts] == baseline
     for part in parts:
         placement_of(part, CPU).evict()
