@@ -40,34 +40,46 @@ REPEAT = re.compile(r"(?<!\\)[*+{]")
 
 
 @dataclass(frozen=True)
+class ByLayer:
+    """Numbers of some layers: by a name, or the end of one, and by patterns."""
+
+    names: Mapping[str, float] = field(default_factory=dict)
+    patterns: tuple[tuple[re.Pattern[str], float], ...] = ()
+
+    def of(self, name: str) -> float | None:
+        """The number of a layer, found as PEFT finds it; None where it has none of its own."""
+        parts = name[-LONGEST_NAME:].split(".")
+        for first in range(len(parts)):
+            end = ".".join(parts[first:])
+            if end in self.names:
+                return self.names[end]
+        if len(name) > LONGEST_NAME:
+            return None
+        return next((value for p, value in self.patterns if p.fullmatch(name)), None)
+
+
+@dataclass(frozen=True)
 class PeftSettings:
     """What a PEFT configuration says of one part's layers."""
 
     alpha: float | None = None
-    alphas: Mapping[str, float] = field(default_factory=dict)  # by a name, or the end of one
-    patterns: tuple[tuple[re.Pattern[str], float], ...] = ()
+    rank: float | None = None
+    alphas: ByLayer = field(default_factory=ByLayer)
+    ranks: ByLayer = field(default_factory=ByLayer)
     root: bool = False  # alpha is divided by the root of the rank (use_rslora)
 
-    def alpha_of(self, name: str, rank: int) -> float | None:
+    def alpha_of(self, name: str, rank: float) -> float | None:
         """The alpha of a layer, as one that is divided by the rank; None where none is said."""
-        found_alpha = self.special(name)
-        if found_alpha is None:
-            found_alpha = self.alpha
-        if found_alpha is None:
+        own = self.alphas.of(name)
+        alpha = self.alpha if own is None else own
+        if alpha is None:
             return None
-        return found_alpha * math.sqrt(rank) if self.root else found_alpha
+        return alpha * math.sqrt(rank) if self.root else alpha
 
-    def special(self, name: str) -> float | None:
-        """The alpha that a pattern gives a layer: by its whole name or the end of it, as PEFT
-        reads them."""
-        parts = name[-LONGEST_NAME:].split(".")
-        for first in range(len(parts)):
-            end = ".".join(parts[first:])
-            if end in self.alphas:
-                return self.alphas[end]
-        if len(name) > LONGEST_NAME:
-            return None
-        return next((alpha for p, alpha in self.patterns if p.fullmatch(name)), None)
+    def rank_of(self, name: str) -> float | None:
+        """The rank of a layer whose tensors do not show it; None where none is said."""
+        own = self.ranks.of(name)
+        return self.rank if own is None else own
 
 
 def compiled(pattern: str, where: str) -> re.Pattern[str]:
@@ -92,23 +104,28 @@ def peft_settings(raw: Mapping[str, Any], where: str) -> PeftSettings:
         raise CheckpointError(
             f"{where}: peft_type is {kind!r}, expected one of {', '.join(PEFT_TYPES)}"
         )
-    alpha = raw.get("lora_alpha", raw.get("alpha"))
-    pattern = raw.get("alpha_pattern") or {}
-    if not isinstance(pattern, Mapping):
-        raise CheckpointError(f"{where}: alpha_pattern is {pattern!r}, expected names and numbers")
-    alphas = {str(k): number(v, f"{where}: alpha_pattern of {k!r}") for k, v in pattern.items()}
-    special = [name for name in alphas if not PLAIN.fullmatch(name)]
-    if len(special) > MOST_PATTERNS:
-        raise CheckpointError(
-            f"{where}: alpha_pattern has {len(special)} expressions, expected {MOST_PATTERNS} at "
-            "most beside plain names"
-        )
+    alpha, rank = raw.get("lora_alpha", raw.get("alpha")), raw.get("r")
     return PeftSettings(
         None if alpha is None else number(alpha, f"{where}: lora_alpha"),
-        alphas,
-        tuple((compiled(name, f"{where}: alpha_pattern"), alphas[name]) for name in special),
+        None if rank is None else number(rank, f"{where}: r"),
+        by_layer(raw.get("alpha_pattern") or {}, f"{where}: alpha_pattern"),
+        by_layer(raw.get("rank_pattern") or {}, f"{where}: rank_pattern"),
         bool(raw.get("use_rslora", False)),
     )
+
+
+def by_layer(raw: object, where: str) -> ByLayer:
+    """Numbers by names and patterns; raises ``CheckpointError`` for what is none."""
+    if not isinstance(raw, Mapping):
+        raise CheckpointError(f"{where} is {raw!r}, expected names and numbers")
+    names = {str(key): number(value, f"{where} of {key!r}") for key, value in raw.items()}
+    special = [name for name in names if not PLAIN.fullmatch(name)]
+    if len(special) > MOST_PATTERNS:
+        raise CheckpointError(
+            f"{where} has {len(special)} expressions, expected {MOST_PATTERNS} at most beside "
+            "plain names"
+        )
+    return ByLayer(names, tuple((compiled(name, where), names[name]) for name in special))
 
 
 def number(value: object, where: str) -> float:
@@ -125,7 +142,7 @@ def number(value: object, where: str) -> float:
 def header_settings(path: Path, metadata: Mapping[str, str]) -> dict[str, PeftSettings]:
     """What a header says, by part."""
     if HEADER_KEY not in metadata:
-        if "lora_alpha" not in metadata:
+        if metadata.get("lora_alpha", "").lower() in ("", "none", "null"):
             return {}
         every = peft_settings(
             {"lora_alpha": metadata["lora_alpha"], "use_rslora": is_true(metadata)}, f"{path}"

@@ -116,17 +116,20 @@ def weight_forms(
         return Delta(rows, kron=kron), shape
     if "diff" in floats:
         return Delta(rows, diff=floats["diff"]), tuple(floats["diff"].shape)
-    if "bias" in floats or "magnitude" in floats:
+    if {"bias", "up_bias", "magnitude"} & floats.keys():
         return Delta(rows), expected
     raise ValueError(f"holds {', '.join(floats)} alone")
 
 
 def bias_of(floats: Mapping[str, Tensor], count: int) -> Tensor | None:
-    """What is added to the bias, (rows,)."""
-    bias = floats.get("bias")
-    if bias is not None and bias.numel() != count:
-        raise ValueError(f"has a bias of {bias.numel()}, expected {count}")
-    return None if bias is None else bias.view(-1)
+    """What is added to the bias, (rows,): a difference as it is, that of ``up`` scaled as ``up``."""
+    found = [floats[name].view(-1) for name in ("bias", "up_bias") if name in floats]
+    for bias in found:
+        if bias.numel() != count:
+            raise ValueError(f"has a bias of {bias.numel()}, expected {count}")
+    if "up_bias" in floats and len(floats.get("down", ())):
+        found[-1] = found[-1] * (alpha_of(floats, len(floats["down"])) / len(floats["down"]))
+    return sum(found[1:], found[0]) if found else None
 
 
 def magnitude_of(floats: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor | None:
@@ -173,7 +176,7 @@ def as_matrix(name: str, tensor: Tensor, shape: tuple[int, int]) -> Tensor:
         if tensor.numel() % side:
             raise ValueError(f"has a flat {name} of {tensor.numel()}, expected {side} a rank")
         tensor = tensor.reshape((side, -1) if FLAT_AXES[name] == 0 else (-1, side))
-    if name not in ("alpha", "bias", "magnitude", "value", "shape") and tensor.ndim != 2:
+    if name not in ("alpha", "rank", "bias", "up_bias", "magnitude", "value", "shape") and tensor.ndim != 2:
         raise ValueError(f"has {name} of shape {tuple(tensor.shape)}, expected a matrix")
     return tensor
 
@@ -186,7 +189,7 @@ def required(floats: Mapping[str, Tensor], *names: str) -> list[Tensor]:
     return [floats[name] for name in names]
 
 
-def alpha_of(floats: Mapping[str, Tensor], rank: int) -> float:
+def alpha_of(floats: Mapping[str, Tensor], rank: float) -> float:
     """Alpha, which is the rank where a file has none."""
     if "alpha" not in floats:
         return float(rank)
@@ -229,8 +232,9 @@ def lokr(floats: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
                 raise ValueError(f"has factors of rank {len(b)} and {a.shape[1]}")
             ranks.append(len(b))
             factors.append(a @ b)
-    # whole factors have no rank, and are not scaled
-    scale = alpha_of(floats, ranks[-1]) / ranks[-1] if ranks and ranks[-1] else 1.0
+    # whole factors have no rank of their own: they are scaled where PEFT's configuration says one
+    rank = float(floats["rank"]) if "rank" in floats else ranks[-1] if ranks else 0
+    scale = alpha_of(floats, rank) / rank if rank else 1.0
     return factors[0] * scale, factors[1]
 
 

@@ -16,9 +16,11 @@ from ..checkpoint.reader import open_source
 from ..checkpoint.source import Source
 from ..errors import CheckpointError
 from .alphas import config_settings, header_settings, number
-from .names import NOT_READ, LoraKey, split_key
+from .names import LONGEST_KEY, NOT_READ, LoraKey, split_key
 
 _serials = itertools.count()
+#: Tensors of a LoRA; one of every layer, with magnitudes and biases, has 5,000.
+MOST_TENSORS = 50_000
 #: A part of the pipeline, and the name of a layer in it.
 LayerKey = tuple[str, str]
 
@@ -53,6 +55,10 @@ def load_lora(path: str | Path) -> Lora:
     layer twice, or has nothing that looks like a LoRA.
     """
     source = open_source(path)
+    if len(source.entries) > MOST_TENSORS:
+        raise CheckpointError(
+            f"{path}: has {len(source.entries)} tensors, expected a LoRA of at most {MOST_TENSORS}"
+        )
     split, unknown = split_keys(source)
     layers: dict[LayerKey, dict[str, Tensor]] = {}
     keys: dict[LayerKey, list[str]] = {}
@@ -64,7 +70,8 @@ def load_lora(path: str | Path) -> Lora:
                 f"{path}: {key!r} and {twin!r} are of one layer, expected one adapter in a file"
             )
         kinds[what] = source.read(key)
-        refuse_not_finite(source.path, key, kinds[what])
+        if what != "alpha":
+            refuse_not_finite(source.path, key, kinds[what])
         keys.setdefault((part, name), []).append(key)
     if not any(set(kinds) - {"value", "alpha", "shape"} for kinds in layers.values()):
         shown = ", ".join(list(source.entries)[:3]) or "no tensors at all"
@@ -73,6 +80,10 @@ def load_lora(path: str | Path) -> Lora:
             f".hada_w1_a and the like), found {shown}"
         )
     alphas = add_alphas(source, layers)
+    for (part, name), kinds in layers.items():
+        if "alpha" in kinds:
+            (key,) = [k for k in keys[part, name] if split[k].what == "alpha"] or ["alpha"]
+            refuse_not_finite(source.path, key, kinds["alpha"])
     return Lora(
         str(path),
         layers,
@@ -94,6 +105,9 @@ def split_keys(source: Source) -> tuple[dict[str, LoraKey], list[str]]:
     for key in source.entries:
         if key in split:
             continue
+        if len(key) > LONGEST_KEY:
+            unknown.append(key)
+            continue
         stem = key.rpartition(".")[0]
         while stem and stem not in stems:
             stem = stem.rpartition(".")[0]
@@ -112,11 +126,18 @@ def add_alphas(source: Source, layers: dict[LayerKey, dict[str, Tensor]]) -> dic
     numbers: dict[LayerKey, float] = {}
     for key, value in source.metadata.items():
         apart = split_key(key)
-        if apart is not None and apart.what == "alpha":
+        if apart is not None and apart.what == "alpha" and (apart.part, apart.name) in layers:
             numbers[apart.part, apart.name] = number(value, f"{source.path}: {key!r}")
     sources: Counter[str] = Counter()
     for (part, name), kinds in layers.items():
+        said = [settings for settings in (header.get(part), config) if settings is not None]
         rank = rank_of(kinds)
+        if rank is None and {"lokr_w1", "lokr_w2"} <= kinds.keys():
+            rank = next((r for settings in said if (r := settings.rank_of(name))), None)
+            if rank is None:  # LyCORIS does not scale them, and writes any alpha
+                kinds.pop("alpha", None)
+            else:
+                kinds["rank"] = torch.tensor(float(rank))
         if rank is None:
             continue
         if "alpha" in kinds:

@@ -18,6 +18,10 @@ from typing import NamedTuple
 
 #: The name of an adapter, which PEFT has before the end of a key.
 ADAPTER = r"(?:\.[^.]+)?"
+#: What other adapters' keys may go on with.
+MORE = r"(?:\.\w+){0,3}"
+#: Letters of a key; those of real ones are fewer than 120.
+LONGEST_KEY = 500
 #: What a key ends with, and what it is called here.
 SUFFIXES = [
     (
@@ -28,7 +32,7 @@ SUFFIXES = [
     (r"\.(?:lora_A|lora_down)(?:\.default)?", "down"),
     (r"\.(?:lora_B|lora_up)(?:\.default)?", "up"),
     (rf"\.(?:lora_A|lora_down){ADAPTER}\.bias", "down_bias"),
-    (rf"\.(?:lora_B|lora_up){ADAPTER}\.bias", "bias"),
+    (rf"\.(?:lora_B|lora_up){ADAPTER}\.bias", "up_bias"),
     (r"\.(?:alpha|lora_alpha|scale_alpha)", "alpha"),
     (
         rf"\.(?:dora_scale|magnitude|magnitude_vector|lora_magnitude_vector{ADAPTER})(?:\.weight)?",
@@ -43,12 +47,12 @@ SUFFIXES = [
 ]
 #: Adapters that are no LoRAs, by how their keys end.
 OTHERS = [
-    (r"\.(?:oft_blocks|oft_diag|oft_R|oft_r)(?:\.\w+)*", "OFT"),
-    (r"\.(?:boft_\w+)(?:\.\w+)*", "BOFT"),
+    (rf"\.(?:oft_blocks|oft_diag|oft_R|oft_r){MORE}", "OFT"),
+    (rf"\.(?:boft_\w+){MORE}", "BOFT"),
     (r"\.(?:a1|a2|b1|b2)\.weight", "GLoRA"),
-    (r"\.(?:on_input|ia3_l)(?:\.\w+)*", "IA3"),
-    (r"\.vera_lambda_[bd](?:\.\w+)*", "VeRA"),
-    (r"\.hra_u(?:\.\w+)*", "HRA"),
+    (rf"\.(?:on_input|ia3_l){MORE}", "IA3"),
+    (rf"\.vera_lambda_[bd]{MORE}", "VeRA"),
+    (rf"\.hra_u{MORE}", "HRA"),
     (r"\.(?:w_norm|b_norm)", "a norm's difference in LyCORIS' form"),
 ]
 PATTERNS = [(re.compile(rf"(.+?){suffix}"), what) for suffix, what in SUFFIXES]
@@ -123,6 +127,7 @@ PREFIXES: dict[str, str] = {
         "t5",
     ),
 }
+ANY_PREFIX = re.compile("|".join(map(re.escape, sorted(PREFIXES, key=len, reverse=True))))
 
 
 class LoraKey(NamedTuple):
@@ -136,6 +141,8 @@ class LoraKey(NamedTuple):
 
 def split_key(key: str) -> LoraKey | None:
     """Part, layer's name and kind of one key; None where it is no known kind of tensor."""
+    if len(key) > LONGEST_KEY:
+        return None
     for patterns, mark in ((PATTERNS, ""), (OTHER_PATTERNS, NOT_READ)):
         for pattern, what in patterns:
             fit = pattern.fullmatch(key)
@@ -152,9 +159,8 @@ def split_part(name: str) -> tuple[str, str]:
     name = name.removesuffix(".base_layer").removesuffix("_")
     part = ""
     while True:
-        fitting = [prefix for prefix in PREFIXES if name.startswith(prefix)]
-        if not fitting:
+        prefix = ANY_PREFIX.match(name)
+        if prefix is None:
             return part or "transformer", name
-        prefix = max(fitting, key=len)
-        part = part or PREFIXES[prefix]
-        name = name[len(prefix) :]
+        part = part or PREFIXES[prefix[0]]
+        name = name[prefix.end() :]

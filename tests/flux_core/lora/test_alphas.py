@@ -57,6 +57,7 @@ def header(**message) -> dict[str, str]:
         ({"config": {"alpha_pattern": {r"^.*\.(to_q|to_k)$": 20, "to_q": 4}}}, 1.0),
         ({"config": {"alpha_pattern": {r"transformer_blocks\.\d+\.attn\.to_[qkv]": 20}}}, 5.0),
         ({"config": {"lora_alpha": 16, "alpha_pattern": {"to_q_proj": 3, "o_q": 3}}}, 4.0),
+        ({"metadata": {"lora_alpha": "None", "network.alpha": "auto"}}, 1.0),
         ({"config": {"lora_alpha": 16, "use_rslora": True}}, 8.0),
         ({"alpha": 8.0, "metadata": header(lora_alpha=16), "config": {"lora_alpha": 1}}, 2.0),
         ({"metadata": header(lora_alpha=16), "config": {"lora_alpha": 1}}, 4.0),
@@ -87,6 +88,8 @@ def test_the_nearest_alpha_counts(places, expected, tmp_path):
         {"config": {"alpha_pattern": {"(": 3}}},
         {"config": {"alpha_pattern": {"a" * 300 + ".?[": 3}}},
         {"config": {"alpha_pattern": {f"a{i}.?b": 3 for i in range(101)}}},
+        {"config": {"r": "four"}},
+        {"config": {"rank_pattern": {"(a+)+$": 3}}},
         {"config": {"peft_type": "OFT"}},
         {"alpha": float("nan")},
         {"alpha": float("inf")},
@@ -95,6 +98,65 @@ def test_the_nearest_alpha_counts(places, expected, tmp_path):
 def test_alphas_that_are_no_numbers_are_refused(places, tmp_path):
     with pytest.raises(CheckpointError, match="adapter"):
         factor(tmp_path, **places)
+
+
+class TestWholeFactors:
+    """Of LoKr, which have no rank: LyCORIS adds them as they are, PEFT scales them by its own."""
+
+    def change(self, folder, config: dict | None = None, **more: torch.Tensor) -> float:
+        """How often the product of the factors is added."""
+        one, two = random(8, 8), random(HIDDEN // 8, HIDDEN // 8)
+        tensors = {f"{LAYER}.lokr_w1": one, f"{LAYER}.lokr_w2": two}
+        save_file(tensors | more, folder / "adapter_model.safetensors")
+        if config is not None:
+            (folder / "adapter_config.json").write_text(json.dumps(config))
+        matched = match_lora(load_lora(folder / "adapter_model.safetensors"), new_model())
+        (delta,) = matched.deltas["double_blocks.0.img_attn.qkv"]
+        return float((delta.weight() / torch.kron(one, two)).median())  # type: ignore[operator]
+
+    @pytest.mark.parametrize("alpha", [1.0, 100_000.0, float("inf")])
+    def test_of_lycoris_mean_themselves_whatever_their_alpha(self, alpha, tmp_path):
+        tensor = torch.tensor(alpha).half()  # where "all of the rank" is infinite
+        assert self.change(tmp_path, **{f"{LAYER}.alpha": tensor}) == pytest.approx(1)
+
+    @pytest.mark.parametrize(
+        "config, expected",
+        [
+            ({"r": 16, "alpha": 8}, 0.5),
+            ({"r": 16, "alpha": 8, "rank_pattern": {"to_q": 4}}, 2.0),
+            ({"r": 16, "alpha": 8, "alpha_pattern": {".*to_q": 16}}, 1.0),
+            ({"alpha": 8}, 1.0),
+        ],
+    )
+    def test_of_peft_are_scaled_by_the_rank_that_it_says(self, config, expected, tmp_path):
+        config |= {"peft_type": "LOKR"}
+        assert self.change(tmp_path, config) == pytest.approx(expected)
+
+    def test_an_alpha_that_counts_is_finite(self, tmp_path):
+        config = {"peft_type": "LOKR", "r": 16}
+        with pytest.raises(CheckpointError, match=r"to_q\.alpha' holds 1 values"):
+            self.change(tmp_path, config, **{f"{LAYER}.alpha": torch.tensor(float("inf"))})
+
+
+@pytest.mark.parametrize("kind, expected", [("diff_b", 1.0), ("lora_B.bias", 2.0)])
+def test_a_bias_of_the_factors_is_scaled_as_they_are(kind, expected, tmp_path):
+    down, up = random(RANK, HIDDEN), random(HIDDEN, RANK)
+    tensors = {f"{LAYER}.lora_A.weight": down, f"{LAYER}.lora_B.weight": up}
+    tensors |= {f"{LAYER}.{kind}": torch.ones(HIDDEN)}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    config = {"r": RANK, "lora_alpha": 2 * RANK, "lora_bias": True}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    matched = match_lora(load_lora(tmp_path / "adapter_model.safetensors"), new_model())
+    (delta,) = matched.deltas["double_blocks.0.img_attn.qkv"]
+    assert torch.equal(delta.bias, torch.full((HIDDEN,), expected))
+
+
+@pytest.mark.parametrize("key", ["x" + ".oft_r" * 10_000 + "!", "a." * 100_000, "b" * 600])
+def test_a_key_longer_than_any_layers_is_of_none(key, tmp_path):
+    down, up = random(RANK, HIDDEN), random(HIDDEN, RANK)
+    tensors = {f"{LAYER}.lora_A.weight": down, f"{LAYER}.lora_B.weight": up}
+    save_file(tensors | {key: torch.zeros(1)}, tmp_path / "one.safetensors")
+    assert load_lora(tmp_path / "one.safetensors").unknown == (key,)
 
 
 def test_a_configuration_is_of_its_own_file_alone(tmp_path):
