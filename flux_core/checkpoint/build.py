@@ -167,6 +167,10 @@ def fill(
         if stored.shape != shape and torch.Size(stored.shape).numel() != torch.Size(shape).numel():
             raise CheckpointError(f"{path}: {name!r} has shape {stored.shape}, expected {shape}")
         place(owner, attribute, stored, shape, dtype, device, spill)
+        if dtype == torch.float16 and not getattr(owner, attribute).isfinite().all():
+            raise CheckpointError(
+                f"{path}: {name!r} has values beyond what float16 holds, expected bf16 for it"
+            )
         if progress is not None:
             progress(done + 1, len(slots))
     left = sorted(set(weights.shapes) - used)

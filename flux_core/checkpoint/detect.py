@@ -15,7 +15,7 @@ from ..models.families import (
     transformer_layouts,
 )
 from ..models.keymaps import KEYMAPS, Recipes
-from .foreign import INSTEAD, packed_as, stranger
+from .foreign import INSTEAD, is_multilingual_t5, packed_as, stranger
 from .source import Source
 
 CLIP_EMBEDDING = "text_model.embeddings.token_embedding.weight"
@@ -71,7 +71,18 @@ def is_clip_l(embedding: str) -> Callable[[Shapes], bool]:
     return lambda shapes: shapes[embedding][-1] != CLIP_G_WIDTH
 
 
-MODEL_PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "model.", "transformer.")
+MODEL_PREFIXES = (
+    "",
+    "model.diffusion_model.",
+    "diffusion_model.",
+    "model.",
+    "transformer.",
+    "dit.",
+    "pipe.dit.",
+    "net.",
+    "module.",
+    "_orig_mod.",
+)
 CLIP_PREFIXES = (
     "",
     "transformer.",
@@ -137,14 +148,17 @@ RULES = (
         "native",
         T5_QUERY,
         T5_PREFIXES,
-        lambda s: "shared.weight" in s or "encoder.embed_tokens.weight" in s,
+        lambda s: (
+            ("shared.weight" in s or "encoder.embed_tokens.weight" in s)
+            and not is_multilingual_t5(s)
+        ),
     ),
     Rule(
         "t5",
         "stack",
         T5_QUERY.removeprefix("encoder."),
         (*T5_PREFIXES, "encoder."),
-        lambda s: "embed_tokens.weight" in s,
+        lambda s: "embed_tokens.weight" in s and not is_multilingual_t5(s),
     ),
 )
 
@@ -201,7 +215,7 @@ def describe(source: Source, parts: list[Part]) -> str:
     other = stranger(shapes)
     if other is not None:
         return other
-    packed = packed_as(shapes)
+    packed = packed_as(source.entries)
     if packed is not None:
         return f"weights packed as {packed}, which FluxFit does not read: {INSTEAD}"
     for prefix in ("", "vae.", "first_stage_model."):

@@ -5,11 +5,15 @@ Names are told by whole endings and beginnings, never by letters somewhere insid
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
 
 from ..models.config import Shapes
 from ..quant import FORMATS
+from .source import TensorInfo
 
 #: What to get in the place of weights that are packed another way.
 INSTEAD = "get it in bf16, float8, int8 or GGUF"
@@ -27,8 +31,11 @@ PACKED = (
     (r"\.(weight_scale_2|weight_global_scale|weight_packed)", "NVFP4"),
     (r"\.(W_q|W_nbits)", "HQQ"),
     (r"\.(weight\._data|weight\._scale|weight\._packed)", "optimum-quanto"),
+    (r"\.(weight_zero_point|zero_point|zero_points)", "integers with zero points"),
     (r"\.weight\.(qdata|scale_and_zero|tensor_impl\S*)", "torchao"),
 )
+#: Tokens of T5's own table, and more; mT5's has 250,000.
+MOST_TOKENS = 100_000
 PACKED_PATTERNS = tuple((re.compile(ending + "$"), name) for ending, name in PACKED)
 ADAPTERS = re.compile(
     r"\.(lora_(A|B|up|down|mid)|lora\.(up|down)|lora_linear_layer|hada_w\d_[ab]|lokr_w\d|oft_\w+|"
@@ -55,8 +62,9 @@ STRANGERS = (
 STRANGER_PATTERNS = tuple((re.compile(r"(^|\.)" + begin), name) for begin, name in STRANGERS)
 
 
-def packed_as(names: Iterable[str]) -> str | None:
-    """How weights are packed that FluxFit does not read; None where nothing says so."""
+def packed_as(entries: Mapping[str, TensorInfo]) -> str | None:
+    """How a file's weights are packed that FluxFit does not read; None where nothing says so."""
+    names: Iterable[str] = entries
     own = {
         spec.file_name for format in FORMATS.values() for spec in format.tensors(256, 256).values()
     }
@@ -64,7 +72,21 @@ def packed_as(names: Iterable[str]) -> str | None:
     for pattern, kind in PACKED_PATTERNS:
         if any(pattern.search(name) for name in names):
             return kind
-    return None
+    return "MXFP8" if any(is_mxfp8(name, entries) for name in entries) else None
+
+
+def is_mxfp8(name: str, entries: Mapping[str, TensorInfo]) -> bool:
+    """Whether a tensor holds exponents, one for 32 numbers of a weight: in which order they lie
+    depends on who wrote them."""
+    layer, _, kind = name.rpartition(".")
+    weight, scale = entries.get(f"{layer}.weight"), entries[name]
+    return (
+        kind == "weight_scale"
+        and scale.dtype in (torch.uint8, torch.float8_e8m0fnu)
+        and weight is not None
+        and weight.dtype.is_floating_point
+        and math.prod(weight.shape) == 32 * math.prod(scale.shape)
+    )
 
 
 def is_taesd(shapes: Shapes) -> bool:
@@ -76,6 +98,15 @@ def is_taesd(shapes: Shapes) -> bool:
     return numbered or layered or older or plain
 
 
+def is_multilingual_t5(shapes: Shapes) -> bool:
+    """Whether T5's names are UMT5's, which has positions in every block, or mT5's, of many more
+    tokens."""
+    positions = "block.1.layer.0.SelfAttention.relative_attention_bias.weight"
+    tables = [s for n, s in shapes.items() if n.endswith(("shared.weight", "embed_tokens.weight"))]
+    several = any(name.endswith(positions) for name in shapes)
+    return several or any(len(shape) == 2 and shape[0] > MOST_TOKENS for shape in tables)
+
+
 def is_adapter(shapes: Shapes) -> bool:
     return any(ADAPTERS.search(name) for name in shapes)
 
@@ -83,6 +114,7 @@ def is_adapter(shapes: Shapes) -> bool:
 #: What is told by more than one name.
 OTHERS: tuple[tuple[Callable[[Shapes], bool], str], ...] = (
     (is_adapter, "a LoRA"),
+    (is_multilingual_t5, "a UMT5 or mT5 encoder, which other models read"),
     (is_taesd, "TAESD, a tiny autoencoder for previews"),
 )
 

@@ -66,12 +66,18 @@ class GGUFFile(Source):
             reader = gguf.GGUFReader(self.path)
             field = reader.get_field("general.architecture")
             architecture = None if field is None else field.contents()
+            split = reader.get_field("split.count")
+            parts = 1 if split is None else int(split.contents())
             self._tensors = {native_name(t.name): t for t in reader.tensors}
         # stable-diffusion.cpp writes none, and its names tell what it is
         if architecture is not None and architecture not in ARCHITECTURES:
             raise CheckpointError(
                 f"{path}: holds the architecture {architecture!r}, "
                 f"expected one of {', '.join(ARCHITECTURES)}"
+            )
+        if parts > 1:
+            raise CheckpointError(
+                f"{path}: is one of {parts} parts, expected one file: gguf-split --merge makes it"
             )
         self._entries = {
             name: TensorInfo(

@@ -14,6 +14,7 @@ import mmap
 import os
 import re
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,9 @@ DTYPES = {
 HEADER_LIMIT = 25_000_000
 #: Files that one model is cut into; each stays open while it is read.
 MOST_SHARDS = 500
-SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors")
+SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.safetensors")
+#: Indices of shards; those of other frameworks' files lie beside some.
+INDICES = ("*.safetensors.index.json", "*.safetensors.index.*.json")
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
@@ -215,22 +218,48 @@ def open_source(path: str | Path) -> Source:
             raise CheckpointError(f"{path}: is a download that was not finished: fetch it again")
         if path.name.startswith("._"):
             raise CheckpointError(f"{path}: is what macOS keeps beside a file, not the file itself")
+        if path.suffix == ".json":
+            return open_index(path)
         shard = SHARD.fullmatch(path.name)
-        index = path.with_name(f"{shard[1]}.safetensors.index.json") if shard else path
-        if index.name.endswith(".index.json") and index.exists():
-            return open_index(index)
-        return open_file(path)
-    indices = files_in(path, "*.index.json")
-    if indices:
-        return open_index(indices[0])
-    files = files_in(path, "*.safetensors", "*.gguf")
-    if len(files) != 1:
-        listed = ", ".join(f.name for f in files) or "none"
+        return open_file(path) if shard is None else open_shards(path.parent, shard)
+    for pattern in INDICES:
+        indices = files_in(path, pattern)
+        if indices:
+            return open_index(indices[0])
+    files = files_in(path, "*.safetensors", "*.sft", "*.gguf")
+    shards = [shard for file in files if (shard := SHARD.fullmatch(file.name)) is not None]
+    if shards and len({shard[1] for shard in shards}) == 1 and len(shards) == len(files):
+        return open_shards(path, shards[0])
+    if len(files) == 1:
+        return open_file(files[0])
+    listed = ", ".join(f.name for f in files[:5]) or "none"
+    inner = sorted(f.parent.name for f in path.glob("*/config.json"))
+    hint = f" (there are more in {', '.join(inner[:8])})" if inner and not files else ""
+    raise CheckpointError(
+        f"{path}: expected an index of shards or one .safetensors or .gguf file in this folder, "
+        f"found {listed}{hint}"
+    )
+
+
+def open_shards(folder: Path, shard: re.Match[str]) -> Source:
+    """All shards of a model, by one's name: as their index lists them, or, where it was not
+    fetched, as each says of itself."""
+    stem, dot, variant = shard[1].rpartition(".")
+    names = [f"{shard[1]}.safetensors.index.json"]
+    if dot:  # diffusers' name for one of several variants
+        names.append(f"{stem}.safetensors.index.{variant}.json")
+    for name in names:
+        if (folder / name).is_file():
+            return open_index(folder / name)
+    count = int(shard[2])
+    if not 0 < count <= MOST_SHARDS:
         raise CheckpointError(
-            f"{path}: expected an *.index.json or one .safetensors or .gguf file in this folder, "
-            f"found {listed}"
+            f"{folder / shard[0]}: is one of {count} shards, expected 1 to {MOST_SHARDS}"
         )
-    return open_file(files[0])
+    files = [f"{shard[1]}-{n:05d}-of-{shard[2]}.safetensors" for n in range(1, count + 1)]
+    opened = open_all(folder / shard[0], files)
+    where = {name: file for file, source in opened.items() for name in source.entries}
+    return Shards(folder / shard[0], opened, where)
 
 
 def files_in(folder: Path, *patterns: str) -> list[Path]:
@@ -256,14 +285,19 @@ def open_index(path: Path) -> Shards:
     names = sorted(set(where.values()))
     if len(names) > MOST_SHARDS:
         raise CheckpointError(f"{path}: names {len(names)} files, expected at most {MOST_SHARDS}")
-    with reading(path, "an index of shards"):
+    return Shards(path, open_all(path, names), where)
+
+
+def open_all(path: Path, names: Sequence[str]) -> dict[str, SafetensorsFile]:
+    """Shards that lie beside a file, by name; raises ``CheckpointError`` naming those that lack."""
+    with reading(path, "shards of a model"):
         missing = [name for name in names if not is_plain_file(path.parent, name)]
     if missing:
         raise CheckpointError(
             f"{path}: {len(missing)} of {len(names)} shards are missing beside it: "
             f"{', '.join(missing[:5])}"
         )
-    return Shards(path, {name: SafetensorsFile(path.parent / name) for name in names}, where)
+    return {name: SafetensorsFile(path.parent / name) for name in names}
 
 
 def is_plain_file(folder: Path, name: str) -> bool:

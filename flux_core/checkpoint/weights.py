@@ -215,15 +215,25 @@ class Weights:
         in_file = self.source.map(name) if self.mapped else None
         values = self.source.read(name) if in_file is None else in_file
         refuse_not_finite(self.source.path, name, values)
-        if values.dtype == torch.int8 and scale is None:
-            raise CheckpointError(f"{self.source.path}: {name!r} is int8 without a scale beside it")
+        if not values.is_floating_point() and (scale is None or values.dtype != torch.int8):
+            dtype = str(values.dtype).removeprefix("torch.")
+            beside = "without" if scale is None else "with"
+            raise CheckpointError(
+                f"{self.source.path}: {name!r} is {dtype} {beside} a scale beside it, expected "
+                "floating point, or int8 with one"
+            )
         read = None if scale is None else self.read_scale(scale, tuple(values.shape))
         return Stored(values, read, self.blocks.get(name, 1), mapped=in_file is not None)
 
     def read_scale(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """The scale of a weight (out, in) of a shape, brought to (), (out, 1) or (blocks of rows,
         blocks of inputs); raises ``CheckpointError`` for one that fits neither."""
-        scale = self.source.read(name).float()
+        scale = self.source.read(name)
+        if not scale.is_floating_point():
+            raise CheckpointError(
+                f"{self.source.path}: {name!r} is {scale.dtype}, expected floating point"
+            )
+        scale = scale.float()
         refuse_not_finite(self.source.path, name, scale)
         if scale.numel() == 1:
             return scale.reshape(())

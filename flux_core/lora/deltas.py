@@ -122,7 +122,7 @@ def weight_forms(
 
 
 def bias_of(floats: Mapping[str, Tensor], count: int) -> Tensor | None:
-    """What is added to the bias, (rows,): a difference as it is, that of ``up`` scaled as ``up``."""
+    """What is added to the bias, (rows,): a difference, and ``up``'s own, scaled as ``up`` is."""
     found = [floats[name].view(-1) for name in ("bias", "up_bias") if name in floats]
     for bias in found:
         if bias.numel() != count:
@@ -176,7 +176,10 @@ def as_matrix(name: str, tensor: Tensor, shape: tuple[int, int]) -> Tensor:
         if tensor.numel() % side:
             raise ValueError(f"has a flat {name} of {tensor.numel()}, expected {side} a rank")
         tensor = tensor.reshape((side, -1) if FLAT_AXES[name] == 0 else (-1, side))
-    if name not in ("alpha", "rank", "bias", "up_bias", "magnitude", "value", "shape") and tensor.ndim != 2:
+    if (
+        name not in ("alpha", "rank", "bias", "up_bias", "magnitude", "value", "shape")
+        and tensor.ndim != 2
+    ):
         raise ValueError(f"has {name} of shape {tuple(tensor.shape)}, expected a matrix")
     return tensor
 

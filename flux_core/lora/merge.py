@@ -66,6 +66,9 @@ def merge_layer(layer: nn.Linear, name: str, matches: Sequence[tuple[LoraMatch, 
                 if layer.bias is None:
                     raise ValueError(f"{match.lora.path}: {name} has no bias to add to")
                 layer.bias[rows] += (strength * delta.bias).to(layer.bias.dtype)
+    weight = weight.to(layer.weight.dtype)
+    if not weight.isfinite().all():
+        raise ValueError(f"{name} with {len(matches)} LoRAs has values that {weight.dtype} lacks")
     layer.weight.copy_(weight)
 
 

@@ -49,6 +49,21 @@ def packed(kind: str) -> dict[str, torch.Tensor]:
                 f"{layer}.weight_scale": rows,
                 f"{layer}.weight_scale_2": rows[:1],
             },
+            "integers with zero points": {
+                name: value.to(torch.int8),
+                f"{layer}.weight_scale": rows[:, None],
+                f"{layer}.weight_zero_point": rows[:, None],
+            },
+            "MXFP8": {
+                name: value.to(torch.float8_e4m3fn),
+                f"{layer}.weight_scale": torch.ones(len(value), value.shape[1] // 32).to(byte),
+            },
+            "MXFP8 of exponents": {
+                name: value.to(torch.float8_e4m3fn),
+                f"{layer}.weight_scale": torch.ones(len(value), value.shape[1] // 32).to(
+                    torch.float8_e8m0fnu
+                ),
+            },
             "HQQ": {f"{layer}.W_q": half},
             "optimum-quanto": {f"{name}._data": half, f"{name}._scale": rows},
         }[kind]
@@ -63,6 +78,9 @@ KINDS = (
     "AWQ as nunchaku",
     "AWQ or GPTQ",
     "NVFP4",
+    "integers with zero points",
+    "MXFP8",
+    "MXFP8 of exponents",
     "HQQ",
     "optimum-quanto",
 )
@@ -72,10 +90,133 @@ KINDS = (
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_weights_packed_another_way_are_refused_by_that_name(kind, prefix, tmp_path):
     path = tiny_models.save(packed(kind), tmp_path / "m.safetensors", prefix)
+    name = kind.removesuffix(" of exponents")
     for precision in ("bf16", "as_stored"):
-        with pytest.raises(CheckpointError, match=f"{kind}.*get it in bf16"):
+        with pytest.raises(CheckpointError, match=f"{name}.*get it in bf16"):
             load_transformer(path, precision=precision)
-    assert kind in describe_file(path)
+    assert name in describe_file(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32, torch.bool])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_integers_are_no_weights_but_int8_with_a_scale(dtype, scaled, tmp_path):
+    tensors, layer = tiny_models.flux_transformer().state_dict(), "double_blocks.0.img_attn.qkv"
+    tensors[f"{layer}.weight"] = tensors[f"{layer}.weight"].to(dtype)
+    if scaled:
+        tensors[f"{layer}.weight_scale"] = torch.ones(len(tensors[f"{layer}.weight"]), 1)
+    path = tiny_models.save(tensors, tmp_path / "m.safetensors")
+    if scaled and dtype == torch.int8:
+        assert load_transformer(path, precision="fp32")
+        return
+    with pytest.raises(CheckpointError, match=rf"{layer}.weight' is \w+ with(out)? a scale"):
+        load_transformer(path, precision="fp32")
+
+
+def test_what_float16_does_not_hold_is_refused(tmp_path):
+    tensors = tiny_models.flux_transformer().state_dict()
+    tensors["img_in.weight"] = 1e7 * tensors["img_in.weight"]
+    path = tiny_models.save(tensors, tmp_path / "m.safetensors")
+    assert load_transformer(path, precision="bf16")
+    with pytest.raises(CheckpointError, match=r"'img_in.weight' has values beyond what float16"):
+        load_transformer(path, precision="fp16")
+
+
+@pytest.mark.parametrize("prefix", ["dit.", "net.", "module.", "_orig_mod.", "pipe.dit."])
+def test_what_programs_put_before_a_models_names(prefix, tmp_path):
+    tensors = tiny_models.flux_transformer().state_dict()
+    path = tiny_models.save(tensors, tmp_path / "m.safetensors", prefix)
+    loaded = load_transformer(path, precision="fp32").state_dict()
+    assert all(torch.equal(loaded[k], v) for k, v in tensors.items())
+
+
+class TestOtherT5s:
+    """Of other models, in the folder where FLUX.1's lies."""
+
+    def file(self, folder, change):
+        source = SafetensorsFile(pocket_file("text_encoders", "_t5"))
+        tensors = {name: source.read(name) for name in source.entries}
+        change(tensors)
+        path = folder / "t5.safetensors"
+        save_file(tensors, path)
+        return path
+
+    @pytest.mark.parametrize("name", ["umt5", "mt5"])
+    def test_are_refused_by_name(self, name, tmp_path):
+        bias = "layer.0.SelfAttention.relative_attention_bias.weight"
+
+        def change(tensors):
+            if name == "umt5":
+                first = tensors[f"encoder.block.0.{bias}"]
+                tensors[f"encoder.block.1.{bias}"] = first.clone()
+            else:
+                width = tensors["shared.weight"].shape[1]
+                tensors["shared.weight"] = torch.zeros(250_112, width, dtype=torch.bfloat16)
+
+        path = self.file(tmp_path, change)
+        with pytest.raises(CheckpointError, match="expected a T5 encoder, found a UMT5 or mT5"):
+            load_t5(path)
+        assert "UMT5" in describe_file(path)
+
+    def test_what_was_not_changed_loads(self, tmp_path):
+        assert load_t5(self.file(tmp_path, lambda tensors: None))
+
+
+class TestShards:
+    """However they are listed, and whatever lies beside them."""
+
+    def write(self, folder, name: str = "diffusion_pytorch_model", count: int = 3) -> dict:
+        tensors = tiny_models.flux_transformer().state_dict()
+        names = list(tensors)
+        self.where = {}
+        for n in range(count):
+            file = f"{name}-{n + 1:05d}-of-{count:05d}.safetensors"
+            save_file({k: tensors[k].clone() for k in names[n::count]}, folder / file)
+            self.where |= dict.fromkeys(names[n::count], file)
+        return tensors
+
+    def check(self, path, tensors) -> None:
+        loaded = load_transformer(path, precision="fp32").state_dict()
+        assert all(torch.equal(loaded[k], v) for k, v in tensors.items())
+
+    @pytest.mark.parametrize(
+        "other", ["x.bin.index.json", "flax_model.msgpack.index.json", "model.index.json"]
+    )
+    def test_an_index_of_another_framework_is_none(self, other, tmp_path):
+        tensors = self.write(tmp_path)
+        (tmp_path / other).write_text('{"weight_map": {"a": "x.bin"}}')
+        self.check(tmp_path, tensors)
+        index = tmp_path / "diffusion_pytorch_model.safetensors.index.json"
+        index.write_text(json.dumps({"weight_map": self.where}))
+        self.check(tmp_path, tensors)
+
+    def test_an_index_of_a_variant_as_diffusers_names_it(self, tmp_path):
+        tensors = self.write(tmp_path, "diffusion_pytorch_model.fp16")
+        index = tmp_path / "diffusion_pytorch_model.safetensors.index.fp16.json"
+        index.write_text(json.dumps({"weight_map": self.where}))
+        self.check(tmp_path, tensors)
+        self.check(index, tensors)
+        self.check(tmp_path / next(iter(self.where.values())), tensors)
+
+    def test_an_index_that_was_not_fetched_is_not_needed(self, tmp_path):
+        tensors = self.write(tmp_path)
+        files = sorted(set(self.where.values()))
+        for path in (tmp_path, tmp_path / files[1]):
+            self.check(path, tensors)
+        (tmp_path / files[2]).unlink()
+        for path in (tmp_path, tmp_path / files[1]):
+            with pytest.raises(CheckpointError, match=f"1 of 3 shards are missing.*{files[2]}"):
+                load_transformer(path)
+
+    def test_a_folder_of_one_sft_file_or_of_a_whole_pipeline(self, tmp_path):
+        tensors = tiny_models.flux_transformer().state_dict()
+        tiny_models.save(tensors, tmp_path / "flux1-dev.sft")
+        self.check(tmp_path, tensors)
+        (tmp_path / "flux1-dev.sft").unlink()
+        for part in ("transformer", "vae"):
+            (tmp_path / part).mkdir()
+            (tmp_path / part / "config.json").write_text("{}")
+        with pytest.raises(CheckpointError, match=r"there are more in transformer, vae"):
+            load_transformer(tmp_path)
 
 
 @pytest.mark.parametrize("format", ["nvfp4", "mxfp8", "svdquant_w4a4", "awq_w4a16", 7, None])

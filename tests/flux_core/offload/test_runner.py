@@ -33,8 +33,9 @@ from tests.flux_core.offload.pocket_pictures import SETTINGS, pocket_picture
 PRECISIONS = ["bf16", *sorted(FORMATS)]
 
 
-@pytest.mark.parametrize("controls", [False, True])
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    ("precision", "controls"), [("bf16", False), *((precision, True) for precision in PRECISIONS)]
+)
 def test_every_policy_gives_the_same_bits_twice(precision, controls):
     expected = pocket_picture(precision, OffloadPolicy("none"), controls)
     for policy in (
@@ -92,7 +93,7 @@ def test_faults_leave_everything_as_it_was(mode, monkeypatch):
     baseline = [placement_of(part, CPU).held for part in parts]
     rng = random.Random(mode)
     raised = recovered = 0
-    for turn in range(24):
+    for turn in range(16):
         pipeline.text_encoders.encodings.clear()
         error = torch.OutOfMemoryError("no room") if turn % 2 else BrokenError()
         fault = Fault(rng.randrange(150), error)
@@ -114,7 +115,7 @@ def test_faults_leave_everything_as_it_was(mode, monkeypatch):
         if mode in ("component", "stream"):
             assert [placement_of(part, CPU).held for part in parts] == baseline == [0] * 4
         assert torch.equal(pipeline("a red circle", **settings).images, expected)
-    assert raised > 6 and recovered > 6
+    assert raised > 3 and recovered > 3
     assert [placement_of(part, CPU).held for part in parts] == baseline
     for part in parts:
         placement_of(part, CPU).evict()
