@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from numbers import Integral, Real
+from numbers import Integral, Rational, Real
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
-from .errors import CheckpointError
+from .errors import CheckpointError, one_line
 
 #: Seeds as the host has them, 64 bits.
 MOST_SEED = 2**64 - 1
 MOST_STEPS = 10_000
+#: Letters of a value in a message.
+LONGEST_BRIEF = 100
 
 
 def check_number(
@@ -27,14 +30,30 @@ def check_number(
 ) -> None:
     """Raise ``error`` for what is no finite number in [low, high], or below where high is None."""
     span = f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
-    fits = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    kind = Integral if whole else Real
+    # exact fractions are numbers that torch does not take
+    fits = isinstance(value, kind) and (not isinstance(value, Rational) or is_integer(value))
     if fits:
-        number = int(value) if whole else float(value)  # type: ignore[call-overload, arg-type]
-        fits = math.isfinite(number)
+        number = int(value) if is_integer(value) else float(value)  # type: ignore[call-overload]
+        fits = is_integer(value) or math.isfinite(number)
         if fits and number >= low and (high is None or number <= high):
             return
-    kind = "" if fits else "a whole number, " if whole else "a number, "
-    raise error(f"{name} is {value!r}, expected {kind}{span}")
+    wanted = "" if fits else "a whole number, " if whole else "a number, "
+    raise error(f"{name} is {brief(value)}, expected {wanted}{span}")
+
+
+def is_integer(value: object) -> TypeGuard[int]:
+    """Whether a value counts something; True and False do not."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def brief(value: object) -> str:
+    """A value in a message, on one line, cut where it is long."""
+    try:
+        text = one_line(repr(value))
+    except ValueError:  # Python writes no number of more than some thousand digits
+        return "a number of thousands of digits"
+    return text if len(text) <= LONGEST_BRIEF else text[:LONGEST_BRIEF] + " ..."
 
 
 def check_span(start: object, end: object, whose: str) -> None:

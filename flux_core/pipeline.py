@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from .bounds import check_number
+from .bounds import brief, check_number
 from .checkpoint.load import load_text_encoders, load_transformer, load_vae
 from .lora import Lora, LoraStack, load_lora, match_lora
 from .lora.match import WIDENED_LAYER, is_whole, lora_report, refuse_unmatched
@@ -50,7 +51,7 @@ def batch_of(prompts: Sequence[object], batch_size: int) -> int:
     """Pictures that some prompts and a batch size ask for; raises ``ValueError`` where the two do
     not agree."""
     if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
-        raise ValueError(f"prompt is {prompts!r}, expected a text or one for each picture")
+        raise ValueError(f"prompt is {brief(prompts)}, expected a text or one for each picture")
     check_number(batch_size, "batch_size", 1, whole=True)
     if len(prompts) > 1 and batch_size not in (1, len(prompts)):
         raise ValueError(
@@ -58,6 +59,13 @@ def batch_of(prompts: Sequence[object], batch_size: int) -> int:
             "many as pictures"
         )
     return max(batch_size, len(prompts))
+
+
+def listed(value: object, name: str) -> list[Any]:
+    """Several of something, none where it is None; raises ``ValueError`` for anything else."""
+    if value is not None and not isinstance(value, list | tuple):
+        raise ValueError(f"{name} is {brief(value)}, expected a list")
+    return list(cast("Sequence[Any]", value or ()))
 
 
 @dataclass(frozen=True)
@@ -161,8 +169,11 @@ class FluxPipeline:
             ``Images``. Raises ``ValueError`` for sizes, names and numbers out of range, before
             anything is computed.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts: list[Any] = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
         batch = batch_of(prompts, batch_size)
+        if not isinstance(negative_prompt, str):
+            raise ValueError(f"negative_prompt is {brief(negative_prompt)}, expected a text")
+        controls, loras = listed(controls, "controls"), listed(loras, "loras")
         pictures = masks = read_picture = read_mask = None
         if image is not None:
             pictures = rows_for(batch, as_pictures(image, "image"), "image")
@@ -227,7 +238,12 @@ class FluxPipeline:
     def _loras(self, loras: Sequence[tuple[Lora | str | Path, float]]) -> LoraStack:
         """LoRAs, opened where they are files; raises where nothing of one fits."""
         opened = []
-        for lora, strength in loras:
+        for pair in loras:
+            if not isinstance(pair, list | tuple) or len(pair) != 2:
+                raise ValueError(f"loras has {brief(pair)}, expected a file and its strength")
+            lora, strength = pair
+            if not isinstance(lora, Lora | str | Path):
+                raise ValueError(f"loras has {brief(lora)}, expected a LoRA or its file")
             lora = lora if isinstance(lora, Lora) else load_lora(lora)
             check_number(strength, f"the strength of {lora.path}", -1000, 1000)
             parts = (self.transformer, self.text_encoders.clip_l, self.text_encoders.t5)

@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..bounds import refuse_not_finite
+from ..bounds import brief, refuse_not_finite
 from ..errors import CheckpointError
-from ..files import reading
+from ..files import below, reading
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,10 @@ MEANT = {"\\(": "\ue000", "\\)": "\ue001"}
 #: Shorter runs of tokens go whole into the next 77 where CLIP-L has no room for them, as the host
 #: has it: the pooled vector is that of the first 77.
 WHOLE = 8
+#: Weights of words, and groups in each other: beyond these a picture is NaN, or takes for ever.
+MOST_WEIGHT, DEEPEST = 1000.0, 100
+#: Tokens of a prompt, whose attention takes their square: 4 GB of T5's.
+MOST_TOKENS = 4096
 #: The number in the place of a vector, which no tokenizer has for its end: CLIP-L looks for that.
 STAND_IN = 0
 
@@ -49,7 +53,10 @@ class Piece:
 
 
 def read_prompt(prompt: str) -> list[Piece]:
-    """The pieces of a prompt in order; one that says nothing special is one piece."""
+    """The pieces of a prompt in order; one that says nothing special is one piece.
+
+    Raises ``ValueError`` as ``weighted_texts`` does.
+    """
     for escaped, kept in MEANT.items():
         prompt = prompt.replace(escaped, kept)
     pieces: list[Piece] = []
@@ -65,8 +72,18 @@ def is_plain(prompt: str) -> bool:
     return read_prompt(prompt) == [Piece(prompt)]
 
 
-def weighted_texts(text: str, weight: float) -> Iterator[tuple[str, float]]:
-    """Texts without brackets, with the weight of the brackets around each."""
+def weighted_texts(text: str, weight: float, depth: int = 0) -> Iterator[tuple[str, float]]:
+    """Texts without brackets, with the weight of the brackets around each.
+
+    Raises ``ValueError`` for weights out of range, and for brackets in each other without end.
+    """
+    if depth > DEEPEST:
+        raise ValueError(f"a prompt has more than {DEEPEST} brackets in each other")
+    if abs(weight) > MOST_WEIGHT:
+        raise ValueError(
+            f"a prompt gives words a weight of {weight:g}, expected -{MOST_WEIGHT:g} to "
+            f"{MOST_WEIGHT:g}"
+        )
     for part in groups(text):
         if len(part) < 2 or not (part.startswith("(") and part.endswith(")")):
             yield part, weight
@@ -75,7 +92,7 @@ def weighted_texts(text: str, weight: float) -> Iterator[tuple[str, float]]:
         words, colon, number = inner.rpartition(":")
         if colon and words and is_number(number):  # or a colon of the text
             inner, own = words, float(number)
-        yield from weighted_texts(inner, own)
+        yield from weighted_texts(inner, own, depth + 1)
 
 
 def is_number(text: str) -> bool:
@@ -157,10 +174,14 @@ def piece_row(tokenizer: PreTrainedTokenizerBase, piece: Piece, embeddings: Embe
 def t5_row(
     tokenizer: PreTrainedTokenizerBase, pieces: Sequence[Piece], embeddings: Embeddings
 ) -> TokenRow:
-    """All tokens of a prompt and the end; nothing is cut and nothing padded."""
+    """All tokens of a prompt and the end; nothing is cut and nothing padded.
+
+    Raises ``ValueError`` for too many.
+    """
     row = TokenRow()
     for piece in pieces:
         row.add_row(piece_row(tokenizer, piece, embeddings))
+        refuse_long(len(row.ids))
     row.add([int(tokenizer.eos_token_id)])  # type: ignore[arg-type]
     return row
 
@@ -189,8 +210,21 @@ def clip_l_row(
 
 
 def word_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token numbers of a text, without marks."""
-    return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+    """Token numbers of a text, without marks; raises ``ValueError`` for too many."""
+    ids = list(tokenizer(whole_letters(text), add_special_tokens=False, verbose=False).input_ids)
+    refuse_long(len(ids))
+    return ids
+
+
+def refuse_long(count: int) -> None:
+    """Raise ``ValueError`` for more tokens than a prompt may have."""
+    if count > MOST_TOKENS:
+        raise ValueError(f"a prompt has {count} tokens, expected at most {MOST_TOKENS}")
+
+
+def whole_letters(text: str) -> str:
+    """A text without halves of letters, as one has that was cut inside of an emoji."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def pad_of(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -237,11 +271,14 @@ def find_embedding(name: str, folders: Sequence[Path]) -> Path:
     """The file of an embedding, with or without its suffix."""
     for folder in folders:
         for suffix in ("", *SUFFIXES):
-            path = (folder / (name + suffix)).resolve()
+            try:
+                path = below(folder, name + suffix).resolve()
+            except ValueError:  # a name that no file has
+                continue
             if path.is_file() and path.is_relative_to(folder.resolve()):
                 return path
     looked = " or ".join(map(str, folders)) or "no folder of embeddings is known"
-    raise FileNotFoundError(f"no embedding {name!r}: {looked}")
+    raise FileNotFoundError(f"no embedding {brief(name)}: {looked}")
 
 
 def embedding_files(prompts: Sequence[str], folders: Sequence[Path]) -> tuple[object, ...]:

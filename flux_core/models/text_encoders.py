@@ -29,7 +29,9 @@ from .prompt import (
     is_plain,
     pad_of,
     read_prompt,
+    refuse_long,
     t5_row,
+    whole_letters,
 )
 from .tokenizers import Tokenizers
 
@@ -325,9 +327,10 @@ def token_ids(
     cut: bool = True,
 ) -> Tensor:
     """Token numbers (B, N), padded to ``length``, or cut to it, which is logged."""
-    prompts = list(prompts)
+    prompts = [whole_letters(prompt) for prompt in prompts]
     longest = max(len(ids) for ids in tokenizer(prompts, truncation=False, verbose=False).input_ids)
     if not cut:
+        refuse_long(longest)
         length = max(length, longest)
     elif longest > length:
         log.warning("%s reads the first %d of %d tokens of this prompt", name, length, longest)

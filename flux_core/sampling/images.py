@@ -5,21 +5,21 @@ pictures (B, H, W, 3) in [0, 1];  pixels (B, 3, H, W) in [-1, 1]
 
 from __future__ import annotations
 
-from numbers import Integral
-
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..bounds import check_number
+from ..bounds import brief, check_number, is_integer
 from ..pictures import over_white, plain, to_tensor
 from ..units import readable_bytes
 from .latents import image_tokens, latent_size
 
 #: Sides of pictures in pixels.
 MOST_SIDE = 16_384
+#: Sides and pictures about which it is said what they would take.
+MOST_ASKED = 10**9
 #: Tokens of all pictures of a batch together: 1024 pictures of 1024x1024, or 16 of 8192x8192.
 MOST_TOKENS = 2**22
 #: Bytes of latents and noise that a token takes at the least, in float32.
@@ -32,9 +32,9 @@ def check_size(width: object, height: object, batch: object = 1) -> None:
     """Refuse sides that are no multiples of 16 (8 for the VAE, 2 for a token), and pictures that
     together no memory holds."""
     for name, side in (("width", width), ("height", height)):
-        if not isinstance(side, Integral) or isinstance(side, bool) or side < 16 or side % 16:
-            raise ValueError(f"{name} is {side!r}, expected a multiple of 16, at least 16")
-    check_number(batch, "batch_size", 1, whole=True)
+        if not is_integer(side) or not 16 <= side <= MOST_ASKED or side % 16:
+            raise ValueError(f"{name} is {brief(side)}, expected a multiple of 16, at least 16")
+    check_number(batch, "batch_size", 1, MOST_ASKED, whole=True)
     rows, columns, count = int(height), int(width), int(batch)  # type: ignore[call-overload]
     tokens = count * image_tokens(*latent_size(rows, columns))
     if max(rows, columns) > MOST_SIDE or tokens > MOST_TOKENS:
@@ -77,7 +77,7 @@ def as_pictures(value: object, name: str) -> Tensor:
 
     Raises ``ValueError`` naming the argument.
     """
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple) and value:
         pictures = [as_pictures(each, name) for each in value]
         if len({picture.shape[1:] for picture in pictures}) != 1:
             raise ValueError(f"{name} has pictures of several sizes, expected one or more of one")
@@ -99,6 +99,11 @@ def as_masks(value: object, name: str) -> Tensor:
 
     Raises ``ValueError`` naming the argument.
     """
+    if isinstance(value, list | tuple) and value:
+        masks = [as_masks(each, name) for each in value]
+        if len({mask.shape[1:] for mask in masks}) != 1:
+            raise ValueError(f"{name} has masks of several sizes, expected one or more of one")
+        return torch.cat(masks)
     if isinstance(value, Image.Image):
         return to_tensor(plain(value).convert("L"))[None]
     tensor = as_unit(value, name)
@@ -113,9 +118,11 @@ def as_masks(value: object, name: str) -> Tensor:
 
 def as_unit(value: object, name: str) -> Tensor:
     """A tensor or array of any shape as floats in [0, 1]."""
-    tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+    tensor = of_array(value, name) if isinstance(value, np.ndarray) else value
     if not isinstance(tensor, Tensor):
         raise ValueError(f"{name} is a {type(value).__name__}, expected a tensor or a picture")
+    if tensor.layout != torch.strided or tensor.is_complex() or tensor.device.type == "meta":
+        raise ValueError(f"{name} is a tensor without numbers of pictures: {brief(value)}")
     tensor = tensor.detach().cpu()
     if tensor.dtype == torch.uint8:
         return tensor.float() / 255
@@ -125,6 +132,14 @@ def as_unit(value: object, name: str) -> Tensor:
     if not (low >= -TOLERATED and high <= 1 + TOLERATED):  # NaN is neither
         raise ValueError(f"{name} has values from {low:g} to {high:g}, expected 0 to 1")
     return tensor.float().clamp(0, 1)
+
+
+def of_array(array: np.ndarray, name: str) -> Tensor:
+    """An array of any shape, order and byte order as a tensor."""
+    if array.dtype.kind not in "fuib":
+        raise ValueError(f"{name} is an array of {array.dtype}, expected numbers of pictures")
+    kinds = {np.dtype(np.uint8): np.uint8, np.dtype(bool): bool}
+    return torch.from_numpy(np.ascontiguousarray(array, kinds.get(array.dtype, np.float32)))
 
 
 def rows_for(batch: int, value: Tensor, name: str) -> Tensor:

@@ -19,9 +19,10 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..bounds import MOST_SEED, check_number, check_span
+from ..bounds import MOST_SEED, brief, check_number, check_span
 from ..lora import LoraStack, lora_applied
 from ..models.config import VAEConfig
+from ..models.controlnet import FluxControlNet
 from ..models.families import family_of
 from ..models.transformer import FluxTransformer
 from ..offload import OffloadPolicy, OffloadRunner, Work
@@ -84,12 +85,14 @@ class SamplingSettings:
     add_noise: bool = True
 
     def __post_init__(self) -> None:
-        if self.sampler not in SAMPLERS:
-            raise ValueError(f"sampler is {self.sampler!r}, expected one of {', '.join(SAMPLERS)}")
-        if self.shift not in SHIFTS:
+        if not isinstance(self.sampler, str) or self.sampler not in SAMPLERS:
+            expected = f"expected one of {', '.join(SAMPLERS)}"
+            raise ValueError(f"sampler is {brief(self.sampler)}, {expected}")
+        if not isinstance(self.shift, str) or self.shift not in SHIFTS:
             raise wrong_shift(self.shift)
         check_steps(self.scheduler, self.steps, self.denoise)
         check_number(self.seed, "seed", 0, MOST_SEED, whole=True)
+        object.__setattr__(self, "seed", int(self.seed))  # of numpy it may be
         check_number(self.cfg, "cfg", -1000, 1000)
 
     def noise_schedule(self, transformer: FluxTransformer, shape: Sequence[int]) -> NoiseSchedule:
@@ -106,9 +109,13 @@ class SamplingSettings:
 
 
 def check_control(control: Control) -> None:
-    """Raise ``ValueError`` for a ControlNet's numbers out of range."""
+    """Raise ``ValueError`` for what is no ControlNet's, and for its numbers out of range."""
+    if not isinstance(control, Control):
+        raise ValueError(f"controls has {brief(control)}, expected a Control")
     check_number(control.strength, "a ControlNet's strength", -1000, 1000)
     check_span(control.start, control.end, "a ControlNet's")
+    if not isinstance(control.net, FluxControlNet):
+        raise ValueError(f"a Control has {brief(control.net)}, expected a FLUX.1 ControlNet")
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..bounds import MOST_STEPS, check_number
+from ..bounds import MOST_STEPS, brief, check_number
 from ..models.family import Family
 
 BASE_SHIFT, MAX_SHIFT = 0.5, 1.15  # exponents at 256 and at 4096 image tokens
@@ -129,8 +129,10 @@ SCHEDULERS: dict[str, Callable[[SigmaTable, int], list[float]]] = {
 
 def check_steps(scheduler: str, steps: int, denoise: float) -> None:
     """Raise ``ValueError`` for what ``make_sigmas`` cannot make."""
-    if scheduler not in SCHEDULERS:
-        raise ValueError(f"scheduler is {scheduler!r}, expected one of {', '.join(SCHEDULERS)}")
+    if not isinstance(scheduler, str) or scheduler not in SCHEDULERS:
+        raise ValueError(
+            f"scheduler is {brief(scheduler)}, expected one of {', '.join(SCHEDULERS)}"
+        )
     check_number(steps, "steps", 1, MOST_STEPS, whole=True)
     check_number(denoise, "denoise", 0, 1)
     if not denoise or steps / denoise > MOST_SCHEDULE:

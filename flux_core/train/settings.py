@@ -16,6 +16,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from ..bounds import brief, is_integer
 from ..errors import ConfigError
 from ..files import parse_json, read_text, reading
 from .config import MODEL_FILES, TrainConfig
@@ -39,7 +40,7 @@ def parse_value(kind: type, value: Any, where: str) -> Any:
         return tuple(parse_value(inner[0], entry, where) for entry in value)
     if origin is types.UnionType:
         return None if value is None else parse_value(inner[0], value, where)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and is_integer(value) and abs(value) < 2**53:
         return float(value)
     if kind is float and isinstance(value, str):  # YAML reads 1e-4 as a word
         try:
@@ -48,7 +49,7 @@ def parse_value(kind: type, value: Any, where: str) -> Any:
             pass
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
         words = {str: "a word", int: "a whole number", float: "a number", bool: "true or false"}
-        raise ConfigError(f"{where} is {value!r}, expected {words[kind]}")
+        raise ConfigError(f"{where} is {brief(value)}, expected {words[kind]}")
     return value
 
 

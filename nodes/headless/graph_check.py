@@ -152,7 +152,7 @@ def checked_value(step: Step, name: str, kind: Any, options: dict, value: Any) -
         if len(converted) > LONGEST_TEXT:
             raise WorkflowError(f"{where} is longer than {LONGEST_TEXT} letters")
         return converted
-    if not math.isfinite(converted):
+    if isinstance(converted, float) and not math.isfinite(converted):
         raise WorkflowError(f"{where} is {converted}, expected a number")
     low, high, step_size = (options.get(k) for k in ("min", "max", "step"))
     if (low is not None and converted < low) or (high is not None and converted > high):
