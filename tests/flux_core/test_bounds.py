@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from flux_core import Control, FluxPipeline, OffloadPolicy
 from flux_core.bounds import check_number
 from flux_core.sampling.conditioning import Conditioning
-from flux_core.sampling.images import check_size
+from flux_core.sampling.images import as_masks, as_pictures, check_size
 from flux_core.sampling.run import DrawRequest, SamplingSettings
 from flux_core.sampling.sigmas import check_sigmas
 from flux_core.train import ConfigError
@@ -26,7 +29,9 @@ from flux_core.train.config import (
 )
 
 #: What is no number that anything can be done with.
-NONE = (math.nan, math.inf, -math.inf, "3", None, True, [1], 1 + 2j)
+NONE = (math.nan, math.inf, -math.inf, "3", None, True, [1], 1 + 2j, np.zeros((5, 5)))
+#: Whole numbers that no float holds.
+HUGE = (10**400, -(10**400))
 TRAINING = TrainConfig(data=(DataConfig(folder="d"),))
 
 
@@ -34,7 +39,7 @@ TRAINING = TrainConfig(data=(DataConfig(folder="d"),))
 def pipeline() -> FluxPipeline:
     pipeline = FluxPipeline.from_pocket(policy="none")
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise AssertionError("something ran")
 
     pipeline.transformer.forward = pipeline.text_encoders.encode = fail  # type: ignore[method-assign]
@@ -45,17 +50,32 @@ class TestNumbers:
     @pytest.mark.parametrize("value", NONE)
     @pytest.mark.parametrize("whole", [True, False])
     def test_what_is_no_number_is_refused(self, value, whole):
-        with pytest.raises(ValueError, match="x is .*, expected a (whole )?number, 0 to 9"):
+        with pytest.raises(ValueError, match="x is .*, expected a (whole )?number, 0 to 9") as told:
             check_number(value, "x", 0, 9, whole=whole)
+        assert "\n" not in str(told.value) and len(str(told.value)) < 200
 
-    @pytest.mark.parametrize("value", [0, 9, 3.5, torch.tensor(3).item(), 1e-300])
+    @pytest.mark.parametrize(
+        "value", [0, 9, 3.5, torch.tensor(3).item(), 1e-300, np.float32(2), np.int8(3)]
+    )
     def test_what_is_one_passes(self, value):
         check_number(value, "x", 0, 9)
 
-    @pytest.mark.parametrize("value", [-1e-9, 9.001, 10**30, -(2**70)])
+    @pytest.mark.parametrize("value", [-1e-9, 9.001, 10**30, -(2**70), *HUGE])
     def test_what_is_outside_is_refused(self, value):
         with pytest.raises(ValueError, match="expected 0 to 9"):
             check_number(value, "x", 0, 9)
+
+    def test_one_that_python_does_not_write_is_refused_as_well(self):
+        with pytest.raises(ValueError, match="x is a number of thousands of digits, expected 0"):
+            check_number(10**5000, "x", 0, 9)
+
+    def test_an_exact_fraction_is_no_number_for_torch(self):
+        with pytest.raises(ValueError, match="expected a number"):
+            check_number(Fraction(3, 2), "x", 0, 9)
+
+    @pytest.mark.parametrize("seed", [np.int64(5), np.uint64(5), torch.tensor(5).numpy()[()]])
+    def test_seeds_of_numpy_are_seeds(self, seed):
+        assert type(SamplingSettings(seed=seed).seed) is int
 
     @pytest.mark.parametrize("value", [1.5, 2.0, "1"])
     def test_counts_are_whole(self, value):
@@ -67,13 +87,13 @@ class TestThePipeline:
     @pytest.mark.parametrize(
         "name, values",
         {
-            "seed": (-1, 2**64, 1.5, *NONE),
-            "steps": (0, -1, 10**7, 1.5, *NONE),
-            "cfg": (1e9, *NONE),
-            "guidance": (-1.0, 1e9, math.nan, math.inf, "x"),
-            "denoise": (0.0, 1e-9, 1.01, -0.5, *NONE),
-            "batch_size": (0, -1, 1.5, 10**9, *NONE),
-            "width": (0, 8, 100, -64, 16_000_000, 64.0, "64", None),
+            "seed": (-1, 2**64, 1.5, *NONE, *HUGE),
+            "steps": (0, -1, 10**7, 1.5, *NONE, *HUGE),
+            "cfg": (1e9, *NONE, *HUGE),
+            "guidance": (-1.0, 1e9, math.nan, math.inf, "x", *HUGE),
+            "denoise": (0.0, 1e-9, 1.01, -0.5, *NONE, *HUGE),
+            "batch_size": (0, -1, 1.5, 10**9, *NONE, *HUGE),
+            "width": (0, 8, 100, -64, 16_000_000, 64.0, "64", None, 16 * 10**400),
             "height": (0, 8, 100, 2**40, math.nan),
         }.items(),
         ids=lambda x: x if isinstance(x, str) else "",
@@ -116,11 +136,30 @@ class TestThePipeline:
             ({"condition": torch.zeros(64, 64, 3)}, "this model reads none"),
             ({"loras": [("none.safetensors", 1.0)]}, "no such file"),
             ({"sampler": "fast"}, "sampler is 'fast'"),
+            ({"sampler": ["euler"]}, "sampler is ..euler"),
+            ({"scheduler": ["simple"]}, "scheduler is ..simple"),
+            ({"shift": {}}, "shift is"),
+            ({"negative_prompt": None, "cfg": 2.0}, "negative_prompt is None"),
+            ({"negative_prompt": ["a"], "cfg": 2.0}, "negative_prompt is ..a"),
+            ({"loras": "a.safetensors"}, "loras is 'a.safetensors', expected a list"),
+            ({"loras": ["a.safetensors"]}, "loras has 'a.safetensors', expected a file and"),
+            ({"loras": [(None, 1.0)]}, "loras has None"),
+            ({"controls": 3}, "controls is 3"),
+            ({"controls": [3]}, "controls has 3, expected a Control"),
+            ({"image": []}, "image is a list"),
+            ({"image": np.array([["a"]])}, "image is an array of <U1"),
+            ({"image": torch.zeros(2, 2, 3, dtype=torch.complex64)}, "image is a tensor without"),
+            ({"image": torch.zeros(2, 2, 3).to_sparse()}, "image is a tensor without"),
+            ({"image": torch.zeros(2, 2, 3, device="meta")}, "image is a tensor without"),
         ],
     )
     def test_pictures_are_checked_before_anything_runs(self, pipeline, arguments, message):
         with pytest.raises(ValueError, match=message):
             pipeline("a red circle", **({"width": 64, "height": 64, "steps": 1} | arguments))
+
+    def test_none_of_several_is_no_error_of_theirs(self, pipeline):
+        with pytest.raises(AssertionError, match="something ran"):
+            pipeline("a", width=64, height=64, steps=1, loras=None, controls=None)
 
     @pytest.mark.parametrize("device", ["nonsense", "cuda:x"])
     def test_devices_that_are_none(self, pipeline, device):
@@ -128,6 +167,36 @@ class TestThePipeline:
             FluxPipeline(pipeline.transformer, pipeline.text_encoders, pipeline.vae, device=device)
         with pytest.raises(ValueError, match="mode is 'fast'"):
             FluxPipeline(pipeline.transformer, pipeline.text_encoders, pipeline.vae, policy="fast")
+
+
+class TestPicturesOfAnyOrder:
+    """What numpy and OpenCV make of pictures, which are the same pictures."""
+
+    GREY = np.linspace(0, 1, 4 * 6 * 3).reshape(4, 6, 3)
+
+    @pytest.mark.parametrize(
+        "array",
+        [
+            GREY[:, ::-1][:, ::-1],
+            np.asfortranarray(GREY),
+            GREY.astype(">f4"),
+            GREY.astype(np.longdouble),
+            GREY[::-1, :, ::-1][::-1, :, ::-1],
+        ],
+    )
+    def test_are_read(self, array):
+        assert np.allclose(as_pictures(array, "image")[0], self.GREY, atol=1e-6)
+        assert np.allclose(as_masks(array[..., 0], "mask")[0], self.GREY[..., 0], atol=1e-6)
+
+    def test_bytes_backwards_are_bytes(self):
+        array = (255 * self.GREY).astype(np.uint8)[:, :, ::-1]
+        assert np.array_equal(np.rint(255 * as_pictures(array, "image")[0].numpy()), array)
+
+    def test_masks_come_in_lists_as_pictures_do(self):
+        masks = [Image.new("L", (6, 4), 255), torch.zeros(4, 6)]
+        assert as_masks(masks, "mask").mean((1, 2)).tolist() == [1.0, 0.0]
+        with pytest.raises(ValueError, match="masks of several sizes"):
+            as_masks([torch.zeros(4, 6), torch.zeros(6, 4)], "mask")
 
 
 class TestRequests:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from flux_core import FluxPipeline
 from flux_core.models.prompt import (
     Embeddings,
     Piece,
@@ -77,6 +78,42 @@ def test_a_plain_prompt(prompt, plain):
 
 
 WIDTH = 6
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("(cat:1e30)", "a weight of 1e\\+30, expected -1000 to 1000"),
+        ("(cat:-1001)", "a weight of -1001"),
+        ("(((cat:999):999):1e300)", "a weight of 1e\\+300"),
+        ("(" * 3000 + "cat" + ")" * 3000, "more than 100 brackets|a weight of"),
+        ("(0:1)".join(["(" * 200, ")" * 200]), "more than 100 brackets|a weight of"),
+        ("cat " * 5000, "tokens, expected at most 4096"),
+        ("(cat) " * 3000, "tokens, expected at most 4096"),
+        ("a" * 100_000, "tokens, expected at most 4096"),
+    ],
+    ids=lambda text: text[:12],
+)
+def test_what_has_no_bound_is_refused_before_it_is_encoded(prompt, message):
+    encoders = FluxPipeline.from_pocket(policy="none").text_encoders
+    encoders.t5.forward = encoders.clip_l.forward = None  # type: ignore[assignment, method-assign]
+    with pytest.raises(ValueError, match=message):
+        encoders.encode([prompt])
+
+
+@pytest.mark.parametrize("text", ["cut \ud83d", "\udce9 caf", "(\ud83d:1.2)", "\ud83d\ude00 whole"])
+def test_halves_of_letters_are_replaced(text):
+    encoders = FluxPipeline.from_pocket(policy="none").text_encoders
+    found = encoders.encode([text])
+    whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    assert torch.equal(found.context, encoders.encode([whole]).context)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 5000, "\ud83d", "../../etc/passwd", "C:x", "nul"])
+def test_a_name_that_no_file_has_is_no_embedding(name, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no embedding") as told:
+        find_embedding(name, [tmp_path])
+    assert len(str(told.value)) < 300
 
 
 class TestFiles:
