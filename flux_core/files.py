@@ -23,6 +23,15 @@ from .errors import CheckpointError, ConfigError, FileError, one_line
 LARGEST_TEXT = 64_000_000
 #: Bytes of JSON that is read whole: nested emptiness takes thirty times its length in memory.
 LARGEST_JSON = 16_000_000
+#: How a text begins in UTF-16, as PowerShell writes it, and what no text begins with.
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+NO_TEXTS = {
+    b"\x89PNG": "a PNG picture",
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"\x1f\x8b": "packed by gzip",
+    b"PK\x03\x04": "a zip archive",
+    b"GGUF": "a GGUF file",
+}
 #: What programs leave beside files that they have not finished.
 UNFINISHED = (".partial", ".incomplete", ".part", ".crdownload", ".download", ".tmp", ".aria2")
 #: What Windows takes for a device, in any folder.
@@ -88,8 +97,11 @@ def read_text(
             raw = file.read(limit + 1)
         if len(raw) > limit:
             raise error(f"{path}: is longer than {limit // 1_000_000} MB, expected a text file")
+        other = next((name for start, name in NO_TEXTS.items() if raw.startswith(start)), None)
+        if other is not None:
+            raise error(f"{path}: is {other}, expected a text file")
         try:
-            return raw.decode("utf-8-sig")
+            return raw.decode("utf-16" if raw.startswith(UTF_16) else "utf-8-sig")
         except UnicodeDecodeError as fault:
             raise error(
                 f"{path}: is no UTF-8 text (byte {fault.start} is {raw[fault.start]:#04x}): "
@@ -97,20 +109,22 @@ def read_text(
             ) from fault
 
 
-def parse_json(text: str | bytes) -> Any:
-    """JSON without NaN and infinity, which are no JSON; raises ``ValueError``."""
+def parse_json(text: str | bytes, *, lenient: bool = False) -> Any:
+    """JSON; NaN and infinity, which are none, raise ``ValueError`` unless ``lenient``."""
 
     def refuse(word: str) -> NoReturn:
         raise ValueError(f"{word} is no number")
 
-    return json.loads(text, parse_constant=refuse)
+    return json.loads(text, parse_constant=float if lenient else refuse)
 
 
-def read_json(path: str | Path, what: str, error: type[FileError] = ConfigError) -> Any:
+def read_json(
+    path: str | Path, what: str, error: type[FileError] = ConfigError, *, lenient: bool = False
+) -> Any:
     """What a JSON file holds; errors as ``read_text``, and where it is no JSON."""
     text = read_text(path, error, LARGEST_JSON)
     with reading(path, what, error):
-        return parse_json(text)
+        return parse_json(text, lenient=lenient)
 
 
 def is_hidden(path: Path) -> bool:

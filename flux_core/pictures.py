@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, ImageSequence
+from PIL import Image, ImageOps, ImageSequence, PngImagePlugin
 from torch import Tensor
 
 from .errors import PictureError
@@ -30,7 +30,11 @@ PLUGINS = {".heic": "pillow-heif", ".heif": "pillow-heif", ".jxl": "pillow-jxl-p
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
 #: Pixels of all frames together; Pillow itself refuses a single picture of as many.
 MOST_PIXELS = 2**28
+#: Bytes of a text inside of a PNG; Pillow stops at one million, and workflows are longer.
+PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, 2**24)
 SIXTEEN_BITS = 65535
+#: How far floats may go beyond 1: what was resized overshoots.
+OVERSHOOT = 0.25
 #: How EXIF says that a picture lies, and what it then says of one on its side.
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
 
@@ -69,7 +73,7 @@ def upright_size(path: str | Path) -> tuple[int, int]:
     """Width and height of a picture as it is seen; its pixels are not read."""
     with opened(Path(path)) as picture:
         # Pillow turns TIFF by itself, its size too
-        turned = picture.format != "TIFF" and picture.getexif().get(ORIENTATION, 1) in SIDEWAYS
+        turned = picture.format != "TIFF" and orientation(picture) in SIDEWAYS
         width, height = picture.size
     return (height, width) if turned else (width, height)
 
@@ -85,7 +89,8 @@ def opened(path: Path) -> Iterator[Image.Image]:
 
 def plain(picture: Image.Image) -> Image.Image:
     """A picture upright, in RGB or RGBA of 8 bits."""
-    picture = ImageOps.exif_transpose(picture)
+    if orientation(picture) != 1:
+        picture = ImageOps.exif_transpose(picture)
     if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
         picture = to_8_bits(picture)
     if picture.has_transparency_data:
@@ -95,13 +100,24 @@ def plain(picture: Image.Image) -> Image.Image:
         return picture.convert("RGB")
 
 
+def orientation(picture: Image.Image) -> int:
+    """How EXIF says that a picture lies; upright where what stands there is none."""
+    try:
+        return int(picture.getexif().get(ORIENTATION, 1))
+    except Exception:  # its pixels are as good without
+        return 1
+
+
 def to_8_bits(picture: Image.Image) -> Image.Image:
-    """Grey of 16 or 32 bits, or of floats in [0, 1], in 8 bits."""
+    """Grey of 16 or 32 bits, or of floats in [0, 1], in 8 bits; numbers beyond 16 bits by the
+    largest of them."""
     values = np.nan_to_num(np.asarray(picture, dtype=np.float64))
+    if picture.mode == "I" and values.min(initial=0) < 0:  # whole numbers without a sign
+        values = np.where(values < 0, values + 2.0**32, values)
     top = values.max(initial=0)
-    whole = 1.0 if picture.mode == "F" and top <= 1 else 255.0
+    whole = 1.0 if picture.mode == "F" and top <= 1 + OVERSHOOT else 255.0
     if picture.mode.startswith("I;16") or top > 255:
-        whole = SIXTEEN_BITS
+        whole = max(top, SIXTEEN_BITS)
     grey = np.clip(np.rint(values * (255 / whole)), 0, 255).astype(np.uint8)
     return Image.fromarray(grey)
 

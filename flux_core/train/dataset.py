@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ..bounds import brief
 from ..errors import ConfigError, FileError
 from ..files import below, folders_below, parse_json, read_text, reading
 from ..pictures import is_picture, open_picture, over_white, to_tensor, upright_size
@@ -128,13 +129,24 @@ def captioned_by_table(folder: Path, table: Path) -> Iterator[Captioned]:
     """Pictures that a table names; raises ``ConfigError`` for an entry without a file."""
     for number, row in read_table(table):
         where = f"{table}, entry {number}"
-        name = next((str(row[key]) for key in FILE_COLUMNS if row.get(key)), "")
+        name = first_text(row, FILE_COLUMNS, where)
         if not name:
-            raise ConfigError(f"{where}: has none of {', '.join(FILE_COLUMNS)}")
+            raise ConfigError(
+                f"{where}: has none of {', '.join(FILE_COLUMNS)}, but {', '.join(row) or 'nothing'}"
+            )
         path = resolve_in(folder, name, where)
-        caption = next((str(row[key]) for key in TEXT_COLUMNS if row.get(key)), "").strip()
-        mask = row.get("mask")
-        yield path, caption, resolve_in(folder, str(mask), where) if mask else mask_of(path)
+        caption = first_text(row, TEXT_COLUMNS, where).strip()
+        mask = first_text(row, ("mask",), where)
+        yield path, caption, resolve_in(folder, mask, where) if mask else mask_of(path)
+
+
+def first_text(row: Mapping[str, Any], columns: Sequence[str], where: str) -> str:
+    """What stands in the first of some columns that an entry has, empty where it has none; raises
+    ``ConfigError`` for what is no text."""
+    value = next((row[key] for key in columns if row.get(key)), "")
+    if not isinstance(value, str):
+        raise ConfigError(f"{where}: {brief(value)} is no text")
+    return value
 
 
 def resolve_in(folder: Path, name: str, where: str) -> Path:
@@ -146,18 +158,48 @@ def resolve_in(folder: Path, name: str, where: str) -> Path:
 
 
 def read_table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a .csv or .jsonl file, from number 1."""
+    """Rows of a .csv or .jsonl file, from number 1, their columns in small letters."""
+    kind = path.suffix.lower()
+    if kind not in (".csv", ".tsv", ".jsonl"):
+        raise ConfigError(f"{path}: ends with {path.suffix!r}, expected .csv, .tsv or .jsonl")
     text = read_text(path)
-    with reading(path, f"a {path.suffix} table", ConfigError):
-        if path.suffix == ".csv":
-            yield from enumerate(csv.DictReader(io.StringIO(text, newline="")), 1)
-            return
-        for number, line in enumerate(text.split("\n"), 1):
-            if line.strip():
-                row = parse_json(line)
-                if not isinstance(row, dict):
-                    raise ConfigError(f"{path}, line {number}: expected an object")
-                yield number, row
+    with reading(path, f"a {kind} table", ConfigError):
+        for number, row in rows_of_lines(text) if kind == ".jsonl" else rows_of_cells(text):
+            yield number, {str(key).strip().lower(): value for key, value in row.items()}
+
+
+def rows_of_lines(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """One object of JSON a line; raises ``ConfigError`` naming the line."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = parse_json(line)
+        except ValueError as error:
+            raise ConfigError(f"line {number}: {error}") from error
+        if not isinstance(row, dict):
+            raise ConfigError(f"line {number}: expected an object, found {brief(row)}")
+        yield number, row
+
+
+def rows_of_cells(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a table with commas, semicolons or tabs, whichever its first line has most of.
+
+    Raises ``ConfigError`` for a row with more cells than there are columns, as one has whose
+    caption is not in quotes.
+    """
+    text = text.removeprefix("sep=,\n").removeprefix("sep=,\r\n").removeprefix("sep=;\n")
+    first = text.partition("\n")[0]
+    delimiter = max(",;\t", key=first.count)
+    lines = io.StringIO(text, newline="")
+    reader = csv.DictReader(lines, delimiter=delimiter, strict=True, skipinitialspace=True)
+    for number, row in enumerate(reader, 1):
+        if None in row:
+            raise ConfigError(
+                f"entry {number}: has {len(row) - 1 + len(row[None])} cells in "  # type: ignore[index]
+                f"{len(row) - 1} columns: a caption with {delimiter!r} in it stands in quotes"
+            )
+        yield number, row
 
 
 def mask_of(path: Path) -> Path | None:

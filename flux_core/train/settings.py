@@ -23,6 +23,8 @@ from .config import MODEL_FILES, TrainConfig
 
 #: Letters and brackets of settings in YAML, whose reader takes minutes for what nests without end.
 LONGEST_YAML, MOST_BRACKETS = 200_000, 1000
+#: Letters of settings in TOML, and dots of a line: a name takes the square of its parts.
+LONGEST_TOML, MOST_DOTS = 1_000_000, 500
 
 
 def parse_value(kind: type, value: Any, where: str) -> Any:
@@ -84,18 +86,21 @@ def read_config(path: str | Path) -> TrainConfig:
 def read_file(path: Path) -> Any:
     """What a file holds, by its ending; raises ``ConfigError`` where it cannot be read."""
     text = read_text(path)
-    with reading(path, f"a {path.suffix} file", ConfigError):
-        if path.suffix == ".toml":
+    kind = path.suffix.lower()
+    with reading(path, f"a {kind} file", ConfigError):
+        if kind == ".toml":
             return toml_of(text)
-        if path.suffix in (".yaml", ".yml"):
+        if kind in (".yaml", ".yml"):
             return yaml_of(text)
-        if path.suffix == ".json":
+        if kind == ".json":
             return parse_json(text)
     raise ConfigError(f"ends with {path.suffix!r}, expected .toml, .yaml or .json")
 
 
 def toml_of(text: str) -> Any:
-    """What a TOML text holds."""
+    """What a TOML text holds; one whose names nest without end is refused."""
+    if len(text) > LONGEST_TOML or max(line.count(".") for line in text.split("\n")) > MOST_DOTS:
+        raise ConfigError("is too long, or has too many dots in a line, for settings in TOML")
     if sys.version_info >= (3, 11):
         import tomllib
     else:

@@ -31,6 +31,8 @@ VIRTUAL = (*NOTES, REROUTE, PRIMITIVE, SET, GET)
 MUTED, BYPASSED = 2, 4
 #: Where a subgraph's wires come in and go out.
 INSIDE, OUTSIDE = "-10", "-20"
+#: The node of a widget that is an instance's own.
+OWN = "-1"
 #: Subgraphs in subgraphs, and nodes of a whole workflow.
 DEEPEST, MOST_NODES = 32, 20_000
 #: Fields of a link, in the order in which older pages list them.
@@ -238,6 +240,7 @@ def subgraph_inputs(node: PageNode, subgraph: Mapping[str, Any]) -> Iterator[Ori
     Newer pages keep the values of inputs that are widgets inside in the instance, in the order of
     the inputs; older ones in the nodes inside, which then keep what they have.
     """
+    own = own_values(node)
     inputs = list(mappings(listing(subgraph.get("inputs"), "inputs"), "an input"))
     widgets = links_of_widgets(subgraph)
     shown = [slot for slot in inputs if is_shown(slot, widgets)]
@@ -246,7 +249,9 @@ def subgraph_inputs(node: PageNode, subgraph: Mapping[str, Any]) -> Iterator[Ori
     for slot in inputs:
         name = str(slot.get("name", ""))
         wire = node.origins[node.names.index(name)] if name in node.names else None
-        if wire is None and id(slot) in kept:
+        if wire is None and name in own:
+            wire = Value(own[name])
+        elif wire is None and not own and id(slot) in kept:
             wire = Value(kept[id(slot)])
         yield wire
 
@@ -265,6 +270,19 @@ def is_shown(slot: Mapping[str, Any], widgets: Mapping[str, bool]) -> bool:
     """Whether an input of a subgraph goes into a widget inside."""
     numbers = [str(number) for number in listing(slot.get("linkIds"), "linkIds")]
     return next((widgets[number] for number in numbers if number in widgets), False)
+
+
+def own_values(node: PageNode) -> dict[str, Any]:
+    """Values that an instance keeps for its own inputs, by name, where it says which they are."""
+    proxies = listing(node.properties.get("proxyWidgets"), f"{node.label}: proxyWidgets")
+    names = [[str(p[0]), str(p[1])] for p in proxies if isinstance(p, list) and len(p) >= 2]
+    values = node.widgets if isinstance(node.widgets, list) else []
+    if len(values) != len(names):  # those of nodes inside are not kept here
+        names = [name for name in names if name[0] == OWN]
+    if len(values) != len(names):
+        return {}
+    pairs = zip(names, values, strict=True)
+    return {name: v for (owner, name), v in pairs if owner == OWN and v is not None}
 
 
 def proxied(node: PageNode) -> dict[tuple[str, str], Any]:

@@ -7,17 +7,37 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flux_core.files import read_json, reading
+from PIL import Image
+
+from flux_core.files import parse_json, read_json, reading
+from flux_core.pictures import is_picture
 
 from .graph import KNOWN_NODES, Graph, Link, Step, WorkflowError, input_name, input_specs, node_type
 from .page import from_ui
 
 
 def read_workflow(path: str | Path) -> Graph:
-    """Read a file of either format; raises ``WorkflowError`` where it is neither."""
-    data = read_json(path, "a JSON file", WorkflowError)
+    """Read a file of either format, or a picture that was saved with its workflow.
+
+    Raises ``WorkflowError`` where it is none of these.
+    """
+    path = Path(path)
+    if is_picture(path):
+        data = from_picture(path)
+    else:  # what a host notes of a run may be NaN; inputs are checked one by one
+        data = read_json(path, "a JSON file", WorkflowError, lenient=True)
     with reading(path, "a workflow", WorkflowError):
         return parse(data)
+
+
+def from_picture(path: Path) -> Any:
+    """The workflow inside of a picture: the page's where there is one, for it has more to say."""
+    with reading(path, "a picture with a workflow", WorkflowError), Image.open(path) as picture:
+        picture.load()  # some programs write texts behind the pixels
+        for key in ("workflow", "prompt"):
+            if isinstance(picture.info.get(key), str):
+                return parse_json(picture.info[key], lenient=True)
+    raise WorkflowError(f"{path}: is a picture without a workflow in it")
 
 
 def parse(data: Any) -> Graph:

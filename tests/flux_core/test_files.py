@@ -68,6 +68,8 @@ def test_messages_have_an_end():
         (b"\xef\xbb\xbfa caption", "a caption"),
         ("ein Bär".encode(), "ein Bär"),
         (b"", ""),
+        ("Bär".encode("utf-16"), "Bär"),
+        (b"\xfe\xff\x00a", "a"),
     ],
 )
 def test_text_with_or_without_its_mark(raw, text, tmp_path):
@@ -75,7 +77,7 @@ def test_text_with_or_without_its_mark(raw, text, tmp_path):
     assert read_text(tmp_path / "t") == text
 
 
-@pytest.mark.parametrize("raw", [b"it\x92s", "a".encode("utf-16"), b"\xff\xfe", b"\x80"])
+@pytest.mark.parametrize("raw", [b"it\x92s", b"\xff\xfea", b"a\x00\xff", b"\x80"])
 def test_text_of_another_encoding_is_told(raw, tmp_path):
     (tmp_path / "t").write_bytes(raw)
     with pytest.raises(ConfigError, match="no UTF-8 text"):
@@ -84,6 +86,23 @@ def test_text_of_another_encoding_is_told(raw, tmp_path):
         read_text(tmp_path)
     with pytest.raises(ConfigError, match="longer than"):
         read_text(tmp_path / "t", limit=0)
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"\x89PNG\r\n\x1a\n\0", "is a PNG picture"),
+        (b"\xff\xd8\xff\xe0", "is a JPEG picture"),
+        (b"\x1f\x8b\x08\0", "is packed by gzip"),
+        (b"PK\x03\x04\x14", "is a zip archive"),
+        (b"GGUF\x03\0\0\0", "is a GGUF file"),
+    ],
+)
+def test_a_file_that_is_no_text_is_told_what_it_is(raw, message, tmp_path):
+    (tmp_path / "t").write_bytes(raw)
+    for read in (read_text, lambda path: read_json(path, "a plan")):
+        with pytest.raises(ConfigError, match=message):
+            read(tmp_path / "t")
 
 
 @pytest.mark.parametrize("raw", ["{", "NaN", '{"a": Infinity}', "[" * 100_000, "", "1" * 5000])

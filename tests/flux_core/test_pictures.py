@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, features
+from PIL.PngImagePlugin import PngInfo
 
 from flux_core.errors import PictureError
 from flux_core.pictures import image_and_mask, open_frames, open_picture, over_white, upright_size
@@ -95,6 +96,45 @@ def test_a_moving_picture_is_a_batch_and_its_first_frame_a_picture(ending, tmp_p
     assert len(open_frames(path)) == 3
     r, g, b = open_picture(path).convert("RGB").getpixel((3, 3))  # type: ignore[misc]
     assert r > 200 and g < 60 and b < 60
+
+
+@pytest.mark.parametrize(
+    ("kind", "top", "brightest"),
+    [
+        (np.float32, 1.02, 1.0),  # resized, it overshoots
+        (np.float32, 1.25, 1.0),
+        (np.float32, 255.0, 1.0),
+        (np.float32, 65535.0, 1.0),
+        (np.float32, 1e6, 1.0),
+        (np.int32, 255, 1.0),
+        (np.int32, 65535, 1.0),
+        (np.int32, 100_000, 1.0),
+        (np.int32, 2**31 - 1, 1.0),
+        (np.uint32, 2**32 - 1, 1.0),
+    ],
+)
+def test_grey_of_any_range_is_a_ramp(kind, top, brightest, tmp_path):
+    ramp = (np.linspace(0, 1, 101)[None].repeat(8, 0) * top).astype(kind)
+    signed = ramp.view(np.int32) if kind is np.uint32 else ramp
+    path = tmp_path / "p.tif"
+    Image.fromarray(signed).save(path)
+    row = image_and_mask(path)[0][0, 0, :, 0]
+    assert bool((row.diff() >= 0).all()) and abs(float(row[50]) - 0.5 * float(row[-1])) < 0.13
+    assert float(row[0]) == 0 and float(row[-1]) == brightest
+
+
+@pytest.mark.parametrize("ending", ["png", "webp", "jpg"])
+def test_exif_that_is_none_costs_no_pixels(ending, tmp_path):
+    path = tmp_path / f"p.{ending}"
+    half().save(path, exif=b"Exif\0\0garbage!!")
+    assert open_picture(path).size == upright_size(path) == (40, 20)
+
+
+def test_a_long_text_inside_of_a_picture_costs_none_either(tmp_path):
+    about = PngInfo()
+    about.add_text("workflow", "x" * 3_000_000, zip=True)
+    half().save(tmp_path / "p.png", pnginfo=about)
+    assert open_picture(tmp_path / "p.png").size == (40, 20)
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="Pillow without AVIF")

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from fluxfit.nodes import headless
 from fluxfit.nodes.headless import Link, WorkflowError
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 ROOT = Path(__file__).resolve().parents[2]
 FIELDS = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
@@ -177,6 +179,29 @@ class TestWhatThePageResolves:
                 item[name] = item.get(name) or None
         assert {key: step.inputs for key, step in opened(page).items()} == expected
 
+    @pytest.mark.parametrize("key", ["workflow", "prompt"])
+    def test_a_picture_that_was_saved_with_it(self, page, key, tmp_path):
+        expected, about = opened(page), PngInfo()
+        prompt = json.loads((ROOT / "workflows" / "api" / "text_to_image.json").read_text())
+        about.add_text(key, json.dumps(page if key == "workflow" else prompt))
+        Image.new("RGB", (8, 8)).save(tmp_path / "p.png", pnginfo=about)
+        assert headless.read_workflow(tmp_path / "p.png").keys() == expected.keys()
+        Image.new("RGB", (8, 8)).save(tmp_path / "q.png")
+        with pytest.raises(WorkflowError, match="q.png: is a picture without a workflow"):
+            headless.read_workflow(tmp_path / "q.png")
+
+    def test_what_a_host_notes_of_a_run_may_be_no_number(self, page, tmp_path):
+        path = tmp_path / "p.json"
+        prompt = json.loads((ROOT / "workflows" / "api" / "text_to_image.json").read_text())
+        for item in prompt.values():
+            item["is_changed"] = [float("nan")]
+        path.write_text(json.dumps(prompt))
+        assert headless.read_workflow(path).keys() == opened(page).keys()
+        prompt["6"]["inputs"]["cfg"] = float("nan")
+        path.write_text(json.dumps(prompt))
+        with pytest.raises(WorkflowError, match="'cfg' is nan, expected a number"):
+            headless.check(headless.read_workflow(path))
+
     def test_a_byte_order_mark_is_no_part_of_a_file(self, page, tmp_path):
         path = tmp_path / "page.json"
         path.write_text(json.dumps(page), encoding="utf-8-sig")
@@ -256,6 +281,14 @@ class TestSubgraphs:
             {
                 "widgets_values": ["a shown prompt"],
                 "properties": {"proxyWidgets": [["2", "prompt"]]},
+            },
+            {
+                "widgets_values": ["a shown prompt", 2.0],
+                "properties": {"proxyWidgets": [["-1", "prompt"], ["2", "guidance"]]},
+            },
+            {
+                "widgets_values": ["a shown prompt"],
+                "properties": {"proxyWidgets": [["2", "guidance"], ["-1", "prompt"]]},
             },
             {
                 "widgets_values": ["a shown prompt", 2.0],

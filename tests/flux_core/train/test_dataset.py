@@ -49,6 +49,25 @@ def test_lines_of_json(tmp_path):
     assert [(i.caption, bool(i.mask)) for i in items] == [("x", True), ("y", False)]
 
 
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("metadata.csv", "\ufefffile_name,text\r\n0.png,x\r\n1.png,y\r\n"),
+        ("metadata.csv", 'file_name, text\n0.png, "x"\n1.png, y\n'),
+        ("metadata.csv", "File_Name;Text\n0.png;x\n1.png;y\n"),
+        ("metadata.csv", "sep=,\nimage,prompt\n0.png,x\n1.png,y\n"),
+        ("t.tsv", "file\tcaption\n0.png\tx\n1.png\ty\n"),
+        ("T.CSV", "path,text,other\n0.png,x,1\n1.png,y,2\n"),
+        ("T.JSONL", '{"Image": "0.png", "TEXT": "x"}\n\n{"file": "1.png", "text": "y"}\n'),
+    ],
+)
+def test_tables_as_people_write_them(name, table, tmp_path):
+    folder = write_pictures(tmp_path / "a", count=2)
+    (folder / name).write_text(table, newline="")
+    items, _ = read_folders(data_config(folder, metadata=name))
+    assert [item.caption for item in items] == ["x", "y"]
+
+
 def test_broken_pictures_and_empty_captions_are_named(tmp_path):
     folder = write_pictures(tmp_path / "a")
     (folder / "2.png").write_bytes(b"no picture")
@@ -66,7 +85,9 @@ def test_broken_pictures_and_empty_captions_are_named(tmp_path):
     [
         ("file_name,text\n../../secret.png,x\n", "leaves the folder"),
         ("file_name,text,mask\n0.png,x,../../secret.png\n", "leaves the folder"),
-        ("name,text\n0.png,x\n", "has none of file_name"),
+        ("name,text\n0.png,x\n", "has none of file_name.*, but name, text"),
+        ("file_name,text\n0.png,a cat, a dog\n", "entry 1: has 3 cells in 2 columns.*quotes"),
+        ('file_name,text\n0.png,"a cat\n1.png,a dog\n', "metadata.csv: cannot be read"),
         ("file_name,text\nnothing.png,x\n", "nothing.png: cannot be opened"),
     ],
 )
@@ -75,6 +96,33 @@ def test_bad_tables(tmp_path, table, message):
     (folder / "metadata.csv").write_text(table)
     with pytest.raises(ConfigError, match=message):
         read_folders(data_config(folder))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"file_name": "0.png", "text": ["one", "two"]}', r"entry 3: \['one', 'two'\] is no text"),
+        ('{"file_name": "0.png", "text": {"en": "x"}}', "entry 3: .*is no text"),
+        ('{"file_name": "0.png", "text": true}', "entry 3: True is no text"),
+        ('{"file_name": ["0.png"], "text": "x"}', "entry 3: .*is no text"),
+        ('{"file_name": "0.png", "text": "x", "mask": 3}', "entry 3: 3 is no text"),
+        ('["0.png"]', "line 3: expected an object"),
+        ('{"file_name": ', "line 3: Expecting value"),
+    ],
+)
+def test_bad_lines_of_json_are_named_by_their_number(tmp_path, line, message):
+    folder = write_pictures(tmp_path / "a", count=1)
+    good = '{"file_name": "0.png", "text": "x"}'
+    (folder / "metadata.jsonl").write_text("\n".join([good, good, line, good]))
+    with pytest.raises(ConfigError, match=message):
+        read_folders(data_config(folder))
+
+
+def test_a_table_of_another_ending_is_refused(tmp_path):
+    folder = write_pictures(tmp_path / "a", count=1)
+    (folder / "t.xlsx").write_bytes(b"PK")
+    with pytest.raises(ConfigError, match="ends with '.xlsx', expected .csv"):
+        read_folders(data_config(folder, metadata="t.xlsx"))
 
 
 def test_what_is_not_there(tmp_path):

@@ -93,6 +93,9 @@ def test_what_is_wrong_is_named(tmp_path, change, message):
         ("a.ini", "", "expected .toml, .yaml or .json"),
         ("a.yaml", "- 1\n- 2\n", "expected fields and values"),
         ("a.json", "{", "cannot be read"),
+        ("a.toml", "a." * 50_000 + "a = 1", "too many dots"),
+        ("a.toml", "[" + "a." * 50_000 + "a]", "too many dots"),
+        ("a.TOML", "name = 'x'", r"there is no \[\[data\]\]"),
         ("a.toml", "name = 'x'", r"there is no \[\[data\]\]"),
     ],
 )
