@@ -7,8 +7,10 @@ from pathlib import Path
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
 
 
-def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Raise ``ValueError`` where a file would be lost."""
+def refuse_output(path: Path, overwrite: bool) -> None:
+    """Raise ``ValueError`` where a file would be lost, or have a name of something else."""
+    if path.is_dir() or path.suffix.lower() not in (".safetensors", ".sft"):
+        raise ValueError(f"--out {path}: expected the name of a .safetensors file")
     if path.exists() and not overwrite:
         raise ValueError(f"{path} exists already: choose another name or --overwrite")
 

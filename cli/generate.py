@@ -28,6 +28,8 @@ def run(args: argparse.Namespace) -> None:
     from ..nodes import host
     from ..nodes.headless.stock_nodes import save_png
 
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out {args.out} is a file, expected a folder")
     pipeline = FluxPipeline.from_pocket(
         precision=args.precision, policy=OffloadPolicy(args.offload)
     )

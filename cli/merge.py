@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .files import refuse_existing
+from .files import refuse_output
 
 HELP = "add LoRAs to a transformer's weights"
 
@@ -25,16 +25,12 @@ def run(args: argparse.Namespace) -> None:
     from flux_core.checkpoint.reader import open_source
     from flux_core.lora import load_lora, match_lora, merge_loras
 
-    refuse_existing(args.out, args.overwrite)
+    refuse_output(args.out, args.overwrite)
     stack = []
     for option in args.lora:
-        path, equals, strength = option.rpartition("=")
-        try:
-            number = float(strength) if equals else 1.0
-        except ValueError as error:
-            raise ValueError(f"--lora {option}: strength is {strength!r}, not a number") from error
+        path, number = file_and_strength(option)
         check_number(number, f"--lora {option}: strength", -1000, 1000)
-        stack.append((load_lora(path if equals else option), number))
+        stack.append((load_lora(path), number))
     notes = open_source(args.file).metadata
     module = merge_loras(load_transformer(args.file, precision=args.precision), stack)
     for lora, _ in stack:
@@ -42,3 +38,14 @@ def run(args: argparse.Namespace) -> None:
     kept = {k: v for k, v in notes.items() if k.startswith("fluxfit.latent")}
     save_module(module, args.out, metadata=kept)
     print(describe_file(args.out))
+
+
+def file_and_strength(option: str) -> tuple[Path, float]:
+    """``FILE`` or ``FILE=STRENGTH``; the name of a file may have an equals sign in it."""
+    path, equals, strength = option.rpartition("=")
+    if not equals or Path(option).is_file():
+        return Path(option), 1.0
+    try:
+        return Path(path), float(strength)
+    except ValueError as error:
+        raise ValueError(f"--lora {option}: strength is {strength!r}, not a number") from error

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .files import refuse_existing
+from .files import refuse_output
 
 if TYPE_CHECKING:
     from flux_core import FluxTransformer, PrecisionPlan
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
     from ..nodes import host
 
     loaders = {"transformer": load_transformer, "controlnet": load_controlnet, "t5": load_t5}
-    refuse_existing(args.out, args.overwrite)
+    refuse_output(args.out, args.overwrite)
     source = open_source(args.file)
     parts = find_parts(source)
     kinds = [part.kind for part in parts if part.kind in loaders]

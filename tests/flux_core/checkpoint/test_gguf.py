@@ -21,9 +21,15 @@ K_QUANTS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 WEIGHT = "double_blocks.0.img_mlp.0.weight"
 
 
-def write(path, tensors, kind, architecture="flux"):
+def write(path, tensors, kind, architecture="flux", **more):
     """A GGUF file whose matrices are of one kind and the rest float32, as converters write them."""
     writer = gguf.GGUFWriter(str(path), architecture)
+    for name, value in more.items():
+        name = name.replace("__", ".")
+        if isinstance(value, list):
+            writer.add_array(name, value)
+        else:
+            writer.add_uint16(name, value)
     kind = gguf.GGMLQuantizationType[kind]
     for name, tensor in tensors.items():
         values = tensor.float().numpy()
@@ -104,6 +110,39 @@ def test_t5_under_the_names_of_llama_cpp(tmp_path):
     with torch.no_grad():
         read_tensor = load_t5(path, precision="fp32")(ids)
         assert tiny_models.relative(read_tensor, theirs(input_ids=ids).last_hidden_state) < 2e-3
+
+
+def test_lists_in_a_header_are_stepped_over(tmp_path):
+    model = transformer()
+    lists = {
+        "tokenizer__tokens": [f"tok{i}" for i in range(1000)] + ["", "ä"],
+        "tokenizer__scores": [0.5] * 1000,
+        "tokenizer__types": [1] * 1000,
+        "tokenizer__flags": [True, False, True],
+    }
+    path = write(tmp_path / "m.gguf", model.state_dict(), "F16", **lists)
+    plain = write(tmp_path / "p.gguf", model.state_dict(), "F16")
+    a, b = (open_source(p) for p in (path, plain))
+    assert a.entries.keys() == b.entries.keys()
+    assert all(torch.equal(a.read(name), b.read(name)) for name in a.entries)
+
+
+@pytest.mark.parametrize("kind", [4, 8, 9, 10, 99])  # numbers, texts, lists, wide numbers, nothing
+@pytest.mark.parametrize("count", [2**20, 2**40, 2**63])
+def test_lists_without_an_end_are_refused(kind, count, tmp_path):
+    path = write(tmp_path / "m.gguf", {"a": torch.zeros(2)}, "F16", tokenizer__x=[1, 2, 3])
+    raw = path.read_bytes()
+    at = raw.index(b"tokenizer.x") + len(b"tokenizer.x") + 4
+    head = kind.to_bytes(4, "little") + count.to_bytes(8, "little")
+    path.write_bytes(raw[:at] + head + raw[at + 12 :])
+    with pytest.raises(CheckpointError, match="m.gguf: cannot be read as a GGUF file"):
+        open_source(path)
+
+
+def test_one_of_several_parts_is_refused(tmp_path):
+    path = write(tmp_path / "m.gguf", transformer().state_dict(), "F16", split__count=2)
+    with pytest.raises(CheckpointError, match="is one of 2 parts, expected one file"):
+        load_transformer(path)
 
 
 def test_bad_files_are_refused_by_name(tmp_path):
