@@ -88,22 +88,25 @@ def differences(theirs: Nodes, graph: headless.Graph, outputs: Container[str]) -
     our_shapes, their_shapes = shapes(ours), shapes(theirs)
     many, few = Counter(our_shapes.values()), Counter(their_shapes.values())
     wrong = [
-        f"node {k} ({ours[k][0]}) is no page's" for k, s in our_shapes.items() if many[s] > few[s]
+        f"node {key} ({ours[key][0]}) is no page's"
+        for key, shape in our_shapes.items()
+        if many[shape] > few[shape]
     ]
     wrong += [
         f"node {key} ({theirs[key][0]}) is missing"
-        for key, s in their_shapes.items()
-        if few[s] > many[s] and theirs[key][0] in outputs
+        for key, shape in their_shapes.items()
+        if few[shape] > many[shape] and theirs[key][0] in outputs
     ]
     for key in ours.keys() & theirs.keys():
         kind, inputs = ours[key]
-        if our_shapes[key] != their_shapes[key] or kind not in headless.KNOWN_NODES:
+        if our_shapes[key] != their_shapes[key] or kind in REPLACED:
             continue
-        specs = headless.input_specs(headless.KNOWN_NODES[kind])
+        known = headless.KNOWN_NODES.get(kind)
+        specs = headless.input_specs(known) if known else {}
         for name, shown in theirs[key][1].items():
-            if isinstance(shown, Link) or name not in specs or kind in REPLACED:
+            if isinstance(shown, Link) or not (name in inputs or name in specs):
                 continue
-            value = inputs.get(name, specs[name][1].get("default", shown))
+            value = inputs[name] if name in inputs else specs[name][1].get("default", shown)
             if value != shown:
                 wrong.append(f"node {key} ({kind}) {name}: the page has {shown!r}, we {value!r}")
     return wrong
