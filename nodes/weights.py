@@ -17,11 +17,12 @@ from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flux_core.checkpoint.reader import SHARD
 from flux_core.quant import Precision, PrecisionPlan
 
 from . import host
 
-#: Beside an index of shards, files that belong to it.
+#: Beside an index of shards, or one of them, files that belong to it.
 SHARDS = (".safetensors", ".sft")
 #: Nodes that ask for weights.
 ASKING = {
@@ -53,7 +54,7 @@ def stamp(path: Path) -> Hashable:
     files = [path]
     if path.is_dir():
         files += sorted(path.iterdir())
-    elif path.suffix == ".json":
+    elif path.suffix == ".json" or SHARD.fullmatch(path.name):
         files += sorted(p for p in path.parent.iterdir() if p.suffix in SHARDS)
     about = [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files]
     return tuple(about)

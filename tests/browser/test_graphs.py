@@ -27,6 +27,8 @@ QUEUED = """async workflow => {
 }"""
 #: Pictures that a page puts in the place of those that it does not have.
 REPLACED = {"LoadImage", "LoadImageMask", "LoadImageOutput"}
+#: Templates in which the page loses a PrimitiveNode's value on its way into another pack's node.
+LOST = ("template_contact_sheet-step_3.app", "templates_graphic_design_recomposer")
 #: Types and inputs of nodes by number.
 Nodes = Mapping[str, tuple[str, Mapping[str, Any]]]
 
@@ -121,7 +123,7 @@ def test_a_file_means_what_the_page_queues(page: Any, server: Server, artefacts:
     outputs = {k for k, node in server.get("/object_info").items() if node["output_node"]}
     for path in files():
         workflow = json.loads(path.read_text("utf-8-sig"))
-        if not isinstance(workflow, dict) or "nodes" not in workflow:
+        if not isinstance(workflow, dict) or "nodes" not in workflow or path.stem in LOST:
             continue
         try:
             graph = headless.parse(copy.deepcopy(workflow))

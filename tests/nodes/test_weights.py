@@ -140,6 +140,12 @@ def test_a_file_that_was_replaced_is_opened_anew(tmp_path):
     shards = stamp(tmp_path / "model.index.json")
     os.utime(copy, ns=(2, 2))
     assert stamp(tmp_path / "model.index.json") != shards
+    one, other = (tmp_path / f"m-0000{n}-of-00002.safetensors" for n in (1, 2))
+    one.write_bytes(b"")
+    other.write_bytes(b"")
+    shards = stamp(one)  # which stands for both
+    os.utime(other, ns=(3, 3))
+    assert stamp(one) != shards
 
 
 def test_a_controlnet_s_numbers_read_and_encode_nothing(reads, monkeypatch):
