@@ -217,9 +217,9 @@ class Weights:
         refuse_not_finite(self.source.path, name, values)
         if not values.is_floating_point() and (scale is None or values.dtype != torch.int8):
             dtype = str(values.dtype).removeprefix("torch.")
-            beside = "without" if scale is None else "with"
+            with_it = "without" if scale is None else "with"
             raise CheckpointError(
-                f"{self.source.path}: {name!r} is {dtype} {beside} a scale beside it, expected "
+                f"{self.source.path}: {name!r} is {dtype} {with_it} a scale beside it, expected "
                 "floating point, or int8 with one"
             )
         read = None if scale is None else self.read_scale(scale, tuple(values.shape))

@@ -123,13 +123,13 @@ def weight_forms(
 
 def bias_of(floats: Mapping[str, Tensor], count: int) -> Tensor | None:
     """What is added to the bias, (rows,): a difference, and ``up``'s own, scaled as ``up`` is."""
-    found = [floats[name].view(-1) for name in ("bias", "up_bias") if name in floats]
-    for bias in found:
+    biases = [floats[name].view(-1) for name in ("bias", "up_bias") if name in floats]
+    for bias in biases:
         if bias.numel() != count:
             raise ValueError(f"has a bias of {bias.numel()}, expected {count}")
     if "up_bias" in floats and len(floats.get("down", ())):
-        found[-1] = found[-1] * (alpha_of(floats, len(floats["down"])) / len(floats["down"]))
-    return sum(found[1:], found[0]) if found else None
+        biases[-1] = biases[-1] * (alpha_of(floats, len(floats["down"])) / len(floats["down"]))
+    return sum(biases[1:], biases[0]) if biases else None
 
 
 def magnitude_of(floats: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor | None:

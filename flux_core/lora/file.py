@@ -130,10 +130,10 @@ def add_alphas(source: Source, layers: dict[LayerKey, dict[str, Tensor]]) -> dic
             numbers[apart.part, apart.name] = number(value, f"{source.path}: {key!r}")
     sources: Counter[str] = Counter()
     for (part, name), kinds in layers.items():
-        said = [settings for settings in (header.get(part), config) if settings is not None]
+        peft = [settings for settings in (header.get(part), config) if settings is not None]
         rank = rank_of(kinds)
         if rank is None and {"lokr_w1", "lokr_w2"} <= kinds.keys():
-            rank = next((r for settings in said if (r := settings.rank_of(name))), None)
+            rank = next((r for settings in peft if (r := settings.rank_of(name))), None)
             if rank is None:  # LyCORIS does not scale them, and writes any alpha
                 kinds.pop("alpha", None)
             else:

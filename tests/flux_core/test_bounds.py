@@ -50,9 +50,11 @@ class TestNumbers:
     @pytest.mark.parametrize("value", NONE)
     @pytest.mark.parametrize("whole", [True, False])
     def test_what_is_no_number_is_refused(self, value, whole):
-        with pytest.raises(ValueError, match="x is .*, expected a (whole )?number, 0 to 9") as told:
+        with pytest.raises(
+            ValueError, match="x is .*, expected a (whole )?number, 0 to 9"
+        ) as raised:
             check_number(value, "x", 0, 9, whole=whole)
-        assert "\n" not in str(told.value) and len(str(told.value)) < 200
+        assert "\n" not in str(raised.value) and len(str(raised.value)) < 200
 
     @pytest.mark.parametrize(
         "value", [0, 9, 3.5, torch.tensor(3).item(), 1e-300, np.float32(2), np.int8(3)]

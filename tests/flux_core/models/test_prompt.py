@@ -104,16 +104,16 @@ def test_what_has_no_bound_is_refused_before_it_is_encoded(prompt, message):
 @pytest.mark.parametrize("text", ["cut \ud83d", "\udce9 caf", "(\ud83d:1.2)", "\ud83d\ude00 whole"])
 def test_halves_of_letters_are_replaced(text):
     encoders = FluxPipeline.from_pocket(policy="none").text_encoders
-    found = encoders.encode([text])
+    encoded = encoders.encode([text])
     whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    assert torch.equal(found.context, encoders.encode([whole]).context)
+    assert torch.equal(encoded.context, encoders.encode([whole]).context)
 
 
 @pytest.mark.parametrize("name", ["a\0b", "x" * 5000, "\ud83d", "../../etc/passwd", "C:x", "nul"])
 def test_a_name_that_no_file_has_is_no_embedding(name, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no embedding") as told:
+    with pytest.raises(FileNotFoundError, match="no embedding") as raised:
         find_embedding(name, [tmp_path])
-    assert len(str(told.value)) < 300
+    assert len(str(raised.value)) < 300
 
 
 class TestFiles:
