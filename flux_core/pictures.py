@@ -37,6 +37,8 @@ SIXTEEN_BITS = 65535
 OVERSHOOT = 0.25
 #: How EXIF says that a picture lies, and what it then says of one on its side.
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
+#: How a TIFF says that its numbers have no sign, of which Pillow reads those of 32 bits with one.
+SAMPLE_FORMAT, SIGNED = 339, {339: (2,)}
 
 
 def is_picture(path: Path) -> bool:
@@ -112,7 +114,7 @@ def to_8_bits(picture: Image.Image) -> Image.Image:
     """Grey of 16 or 32 bits, or of floats in [0, 1], in 8 bits; numbers beyond 16 bits by the
     largest of them."""
     values = np.nan_to_num(np.asarray(picture, dtype=np.float64))
-    if picture.mode == "I" and values.min(initial=0) < 0:  # whole numbers without a sign
+    if picture.mode == "I" and getattr(picture, "tag_v2", SIGNED).get(SAMPLE_FORMAT, (1,)) == (1,):
         values = np.where(values < 0, values + 2.0**32, values)
     top = values.max(initial=0)
     whole = 1.0 if picture.mode == "F" and top <= 1 + OVERSHOOT else 255.0

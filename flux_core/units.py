@@ -6,7 +6,9 @@ GB = 1e9
 
 
 def readable_bytes(count: float) -> str:
-    """Bytes as GB, or as MB where they are few."""
+    """Bytes as GB, or as MB or kB where they are few."""
+    if 0 < count < 1e6:
+        return f"{count / 1e3:.0f} kB"
     return f"{count / GB:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
 
 

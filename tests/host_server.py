@@ -29,8 +29,10 @@ COMFYUI = os.environ.get("COMFYUI_PATH")
 FIND = """
 import pathlib, sys
 for path in sys.path:
-    for file in sorted(pathlib.Path(path).glob("comfyui_workflow_templates*/templates/*.json")):
-        print(file)
+    files = sorted(pathlib.Path(path).glob("comfyui_workflow_templates*/templates/*.json"))
+    print(*files, sep="\\n")
+    if files:  # an interpreter's own come before those that it borrows
+        break
 """
 
 
@@ -48,10 +50,7 @@ def host_templates() -> dict[str, Path]:
     """Workflows that come with the host's page, by name."""
     python = os.environ.get("COMFYUI_PYTHON", sys.executable)
     lines = subprocess.check_output([python, "-c", FIND], text=True).splitlines()
-    files: dict[str, Path] = {}
-    for line in lines:  # an interpreter's own packages come before those that it borrows
-        files.setdefault(Path(line).stem, Path(line))
-    return files
+    return {Path(line).stem: Path(line) for line in lines if line}
 
 
 class RunError(Exception):

@@ -167,7 +167,8 @@ def fill(
         if stored.shape != shape and torch.Size(stored.shape).numel() != torch.Size(shape).numel():
             raise CheckpointError(f"{path}: {name!r} has shape {stored.shape}, expected {shape}")
         place(owner, attribute, stored, shape, dtype, device, spill)
-        if dtype == torch.float16 and not getattr(owner, attribute).isfinite().all():
+        value = getattr(owner, attribute)  # of a quantized layer it has no one tensor
+        if dtype == torch.float16 and isinstance(value, Tensor) and not value.isfinite().all():
             raise CheckpointError(
                 f"{path}: {name!r} has values beyond what float16 holds, expected bf16 for it"
             )

@@ -34,7 +34,7 @@ PACKED = (
     (r"\.(weight_zero_point|zero_point|zero_points)", "integers with zero points"),
     (r"\.weight\.(qdata|scale_and_zero|tensor_impl\S*)", "torchao"),
 )
-#: Tokens of T5's own table, and more; mT5's has 250,000.
+#: More tokens than T5's 32,128; mT5 has 250,000.
 MOST_TOKENS = 100_000
 PACKED_PATTERNS = tuple((re.compile(ending + "$"), name) for ending, name in PACKED)
 ADAPTERS = re.compile(
@@ -103,6 +103,8 @@ def is_multilingual_t5(shapes: Shapes) -> bool:
     tokens."""
     positions = "block.1.layer.0.SelfAttention.relative_attention_bias.weight"
     tables = [s for n, s in shapes.items() if n.endswith(("shared.weight", "embed_tokens.weight"))]
+    if not any(".SelfAttention." in name for name in shapes):
+        return False
     several = any(name.endswith(positions) for name in shapes)
     return several or any(len(shape) == 2 and shape[0] > MOST_TOKENS for shape in tables)
 

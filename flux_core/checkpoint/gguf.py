@@ -8,6 +8,7 @@ loader was asked for.
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -66,23 +67,26 @@ def header_reader() -> type:
                 return super()._get_field_parts(orig_offs, raw_type)
             inner = gguf.GGUFValueType(int(self._get(orig_offs, np.uint32)[0]))
             count = int(self._get(orig_offs + 4, np.uint64)[0])
-            size = LIST_HEAD + list_bytes(self.data, orig_offs + LIST_HEAD, inner.name, count)
+            size = LIST_HEAD + list_bytes(
+                self.data, orig_offs + LIST_HEAD, inner.name, count, self.byte_order != "I"
+            )
             return size, [], [], [gguf.GGUFValueType.ARRAY, inner]
 
     return HeaderReader
 
 
-def list_bytes(data: np.ndarray, start: int, kind: str, count: int) -> int:
+def list_bytes(data: np.ndarray, start: int, kind: str, count: int, swapped: bool) -> int:
     """Bytes of a list's members in a file (bytes,); raises ``ValueError`` for one beyond its end,
     and for lists of lists, which nobody writes."""
     if kind in NUMBER_BYTES:
         size = NUMBER_BYTES[kind] * count
     elif kind == "STRING":
-        place = start
+        place, other = start, "big" if sys.byteorder == "little" else "little"
+        order = other if swapped else sys.byteorder
         for _ in range(count):
             if place + 8 > len(data):
                 break
-            place += 8 + int.from_bytes(data[place : place + 8].tobytes(), "little")
+            place += 8 + int.from_bytes(data[place : place + 8].tobytes(), order)
         size = place - start
     else:
         raise ValueError(f"a list of {kind}")

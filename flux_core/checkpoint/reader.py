@@ -97,7 +97,7 @@ class SafetensorsFile(Source):
 
 
 class Shards(Source):
-    """Several files that together hold one model, as an ``*.index.json`` lists them."""
+    """Several files that together hold one model, as an index lists them or their names say."""
 
     def __init__(
         self, path: Path, files: dict[str, SafetensorsFile], where: dict[str, str]
@@ -256,9 +256,13 @@ def open_shards(folder: Path, shard: re.Match[str]) -> Source:
         raise CheckpointError(
             f"{folder / shard[0]}: is one of {count} shards, expected 1 to {MOST_SHARDS}"
         )
+    if count == 1:
+        return open_file(folder / shard[0])
     files = [f"{shard[1]}-{n:05d}-of-{shard[2]}.safetensors" for n in range(1, count + 1)]
     opened = open_all(folder / shard[0], files)
     where = {name: file for file, source in opened.items() for name in source.entries}
+    if len(where) < sum(len(source.entries) for source in opened.values()):
+        raise CheckpointError(f"{folder / shard[0]}: its shards hold some tensors twice")
     return Shards(folder / shard[0], opened, where)
 
 

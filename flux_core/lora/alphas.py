@@ -36,26 +36,26 @@ PEFT_TYPES = ("LORA", "LOHA", "LOKR")
 #: repeats more things, or a repeated one, could be tried for hours.
 PLAIN = re.compile(r"[\w.-]*")
 MOST_PATTERNS, MOST_REPEATS, LONGEST_NAME = 100, 3, 200
-REPEAT = re.compile(r"(?<!\\)[*+{]")
+REPEAT = re.compile(r"(?<![\\(])[*+{?]")
+MOST_RANK = 1_000_000
 
 
 @dataclass(frozen=True)
 class ByLayer:
-    """Numbers of some layers: by a name, or the end of one, and by patterns."""
+    """Numbers of some layers, each with its place in the configuration: by a name, or the end of
+    one, and by patterns."""
 
-    names: Mapping[str, float] = field(default_factory=dict)
-    patterns: tuple[tuple[re.Pattern[str], float], ...] = ()
+    names: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+    patterns: tuple[tuple[int, re.Pattern[str], float], ...] = ()
 
     def of(self, name: str) -> float | None:
-        """The number of a layer, found as PEFT finds it; None where it has none of its own."""
+        """The number of a layer, which is the first that fits, as in PEFT; None where none does."""
         parts = name[-LONGEST_NAME:].split(".")
-        for first in range(len(parts)):
-            end = ".".join(parts[first:])
-            if end in self.names:
-                return self.names[end]
-        if len(name) > LONGEST_NAME:
-            return None
-        return next((value for p, value in self.patterns if p.fullmatch(name)), None)
+        ends = (".".join(parts[first:]) for first in range(len(parts)))
+        fitting = [self.names[end] for end in ends if end in self.names]
+        if len(name) <= LONGEST_NAME:
+            fitting += [(place, value) for place, p, value in self.patterns if p.fullmatch(name)]
+        return min(fitting)[1] if fitting else None
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ def compiled(pattern: str, where: str) -> re.Pattern[str]:
     repeats = len(REPEAT.findall(pattern))
     if repeats > MOST_REPEATS or len(pattern) > LONGEST_NAME or re.search(r"\)[*+{]", pattern):
         raise CheckpointError(
-            f"{where} {pattern[:40]!r} repeats a group or {repeats} things, expected a name, or an "
-            f"expression of at most {LONGEST_NAME} characters that repeats at most {MOST_REPEATS}"
+            f"{where} {pattern[:40]!r} could take for ever, expected a name, or an expression of "
+            f"{LONGEST_NAME} characters with {MOST_REPEATS} repetitions at most, none of a group"
         )
     try:
         return re.compile(rf"(.*\.)?(?:{pattern})")
@@ -104,12 +104,15 @@ def peft_settings(raw: Mapping[str, Any], where: str) -> PeftSettings:
         raise CheckpointError(
             f"{where}: peft_type is {kind!r}, expected one of {', '.join(PEFT_TYPES)}"
         )
-    alpha, rank = raw.get("lora_alpha", raw.get("alpha")), raw.get("r")
+    alpha, r = raw.get("lora_alpha", raw.get("alpha")), raw.get("r")
+    ranks = by_layer(raw.get("rank_pattern") or {}, f"{where}: rank_pattern")
+    for name, (_, value) in ranks.names.items():
+        checked_rank(value, f"{where}: rank_pattern of {name!r}")
     return PeftSettings(
         None if alpha is None else number(alpha, f"{where}: lora_alpha"),
-        None if rank is None else number(rank, f"{where}: r"),
+        None if r is None else checked_rank(r, f"{where}: r"),
         by_layer(raw.get("alpha_pattern") or {}, f"{where}: alpha_pattern"),
-        by_layer(raw.get("rank_pattern") or {}, f"{where}: rank_pattern"),
+        ranks,
         bool(raw.get("use_rslora", False)),
     )
 
@@ -118,14 +121,26 @@ def by_layer(raw: object, where: str) -> ByLayer:
     """Numbers by names and patterns; raises ``CheckpointError`` for what is none."""
     if not isinstance(raw, Mapping):
         raise CheckpointError(f"{where} is {raw!r}, expected names and numbers")
-    names = {str(key): number(value, f"{where} of {key!r}") for key, value in raw.items()}
+    names = {
+        str(key): (place, number(value, f"{where} of {key!r}"))
+        for place, (key, value) in enumerate(raw.items())
+    }
     special = [name for name in names if not PLAIN.fullmatch(name)]
     if len(special) > MOST_PATTERNS:
         raise CheckpointError(
             f"{where} has {len(special)} expressions, expected {MOST_PATTERNS} at most beside "
             "plain names"
         )
-    return ByLayer(names, tuple((compiled(name, where), names[name]) for name in special))
+    patterns = [(names[name][0], compiled(name, where), names[name][1]) for name in special]
+    return ByLayer(names, tuple(patterns))
+
+
+def checked_rank(value: object, where: str) -> float:
+    """A rank, from 1 on; raises ``CheckpointError``."""
+    converted = number(value, where)
+    if not 1 <= converted <= MOST_RANK:
+        raise CheckpointError(f"{where} is {value!r}, expected 1 to {MOST_RANK}")
+    return converted
 
 
 def number(value: object, where: str) -> float:

@@ -130,14 +130,14 @@ def add_alphas(source: Source, layers: dict[LayerKey, dict[str, Tensor]]) -> dic
             numbers[apart.part, apart.name] = number(value, f"{source.path}: {key!r}")
     sources: Counter[str] = Counter()
     for (part, name), kinds in layers.items():
-        peft = [settings for settings in (header.get(part), config) if settings is not None]
-        rank = rank_of(kinds)
+        rank: float | None = rank_of(kinds)
         if rank is None and {"lokr_w1", "lokr_w2"} <= kinds.keys():
+            # LyCORIS writes any alpha beside them and does not scale them; PEFT writes none
+            peft = [p for p in (header.get(part), config) if p is not None and "alpha" not in kinds]
+            kinds.pop("alpha", None)
             rank = next((r for settings in peft if (r := settings.rank_of(name))), None)
-            if rank is None:  # LyCORIS does not scale them, and writes any alpha
-                kinds.pop("alpha", None)
-            else:
-                kinds["rank"] = torch.tensor(float(rank))
+            if rank is not None:
+                kinds["rank"] = torch.tensor(rank)
         if rank is None:
             continue
         if "alpha" in kinds:

@@ -25,7 +25,7 @@ def merge_loras(module: nn.Module, stack: LoraStack) -> nn.Module:
     A control LoRA's wider input makes the model one with a wider input.
 
     Returns the module. Raises ``ValueError`` where the module is quantized (its bits would have to
-    be made anew: load it in bf16), or where nothing of a LoRA fits it.
+    be made anew: load it in bf16), where nothing of a LoRA fits it, or where a sum is not finite.
     """
     if next(quantized_linears(module), None) is not None:
         raise ValueError("a quantized model's weights are not added to: load it in bf16 to merge")
@@ -52,6 +52,7 @@ def merge_layer(layer: nn.Linear, name: str, matches: Sequence[tuple[LoraMatch, 
     """Add all deltas of one layer to its weight and bias."""
     own = float_weight(layer)
     weight = own.clone()
+    bias = None if layer.bias is None else layer.bias.float()
     for match, strength in matches:
         for delta in match.deltas.get(name, []):
             start, count = delta.rows
@@ -63,13 +64,16 @@ def merge_layer(layer: nn.Linear, name: str, matches: Sequence[tuple[LoraMatch, 
                 added = dora_gain(layer, delta) * (own[rows] + added) - own[rows]
             weight[rows] += strength * added
             if delta.bias is not None:
-                if layer.bias is None:
+                if bias is None:
                     raise ValueError(f"{match.lora.path}: {name} has no bias to add to")
-                layer.bias[rows] += (strength * delta.bias).to(layer.bias.dtype)
-    weight = weight.to(layer.weight.dtype)
-    if not weight.isfinite().all():
-        raise ValueError(f"{name} with {len(matches)} LoRAs has values that {weight.dtype} lacks")
+                bias[rows] += strength * delta.bias
+    for tensor, values in ((layer.weight, weight), (layer.bias, bias)):
+        if values is not None and not values.to(tensor.dtype).isfinite().all():
+            paths = ", ".join(match.lora.path for match, _ in matches if name in match.deltas)
+            raise ValueError(f"{paths}: makes {name} infinite, or NaN")
     layer.weight.copy_(weight)
+    if bias is not None:
+        layer.bias.copy_(bias)
 
 
 def widen_input(module: nn.Module, name: str, width: int) -> nn.Linear:

@@ -81,7 +81,7 @@ def weighted_texts(text: str, weight: float, depth: int = 0) -> Iterator[tuple[s
         raise ValueError(f"a prompt has more than {DEEPEST} brackets in each other")
     if abs(weight) > MOST_WEIGHT:
         raise ValueError(
-            f"a prompt gives words a weight of {weight:g}, expected -{MOST_WEIGHT:g} to "
+            f"a prompt's brackets give words a weight of {weight:g}, expected -{MOST_WEIGHT:g} to "
             f"{MOST_WEIGHT:g}"
         )
     for part in groups(text):

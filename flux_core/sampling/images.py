@@ -32,8 +32,10 @@ def check_size(width: object, height: object, batch: object = 1) -> None:
     """Refuse sides that are no multiples of 16 (8 for the VAE, 2 for a token), and pictures that
     together no memory holds."""
     for name, side in (("width", width), ("height", height)):
-        if not is_integer(side) or not 16 <= side <= MOST_ASKED or side % 16:
+        if not is_integer(side) or side < 16 or side % 16:
             raise ValueError(f"{name} is {brief(side)}, expected a multiple of 16, at least 16")
+        if side > MOST_ASKED:
+            raise ValueError(f"{name} is {brief(side)}, expected at most {MOST_SIDE}")
     check_number(batch, "batch_size", 1, MOST_ASKED, whole=True)
     rows, columns, count = int(height), int(width), int(batch)  # type: ignore[call-overload]
     tokens = count * image_tokens(*latent_size(rows, columns))
@@ -95,7 +97,8 @@ def as_pictures(value: object, name: str) -> Tensor:
 
 
 def as_masks(value: object, name: str) -> Tensor:
-    """Masks (B, H, W) in [0, 1] from (H, W), (B, H, W), (B, 1, H, W), or a PIL picture's grey.
+    """Masks (B, H, W) in [0, 1] from (H, W), (B, H, W), (B, 1, H, W), a PIL picture's grey, or a
+    list of these.
 
     Raises ``ValueError`` naming the argument.
     """

@@ -10,6 +10,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +28,7 @@ from ..sampling.latents import latent_size
 from .buckets import Size, bucket_for, buckets
 from .config import DataConfig
 
-TABLES = ("metadata.csv", "metadata.jsonl")
+TABLES = ("metadata.csv", "metadata.tsv", "metadata.jsonl")
 FILE_COLUMNS = ("file_name", "file", "image", "path")
 TEXT_COLUMNS = ("text", "caption", "prompt")
 MASK_ENDINGS = (".mask.png", "-masklabel.png")
@@ -158,7 +160,7 @@ def resolve_in(folder: Path, name: str, where: str) -> Path:
 
 
 def read_table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a .csv or .jsonl file, from number 1, their columns in small letters."""
+    """Rows of a .csv, .tsv or .jsonl file, from number 1, their columns in small letters."""
     kind = path.suffix.lower()
     if kind not in (".csv", ".tsv", ".jsonl"):
         raise ConfigError(f"{path}: ends with {path.suffix!r}, expected .csv, .tsv or .jsonl")
@@ -188,12 +190,18 @@ def rows_of_cells(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises ``ConfigError`` for a row with more cells than there are columns, as one has whose
     caption is not in quotes.
     """
-    text = text.removeprefix("sep=,\n").removeprefix("sep=,\r\n").removeprefix("sep=;\n")
+    text = re.sub(r"\Asep=.\r?\n", "", text)  # as Excel writes it
     first = text.partition("\n")[0]
     delimiter = max(",;\t", key=first.count)
     lines = io.StringIO(text, newline="")
     reader = csv.DictReader(lines, delimiter=delimiter, strict=True, skipinitialspace=True)
-    for number, row in enumerate(reader, 1):
+    for number in itertools.count(1):
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise ConfigError(f"entry {number}: {error}") from error
+        if row is None:
+            return
         if None in row:
             raise ConfigError(
                 f"entry {number}: has {len(row) - 1 + len(row[None])} cells in "  # type: ignore[index]

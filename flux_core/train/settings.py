@@ -42,7 +42,7 @@ def parse_value(kind: type, value: Any, where: str) -> Any:
         return tuple(parse_value(inner[0], entry, where) for entry in value)
     if origin is types.UnionType:
         return None if value is None else parse_value(inner[0], value, where)
-    if kind is float and is_integer(value) and abs(value) < 2**53:
+    if kind is float and is_integer(value) and abs(value) < 10**300:
         return float(value)
     if kind is float and isinstance(value, str):  # YAML reads 1e-4 as a word
         try:

@@ -150,20 +150,14 @@ class Page:
         if link in self.aliases:
             return self.aliases[link]
         node = self.nodes.get(link.node)
-        if node is None:
+        if node is None or not (node.mode in (MUTED, BYPASSED) or node.type in VIRTUAL):
             return link
-        if node.mode == MUTED:
-            return None
-        if node.mode == BYPASSED:
-            return through(node, link.slot)
-        if node.type == PRIMITIVE:
-            values = listing(node.widgets, f"{node.label}: widgets_values")
-            return Value(values[0]) if values else None
-        if node.type in (REROUTE, SET):
-            return node.origins[0] if node.origins else None
-        if node.type == GET:
-            return self.named_wires.get(wire_name(node))
-        return link
+        origin = passed_on(node, link.slot)
+        if node.type == GET and node.mode not in (MUTED, BYPASSED):
+            origin = self.named_wires.get(wire_name(node))
+        if origin == link:
+            raise WorkflowError(f"{node.label}: its wires run in a ring")
+        return origin
 
     @cached_property
     def named_wires(self) -> dict[tuple[str, str], Origin]:
@@ -257,7 +251,7 @@ def subgraph_inputs(node: PageNode, subgraph: Mapping[str, Any]) -> Iterator[Ori
 
 
 def links_of_widgets(subgraph: Mapping[str, Any]) -> dict[str, bool]:
-    """Links inside a subgraph, in the order of what they go into, and whether that is a widget."""
+    """Links inside a subgraph, and whether what they go into is a widget."""
     links: dict[str, bool] = {}
     for item in mappings(listing(subgraph.get("nodes"), "nodes"), "a node"):
         for inner in mappings(listing(item.get("inputs"), "inputs"), "an input"):
@@ -293,6 +287,18 @@ def proxied(node: PageNode) -> dict[tuple[str, str], Any]:
         return {}
     pairs = zip(proxies, values, strict=True)
     return {(str(p[0]), str(p[1])): v for p, v in pairs if isinstance(p, list) and len(p) >= 2}
+
+
+def passed_on(node: PageNode, slot: int) -> Origin:
+    """What a node that computes nothing has as an output; None where it passes nothing on."""
+    if node.mode == MUTED or node.type in NOTES:
+        return None
+    if node.mode == BYPASSED:
+        return through(node, slot)
+    if node.type == PRIMITIVE:
+        values = listing(node.widgets, f"{node.label}: widgets_values")
+        return Value(values[0]) if values else None
+    return node.origins[0] if node.origins else None
 
 
 def through(node: PageNode, slot: int) -> Origin:

@@ -34,9 +34,14 @@ def from_picture(path: Path) -> Any:
     """The workflow inside of a picture: the page's where there is one, for it has more to say."""
     with reading(path, "a picture with a workflow", WorkflowError), Image.open(path) as picture:
         picture.load()  # some programs write texts behind the pixels
+        texts = {key: value for key, value in picture.info.items() if isinstance(value, str)}
+        for value in picture.getexif().values():  # of WebP
+            key, colon, text = str(value).partition(":")
+            if colon:
+                texts.setdefault(key, text)
         for key in ("workflow", "prompt"):
-            if isinstance(picture.info.get(key), str):
-                return parse_json(picture.info[key], lenient=True)
+            if key in texts:
+                return parse_json(texts[key], lenient=True)
     raise WorkflowError(f"{path}: is a picture without a workflow in it")
 
 

@@ -179,11 +179,11 @@ class TestPicturesOfAnyOrder:
     @pytest.mark.parametrize(
         "array",
         [
-            GREY[:, ::-1][:, ::-1],
+            np.ascontiguousarray(GREY[:, ::-1])[:, ::-1],
             np.asfortranarray(GREY),
             GREY.astype(">f4"),
             GREY.astype(np.longdouble),
-            GREY[::-1, :, ::-1][::-1, :, ::-1],
+            np.ascontiguousarray(GREY[::-1, :, ::-1])[::-1, :, ::-1],
         ],
     )
     def test_are_read(self, array):

@@ -118,9 +118,20 @@ def test_grey_of_any_range_is_a_ramp(kind, top, brightest, tmp_path):
     signed = ramp.view(np.int32) if kind is np.uint32 else ramp
     path = tmp_path / "p.tif"
     Image.fromarray(signed).save(path)
+    if kind is np.uint32:  # Pillow writes that they have a sign
+        head = b"\x53\x01\x03\0\x01\0\0\0"
+        assert path.read_bytes().count(head + b"\x02") == 1
+        path.write_bytes(path.read_bytes().replace(head + b"\x02", head + b"\x01"))
     row = image_and_mask(path)[0][0, 0, :, 0]
     assert bool((row.diff() >= 0).all()) and abs(float(row[50]) - 0.5 * float(row[-1])) < 0.13
     assert float(row[0]) == 0 and float(row[-1]) == brightest
+
+
+def test_a_number_below_nothing_is_black(tmp_path):
+    row = np.array([[-1, 0, 32768, 65535]], np.int32).repeat(8, 0)
+    Image.fromarray(row).save(tmp_path / "p.tif")
+    seen = 255 * image_and_mask(tmp_path / "p.tif")[0][0, 0, :, 0]
+    assert seen.round().tolist() == [0, 0, 128, 255]
 
 
 @pytest.mark.parametrize("ending", ["png", "webp", "jpg"])

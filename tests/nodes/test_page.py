@@ -183,9 +183,14 @@ class TestWhatThePageResolves:
     def test_a_picture_that_was_saved_with_it(self, page, key, tmp_path):
         expected, about = opened(page), PngInfo()
         prompt = json.loads((ROOT / "workflows" / "api" / "text_to_image.json").read_text())
-        about.add_text(key, json.dumps(page if key == "workflow" else prompt))
+        text = json.dumps(page if key == "workflow" else prompt)
+        about.add_text(key, text)
         Image.new("RGB", (8, 8)).save(tmp_path / "p.png", pnginfo=about)
         assert headless.read_workflow(tmp_path / "p.png").keys() == expected.keys()
+        exif = Image.Exif()
+        exif[0x0110 if key == "prompt" else 0x010F] = f"{key}:{text}"
+        Image.new("RGB", (8, 8)).save(tmp_path / "p.webp", exif=exif)  # as the host's WebP has it
+        assert headless.read_workflow(tmp_path / "p.webp").keys() == expected.keys()
         Image.new("RGB", (8, 8)).save(tmp_path / "q.png")
         with pytest.raises(WorkflowError, match="q.png: is a picture without a workflow"):
             headless.read_workflow(tmp_path / "q.png")
@@ -349,6 +354,17 @@ class TestSubgraphs:
 
 
 class TestRings:
+    @pytest.mark.parametrize("kind, mode", [("Reroute", 0), ("Whatever", 4)])
+    def test_a_node_that_reads_itself_is_one(self, page, kind, mode):
+        inputs = [{"name": "", "type": "IMAGE", "link": 100}]
+        outputs = [{"name": "", "type": "IMAGE", "links": [100, 200]}]
+        own = {"id": 20, "type": kind, "mode": mode, "inputs": inputs, "outputs": outputs}
+        page["nodes"].append(own)
+        page["links"] += [[100, 20, 0, 20, 0, "IMAGE"], [200, 20, 0, 8, 0, "IMAGE"]]
+        node(page, 8)["inputs"][0]["link"] = 200
+        with pytest.raises(WorkflowError, match="ring"):
+            opened(page)
+
     @pytest.mark.parametrize("kind, mode", [("Reroute", 0), ("Whatever", 4)])
     def test_wires_that_run_in_a_ring_are_refused(self, page, kind, mode):
         for a, b in ((20, 21), (21, 20)):

@@ -8,7 +8,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from flux_core import CheckpointError, load_clip_l, load_t5, load_transformer, load_vae
+from flux_core import (
+    CheckpointError,
+    PrecisionPlan,
+    load_clip_l,
+    load_t5,
+    load_transformer,
+    load_vae,
+)
 from flux_core.checkpoint.inspect import describe_file
 from flux_core.checkpoint.reader import SafetensorsFile
 from flux_core.models.text_encoders import clip_l_config
@@ -117,8 +124,14 @@ def test_what_float16_does_not_hold_is_refused(tmp_path):
     tensors["img_in.weight"] = 1e7 * tensors["img_in.weight"]
     path = tiny_models.save(tensors, tmp_path / "m.safetensors")
     assert load_transformer(path, precision="bf16")
-    with pytest.raises(CheckpointError, match=r"'img_in.weight' has values beyond what float16"):
-        load_transformer(path, precision="fp16")
+    mixed = PrecisionPlan("fp16", {"single_blocks.0.linear1": "fp8_scaled"})
+    for precision in ("fp16", mixed):
+        with pytest.raises(CheckpointError, match=r"'img_in.weight' has values beyond what float"):
+            load_transformer(path, precision=precision)
+        tensors["img_in.weight"] = tensors["img_in.weight"].clamp(-1, 1)
+        bounded = tiny_models.save(tensors, tmp_path / "n.safetensors")
+        assert load_transformer(bounded, precision=precision)
+        tensors["img_in.weight"] = 1e7 * tensors["img_in.weight"]
 
 
 @pytest.mark.parametrize("prefix", ["dit.", "net.", "module.", "_orig_mod.", "pipe.dit."])
@@ -156,6 +169,16 @@ class TestOtherT5s:
         with pytest.raises(CheckpointError, match="expected a T5 encoder, found a UMT5 or mT5"):
             load_t5(path)
         assert "UMT5" in describe_file(path)
+
+    def test_a_language_model_is_none_of_them(self, tmp_path):
+        tensors = {
+            "model.embed_tokens.weight": torch.zeros(151_936, 8),
+            "model.layers.0.self_attn.q_proj.weight": torch.zeros(8, 8),
+        }
+        path = tmp_path / "m.safetensors"
+        save_file(tensors, path)
+        with pytest.raises(CheckpointError, match="found a language model"):
+            load_t5(path)
 
     def test_what_was_not_changed_loads(self, tmp_path):
         assert load_t5(self.file(tmp_path, lambda tensors: None))
@@ -202,6 +225,14 @@ class TestShards:
         files = sorted(set(self.where.values()))
         for path in (tmp_path, tmp_path / files[1]):
             self.check(path, tensors)
+        extra = {"img_in.weight": torch.zeros(2)}
+        save_file(extra, tmp_path / files[2])
+        (tmp_path / files[2]).rename(tmp_path / "kept")
+        self.write(tmp_path)
+        (tmp_path / "kept").replace(tmp_path / files[2])
+        if self.where["img_in.weight"] != files[2]:
+            with pytest.raises(CheckpointError, match="hold some tensors twice"):
+                load_transformer(tmp_path)
         (tmp_path / files[2]).unlink()
         for path in (tmp_path, tmp_path / files[1]):
             with pytest.raises(CheckpointError, match=f"1 of 3 shards are missing.*{files[2]}"):

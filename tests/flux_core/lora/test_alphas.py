@@ -54,7 +54,9 @@ def header(**message) -> dict[str, str]:
         ({"metadata": {"ss_network_alpha": "16", "ss_network_dim": "4"}}, 1.0),  # kohya's own note
         ({"config": {"r": RANK, "lora_alpha": 16}}, 4.0),
         ({"config": {"r": 8, "lora_alpha": 2, "alpha_pattern": {".*to_q": 20}}}, 5.0),
-        ({"config": {"alpha_pattern": {r"^.*\.(to_q|to_k)$": 20, "to_q": 4}}}, 1.0),
+        ({"config": {"alpha_pattern": {r"^.*\.(to_q|to_k)$": 20, "to_q": 4}}}, 5.0),
+        ({"config": {"alpha_pattern": {"to_q": 4, LAYER: 8}}}, 1.0),
+        ({"config": {"alpha_pattern": {"to_k": 8, ".*": 4, "to_q": 8}}}, 1.0),
         ({"config": {"alpha_pattern": {r"transformer_blocks\.\d+\.attn\.to_[qkv]": 20}}}, 5.0),
         ({"config": {"lora_alpha": 16, "alpha_pattern": {"to_q_proj": 3, "o_q": 3}}}, 4.0),
         ({"metadata": {"lora_alpha": "None", "network.alpha": "auto"}}, 1.0),
@@ -85,6 +87,11 @@ def test_the_nearest_alpha_counts(places, expected, tmp_path):
         {"config": {"alpha_pattern": {"(a|a)*b": 3}}},
         {"config": {"alpha_pattern": {"(?:.*){9}b": 3}}},
         {"config": {"alpha_pattern": {".*a.*b.*c.*d": 3}}},
+        {"config": {"alpha_pattern": {"a?" * 66 + "a" * 60: 3}}},
+        {"config": {"r": -4}},
+        {"config": {"r": 1e300}},
+        {"config": {"r": 0}},
+        {"config": {"rank_pattern": {"to_q": 1e-300}}},
         {"config": {"alpha_pattern": {"(": 3}}},
         {"config": {"alpha_pattern": {"a" * 300 + ".?[": 3}}},
         {"config": {"alpha_pattern": {f"a{i}.?b": 3 for i in range(101)}}},
@@ -132,10 +139,10 @@ class TestWholeFactors:
         config |= {"peft_type": "LOKR"}
         assert self.change(tmp_path, config) == pytest.approx(expected)
 
-    def test_an_alpha_that_counts_is_finite(self, tmp_path):
-        config = {"peft_type": "LOKR", "r": 16}
-        with pytest.raises(CheckpointError, match=r"to_q\.alpha' holds 1 values"):
-            self.change(tmp_path, config, **{f"{LAYER}.alpha": torch.tensor(float("inf"))})
+    def test_an_alpha_beside_them_is_of_lycoris(self, tmp_path):
+        config = {"peft_type": "LOKR", "r": 16, "alpha": 8}
+        alpha = {f"{LAYER}.alpha": torch.tensor(1e10)}
+        assert self.change(tmp_path, config, **alpha) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("kind, expected", [("diff_b", 1.0), ("lora_B.bias", 2.0)])

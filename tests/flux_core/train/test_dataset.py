@@ -55,6 +55,7 @@ def test_lines_of_json(tmp_path):
         ("metadata.csv", "\ufefffile_name,text\r\n0.png,x\r\n1.png,y\r\n"),
         ("metadata.csv", 'file_name, text\n0.png, "x"\n1.png, y\n'),
         ("metadata.csv", "File_Name;Text\n0.png;x\n1.png;y\n"),
+        ("metadata.csv", "sep=;\r\nimage;prompt\r\n0.png;x\r\n1.png;y\r\n"),
         ("metadata.csv", "sep=,\nimage,prompt\n0.png,x\n1.png,y\n"),
         ("t.tsv", "file\tcaption\n0.png\tx\n1.png\ty\n"),
         ("T.CSV", "path,text,other\n0.png,x,1\n1.png,y,2\n"),
@@ -87,7 +88,8 @@ def test_broken_pictures_and_empty_captions_are_named(tmp_path):
         ("file_name,text,mask\n0.png,x,../../secret.png\n", "leaves the folder"),
         ("name,text\n0.png,x\n", "has none of file_name.*, but name, text"),
         ("file_name,text\n0.png,a cat, a dog\n", "entry 1: has 3 cells in 2 columns.*quotes"),
-        ('file_name,text\n0.png,"a cat\n1.png,a dog\n', "metadata.csv: cannot be read"),
+        ('file_name,text\n0.png,"a cat\n1.png,a dog\n', "metadata.csv: entry 1: unexpected end"),
+        ('file_name,text\n0.png,"big" cat\n', "metadata.csv: entry 1: ',' expected after"),
         ("file_name,text\nnothing.png,x\n", "nothing.png: cannot be opened"),
     ],
 )
