@@ -245,7 +245,7 @@ def subgraph_inputs(node: PageNode, subgraph: Mapping[str, Any]) -> Iterator[Ori
         wire = node.origins[node.names.index(name)] if name in node.names else None
         if wire is None and name in own:
             wire = Value(own[name])
-        elif wire is None and not own and id(slot) in kept:
+        elif wire is None and not own and kept.get(id(slot)) is not None:
             wire = Value(kept[id(slot)])
         yield wire
 
@@ -286,7 +286,8 @@ def proxied(node: PageNode) -> dict[tuple[str, str], Any]:
     if len(proxies) != len(values):
         return {}
     pairs = zip(proxies, values, strict=True)
-    return {(str(p[0]), str(p[1])): v for p, v in pairs if isinstance(p, list) and len(p) >= 2}
+    kept = ((p, v) for p, v in pairs if isinstance(p, list) and len(p) >= 2 and v is not None)
+    return {(str(p[0]), str(p[1])): v for p, v in kept}
 
 
 def passed_on(node: PageNode, slot: int) -> Origin:
