@@ -85,7 +85,7 @@ def reason(fault: BaseException) -> str:
 def read_text(
     path: str | Path, error: type[FileError] = ConfigError, limit: int = LARGEST_TEXT
 ) -> str:
-    """A text file in UTF-8, with or without its byte-order mark, or in UTF-16 with it.
+    """A text file in UTF-8, with or without its byte-order mark.
 
     Raises ``error`` naming the file where it is missing, of another encoding, or far too long.
     """
@@ -100,12 +100,13 @@ def read_text(
         other = next((name for start, name in NO_TEXTS.items() if raw.startswith(start)), None)
         if other is not None:
             raise error(f"{path}: is {other}, expected a text file")
-        encoding = "UTF-16" if raw.startswith(UTF_16) else "UTF-8"
+        if raw.startswith(UTF_16):
+            raise error(f"{path}: is no UTF-8 text but UTF-16: save it as UTF-8")
         try:
-            return raw.decode("utf-8-sig" if encoding == "UTF-8" else encoding)
+            return raw.decode("utf-8-sig")
         except UnicodeDecodeError as fault:
             raise error(
-                f"{path}: is no {encoding} text (byte {fault.start} is {raw[fault.start]:#04x}): "
+                f"{path}: is no UTF-8 text (byte {fault.start} is {raw[fault.start]:#04x}): "
                 "save it as UTF-8"
             ) from fault
 

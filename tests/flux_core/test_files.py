@@ -68,8 +68,6 @@ def test_messages_have_an_end():
         (b"\xef\xbb\xbfa caption", "a caption"),
         ("ein Bär".encode(), "ein Bär"),
         (b"", ""),
-        ("Bär".encode("utf-16"), "Bär"),
-        (b"\xfe\xff\x00a", "a"),
     ],
 )
 def test_text_with_or_without_its_mark(raw, text, tmp_path):
@@ -77,10 +75,12 @@ def test_text_with_or_without_its_mark(raw, text, tmp_path):
     assert read_text(tmp_path / "t") == text
 
 
-@pytest.mark.parametrize("raw", [b"it\x92s", b"\xff\xfea", b"a\x00\xff", b"\x80"])
+@pytest.mark.parametrize(
+    "raw", [b"it\x92s", "Bär".encode("utf-16"), b"\xfe\xff\x00a", b"\xff\xfe", b"\x80"]
+)
 def test_text_of_another_encoding_is_told(raw, tmp_path):
     (tmp_path / "t").write_bytes(raw)
-    with pytest.raises(ConfigError, match="no UTF-(8|16) text"):
+    with pytest.raises(ConfigError, match="no UTF-8 text"):
         read_text(tmp_path / "t")
     with pytest.raises(ConfigError, match="is a folder"):
         read_text(tmp_path)
