@@ -82,7 +82,7 @@ class SaveImage:
         return {
             "required": {
                 "images": ("IMAGE",),
-                "filename_prefix": ("STRING", {"default": "FluxFit"}),
+                "filename_prefix": ("STRING", {"default": "ComfyUI"}),
             }
         }
 
