@@ -3,7 +3,8 @@
     python -m tests.wild.long_run --count 500
 
 Prints resident memory, open descriptors and live tensors as it goes, and at the end what grew after
-the first 50 pictures. Ends with 1 where it is more than 20 MB, or a descriptor.
+the first 50 pictures: the median of the last 25 against that of 25 before. Ends with 1 where it is
+more than 20 MB, or where a descriptor or a temporary file is left.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import gc
 import os
 import random
+import statistics
 import sys
 import tempfile
 from pathlib import Path
@@ -40,11 +42,12 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=500)
     args = parser.parse_args()
     rng = random.Random(0)
-    temporary = set(os.listdir(tempfile.gettempdir()))
     pipelines = {p: FluxPipeline.from_pocket(precision=p) for p in PRECISIONS}
     with tempfile.TemporaryDirectory() as folder:
+        tempfile.tempdir = str(Path(folder) / "temporary")  # what others leave is not counted
+        Path(tempfile.tempdir).mkdir()
         path = small_lora(Path(folder) / "lora.safetensors", pipelines["bf16"])
-        level = files = 0
+        readings, files = [], 0
         for number in range(1, args.count + 1):
             pipeline = pipelines[rng.choice(PRECISIONS)]
             pipeline.policy = rng.choice(list(POLICIES.values()))
@@ -57,17 +60,19 @@ def main() -> int:
                 seed=number,
                 loras=loras,
             )
+            readings.append(resident())
             if number == LEVEL:
-                level, files = resident(), descriptors()
+                files = descriptors()
             if number % 25 == 0:
                 live = sum(1 for _ in tensors())
                 print(
-                    f"{number}: {resident() / 1e6:.1f} MB, {descriptors()} descriptors, "
+                    f"{number}: {readings[-1] / 1e6:.1f} MB, {descriptors()} descriptors, "
                     f"{live} tensors",
                     flush=True,
                 )
-        grown, opened = resident() - level, descriptors() - files
-    left = set(os.listdir(tempfile.gettempdir())) - temporary
+        opened, left = descriptors() - files, os.listdir(tempfile.gettempdir())
+    level = statistics.median(readings[LEVEL - 25 : LEVEL])
+    grown = statistics.median(readings[-25:]) - level
     print(
         f"after {LEVEL} pictures: {grown / 1e6:+.1f} MB, {opened:+d} descriptors, "
         f"{len(left)} temporary files"
