@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -64,11 +64,10 @@ STRANGER_PATTERNS = tuple((re.compile(r"(^|\.)" + begin), name) for begin, name 
 
 def packed_as(entries: Mapping[str, TensorInfo]) -> str | None:
     """How a file's weights are packed that FluxFit does not read; None where nothing says so."""
-    names: Iterable[str] = entries
     own = {
         spec.file_name for format in FORMATS.values() for spec in format.tensors(256, 256).values()
     }
-    names = [name for name in names if name.rpartition(".")[2] not in own]
+    names = [name for name in entries if name.rpartition(".")[2] not in own]
     for pattern, kind in PACKED_PATTERNS:
         if any(pattern.search(name) for name in names):
             return kind

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..bounds import brief, check_number, is_integer
-from ..pictures import over_white, plain, to_tensor
+from ..pictures import OVERSHOOT, over_white, plain, to_tensor
 from ..units import readable_bytes
 from .latents import image_tokens, latent_size
 
@@ -24,8 +24,6 @@ MOST_ASKED = 10**9
 MOST_TOKENS = 2**22
 #: Bytes of latents and noise that a token takes at the least, in float32.
 TOKEN_BYTES = 2 * 64 * 4
-#: What values of pictures may be beyond [0, 1]: a resized picture overshoots.
-TOLERATED = 0.25
 
 
 def check_size(width: object, height: object, batch: object = 1) -> None:
@@ -132,7 +130,7 @@ def as_unit(value: object, name: str) -> Tensor:
     if tensor.dtype == torch.bool:
         return tensor.float()
     low, high = (float(x) for x in tensor.float().aminmax()) if tensor.numel() else (0.0, 0.0)
-    if not (low >= -TOLERATED and high <= 1 + TOLERATED):  # NaN is neither
+    if not (low >= -OVERSHOOT and high <= 1 + OVERSHOOT):  # NaN is neither
         raise ValueError(f"{name} has values from {low:g} to {high:g}, expected 0 to 1")
     return tensor.float().clamp(0, 1)
 

@@ -238,7 +238,7 @@ def subgraph_inputs(node: PageNode, subgraph: Mapping[str, Any]) -> Iterator[Ori
     inputs = list(mappings(listing(subgraph.get("inputs"), "inputs"), "an input"))
     widgets = links_of_widgets(subgraph)
     shown = [slot for slot in inputs if is_shown(slot, widgets)]
-    values = node.widgets if isinstance(node.widgets, list) else []
+    values = widgets_of(node)
     kept = dict(zip(map(id, shown), values, strict=False)) if len(values) == len(shown) else {}
     for slot in inputs:
         name = str(slot.get("name", ""))
@@ -268,26 +268,34 @@ def is_shown(slot: Mapping[str, Any], widgets: Mapping[str, bool]) -> bool:
 
 def own_values(node: PageNode) -> dict[str, Any]:
     """Values that an instance keeps for its own inputs, by name, where it says which they are."""
-    proxies = listing(node.properties.get("proxyWidgets"), f"{node.label}: proxyWidgets")
-    names = [[str(p[0]), str(p[1])] for p in proxies if isinstance(p, list) and len(p) >= 2]
-    values = node.widgets if isinstance(node.widgets, list) else []
-    if len(values) != len(names):  # those of nodes inside are not kept here
-        names = [name for name in names if name[0] == OWN]
-    if len(values) != len(names):
-        return {}
-    pairs = zip(names, values, strict=True)
-    return {name: v for (owner, name), v in pairs if owner == OWN and v is not None}
+    pairs = proxies_of(node)
+    if len(pairs) != len(widgets_of(node)):  # those of nodes inside are not kept here
+        pairs = [pair for pair in pairs if pair[0] == OWN]
+    return {name: value for (owner, name), value in shown_by(node, pairs).items() if owner == OWN}
 
 
 def proxied(node: PageNode) -> dict[tuple[str, str], Any]:
     """Values that an instance keeps for widgets inside: by node and widget."""
-    proxies = listing(node.properties.get("proxyWidgets"), f"{node.label}: proxyWidgets")
-    values = node.widgets if isinstance(node.widgets, list) else []
-    if len(proxies) != len(values):
+    return shown_by(node, proxies_of(node))
+
+
+def shown_by(node: PageNode, pairs: list[tuple[str, str]]) -> dict[tuple[str, str], Any]:
+    """The values of an instance by node and widget, where it has one for each."""
+    values = widgets_of(node)
+    if len(pairs) != len(values):
         return {}
-    pairs = zip(proxies, values, strict=True)
-    kept = ((p, v) for p, v in pairs if isinstance(p, list) and len(p) >= 2 and v is not None)
-    return {(str(p[0]), str(p[1])): v for p, v in kept}
+    return {pair: v for pair, v in zip(pairs, values, strict=True) if v is not None}
+
+
+def proxies_of(node: PageNode) -> list[tuple[str, str]]:
+    """Nodes and widgets that an instance shows, in the order of its values."""
+    proxies = listing(node.properties.get("proxyWidgets"), f"{node.label}: proxyWidgets")
+    pairs = (p if isinstance(p, list) and len(p) >= 2 else ("", "") for p in proxies)
+    return [(str(owner), str(name)) for owner, name, *_ in pairs]
+
+
+def widgets_of(node: PageNode) -> list[Any]:
+    return node.widgets if isinstance(node.widgets, list) else []
 
 
 def passed_on(node: PageNode, slot: int) -> Origin:
