@@ -134,7 +134,11 @@ def twin_keys(block: nn.Module) -> tuple[Hashable, ...]:
 
 
 def learn_from_twin(block: nn.Module, twin: nn.Module) -> None:
-    """Let a block's layers know how those of its twin computed."""
-    for own, other in zip(block.modules(), twin.modules(), strict=True):
-        if hasattr(own, "learn_from_twin"):
-            own.learn_from_twin(other)  # type: ignore[operator]
+    """Let a block's layers know how those of its twin computed.
+
+    Blocks of one kind may differ in what is beside layers that are computed before a run.
+    """
+    others = dict(twin.named_modules())
+    for name, own in block.named_modules():
+        if name in others and hasattr(own, "learn_from_twin"):
+            own.learn_from_twin(others[name])  # type: ignore[operator]

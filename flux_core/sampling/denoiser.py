@@ -19,7 +19,7 @@ from ..models.transformer import ControlResiduals, FluxBody, FluxTransformer
 from ..offload.modulations import PrecomputedModulations
 from .conditioning import Conditioning, Control
 from .inputs import model_inputs
-from .latents import expand, unpack
+from .latents import expand, pack, unpack
 from .prepared import PreparedPrompt, control_condition, prepare_prompt, sigma_at
 from .regions import Placed, background_weights, is_alone, opposites, place_prompt
 from .samplers import Model
@@ -89,6 +89,14 @@ class Denoiser:
         """All entries of both prompts."""
         return [*self.positive, *(self.negative or [])]
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of what all prompts and controls read, which a run keeps on the device."""
+        kept = [value for prompt in self.prompts for value in vars(prompt).values()]
+        for conditions in self.conditions.values():
+            kept += conditions
+        return sum({id(t): t.nbytes for t in kept if isinstance(t, Tensor)}.values())
+
     @contextmanager
     def precompute_modulations(self, sigmas: Tensor) -> Iterator[None]:
         """Modulations for all these sigmas (steps + 1,) are computed now; afterwards they are live
@@ -130,9 +138,11 @@ class Denoiser:
             known = (group for group in groups if group.select((sigma, prompt.name)))
             body.precomputed = next(known, None)
         timesteps, pooled, guidance = prompt.vector_inputs(sigma)
-        latents = x if prompt.extra is None else torch.cat([x, prompt.extra], dim=1)
-        inputs = model_inputs(latents, prompt.img_ids, prompt.context, pooled, timesteps, guidance)
+        inputs = model_inputs(x, prompt.img_ids, prompt.context, pooled, timesteps, guidance)
+        # a ControlNet reads the noisy latents alone, whatever stands beside them
         control = self._residuals(sigma, prompt, inputs)
+        if prompt.extra is not None:
+            inputs["img"] = pack(torch.cat([x, prompt.extra], dim=1))
         tokens = inputs["img"].shape[1]
         if prompt.references is not None and prompt.reference_ids is not None:
             if prompt.references.shape[-1] != inputs["img"].shape[-1]:
