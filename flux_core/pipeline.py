@@ -20,6 +20,7 @@ from .lora import Lora, LoraStack, load_lora, match_lora
 from .lora.match import WIDENED_LAYER, is_whole, lora_report, refuse_unmatched
 from .models.families import family_of
 from .models.text_encoders import TextEncoders
+from .models.text_encoding import joined
 from .models.transformer import FluxTransformer
 from .models.vae import AutoEncoder
 from .offload import MemoryReport, OffloadPolicy, OffloadRunner
@@ -151,7 +152,7 @@ class FluxPipeline:
                 ``(word:1.2)`` gives words a weight; ``embedding:name`` stands for a file in a
                 folder of ``text_encoders.embedding_folders`` (see ``models.prompt``).
             cfg: true classifier-free guidance; 1 leaves the negative prompt out.
-            guidance: the distilled guidance of dev; schnell ignores it.
+            guidance: the distilled guidance of dev; schnell and Chroma ignore it.
             width, height: in pixels, multiples of 16; those of ``image`` where it is given.
             image: (1 or B, H, W, 3) in [0, 1] to start from, for ``denoise`` below 1. This and the
                 other pictures may be arrays, bytes, or PIL pictures as well.
@@ -246,7 +247,7 @@ class FluxPipeline:
                 raise ValueError(f"loras has {brief(lora)}, expected a LoRA or its file")
             lora = lora if isinstance(lora, Lora) else load_lora(lora)
             check_number(strength, f"the strength of {lora.path}", -1000, 1000)
-            parts = (self.transformer, self.text_encoders.clip_l, self.text_encoders.t5)
+            parts = (self.transformer, *self.text_encoders.modules_used)
             matches = [match_lora(lora, part) for part in parts]
             refuse_unmatched(lora, matches)
             if not is_whole(matches):
@@ -273,13 +274,11 @@ class FluxPipeline:
         guidance: float,
         loras: LoraStack,
     ) -> tuple[Conditioning, Conditioning | None]:
-        length = self.text_encoders.context_length(prompts)  # they stand in one batch
-        encodings = encode_prompts(
-            runner, self.text_encoders, prompts, t5_length=length, loras=loras
-        )
-        context = torch.cat([e.context for e in encodings])
-        positive = Conditioning(context, torch.cat([e.pooled for e in encodings]), guidance)
+        encoders = self.text_encoders.for_family(family_of(self.transformer))
+        length = encoders.context_length(prompts)  # they stand in one batch
+        texts = joined(encode_prompts(runner, encoders, prompts, t5_length=length, loras=loras))
+        positive = Conditioning(texts.context, texts.pooled, guidance, text_mask=texts.mask)
         if cfg == 1.0:
             return positive, None
-        (other,) = encode_prompts(runner, self.text_encoders, [negative_prompt], loras=loras)
+        (other,) = encode_prompts(runner, encoders, [negative_prompt], loras=loras)
         return positive, Conditioning(other.context, other.pooled, guidance)

@@ -64,6 +64,8 @@ class Conditioning:
 
     ``region`` and the span from ``start`` to ``end``, shares of the schedule from 0 (noise) to 1,
     say where and when it counts, if there are several.
+
+    ``text_mask`` (1 or B, N) booleans: the tokens of the context that are read, None for all.
     """
 
     context: Tensor
@@ -76,6 +78,7 @@ class Conditioning:
     end: float = 1.0
     references: References | None = None
     attention: AttentionBias | None = None
+    text_mask: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from ..models.families import family_of
 from ..models.transformer import FluxBody, FluxTransformer
 from .concat import extra_channels, extra_latents
 from .conditioning import AttentionBias, Conditioning, Control
-from .latents import expand, image_ids, pack, standardise, token_grid
+from .latents import expand, image_ids, image_tokens, pack, standardise, token_grid
+from .padding import without_padding
 from .references import reference_tokens
 from .regions import Area, Placed, weights
 from .sigmas import SigmaTable
@@ -138,14 +139,20 @@ def prepare_prompt(
         references,
         ids,
         prompt.references is not None and prompt.references.still,
-        attention_mask(prompt.attention, context.shape[1], height, width, references, device),
+        without_padding(
+            attention_mask(prompt.attention, context.shape[1], height, width, references, device),
+            prompt.text_mask,
+            image_tokens(height, width) + (0 if references is None else references.shape[1]),
+            batch,
+            device,
+        ),
     )
 
 
 def checked(prompt: Conditioning, transformer: FluxTransformer) -> tuple[Tensor, Tensor]:
     """Context (1 or B, N, D) and pooled (1 or B, P) of the widths that a transformer reads."""
     config, pooled = transformer.config, prompt.pooled
-    if pooled is None:  # of a family that reads none, and looks at nothing of it
+    if pooled is None or not family_of(transformer).needs_pooled:  # nothing of it is looked at
         pooled = prompt.context.new_zeros(1, config.vec_in_dim)
     for name, width, expected in (
         ("T5 context", prompt.context.shape[-1], config.context_in_dim),

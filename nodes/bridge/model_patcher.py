@@ -20,6 +20,7 @@ from torch import Tensor
 from flux_core import FluxTransformer
 from flux_core.lora import LoraStack
 from flux_core.lora.apply import Branches, Numbered, attached, branches_for
+from flux_core.models.families import family_of
 from flux_core.offload import Work
 from flux_core.offload.placement import placement_of
 from flux_core.offload.workload import sampling_work
@@ -41,7 +42,7 @@ def unet_config(transformer: FluxTransformer) -> dict[str, Any]:
     config = transformer.config
     packed = HostFlux.patch_size**2
     return {
-        "image_model": "flux",
+        "image_model": family_of(transformer).host_name,
         "patch_size": HostFlux.patch_size,
         "in_channels": config.in_channels // packed,
         "out_channels": config.out_channels // packed,

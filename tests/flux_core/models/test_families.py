@@ -31,6 +31,8 @@ from flux_core.sampling.sigmas import table_for
 from tests import tiny_models
 
 SINGLE = 3
+#: Families with layouts of their own, whose members are tried in files of their own.
+ELSEWHERE = {"Chroma"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +97,8 @@ def inputs(member: Member) -> dict[str, Tensor | None]:
 
 
 def test_every_member_of_every_family_is_tried():
-    assert {name for family in FAMILIES for name in family.members} == set(MEMBERS)
+    here = [family for family in FAMILIES if family.name not in ELSEWHERE]
+    assert {name for family in here for name in family.members} == set(MEMBERS)
 
 
 @pytest.mark.parametrize("name", MEMBERS)
