@@ -15,7 +15,8 @@ class FluxTextEncode:
 
     DESCRIPTION = (
         "Encodes a prompt with CLIP-L and T5, or with T5 alone for Chroma. The result is the "
-        "host's CONDITIONING and also fits stock nodes. Weights such as (word:1.2) and embedding:name mean what they mean there."
+        "host's CONDITIONING and also fits stock nodes. Weights such as (word:1.2) and "
+        "embedding:name mean what they mean there."
     )
     CATEGORY = SAMPLING
     FUNCTION = "encode"

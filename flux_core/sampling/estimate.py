@@ -200,7 +200,7 @@ def plan_picture(
     rows, columns = latent_size(height, width)
     image = image_tokens(rows, columns)
 
-    def planned(modules: list[nn.Module], work: Work, tokens: int) -> Plan:
+    def planned(modules: Sequence[nn.Module], work: Work, tokens: int) -> Plan:
         costs = [
             cost_of(m, machine, image_tokens=tokens, text_tokens=text_tokens, batch=batch)
             for m in modules
