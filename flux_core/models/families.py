@@ -92,7 +92,7 @@ FLUX1_SCHNELL = replace(
 FLUX1_LITE = replace(
     FLUX1_DEV,
     name="FLUX.1-lite",
-    members=("FLUX.1 lite", "Flex.1"),
+    members=("FLUX.1 lite", "Flex.1", "Flex.2"),
     matches=lambda config: config.guidance_embed and config.depth == 8,
     published=TransformerConfig(depth=8),
 )

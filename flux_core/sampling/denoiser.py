@@ -130,7 +130,8 @@ class Denoiser:
             known = (group for group in groups if group.select((sigma, prompt.name)))
             body.precomputed = next(known, None)
         timesteps, pooled, guidance = prompt.vector_inputs(sigma)
-        latents = x if prompt.extra is None else torch.cat([x, prompt.extra], dim=1)
+        extra = prompt.beside_noise(sigma)
+        latents = x if extra is None else torch.cat([x, extra], dim=1)
         inputs = model_inputs(latents, prompt.img_ids, prompt.context, pooled, timesteps, guidance)
         control = self._residuals(sigma, prompt, inputs)
         tokens = inputs["img"].shape[1]

@@ -55,6 +55,7 @@ MEMBERS = {
     "Depth": Member(FLUX1_DEV, 19, in_channels=128),
     "FLUX.1 lite": Member(FLUX1_LITE, 8),
     "Flex.1": Member(FLUX1_LITE, 8),
+    "Flex.2": Member(FLUX1_LITE, 8, in_channels=196),
 }
 
 
@@ -111,7 +112,7 @@ def test_native_files_load_as_their_family(name, tmp_path):
     assert torch.equal(model(**inputs(member)), expected(**inputs(member)))
 
 
-@pytest.mark.parametrize("name", ["dev", "schnell", "Fill", "Flex.1"])
+@pytest.mark.parametrize("name", ["dev", "schnell", "Fill", "Flex.1", "Flex.2"])
 def test_diffusers_files_load_as_their_family_and_compute_the_same(name, tmp_path):
     member = MEMBERS[name]
     theirs = diffusers_model(member)

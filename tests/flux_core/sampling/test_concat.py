@@ -58,7 +58,9 @@ class TestWiderModels:
         assert "reads a picture beside the noise, and none was given" in caplog.text
 
     def test_unknown_widths_are_refused(self):
-        with pytest.raises(ValueError, match="reads 200 packed channels, known are 64, 128, 384"):
+        with pytest.raises(
+            ValueError, match="reads 200 packed channels, known are 64, 128, 196, 384"
+        ):
             extra_channels(200)
 
     def test_pictures_and_masks_of_other_sizes_are_brought_to_size(self):
