@@ -14,20 +14,21 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from .bounds import brief, check_number
+from .bounds import brief, check_number, check_span
 from .checkpoint.load import load_text_encoders, load_transformer, load_vae
 from .lora import Lora, LoraStack, load_lora, match_lora
 from .lora.match import WIDENED_LAYER, is_whole, lora_report, refuse_unmatched
 from .models.families import family_of
 from .models.text_encoders import TextEncoders
+from .models.text_encoding import joined
 from .models.transformer import FluxTransformer
 from .models.vae import AutoEncoder
 from .offload import MemoryReport, OffloadPolicy, OffloadRunner
 from .offload.turns import turn_of
 from .pocket import pocket_file
 from .quant import full_dtype
-from .sampling.concat import extra_channels
-from .sampling.conditioning import Conditioning, Control
+from .sampling.concat import MASKED_AND_CONTROL, NO_CONTROL, extra_channels
+from .sampling.conditioning import Conditioning, Control, ControlPicture
 from .sampling.images import (
     as_masks,
     as_pictures,
@@ -140,6 +141,9 @@ class FluxPipeline:
         denoise: float = 1.0,
         condition: Picture | None = None,
         condition_mask: Picture | None = None,
+        control_picture: Picture | None = None,
+        control_strength: float = 1.0,
+        control_end: float = 1.0,
         controls: Sequence[Control] = (),
         loras: Sequence[tuple[Lora | str | Path, float]] = (),
         callback: StepCallback | None = None,
@@ -151,7 +155,7 @@ class FluxPipeline:
                 ``(word:1.2)`` gives words a weight; ``embedding:name`` stands for a file in a
                 folder of ``text_encoders.embedding_folders`` (see ``models.prompt``).
             cfg: true classifier-free guidance; 1 leaves the negative prompt out.
-            guidance: the distilled guidance of dev; schnell ignores it.
+            guidance: the distilled guidance of dev; schnell and Chroma ignore it.
             width, height: in pixels, multiples of 16; those of ``image`` where it is given.
             image: (1 or B, H, W, 3) in [0, 1] to start from, for ``denoise`` below 1. This and the
                 other pictures may be arrays, bytes, or PIL pictures as well.
@@ -159,7 +163,10 @@ class FluxPipeline:
                 another size it is scaled.
             condition: (1 or B, H, W, 3) in [0, 1], what models with a wider input and control LoRAs
                 read beside the noise: edges, depth, the picture to fill.
-            condition_mask: (1 or B, H, W) in [0, 1], 1 where a Fill model paints.
+            condition_mask: (1 or B, H, W) in [0, 1], 1 where a Fill model or Flex.2 paints.
+            control_picture: (1 or B, H, W, 3) in [0, 1], edges, depth or poses that Flex.2 reads
+                beside the condition, times ``control_strength``, up to the share ``control_end`` of
+                the schedule.
             loras: LoRAs, or their files, with their strengths, for the transformer and the text
                 encoders.
             shift: ``host``, ``resolution`` or ``diffsynth``; see ``schedule.SHIFTS``.
@@ -202,6 +209,9 @@ class FluxPipeline:
                 read_mask = rows_for(batch, read_mask, "condition_mask")[:, None]
         elif condition_mask is not None:
             raise ValueError("condition_mask belongs to a condition, but there is none")
+        guide = self._control_picture(control_picture, batch, condition, condition_mask)
+        check_number(control_strength, "control_strength", -1000, 1000)
+        check_span(0.0, control_end, "a control picture's")
         for control in controls:
             check_control(control)
         parts = [self.transformer, self.text_encoders, self.vae, *(c.net for c in controls)]
@@ -219,6 +229,11 @@ class FluxPipeline:
                 read = {"picture": encode_pixels(runner, self.vae, fitted), "mask": read_mask}
                 positive = replace(positive, **read)
                 negative = None if negative is None else replace(negative, **read)
+            if guide is not None:
+                fitted = encode_pixels(runner, self.vae, scaled_to(guide, height, width))
+                control = ControlPicture(fitted, control_strength, 0.0, control_end)
+                positive = replace(positive, control=control)
+                negative = None if negative is None else replace(negative, control=control)
             if masks is not None:
                 masks = F.interpolate(masks[:, None], latents.shape[-2:], mode="bilinear")
             request = DrawRequest(
@@ -246,7 +261,7 @@ class FluxPipeline:
                 raise ValueError(f"loras has {brief(lora)}, expected a LoRA or its file")
             lora = lora if isinstance(lora, Lora) else load_lora(lora)
             check_number(strength, f"the strength of {lora.path}", -1000, 1000)
-            parts = (self.transformer, self.text_encoders.clip_l, self.text_encoders.t5)
+            parts = (self.transformer, *self.text_encoders.modules_used)
             matches = [match_lora(lora, part) for part in parts]
             refuse_unmatched(lora, matches)
             if not is_whole(matches):
@@ -260,9 +275,32 @@ class FluxPipeline:
             WIDENED_LAYER in match_lora(lora, self.transformer).deltas for lora, _ in loras
         ):
             raise ValueError(
-                "a condition is read by Fill, Canny and Depth models and control LoRAs, and this "
+                "a condition is read by Fill, Canny, Depth, Flex.2 and control LoRAs, and this "
                 "model reads none: is it meant as image, or for a ControlNet?"
             )
+
+    def _control_picture(
+        self,
+        picture: Picture | None,
+        batch: int,
+        condition: Picture | None,
+        condition_mask: Picture | None,
+    ) -> Tensor | None:
+        """A control picture as pixels (1 or B, 3, H, W) in [-1, 1]; raises ``ValueError`` where the
+        model does not read it, and where it would see nothing of a condition."""
+        reads = extra_channels(self.transformer.reads) == MASKED_AND_CONTROL
+        if reads and condition is not None and condition_mask is None:
+            raise ValueError(
+                "condition is read where condition_mask keeps it, and there is no condition_mask: "
+                "is it meant as control_picture?"
+            )
+        if picture is None:
+            return None
+        if not reads:
+            raise ValueError(NO_CONTROL)
+        return to_pixels(
+            rows_for(batch, as_pictures(picture, "control_picture"), "control_picture")
+        )
 
     def _encode(
         self,
@@ -273,13 +311,11 @@ class FluxPipeline:
         guidance: float,
         loras: LoraStack,
     ) -> tuple[Conditioning, Conditioning | None]:
-        length = self.text_encoders.context_length(prompts)  # they stand in one batch
-        encodings = encode_prompts(
-            runner, self.text_encoders, prompts, t5_length=length, loras=loras
-        )
-        context = torch.cat([e.context for e in encodings])
-        positive = Conditioning(context, torch.cat([e.pooled for e in encodings]), guidance)
+        encoders = self.text_encoders.for_family(family_of(self.transformer))
+        length = encoders.context_length(prompts)  # they stand in one batch
+        texts = joined(encode_prompts(runner, encoders, prompts, t5_length=length, loras=loras))
+        positive = Conditioning(texts.context, texts.pooled, guidance, text_mask=texts.mask)
         if cfg == 1.0:
             return positive, None
-        (other,) = encode_prompts(runner, self.text_encoders, [negative_prompt], loras=loras)
+        (other,) = encode_prompts(runner, encoders, [negative_prompt], loras=loras)
         return positive, Conditioning(other.context, other.pooled, guidance)

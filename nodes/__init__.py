@@ -9,6 +9,7 @@ from . import host, live_plan
 from .calibration import FluxFitCalibrate, FluxFitMeasurePrecision
 from .control import ControlNetUpscalerFP8, FluxFitControlNet
 from .dataset import FluxFitDataset
+from .flex import FluxFitFlexControl
 from .loaders import FluxFitTransformerLoader, FluxLoaderFP8
 from .lora import FluxFitLoraLoader, FluxFitMergeLoras
 from .pictures import FluxFitCompare, FluxFitGrid
@@ -28,6 +29,7 @@ NODES: dict[type, str] = {
     FluxSampler: "FLUX Sampler",
     ControlNetUpscalerFP8: "ControlNet Upscaler FP8",
     FluxFitControlNet: "FLUX ControlNet",
+    FluxFitFlexControl: "FLUX Flex.2 Control",
     FluxFitLoraLoader: "FLUX LoRA Loader",
     FluxFitMergeLoras: "FLUX Merge LoRAs",
     OffloadPolicy: "Offload Policy",

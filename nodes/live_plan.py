@@ -17,6 +17,7 @@ from torch import nn
 
 from flux_core import AutoEncoder, FluxTransformer
 from flux_core.checkpoint.load import outline
+from flux_core.models.families import family_of
 from flux_core.models.text_encoders import ClipEncoder, T5Encoder
 from flux_core.offload.machine import known_machine
 from flux_core.offload.memory import free_bytes
@@ -25,7 +26,7 @@ from flux_core.sampling.estimate import PictureModels, PicturePlan, flux1_dev, p
 from flux_core.units import GB, readable_bytes, readable_seconds
 
 from . import host
-from .loaders import PLACES, SAME_FILE
+from .loaders import NO_FILE, PLACES, SAME_FILE
 from .policy import policy_of
 from .weights import weights_key
 
@@ -129,16 +130,20 @@ def models_of(loader: Mapping[str, Any]) -> tuple[PictureModels, str]:
     path = host.model_path(str(file), *PLACES["transformer"])
     precision = str(loader.get("transformer_precision") or loader.get("precision") or "bf16")
 
-    def part(kind: str, default: nn.Module) -> nn.Module:
+    transformer = cast(FluxTransformer, outlined(path, "transformer", precision))
+
+    def part(kind: str, default: nn.Module | None) -> nn.Module | None:
         name = loader.get(kind)
-        if not name:
+        if kind == "clip_l" and not family_of(transformer).needs_pooled:
+            return None
+        if not name or name == NO_FILE:
             return default
         own = path if name == SAME_FILE else host.model_path(str(name), *PLACES[kind])
         return outlined(own, kind, str(loader.get(f"{kind}_precision") or "bf16"))
 
     models = PictureModels(
-        cast(FluxTransformer, outlined(path, "transformer", precision)),
-        cast(ClipEncoder, part("clip_l", usual.clip_l)),
+        transformer,
+        cast("ClipEncoder | None", part("clip_l", usual.clip_l)),
         cast(T5Encoder, part("t5", usual.t5)),
         cast(AutoEncoder, part("vae", usual.vae)),
     )

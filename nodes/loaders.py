@@ -21,8 +21,9 @@ from flux_core import (
     load_vae,
 )
 from flux_core.checkpoint.build import AS_STORED, Progress
-from flux_core.checkpoint.load import find_tokenizers
+from flux_core.checkpoint.load import find_tokenizers, transformer_family
 from flux_core.checkpoint.reader import open_source
+from flux_core.models.family import Family
 from flux_core.models.text_encoders import ClipEncoder, T5Encoder
 from flux_core.models.tokenizers import Tokenizers
 from flux_core.quant import PRECISIONS, Precision, full_dtype
@@ -43,6 +44,8 @@ from .wires import (
 )
 
 SAME_FILE = "same file as the transformer"
+#: In the place of CLIP-L, for families that read T5 alone.
+NO_FILE = "none"
 POCKET_NAME = "fluxfit_pocket"
 #: Where a transformer's file keeps preview factors of its own, as the pocket model's does.
 PREVIEW_KEY = "fluxfit.latent_rgb"
@@ -72,27 +75,36 @@ def choices(part: str) -> list[str]:
         "vae": POCKET_NAME + "_vae",
     }
     names.sort(key=lambda n: not n.startswith(stems[part]))
-    return names if part == "transformer" else [*names, SAME_FILE]
+    more = {"transformer": [], "clip_l": [SAME_FILE, NO_FILE]}
+    return [*names, *more.get(part, [SAME_FILE])]
 
 
 class OpenedParts(OpenedByNode):
     """What the loader opened."""
 
-    def wanted_encoders(self, clip_l: Wanted, t5: Wanted, *files: Path) -> Wanted:
-        """Both encoders together, opened after each of them, from the files of the two."""
-        keys = clip_l.key, t5.key  # not what opens them: that would hold this in a circle
+    def wanted_encoders(
+        self, clip_l: Wanted | None, t5: Wanted, clip_l_file: Path | None, t5_file: Path
+    ) -> Wanted:
+        """The encoders together, opened after each of them, from the files of the two."""
+        # not what opens them: that would hold this in a circle
+        keys = None if clip_l is None else clip_l.key, t5.key
+        files = clip_l_file, t5_file
         return Wanted(("encoders", *keys), lambda: self.text_encoders(*keys, *files))
 
     def text_encoders(
-        self, clip_l_key: Hashable, t5_key: Hashable, clip_l: Path, t5: Path
+        self, clip_l_key: Hashable | None, t5_key: Hashable, clip_l: Path | None, t5: Path
     ) -> TextEncoders:
-        """Both encoders, open already, with their tokenizers."""
-        return encoders_of(self.values[clip_l_key], self.values[t5_key], clip_l, t5)
+        """The encoders, open already, with their tokenizers."""
+        opened = None if clip_l_key is None else self.values[clip_l_key]
+        return encoders_of(opened, self.values[t5_key], clip_l, t5)
 
 
-def encoders_of(clip_l: ClipEncoder, t5: T5Encoder, *files: Path) -> TextEncoders:
-    """Both encoders with their tokenizers and embeddings, from the files of the two."""
-    encoders = TextEncoders(clip_l, t5, Tokenizers.load(*tokenizer_folders(*files)))
+def encoders_of(
+    clip_l: ClipEncoder | None, t5: T5Encoder, clip_l_file: Path | None, t5_file: Path
+) -> TextEncoders:
+    """The encoders with their tokenizers and embeddings, from the files of the two."""
+    tokenizers = Tokenizers.load(*tokenizer_folders(clip_l_file, t5_file))
+    encoders = TextEncoders(clip_l, t5, tokenizers)
     encoders.embedding_folders = tuple(host.folders_of("embeddings"))
     return encoders
 
@@ -103,7 +115,7 @@ class FluxLoaderFP8:
     DESCRIPTION = (
         "Opens FLUX.1: transformer, CLIP-L, T5 and VAE, each from its own file and stored at its "
         "own precision. A checkpoint that holds several parts serves them all. Any layout is read: "
-        "native, diffusers, ComfyUI, float8 with or without scales."
+        "native, diffusers, ComfyUI, float8 with or without scales. Chroma reads T5 alone."
     )
     CATEGORY = LOADING
     FUNCTION = "load"
@@ -133,7 +145,10 @@ class FluxLoaderFP8:
                 "transformer_precision": choice(
                     PRECISION_CHOICES, PRECISION_HELP, default="fp8_scaled"
                 ),
-                "clip_l": choice(choices("clip_l"), file.format("text_encoders")),
+                "clip_l": choice(
+                    choices("clip_l"),
+                    file.format("text_encoders") + " Chroma reads none, whatever is chosen.",
+                ),
                 "clip_l_precision": choice(
                     full, "CLIP-L is small; leave it at bf16.", default="bf16"
                 ),
@@ -172,18 +187,22 @@ class FluxLoaderFP8:
         policy = policy or OffloadPolicy()
         budget = policy.host_budget
         path = host.model_path(transformer, *PLACES["transformer"])
+        clip_l = clip_l_for(path, clip_l)
         paths = {
             part: path if name == SAME_FILE else host.model_path(name, *PLACES[part])
             for part, name in (("clip_l", clip_l), ("t5", t5), ("vae", vae))
+            if name != NO_FILE
         }
         with host.progress(400, "loading FLUX.1") as bar:
-            wanted = {
-                "clip_l": Wanted(
+            wanted: dict[str, Wanted] = {}
+            if clip_l != NO_FILE:
+                wanted["clip_l"] = Wanted(
                     weights_key("clip_l", paths["clip_l"], clip_l_precision),
                     lambda: load_clip_l(
                         paths["clip_l"], precision=clip_l_precision, progress=share(bar, 0, 20)
                     ),
-                ),
+                )
+            wanted |= {
                 "t5": wanted_t5(paths["t5"], t5_precision, budget, share(bar, 20, 120)),
                 "transformer": wanted_transformer(
                     path, plan or transformer_precision, budget, share(bar, 140, 240)
@@ -196,7 +215,7 @@ class FluxLoaderFP8:
                 ),
             }
             wanted["encoders"] = self.opened.wanted_encoders(
-                wanted["clip_l"], wanted["t5"], paths["clip_l"], paths["t5"]
+                wanted.get("clip_l"), wanted["t5"], paths.get("clip_l"), paths["t5"]
             )
             parts = self.opened.get(wanted)
         flux = FluxModel(
@@ -294,7 +313,29 @@ def share(bar: host.Progress, start: int, length: int):
     return lambda done, total: bar.update(start + length * done // total)
 
 
-def tokenizer_folders(clip_l: Path, t5: Path) -> tuple[Path, Path]:
+_families: dict[Hashable, Family] = {}
+
+
+def clip_l_for(transformer: Path, chosen: str) -> str:
+    """What is to be opened as CLIP-L where a person chose a file of it, or none.
+
+    Raises ``ValueError`` for none where the transformer's family reads it.
+    """
+    key = weights_key("transformer", transformer, None)
+    if key not in _families:
+        _families[key] = transformer_family(transformer)
+    family = _families[key]
+    if not family.needs_pooled:
+        return NO_FILE
+    if chosen == NO_FILE:
+        raise ValueError(
+            f"clip_l is {NO_FILE!r}, and {transformer.name} is of {family.name}, which reads "
+            "CLIP-L: expected a file such as clip_l.safetensors"
+        )
+    return chosen
+
+
+def tokenizer_folders(clip_l: Path | None, t5: Path) -> tuple[Path | None, Path]:
     """Beside the weights if they are there, else the host's own."""
     try:
         return find_tokenizers(clip_l, t5)
@@ -302,7 +343,7 @@ def tokenizer_folders(clip_l: Path, t5: Path) -> tuple[Path, Path]:
         shipped = host.host_tokenizers()
         if shipped is None:
             raise
-        return shipped
+        return (None if clip_l is None else shipped[0], shipped[1])
 
 
 _previews: weakref.WeakKeyDictionary[FluxTransformer, Tensor | None] = weakref.WeakKeyDictionary()

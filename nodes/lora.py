@@ -81,7 +81,7 @@ class FluxFitLoraLoader:
         parts = [match_lora(opened, model.transformer)]
         if text_encoders is not None:
             encoders = text_encoders.encoders
-            parts += [match_lora(opened, part) for part in (encoders.clip_l, encoders.t5)]
+            parts += [match_lora(opened, part) for part in encoders.modules_used]
         refuse_unmatched(opened, parts)
         changed = replace(model, loras=(*model.loras, (opened, strength)))
         if text_encoders is not None:

@@ -14,8 +14,9 @@ class FluxTextEncode:
     """A prompt for FLUX.1."""
 
     DESCRIPTION = (
-        "Encodes a prompt with CLIP-L and T5. The result is the host's CONDITIONING and also fits "
-        "stock nodes. Weights such as (word:1.2) and embedding:name mean what they mean there."
+        "Encodes a prompt with CLIP-L and T5, or with T5 alone for Chroma. The result is the "
+        "host's CONDITIONING and also fits stock nodes. Weights such as (word:1.2) and "
+        "embedding:name mean what they mean there."
     )
     CATEGORY = SAMPLING
     FUNCTION = "encode"
@@ -33,7 +34,11 @@ class FluxTextEncode:
                     "", "What to draw, in English.", multiline=True, dynamicPrompts=True
                 ),
                 "guidance": number(
-                    3.5, 0.0, 100.0, 0.1, "How strictly dev follows the prompt; schnell ignores it."
+                    3.5,
+                    0.0,
+                    100.0,
+                    0.1,
+                    "How strictly dev follows the prompt; schnell and Chroma ignore it.",
                 ),
             },
             "optional": {
@@ -50,7 +55,7 @@ class FluxTextEncode:
                     512,
                     "Tokens that T5 gives at least: 512 for dev, 256 for schnell and as the "
                     "host has it; 0 takes what the tokenizer is made for. A longer prompt has "
-                    "more.",
+                    "more; for Chroma there are as many as the prompt has.",
                     step=8,
                     advanced=True,
                 ),
@@ -76,5 +81,7 @@ class FluxTextEncode:
             text_encoders.loras,
         )
         accounts.account(runner.report)
-        extra = {"pooled_output": encoding.pooled.float(), "guidance": float(guidance)}
+        extra: dict[str, object] = {"pooled_output": None}
+        if encoders.clip_l is not None:
+            extra = {"pooled_output": encoding.pooled.float(), "guidance": float(guidance)}
         return ([[encoding.context.float(), extra]],)

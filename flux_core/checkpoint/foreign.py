@@ -45,7 +45,7 @@ ADAPTERS = re.compile(
 STRANGERS = (
     (r"conditioner\.embedders\.1\.", "an SDXL checkpoint"),
     (r"double_stream_modulation_img\.", "a FLUX.2 transformer"),
-    (r"distilled_guidance_layer\.", "a Chroma transformer"),
+    (r"nerf_(image_embedder|blocks\.0)\.", "a Chroma Radiance transformer, which draws pixels"),
     (r"joint_blocks\.0\.", "a Stable Diffusion 3 transformer"),
     (r"pos_embed\.proj\.", "a Stable Diffusion 3 model in diffusers layout"),
     (r"input_blocks\.7\.1\.transformer_blocks\.9\.", "an SDXL UNet"),

@@ -1,4 +1,4 @@
-"""GGUF files as a source of tensors: FLUX.1 transformers and T5 encoders.
+"""GGUF files as a source of tensors: transformers and T5 encoders.
 
 The ``gguf`` package reads the file and knows the number formats (Q8_0, Q4_K and the rest); a tensor
 is dequantized to float32 when it is read, one at a time, and then stored at whatever precision the
@@ -19,7 +19,7 @@ from ..errors import CheckpointError
 from ..files import reading
 from .source import Source, TensorInfo
 
-ARCHITECTURES = ("flux", "t5", "t5encoder")
+ARCHITECTURES = ("flux", "chroma", "t5", "t5encoder")
 #: llama.cpp's names of T5's tensors, in native names.
 T5_NAMES = {
     "token_embd": "shared",

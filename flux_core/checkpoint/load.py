@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypedDict, cast
 
@@ -10,9 +10,12 @@ import torch
 from torch import nn
 from typing_extensions import Unpack
 
+from ..files import reading
 from ..models.config import ControlNetConfig, Shapes, VAEConfig
 from ..models.controlnet import FluxControlNet
-from ..models.families import new_transformer
+from ..models.families import new_transformer, recognize
+from ..models.family import Family
+from ..models.keymaps import native_shapes
 from ..models.text_encoders import (
     ClipEncoder,
     T5Encoder,
@@ -26,6 +29,9 @@ from ..models.vae import AutoEncoder
 from ..quant import Precision, full_dtype
 from ..quant.registry import FULL_PRECISIONS
 from .build import Progress, load_part, outline_part
+from .detect import find_part
+from .reader import open_source
+from .weights import Weights
 
 Device = torch.device | str
 
@@ -86,6 +92,15 @@ def outline(path: str | Path, kind: str, precision: Precision = "bf16") -> nn.Mo
     return outlined.module.to(full_dtype(outlined.precision)).eval()
 
 
+def transformer_family(path: str | Path) -> Family:
+    """The family of a file's transformer, told from its header; errors as ``load_transformer``."""
+    source = open_source(path)
+    with reading(path, "a transformer"):
+        part = find_part(source, "transformer")
+        shapes = Weights(source.under(part.prefix)).shapes
+        return recognize(part.layout, native_shapes(part.key_map(shapes), shapes))[0]
+
+
 def load_transformer(path: str | Path, **options: Unpack[Options]) -> FluxTransformer:
     """Open a FLUX.1 transformer of any layout (native, host checkpoint, diffusers, float8).
 
@@ -125,7 +140,7 @@ def load_vae(
 
 
 def load_text_encoders(
-    clip_l: str | Path,
+    clip_l: str | Path | None,
     t5: str | Path,
     *,
     precision: Precision = "bf16",
@@ -136,39 +151,61 @@ def load_text_encoders(
     """Open both text encoders with their tokenizers.
 
     Args:
+        clip_l: None for families that read T5 alone (Chroma).
         precision: of T5; CLIP-L, a twentieth of its size, is quantized with it.
         tokenizers: a folder with ``tokenizer`` (CLIP-L) and ``tokenizer_2`` (T5), by default found
             beside the weights.
     """
-    tokenizer_folders = (
-        find_tokenizers(clip_l, t5) if tokenizers is None else both_in(Path(tokenizers))
-    )
+    if tokenizers is None:
+        tokenizer_folders = find_tokenizers(clip_l, t5)
+    else:
+        tokenizer_folders = both_in(Path(tokenizers), clip_l is not None)
     return TextEncoders(
-        load_clip_l(clip_l, precision=precision, compute=compute, device=device),
+        None
+        if clip_l is None
+        else load_clip_l(clip_l, precision=precision, compute=compute, device=device),
         load_t5(t5, precision=precision, compute=compute, device=device),
         Tokenizers.load(*tokenizer_folders),
     )
 
 
-def both_in(folder: Path) -> tuple[Path, Path]:
-    return folder / "tokenizer", folder / "tokenizer_2"
+#: The folder of T5's tokenizer in repositories that have CLIP-L's too, and of T5 alone.
+T5_TOKENIZER, T5_TOKENIZER_ALONE = "tokenizer_2", "tokenizer"
 
 
-def find_tokenizers(clip_l: str | Path, t5: str | Path) -> tuple[Path, Path]:
+def both_in(folder: Path, with_clip_l: bool = True) -> tuple[Path | None, Path]:
+    """The tokenizers' folders in one folder, as Hugging Face has them."""
+    if with_clip_l:
+        return folder / "tokenizer", folder / T5_TOKENIZER
+    has_both = (folder / T5_TOKENIZER).is_dir()
+    return None, folder / (T5_TOKENIZER if has_both else T5_TOKENIZER_ALONE)
+
+
+def find_tokenizers(clip_l: str | Path | None, t5: str | Path) -> tuple[Path | None, Path]:
     """The tokenizers' folders, in the weights' folder or beside it as Hugging Face has them.
 
     Raises ``FileNotFoundError`` saying where they were looked for.
     """
-    tokenizer_folders = []
-    for weights, name in ((clip_l, "tokenizer"), (t5, "tokenizer_2")):
-        model_folder = Path(weights) if Path(weights).is_dir() else Path(weights).parent
-        places = [model_folder / name, model_folder.parent / name]
-        existing = [place for place in places if place.is_dir()]
-        if not existing:
-            looked = " or ".join(map(str, places))
-            raise FileNotFoundError(
-                f"no tokenizer for {weights}: expected the folder {looked}; it is the folder "
-                f"{name!r} of the FLUX.1 repository on Hugging Face"
-            )
-        tokenizer_folders.append(existing[0])
-    return tokenizer_folders[0], tokenizer_folders[1]
+    if clip_l is None:
+        names = (T5_TOKENIZER, T5_TOKENIZER_ALONE)
+        return None, tokenizer_folder(t5, names, "T5's tokenizer")
+    return (
+        tokenizer_folder(clip_l, ("tokenizer",), "the folder 'tokenizer' of the FLUX.1 repository"),
+        tokenizer_folder(
+            t5, (T5_TOKENIZER,), f"the folder {T5_TOKENIZER!r} of the FLUX.1 repository"
+        ),
+    )
+
+
+def tokenizer_folder(weights: str | Path, names: Sequence[str], what: str) -> Path:
+    """The folder of a tokenizer, by its names, in the folder of weights or beside it."""
+    model_folder = Path(weights) if Path(weights).is_dir() else Path(weights).parent
+    places = [outer / name for name in names for outer in (model_folder, model_folder.parent)]
+    existing = [place for place in places if place.is_dir()]
+    if not existing:
+        looked = " or ".join(map(str, places))
+        raise FileNotFoundError(
+            f"no tokenizer for {weights}: expected the folder {looked}; it is {what} on Hugging "
+            "Face"
+        )
+    return existing[0]

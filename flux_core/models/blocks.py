@@ -49,6 +49,9 @@ class Block(nn.Module):
     """
 
     compiled: Callable | None = None
+    #: Where one layer makes the modulations of all blocks at once: the first vector of each of
+    #: this block's (``chroma``).
+    first_vectors: tuple[int, ...] = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         streamed = "forward" in self.__dict__  # another forward stands in its place
@@ -74,19 +77,22 @@ class Block(nn.Module):
 
 
 class DoubleStreamBlock(Block):
-    """Text and image with weights of their own and one attention over both."""
+    """Text and image with weights of their own and one attention over both.
 
-    def __init__(self, dim: int, num_heads: int, mlp_hidden: int) -> None:
+    Without ``modulation`` the model makes its modulations elsewhere.
+    """
+
+    def __init__(self, dim: int, num_heads: int, mlp_hidden: int, modulation: bool = True) -> None:
         super().__init__()
-        self.img_mod = ModulationLayer(dim, 2)
+        self.img_mod = ModulationLayer(dim, 2) if modulation else None
         self.img_attn = SelfAttention(dim, num_heads)
         self.img_mlp = mlp(dim, mlp_hidden)
-        self.txt_mod = ModulationLayer(dim, 2)
+        self.txt_mod = ModulationLayer(dim, 2) if modulation else None
         self.txt_attn = SelfAttention(dim, num_heads)
         self.txt_mlp = mlp(dim, mlp_hidden)
 
     def modulation_layers(self) -> list[ModulationLayer]:
-        return [self.img_mod, self.txt_mod]
+        return [layer for layer in (self.img_mod, self.txt_mod) if layer is not None]
 
     def flops(self, image_tokens: int, text_tokens: int) -> tuple[float, float]:
         image = count_weights(self.img_attn) + count_weights(self.img_mlp)
@@ -144,19 +150,22 @@ def split_linear(
 
 
 class SingleStreamBlock(Block):
-    """Attention and MLP side by side, over text and image as one sequence."""
+    """Attention and MLP side by side, over text and image as one sequence.
 
-    def __init__(self, dim: int, num_heads: int, mlp_hidden: int) -> None:
+    ``modulation`` as a double block has it.
+    """
+
+    def __init__(self, dim: int, num_heads: int, mlp_hidden: int, modulation: bool = True) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.sizes = [3 * dim, mlp_hidden]
         self.linear1 = Linear(dim, 3 * dim + mlp_hidden)
         self.linear2 = Linear(dim + mlp_hidden, dim)
         self.norm = QKNorm(dim // num_heads)
-        self.modulation = ModulationLayer(dim, 1)
+        self.modulation = ModulationLayer(dim, 1) if modulation else None
 
     def modulation_layers(self) -> list[ModulationLayer]:
-        return [self.modulation]
+        return [] if self.modulation is None else [self.modulation]
 
     def flops(self, image_tokens: int, text_tokens: int) -> tuple[float, float]:
         tokens = image_tokens + text_tokens

@@ -46,7 +46,7 @@ class BodyConfig:
     """Sizes of what a FLUX.1 transformer and its ControlNets share: embedders and blocks.
 
     ``in_channels`` counts packed channels: 64 for dev, schnell, Krea and Kontext, 128 for the
-    Canny and Depth models, 384 for Fill.
+    Canny and Depth models, 384 for Fill, 196 for Flex.2.
     """
 
     in_channels: int = 64

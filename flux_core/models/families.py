@@ -2,7 +2,7 @@
 
 A record (``family.Family``) says how a family's checkpoints are told and read (layouts), which of
 the models of one layout it is (its configuration), the class of its transformer, how the host
-spaces its sigmas, and what else it draws with. The families here are FLUX.1's, which share two
+spaces its sigmas, and what else it draws with. Most families here are FLUX.1's, which share two
 layouts. A family with other key names brings
 
 - a ``Layout`` for each spelling: a key that tells it, and its key map (``keymaps``);
@@ -19,7 +19,15 @@ from typing import Any, cast
 
 from torch import nn
 
-from .config import Shapes
+from .chroma import (
+    ChromaConfig,
+    ChromaTransformer,
+    diffusers_chroma,
+    is_chroma_diffusers,
+    is_chroma_native,
+    native_chroma,
+)
+from .config import Shapes, TransformerConfig
 from .family import Family, Layout
 from .keymaps import diffusers_transformer, native
 from .transformer import FluxTransformer
@@ -78,17 +86,45 @@ FLUX1_SCHNELL = replace(
     matches=lambda config: not config.guidance_embed,
     sigma_shift=0.0,
     sigma_entries=1_000,
+    published=TransformerConfig(guidance_embed=False),
 )
 #: Distilled to 8 double blocks; drawn as dev is.
 FLUX1_LITE = replace(
     FLUX1_DEV,
     name="FLUX.1-lite",
-    members=("FLUX.1 lite", "Flex.1"),
+    members=("FLUX.1 lite", "Flex.1", "Flex.2"),
     matches=lambda config: config.guidance_embed and config.depth == 8,
+    published=TransformerConfig(depth=8),
+)
+CHROMA = Family(
+    name="Chroma",
+    members=("Chroma1-Base", "Chroma1-HD", "Chroma1-Flash"),
+    layouts=(
+        Layout("Chroma native", NATIVE_QKV, is_chroma_native, native_chroma, "Chroma"),
+        Layout("Chroma diffusers", DIFFUSERS_QKV, is_chroma_diffusers, diffusers_chroma, "Chroma"),
+    ),
+    matches=lambda config: isinstance(config, ChromaConfig),
+    transformer=ChromaTransformer,
+    sigma_shift=1.15,
+    sigma_entries=10_000,
+    read_config=ChromaConfig.from_shapes,
+    encoders=("t5",),
+    masks_padding=True,
+    host_name="chroma",
+    published=ChromaConfig(),
 )
 
 #: The first that matches is taken.
-FAMILIES = (FLUX1_LITE, FLUX1_SCHNELL, FLUX1_DEV)
+FAMILIES = (CHROMA, FLUX1_LITE, FLUX1_SCHNELL, FLUX1_DEV)
+
+
+def family_named(name: str) -> Family:
+    """The family of a name; raises ``ValueError`` where there is none."""
+    for family in FAMILIES:
+        if family.name == name:
+            return family
+    names = ", ".join(family.name for family in FAMILIES)
+    raise ValueError(f"model is {name!r}, expected one of {names}")
 
 
 def recognize(layout: str, shapes: Shapes) -> tuple[Family, Any]:

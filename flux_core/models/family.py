@@ -40,7 +40,11 @@ class Family:
         sigma_entries: the length of the host's table of sigmas.
         read_config: the configuration from native shapes; raises ``KeyError`` on a missing key.
         encoders: the text encoders that its prompts need, ``clip_l`` and ``t5``.
+        masks_padding: its prompts end with one token of padding, of which T5's words know nothing;
+            those of FLUX.1 are padded to a length, and the padding is read.
         vae: channels and constants of its latents.
+        host_name: what the host calls the family (``image_model``).
+        published: the configuration of the model that people have, to be planned with.
     """
 
     name: str
@@ -53,6 +57,9 @@ class Family:
     read_config: Callable[[Shapes], Any] = TransformerConfig.from_shapes
     encoders: tuple[str, ...] = ("clip_l", "t5")
     vae: VAEConfig = field(default_factory=VAEConfig)
+    masks_padding: bool = False
+    host_name: str = "flux"
+    published: Any = field(default_factory=TransformerConfig)
 
     @property
     def needs_pooled(self) -> bool:

@@ -33,8 +33,9 @@ class EmbeddedInputs(NamedTuple):
 class ForwardState:
     """What all blocks of one forward pass read beside their tokens.
 
-    ``vec`` is the modulation vector, (B, D), or (2 B, D) where the last ``still_tokens`` image
-    tokens have one of their own. ``rotary`` are cosines and sines, each (B or 1, N + L, 1, d).
+    ``vec`` is the modulation vector, (B, D), or of a model that makes the modulations of all
+    blocks at once those, (B, vectors, D); 2 B of them where the last ``still_tokens`` image tokens
+    have one of their own. ``rotary`` are cosines and sines, each (B or 1, N + L, 1, d).
     ``mask`` and ``attend``: see ``layers.attention``.
     """
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import (
     CLIPTokenizer,
     PreTrainedTokenizerBase,
@@ -16,6 +18,9 @@ from transformers import (
 from ..bounds import check_number
 from ..errors import CheckpointError
 from ..files import read_json, reading
+from .prompt import refuse_long, whole_letters
+
+log = logging.getLogger(__name__)
 
 #: The longest T5 context that FLUX.1 was trained with (dev; schnell takes 256).
 T5_LENGTH = 512
@@ -25,9 +30,10 @@ MOST_EXTRA = 10_000
 
 @dataclass(frozen=True)
 class Tokenizers:
-    """The two tokenizers; ``t5_length`` is the context length that they are made for."""
+    """The two tokenizers, or T5's alone; ``t5_length`` is the context length that they are made
+    for."""
 
-    clip_l: PreTrainedTokenizerBase
+    clip_l: PreTrainedTokenizerBase | None
     t5: PreTrainedTokenizerBase
 
     @property
@@ -36,13 +42,16 @@ class Tokenizers:
         return min(T5_LENGTH, int(self.t5.model_max_length))
 
     @classmethod
-    def load(cls, clip_l: str | Path, t5: str | Path) -> Tokenizers:
-        """Open two folders of the Hugging Face layout.
+    def load(cls, clip_l: str | Path | None, t5: str | Path) -> Tokenizers:
+        """Open two folders of the Hugging Face layout, or T5's alone.
 
         Raises ``CheckpointError`` naming the folder where one is missing, or is none.
         """
+        marks = ("bos", "eos", "pad")
         return cls(
-            open_tokenizer(Path(clip_l), CLIPTokenizer, "vocab.json", ("bos", "eos", "pad")),
+            None
+            if clip_l is None
+            else open_tokenizer(Path(clip_l), CLIPTokenizer, "vocab.json", marks),
             open_tokenizer(Path(t5), T5TokenizerFast, "spiece.model", ("eos", "pad")),
         )
 
@@ -72,3 +81,40 @@ def refuse_endless(path: Path) -> None:
     settings = read_json(path, "a tokenizer's settings", CheckpointError)
     extra = settings.get("extra_ids", 0) if isinstance(settings, dict) else 0
     check_number(extra, f"{path}: extra_ids", 0, MOST_EXTRA, whole=True, error=CheckpointError)
+
+
+def token_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    length: int,
+    name: str,
+    cut: bool = True,
+) -> Tensor:
+    """Token numbers (B, N), padded to ``length``, or cut to it, which is logged."""
+    prompts = [whole_letters(prompt) for prompt in prompts]
+    longest = longest_of(tokenizer, prompts, length, name, cut)
+    length = length if cut else max(length, longest)
+    return tokenizer(
+        prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+    ).input_ids
+
+
+def cut_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, length: int, name: str) -> list[int]:
+    """Token numbers of a prompt with its end, the first ``length`` of them."""
+    prompt = whole_letters(prompt)
+    longest_of(tokenizer, [prompt], length, name, cut=True)
+    return list(tokenizer(prompt, truncation=True, max_length=length).input_ids)
+
+
+def longest_of(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], length: int, name: str, cut: bool
+) -> int:
+    """Tokens of the longest of prompts; those beyond ``length`` are logged where they are cut, and
+    too many refused (``ValueError``) where they are not."""
+    ids = tokenizer(list(prompts), truncation=False, verbose=False).input_ids
+    longest = max(map(len, ids))
+    if not cut:
+        refuse_long(longest)
+    elif longest > length:
+        log.warning("%s reads the first %d of %d tokens of this prompt", name, length, longest)
+    return longest

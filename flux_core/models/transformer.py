@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +22,11 @@ from ..quant.products import Linear
 from .blocks import Block, DoubleStreamBlock, SingleStreamBlock
 from .config import BodyConfig, TransformerConfig
 from .family import Family
+from .keymaps import Recipes, diffusers_body
 from .layers import (
     LastLayer,
     MLPEmbedder,
     Modulation,
-    ModulationLayer,
     rotary_table,
     timestep_embedding,
 )
@@ -48,8 +48,9 @@ class ControlResiduals(NamedTuple):
 class ModulationSource(Protocol):
     """What knows modulations before they are needed (``offload.modulations``)."""
 
-    def of(self, layer: ModulationLayer) -> Tensor:
-        """What ``layer.raw`` would give at the step that is drawn now, (B, width)."""
+    def of(self, layer: Any) -> Tensor:
+        """What ``raw`` of a modulation layer would give at the step that is drawn now,
+        (B, width)."""
         ...
 
 
@@ -89,6 +90,10 @@ class FluxBody(nn.Module):
     def offload_blocks(self) -> list[nn.Module]:
         """The blocks in the order in which they run."""
         return [*self.double_blocks, *self.single_blocks]
+
+    def diffusers_recipes(self) -> Recipes:
+        """How diffusers spells the tensors of a model of this depth."""
+        return diffusers_body(len(self.double_blocks), len(self.single_blocks))
 
     def modulations(self, block: nn.Module, vec: Tensor, known: bool = True) -> list[Modulation]:
         """The modulations of one block for the vector (B, D), computed ahead where that vector is
@@ -145,6 +150,13 @@ class FluxTransformer(FluxBody):
             return vec
         return torch.cat([vec, self.embed_vector(torch.zeros_like(timesteps), y, guidance)])
 
+    def modulation_state(
+        self, timesteps: Tensor, y: Tensor, guidance: Tensor | None, still: bool
+    ) -> Tensor:
+        """What blocks and the last layer take their modulations from: the vector, (B, D) or
+        (2 B, D)."""
+        return self.modulation_vector(timesteps, y, guidance, still)
+
     def meta_inputs(self, image_tokens: int, text_tokens: int, batch: int) -> dict[str, Tensor]:
         """What ``forward`` reads, without numbers, of the shapes that it gives."""
 
@@ -193,7 +205,7 @@ class FluxTransformer(FluxBody):
         Returns:
             (B, L, out_channels).
         """
-        vec = self.modulation_vector(timesteps, y, guidance, bool(still_tokens))
+        vec = self.modulation_state(timesteps, y, guidance, bool(still_tokens))
         img, txt = self.img_in(img.to(self.dtype)), self.txt_in(txt.to(self.dtype))
         if patches is not None:
             inputs = EmbeddedInputs(img, txt, img_ids, txt_ids)

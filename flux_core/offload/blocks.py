@@ -4,7 +4,8 @@ Nothing here knows a class of models, blocks, layers or LoRAs. Whoever wants to 
 
     model.offload_blocks()                      its blocks, in the order in which they run
     block.flops(image_tokens, text_tokens)      FLOP of linear layers and of attention
-    block.modulation_layers()                   layers that are computed before a run
+    block.modulation_layers()                   layers that are computed before a run; a model that
+                                                makes those of all blocks at once answers it itself
     module.offload_role                         "for a run": beside a layer for a run alone (LoRAs);
                                                 "trained": has gradients, and never moves
     layer.twin_key(), layer.learn_from_twin()   how it computes, where layers of one layout differ
@@ -88,6 +89,13 @@ def modulations_of(module: object) -> list[nn.Module]:
     """The layers of a model, or of a block, that are computed before a run."""
     owners = [module] if hasattr(module, "modulation_layers") else blocks_of(module)
     return [layer for owner in owners for layer in owner.modulation_layers()]  # type: ignore[operator]
+
+
+def parts_apart(module: nn.Module) -> set[int]:
+    """Ids of what of a model is placed apart from the rest: blocks and what is inside of them, and
+    layers that are computed before a run."""
+    apart = [*blocks_of(module), *(modulations_of(module) if blocks_of(module) else ())]
+    return set[int]().union(*map(parts_of, apart))
 
 
 def modulation_width(module: object) -> int:

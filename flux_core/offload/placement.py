@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .blocks import blocks_of, has_attached, modulation_parts, modulations_of, parts_of
+from .blocks import blocks_of, has_attached, modulation_parts, modulations_of, parts_apart
 from .gradient_checkpointing import gradient_checkpointed
 from .host_weights import HostWeights, WeightsWithBranches
 from .memory import has_own_memory
@@ -41,10 +41,8 @@ class Placement:
     def __init__(self, module: nn.Module, device: torch.device, separate: bool) -> None:
         self._module = weakref.ref(module)
         self.device, self.separate = device, separate
-        blocks = blocks_of(module)
-        inside = set[int]().union(*map(parts_of, blocks))
-        self.rest = HostWeights(module, inside)
-        self.blocks = [HostWeights(block, modulation_parts(block)) for block in blocks]
+        self.rest = HostWeights(module, parts_apart(module))
+        self.blocks = [HostWeights(b, modulation_parts(b)) for b in blocks_of(module)]
         self.modulations = [HostWeights(layer, set()) for layer in modulations_of(module)]
         #: LoRAs' branches of each block, and of the rest; they are there for a run alone
         self.branches: dict[HostWeights, HostWeights] = {}

@@ -15,7 +15,14 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from ..units import readable_bytes
-from .blocks import OffloadBlock, blocks_of, is_trained, modulation_parts, modulations_of, parts_of
+from .blocks import (
+    OffloadBlock,
+    blocks_of,
+    is_trained,
+    modulation_parts,
+    modulations_of,
+    parts_apart,
+)
 from .machine import Machine
 from .pack import aligned, named_tensors
 from .policy import OffloadPolicy
@@ -65,9 +72,8 @@ def cost_of(
 ) -> Cost:
     """A module's bytes, and its blocks' seconds for so many tokens."""
     blocks = blocks_of(module)
-    inside = set[int]().union(*map(parts_of, blocks))
     return Cost(
-        rest=packed_bytes(module, inside),
+        rest=packed_bytes(module, parts_apart(module)),
         blocks=tuple(packed_bytes(block, modulation_parts(block)) for block in blocks),
         modulations=sum(packed_bytes(layer) for layer in modulations_of(module)),
         seconds=tuple(

@@ -137,8 +137,19 @@ def sampling_work(
         size += known * batch * transformer.dtype.itemsize * modulation_width(body)
     # residuals wait for the transformer
     size += sum(net.residual_bytes(image_tokens, batch) for net in nets)
-    largest = max((packed_bytes(layer) for layer in modulations_of(transformer)), default=0)
+    largest = precomputing_bytes(transformer, known - 1, batch)
     return Work(max(size, largest), image_tokens, text_tokens, batch)
+
+
+def precomputing_bytes(model: SteppedModel, vectors: int, batch: int) -> int:
+    """Bytes at most while a model's modulations are computed for so many vectors: its largest
+    layer, which comes to the device for that; and what a layer of all blocks at once gives."""
+    layers = modulations_of(model)
+    largest = max((packed_bytes(layer) for layer in layers), default=0)
+    if not layers or modulations_of(blocks_of(model)[0]):
+        return largest
+    known = vectors * batch * model.dtype.itemsize * modulation_width(model)
+    return largest + 2 * known  # what it gives, and all of it together
 
 
 @contextmanager

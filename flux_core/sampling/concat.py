@@ -2,8 +2,11 @@
 
     Canny, Depth, control LoRAs   128 = 4 (16 noisy + 16 of a picture)
     Fill                          384 = 4 (16 noisy + 16 of a picture + 64 of a mask)
+    Flex.2                        196 = 4 (16 noisy + 16 of a picture + 1 of a mask + 16 of control)
 
-A mask's 8x8 pixels over one latent become 64 channels.
+A mask's 8x8 pixels over one latent become 64 channels. Flex.2 reads the picture where the mask
+keeps it, as zeros elsewhere, and zeros where there is no picture or no control, all of them of
+standardised latents (github.com/ostris/ai-toolkit).
 """
 
 from __future__ import annotations
@@ -19,6 +22,13 @@ from .latents import CONSTANTS, expand, standardise
 CHANNELS, SIDE = CONSTANTS.z_channels, CONSTANTS.compression
 #: Extra channels of a latent, by what they are.
 PICTURE, PICTURE_AND_MASK = CHANNELS, CHANNELS + SIDE * SIDE
+MASKED_AND_CONTROL = CHANNELS + 1 + CHANNELS
+#: What is said of a control picture elsewhere.
+NO_CONTROL = (
+    "a control picture is read by Flex.2 alone: for Canny and Depth models and control LoRAs it is "
+    "the condition, and others have ControlNets"
+)
+KNOWN = (0, PICTURE, MASKED_AND_CONTROL, PICTURE_AND_MASK)
 
 
 def extra_channels(in_channels: int) -> int:
@@ -27,8 +37,8 @@ def extra_channels(in_channels: int) -> int:
     Raises ``ValueError`` for a width that no known model has.
     """
     extra = in_channels // 4 - CHANNELS
-    if in_channels % 4 or extra not in (0, PICTURE, PICTURE_AND_MASK):
-        widths = ", ".join(str(4 * (CHANNELS + n)) for n in (0, PICTURE, PICTURE_AND_MASK))
+    if in_channels % 4 or extra not in KNOWN:
+        widths = ", ".join(str(4 * (CHANNELS + n)) for n in KNOWN)
         raise ValueError(
             f"this transformer reads {in_channels} packed channels, known are {widths}"
         )
@@ -43,6 +53,8 @@ def extra_latents(
     height: int,
     width: int,
     vae: VAEConfig = CONSTANTS,
+    control: Tensor | None = None,
+    strength: float = 1.0,
 ) -> Tensor | None:
     """What to put beside noisy latents, (batch, extra, height, width); None where it is nothing.
 
@@ -51,15 +63,27 @@ def extra_latents(
         picture: raw latents (1 or B, 16, h, w) of any size; none is all zeros.
         mask: (1 or B, 1, H, W) in [0, 1] of any size, 1 where to paint; none is everywhere.
         vae: whose latents these are.
+        control: raw latents as ``picture``, for models that read both; multiplied by ``strength``.
     """
     if not extra:
         return None
-    latents = torch.zeros(1, CHANNELS, height, width) if picture is None else picture.float()
-    if latents.shape[-2:] != (height, width):
-        latents = F.interpolate(latents, (height, width), mode="bilinear")
-    latents = standardise(expand(latents, batch), vae)
+
+    def read(raw: Tensor | None) -> Tensor:
+        latents = torch.zeros(1, CHANNELS, height, width) if raw is None else raw.float()
+        if latents.shape[-2:] != (height, width):
+            latents = F.interpolate(latents, (height, width), mode="bilinear")
+        return standardise(expand(latents, batch), vae)
+
+    latents = read(picture)
     if extra == PICTURE:
         return latents
+    if extra == MASKED_AND_CONTROL:
+        where = torch.ones(1, 1, height, width) if mask is None else mask.float()
+        where = F.interpolate(where.mean(1, keepdim=True), (height, width), mode="bilinear")
+        where = expand(where, batch).to(latents)
+        kept = torch.zeros_like(latents) if picture is None else latents * (1 - where)
+        guide = torch.zeros_like(latents) if control is None else read(control) * strength
+        return torch.cat([kept, where, guide.to(latents)], dim=1)
     large = (height * SIDE, width * SIDE)
     where = torch.ones(1, 1, *large) if mask is None else mask.float().mean(1, keepdim=True)
     if where.shape[-2:] != large:

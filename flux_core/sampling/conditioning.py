@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from ..bounds import check_number, check_span
 from ..models.controlnet import FluxControlNet
 from ..offload import OffloadPolicy
 from .references import References
@@ -52,6 +53,29 @@ class AttentionBias:
     columns: int
 
 
+@dataclass(frozen=True, eq=False)
+class ControlPicture:
+    """A picture of edges, depth or poses that Flex.2 reads beside the noise, and how much of it.
+
+    ``latents`` are raw, (1 or B, 16, h, w) of any size. ``start`` and ``end`` are shares of the
+    schedule, from 0 (noise) to 1. Raises ``ValueError`` for numbers out of range.
+    """
+
+    latents: Tensor
+    strength: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_number(self.strength, "a control picture's strength", -1000, 1000)
+        check_span(self.start, self.end, "a control picture's")
+
+    @property
+    def whole(self) -> bool:
+        """Whether it counts over the whole schedule."""
+        return self.start <= 0 and self.end >= 1
+
+
 @dataclass(frozen=True)
 class Conditioning:
     """What a prompt becomes: context (1 or B, N, D), pooled (1 or B, P), distilled guidance.
@@ -60,10 +84,13 @@ class Conditioning:
     the distilled guidance out.
 
     Models with a wider input (Canny, Depth, Fill) read ``picture`` beside the noise: raw latents
-    (1 or B, 16, h, w). Fill reads ``mask`` too, (1 or B, 1, H, W) with 1 where to paint.
+    (1 or B, 16, h, w). Fill reads ``mask`` too, (1 or B, 1, H, W) with 1 where to paint, and Flex.2
+    both and ``control``.
 
     ``region`` and the span from ``start`` to ``end``, shares of the schedule from 0 (noise) to 1,
     say where and when it counts, if there are several.
+
+    ``text_mask`` (1 or B, N) booleans: the tokens of the context that are read, None for all.
     """
 
     context: Tensor
@@ -76,6 +103,8 @@ class Conditioning:
     end: float = 1.0
     references: References | None = None
     attention: AttentionBias | None = None
+    text_mask: Tensor | None = None
+    control: ControlPicture | None = None
 
 
 @dataclass(frozen=True)

@@ -141,8 +141,9 @@ class Denoiser:
         inputs = model_inputs(x, prompt.img_ids, prompt.context, pooled, timesteps, guidance)
         # a ControlNet reads the noisy latents alone, whatever stands beside them
         control = self._residuals(sigma, prompt, inputs)
-        if prompt.extra is not None:
-            inputs["img"] = pack(torch.cat([x, prompt.extra], dim=1))
+        extra = prompt.beside_noise(sigma)
+        if extra is not None:
+            inputs["img"] = pack(torch.cat([x, extra], dim=1))
         tokens = inputs["img"].shape[1]
         if prompt.references is not None and prompt.reference_ids is not None:
             if prompt.references.shape[-1] != inputs["img"].shape[-1]:

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, T5Config
 
-from ..models.config import TransformerConfig, VAEConfig
+from ..models.families import family_named
 from ..models.text_encoders import ClipEncoder, T5Encoder
 from ..models.tokenizers import T5_LENGTH
 from ..models.transformer import FluxTransformer
@@ -61,23 +61,29 @@ class PictureModels(NamedTuple):
     """All parts that a picture takes; they may be without numbers."""
 
     transformer: FluxTransformer
-    clip_l: ClipEncoder
+    clip_l: ClipEncoder | None
     t5: T5Encoder
     vae: AutoEncoder
 
 
 @cache
-def flux1_dev(precision: str) -> PictureModels:
-    """FLUX.1-dev without numbers, transformer and T5 at a precision."""
+def published_models(family: str, precision: str) -> PictureModels:
+    """The published model of a family without numbers, transformer and T5 at a precision."""
+    record = family_named(family)
     with torch.device("meta"):
-        transformer = FluxTransformer(TransformerConfig()).bfloat16()
+        transformer = cast(FluxTransformer, record.transformer(record.published)).bfloat16()
+        transformer.family = record
+        clip_l = ClipEncoder(CLIP_L).bfloat16() if record.needs_pooled else None
         t5 = T5Encoder(T5_XXL).bfloat16()
-        parts = PictureModels(
-            transformer, ClipEncoder(CLIP_L).bfloat16(), t5, AutoEncoder(VAEConfig()).bfloat16()
-        )
+        parts = PictureModels(transformer, clip_l, t5, AutoEncoder(record.vae).bfloat16())
         quantize(transformer, precision)
         quantize(t5, precision)
     return parts
+
+
+def flux1_dev(precision: str) -> PictureModels:
+    """FLUX.1-dev without numbers, transformer and T5 at a precision."""
+    return published_models("FLUX.1-dev", precision)
 
 
 def flops(function: Callable[[], object]) -> float:
@@ -194,7 +200,7 @@ def plan_picture(
     rows, columns = latent_size(height, width)
     image = image_tokens(rows, columns)
 
-    def planned(modules: list[nn.Module], work: Work, tokens: int) -> Plan:
+    def planned(modules: Sequence[nn.Module], work: Work, tokens: int) -> Plan:
         costs = [
             cost_of(m, machine, image_tokens=tokens, text_tokens=text_tokens, batch=batch)
             for m in modules
@@ -209,12 +215,13 @@ def plan_picture(
         batch=batch,
         vectors=steps,
     )
-    text = planned([parts.clip_l, parts.t5], t5_work(parts.t5, text_tokens), 0)
+    encoders = [part for part in (parts.clip_l, parts.t5) if part is not None]
+    text = planned(encoders, t5_work(parts.t5, text_tokens), 0)
     body = planned([parts.transformer], drawing, image)
     vae = planned([parts.vae], vae_work(parts.vae, rows, columns, batch), 0)
     streamed = body.modules[0].streamed
     from_disk = 0.0 if ram is None else max(0.0, streamed - RAM_SHARE * ram)
-    moved = cost_of(parts.clip_l).all_blocks + cost_of(parts.t5).all_blocks
+    moved = sum(cost_of(part).all_blocks for part in encoders)
     modulations = cost_of(parts.transformer).modulations
     brought = body.modules[0].held + (0 if body.modules[0].modulations else modulations)
     return PicturePlan(

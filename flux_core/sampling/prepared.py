@@ -17,9 +17,17 @@ from torch.nn import functional as F
 from ..models.config import VAEConfig
 from ..models.families import family_of
 from ..models.transformer import FluxBody, FluxTransformer
-from .concat import extra_channels, extra_latents
-from .conditioning import AttentionBias, Conditioning, Control
-from .latents import expand, image_ids, pack, standardise, token_grid
+from .concat import (
+    MASKED_AND_CONTROL,
+    NO_CONTROL,
+    PICTURE,
+    PICTURE_AND_MASK,
+    extra_channels,
+    extra_latents,
+)
+from .conditioning import AttentionBias, Conditioning, Control, ControlPicture
+from .latents import expand, image_ids, image_tokens, pack, standardise, token_grid
+from .padding import without_padding
 from .references import reference_tokens
 from .regions import Area, Placed, weights
 from .sigmas import SigmaTable
@@ -32,8 +40,9 @@ class PreparedPrompt:
     """One entry of a prompt, for latents (B, C, h, w) of its area.
 
     ``weight`` (B, 1, h, w) is what it counts, None where it is alone; ``first`` and ``last`` are
-    the sigmas between which it does. ``extra`` (B, E, h, w) stands beside the noise. ``references``
-    are tokens (B, R, 4 C) with positions ``reference_ids`` (R, 3).
+    the sigmas between which it does. ``extra`` (B, E, h, w) stands beside the noise, and in its
+    place ``extra_outside`` where the sigma is outside of ``control_span``, from its first to its
+    last. ``references`` are tokens (B, R, 4 C) with positions ``reference_ids`` (R, 3).
     """
 
     name: str
@@ -53,6 +62,15 @@ class PreparedPrompt:
     reference_ids: Tensor | None = None
     still: bool = False
     mask: Tensor | None = None
+    extra_outside: Tensor | None = None
+    control_span: tuple[float, float] = (math.inf, -math.inf)
+
+    def beside_noise(self, sigma: float) -> Tensor | None:
+        """What stands beside the noise at a sigma, (B, E, h, w)."""
+        first, last = self.control_span
+        if self.extra_outside is None or last <= sigma <= first:
+            return self.extra
+        return self.extra_outside
 
     def active(self, sigma: float) -> bool:
         """Whether it counts at a sigma."""
@@ -118,11 +136,10 @@ def prepare_prompt(
     batch, height, width = shape[0], shape[-2], shape[-1]
     vae = family_of(transformer).vae
     context, pooled = checked(prompt, transformer)
-    extra = extra_of(prompt, transformer, shape)
-    if extra is not None and prompt.picture is None and device.type != "meta":
-        log.warning("this model reads a picture beside the noise, and none was given")
+    extra, outside = extra_of(prompt, transformer, shape, warn=device.type != "meta")
     if area is not None:
         extra = None if extra is None else area.cut(extra)
+        outside = None if outside is None else area.cut(outside)
         height, width = area.height, area.width
     references = ids = None
     if prompt.references is not None and prompt.references.latents:
@@ -146,14 +163,22 @@ def prepare_prompt(
         references,
         ids,
         prompt.references is not None and prompt.references.still,
-        attention_mask(prompt.attention, context.shape[1], height, width, references, device),
+        without_padding(
+            attention_mask(prompt.attention, context.shape[1], height, width, references, device),
+            prompt.text_mask,
+            image_tokens(height, width) + (0 if references is None else references.shape[1]),
+            batch,
+            device,
+        ),
+        None if outside is None else outside.to(device),
+        control_span(prompt.control, table),
     )
 
 
 def checked(prompt: Conditioning, transformer: FluxTransformer) -> tuple[Tensor, Tensor]:
     """Context (1 or B, N, D) and pooled (1 or B, P) of the widths that a transformer reads."""
     config, pooled = transformer.config, prompt.pooled
-    if pooled is None:  # of a family that reads none, and looks at nothing of it
+    if pooled is None or not family_of(transformer).needs_pooled:  # nothing of it is looked at
         pooled = prompt.context.new_zeros(1, config.vec_in_dim)
     for name, width, expected in (
         ("T5 context", prompt.context.shape[-1], config.context_in_dim),
@@ -168,12 +193,32 @@ def checked(prompt: Conditioning, transformer: FluxTransformer) -> tuple[Tensor,
 
 
 def extra_of(
-    prompt: Conditioning, transformer: FluxTransformer, shape: Sequence[int]
-) -> Tensor | None:
-    """What a model with a wider input reads beside latents of a shape (B, C, h, w)."""
-    extra = extra_channels(transformer.reads)
+    prompt: Conditioning, transformer: FluxTransformer, shape: Sequence[int], warn: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """What a model with a wider input reads beside latents of a shape (B, C, h, w), and what while
+    a control picture does not count, where that is something else.
+
+    Raises ``ValueError`` for a control picture that the model does not read.
+    """
+    extra, control = extra_channels(transformer.reads), prompt.control
+    if warn and extra in (PICTURE, PICTURE_AND_MASK) and prompt.picture is None:
+        log.warning("this model reads a picture beside the noise, and none was given")
+    if control is not None and extra != MASKED_AND_CONTROL:
+        raise ValueError(NO_CONTROL)
     vae = family_of(transformer).vae
-    return extra_latents(extra, prompt.picture, prompt.mask, shape[0], shape[-2], shape[-1], vae)
+    about = (extra, prompt.picture, prompt.mask, shape[0], shape[-2], shape[-1], vae)
+    if control is None:
+        return extra_latents(*about), None
+    controlled = extra_latents(*about, control.latents, control.strength)
+    return controlled, None if control.whole else extra_latents(*about)
+
+
+def control_span(control: ControlPicture | None, table: SigmaTable) -> tuple[float, float]:
+    """The first and the last sigma at which a control picture counts."""
+    if control is None or control.whole:
+        return math.inf, -math.inf
+    first = math.inf if control.start <= 0 else sigma_at(table, control.start)
+    return first, -math.inf if control.end >= 1 else sigma_at(table, control.end)
 
 
 def attention_mask(

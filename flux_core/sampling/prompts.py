@@ -65,7 +65,7 @@ def encode_prompts(
             runner,
             loras,
             "text encoders",
-            [encoders.clip_l, encoders.t5],
+            encoders.modules_used,
             lambda _: {prompt: encoders.encode_cached(prompt, *settings) for prompt in missing},
             lambda: t5_work(encoders.t5, encoders.tokens_at_once(missing, t5_length, literal)),
         )

@@ -162,6 +162,11 @@ class DrawRequest:
                 check_number(prompt.guidance, "guidance", 0, 1000)
         for control in self.controls:
             check_control(control)
+        if self.controls and not family.needs_pooled:
+            raise ValueError(
+                f"{family.name} takes no ControlNets: those of FLUX.1 read CLIP's pooled vector, "
+                "which its prompts do not have"
+            )
         for _, strength in self.loras:
             check_number(strength, "a LoRA's strength", -1000, 1000)
         if self.settings.sigmas is not None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..models.text_encoders import TextEncoding
+from ..models.text_encoding import TextEncoding, joined
 from ..sampling.latents import host_noise, image_tokens, latent_size, standardise
 from .buckets import Size
 from .config import ObjectiveConfig, TrainConfig
@@ -62,7 +62,7 @@ class Batch:
         return replace(
             self,
             latents=self.latents.to(device),
-            text=TextEncoding(self.text.context.to(device), self.text.pooled.to(device)),
+            text=self.text.to(device),
             noise=self.noise.to(device),
             times=self.times.to(device),
             weights=self.weights.to(device),
@@ -95,8 +95,7 @@ def build_batch(
         everywhere = torch.ones(1, *latents.shape[-2:])
         mask = torch.stack([everywhere if m is None else m for m in masks])
         mask = mask.clamp_min(objective.mask_floor)
-    texts = [data.cache.text(caption) for caption in captions]
-    text = TextEncoding(torch.cat([t.context for t in texts]), torch.cat([t.pooled for t in texts]))
+    text = joined([data.cache.text(caption) for caption in captions])
     return Batch(latents, text, noise, times, loss_weights(objective, times), mask)
 
 

@@ -101,6 +101,7 @@ class EncodingCache:
         with torch.no_grad():
             self.vae, self.encoders = fingerprint(vae), fingerprint(encoders)
         self.length = encoders.tokenizers.t5_length
+        self.masks_padding = encoders.masks_padding
 
     def latent_key(self, item: Item) -> str:
         """Where an item's latents and mask are."""
@@ -108,7 +109,8 @@ class EncodingCache:
 
     def text_key(self, caption: str) -> str:
         """Where a caption's encoding is."""
-        return cache_key("text", caption, self.length, self.encoders)
+        reading = ("masked",) if self.masks_padding else ()
+        return cache_key("text", caption, self.length, self.encoders, *reading)
 
     def fill_latents(
         self,

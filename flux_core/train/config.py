@@ -60,8 +60,8 @@ class ModelConfig:
                 "model.precision is 'fp16', in which gradients overflow: take bf16, fp32 or one "
                 "byte a weight"
             )
-        files = (self.transformer, self.clip_l, self.t5, self.vae)
-        if any(files) and not all(files):
+        files = (self.transformer, self.t5, self.vae)  # some families read no CLIP-L
+        if any((*files, self.clip_l)) and not all(files):
             raise ConfigError("model needs transformer, clip_l, t5 and vae, or none of them")
 
 

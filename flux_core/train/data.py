@@ -53,8 +53,11 @@ class TrainingData:
 
     @property
     def text_length(self) -> int:
-        """Tokens of a text encoding."""
-        return self.cache.text("").context.shape[1]
+        """Tokens of the longest text encoding."""
+        captions = [""]  # as long as any, but where padding is masked
+        if self.cache.masks_padding:
+            captions += [item.caption for item in self.all_items]
+        return max(self.cache.text(caption).context.shape[1] for caption in captions)
 
 
 def read_all(config: TrainConfig) -> tuple[list[Item], list[Item], DataProblems]:
@@ -102,7 +105,8 @@ def prepare(
     items, validation, problems = read_all(config)
     folder = Path(config.cache) if config.cache else config.folder / "cache"
     store = TensorStore(None if config.cache == "none" else folder)
-    cache = EncodingCache(store, models.vae, models.encoders)
+    encoders = models.encoders.for_family(family_of(models.transformer))
+    cache = EncodingCache(store, models.vae, encoders)
     texts = [item.caption for item in (*items, *validation)] + ["", *config.samples.prompts]
 
     def fill(some: Sequence[Item]) -> list[Item]:
@@ -110,7 +114,7 @@ def prepare(
         return cache.fill_latents(some, models.vae, runner, problems, on_fault, on_progress)
 
     def fill_all() -> tuple[list[Item], list[Item]]:
-        cache.fill_texts(texts, models.encoders, runner, on_progress)
+        cache.fill_texts(texts, encoders, runner, on_progress)
         return fill(items), fill(validation)
 
     if first:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..checkpoint.load import load_text_encoders, load_transformer, load_vae
+from ..models.families import family_of
 from ..models.text_encoders import TextEncoders
 from ..models.transformer import FluxTransformer
 from ..models.vae import AutoEncoder
 from ..pocket import pocket_file
 from ..quant import full_dtype
-from .config import ModelConfig
+from .config import ConfigError, ModelConfig
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,11 @@ class TrainingModels:
         transformer = load_transformer(
             config.transformer, precision=config.precision, ram_budget=ram_budget
         )
+        family = family_of(transformer)
+        if family.needs_pooled and not config.clip_l:
+            raise ConfigError(f"model.clip_l is empty, and {family.name} reads CLIP-L beside T5")
         encoders = load_text_encoders(
-            config.clip_l,
+            config.clip_l if family.needs_pooled else None,
             config.t5,
             precision=config.text_precision,
             tokenizers=config.tokenizers or None,

@@ -15,6 +15,7 @@ from ..models.text_encoders import TextEncoding
 from ..models.transformer import FluxTransformer
 from ..sampling.inputs import model_inputs
 from ..sampling.latents import image_ids, unpack
+from ..sampling.padding import without_padding
 from .batch import Batch
 from .config import ObjectiveConfig
 
@@ -41,9 +42,11 @@ def predict_velocity(
     height, width = noisy.shape[-2:]
     img_ids = image_ids(height, width).to(noisy.device)
     guidances = torch.full_like(times, guidance)
-    tokens = transformer(
-        **model_inputs(noisy, img_ids, text.context, text.pooled, times, guidances)
-    )
+    inputs = model_inputs(noisy, img_ids, text.context, text.pooled, times, guidances)
+    mask = without_padding(None, text.mask, len(img_ids), len(noisy), noisy.device)
+    if mask is not None:
+        inputs["attention_mask"] = mask
+    tokens = transformer(**inputs)
     return unpack(tokens.float(), height, width)
 
 

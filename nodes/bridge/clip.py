@@ -37,7 +37,8 @@ PREFIXES = {"clip_l": "clip_l.transformer.", "t5": "t5xxl.transformer."}
 
 
 class HostClipModel(nn.Module):
-    """What the host's CLIP calls its ``cond_stage_model``: CLIP-L and T5 as FLUX reads them.
+    """What the host's CLIP calls its ``cond_stage_model``: CLIP-L and T5 as FLUX reads them, or T5
+    alone as Chroma does.
 
     ``patcher`` refers to that of the wire that encodes now: LoRAs differ from wire to wire. It
     holds this model, so it is not held here.
@@ -60,31 +61,41 @@ class HostClipModel(nn.Module):
             assert model is not None, "a CLIP wire holds its model"
             return model.hold(encoder, function, work)
 
-        self.clip_l = module.SDClipModel(
-            textmodel_json_config={},
-            model_class=lambda *_: HostClipL(hold, encoders.clip_l),
-            special_tokens=special_tokens(tokenizers.clip_l, start=True),
-            return_projected_pooled=False,
-            max_length=encoders.clip_l.length,
-        )
-        self.t5xxl = module.SDClipModel(
+        self.clip_l: Any = None
+        clip_l, tokenizer = encoders.clip_l, tokenizers.clip_l
+        if clip_l is not None and tokenizer is not None:
+            self.clip_l = module.SDClipModel(
+                textmodel_json_config={},
+                model_class=lambda *_: HostClipL(hold, clip_l),
+                special_tokens=special_tokens(tokenizer, start=True),
+                return_projected_pooled=False,
+                max_length=clip_l.length,
+            )
+        self.t5xxl = t5_model_class(encoders.masks_padding)(
             textmodel_json_config={},
             model_class=lambda *_: HostT5(hold, encoders.t5),
             special_tokens=special_tokens(tokenizers.t5),
         )
-        self.dtypes = {self.clip_l.transformer.dtype, self.t5xxl.transformer.dtype}
+        self.dtypes = {model.transformer.dtype for model in self.models}
+
+    @property
+    def models(self) -> list[Any]:
+        """The host's models around the encoders that there are."""
+        return [self.t5xxl] if self.clip_l is None else [self.clip_l, self.t5xxl]
 
     def set_clip_options(self, options: dict[str, Any]) -> None:
-        self.clip_l.set_clip_options(options)
-        self.t5xxl.set_clip_options(options)
+        for model in self.models:
+            model.set_clip_options(options)
 
     def reset_clip_options(self) -> None:
-        self.clip_l.reset_clip_options()
-        self.t5xxl.reset_clip_options()
+        for model in self.models:
+            model.reset_clip_options()
 
-    def encode_token_weights(self, pairs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """T5's context (1, N, D) and CLIP-L's pooled vector (1, P) of weighted tokens."""
+    def encode_token_weights(self, pairs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """T5's context (1, N, D) and CLIP-L's pooled vector (1, P), if any, of weighted tokens."""
         context, _ = self.t5xxl.encode_token_weights(pairs["t5xxl"])
+        if self.clip_l is None:
+            return context, None
         _, pooled = self.clip_l.encode_token_weights(pairs["l"])
         return context, pooled
 
@@ -93,8 +104,8 @@ class HostClipModel(nn.Module):
     ) -> dict[str, Any]:
         """The names that LoRAs are matched with, on meta."""
         result = {} if destination is None else destination
-        for part, begin in PREFIXES.items():
-            encoder = getattr(self.texts.module, part)
+        for encoder in self.texts.module.modules_used:
+            begin = PREFIXES[str(encoder.part)]
             for name, tensor in named_shapes(encoder):
                 result[prefix + begin + name] = tensor
         return result
@@ -110,6 +121,23 @@ class HostClipModel(nn.Module):
             result = runner.run("text encoders", [encoder], lambda _: function(runner.device), work)
         accounts.account(runner.report)
         return result
+
+
+@cache
+def t5_model_class(masks_padding: bool) -> type:
+    """The host's model around T5; where padding is masked, what weights move away from is padding
+    alone, as its own for such families has it."""
+    module = host.comfy("comfy.sd1_clip")
+    assert module is not None
+    if not masks_padding:
+        return module.SDClipModel
+
+    class PaddedWithoutEnd(module.SDClipModel):
+        def gen_empty_tokens(self, special_tokens: dict[str, int], *args: Any, **kwargs: Any):
+            marks = {name: mark for name, mark in special_tokens.items() if name != "end"}
+            return module.gen_empty_tokens(marks, *args, **kwargs)
+
+    return PaddedWithoutEnd
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase, start: bool = False) -> dict[str, int]:
@@ -230,7 +258,7 @@ def clip_class() -> type:
 
 
 class FluxTokenizer:
-    """Weighted tokens for both encoders, by the host's own reading of a prompt."""
+    """Weighted tokens for the encoders, by the host's own reading of a prompt."""
 
     def __init__(self, encoders: TextEncoders) -> None:
         module = host.comfy("comfy.sd1_clip")
@@ -238,12 +266,14 @@ class FluxTokenizer:
         assert module is not None and folders is not None
         tokenizers = encoders.tokenizers
         directory = folders.get_folder_paths("embeddings")
-        self.clip_l = module.SDTokenizer(
-            tokenizer_class=opened(tokenizers.clip_l),
-            embedding_directory=directory,
-            embedding_size=encoders.clip_l.table.embedding_dim,
-            max_length=encoders.clip_l.length,
-        )
+        self.clip_l = None
+        if encoders.clip_l is not None and tokenizers.clip_l is not None:
+            self.clip_l = module.SDTokenizer(
+                tokenizer_class=opened(tokenizers.clip_l),
+                embedding_directory=directory,
+                embedding_size=encoders.clip_l.table.embedding_dim,
+                max_length=encoders.clip_l.length,
+            )
         self.t5xxl = module.SDTokenizer(
             tokenizer_class=opened(tokenizers.t5),
             embedding_directory=directory,
@@ -253,20 +283,21 @@ class FluxTokenizer:
             has_start_token=False,
             pad_to_max_length=False,
             max_length=99_999_999,
-            min_length=min(T5_TOKENS, tokenizers.t5_length),
+            min_length=1 if encoders.masks_padding else min(T5_TOKENS, tokenizers.t5_length),
         )
 
     def tokenize_with_weights(
         self, text: str, return_word_ids: bool = False, **kwargs: Any
     ) -> dict[str, Any]:
         """Tokens with their weights, by encoder."""
+        pairs = {} if self.clip_l is None else {"l": self.clip_l}
         return {
-            "l": self.clip_l.tokenize_with_weights(text, return_word_ids, **kwargs),
-            "t5xxl": self.t5xxl.tokenize_with_weights(text, return_word_ids, **kwargs),
+            name: tokenizer.tokenize_with_weights(text, return_word_ids, **kwargs)
+            for name, tokenizer in (pairs | {"t5xxl": self.t5xxl}).items()
         }
 
     def untokenize(self, pairs: Any) -> Any:
-        return self.clip_l.untokenize(pairs)
+        return (self.clip_l or self.t5xxl).untokenize(pairs)
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -20,14 +20,17 @@ from torch import Tensor
 from flux_core import FluxTransformer
 from flux_core.lora import LoraStack
 from flux_core.lora.apply import Branches, Numbered, attached, branches_for
+from flux_core.models.families import family_of
 from flux_core.offload import Work
 from flux_core.offload.placement import placement_of
 from flux_core.offload.workload import sampling_work
+from flux_core.sampling.concat import MASKED_AND_CONTROL, extra_channels
 from flux_core.sampling.latents import image_tokens
 
 from .. import accounts, host
 from ..memory_manager import HostOffloadRunner, PartPatching, patcher_class, set_patcher
 from ..wires import FluxModel
+from .concat import flex_latents
 from .model import HostFlux, RunModulations
 from .patches import has_patches
 from .weight_patches import Entry, entries_of, numbered_together
@@ -41,7 +44,7 @@ def unet_config(transformer: FluxTransformer) -> dict[str, Any]:
     config = transformer.config
     packed = HostFlux.patch_size**2
     return {
-        "image_model": "flux",
+        "image_model": family_of(transformer).host_name,
         "patch_size": HostFlux.patch_size,
         "in_channels": config.in_channels // packed,
         "out_channels": config.out_channels // packed,
@@ -88,8 +91,16 @@ def counting_class(base: type) -> type:
             return base.memory_required(self, *args, **kwargs)
         return 0.0 if together else math.inf
 
+    def concat_cond(self: Any, **conds: Any) -> Any:
+        """What stands beside the noise: the host's own for all widths that it knows."""
+        transformer = self.diffusion_model.transformer
+        if extra_channels(transformer.reads) != MASKED_AND_CONTROL:
+            return base.concat_cond(self, **conds)
+        return flex_latents(transformer, conds)
+
     # a function of the object itself would hold it in a circle
-    return type(base.__name__, (base,), {"memory_required": memory_required})
+    changed = {"memory_required": memory_required, "concat_cond": concat_cond}
+    return type(base.__name__, (base,), changed)
 
 
 def outer_sample(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Any:

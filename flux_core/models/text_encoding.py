@@ -1,0 +1,50 @@
+"""What text encoders make of prompts.
+
+Axis letters: B prompts, N tokens, D and P widths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class TextEncoding:
+    """What the transformer reads: context (B, N, D) and pooled (B, P), P 0 without CLIP-L.
+
+    ``mask`` (B, N) booleans: which tokens are read, where shorter prompts stand beside longer ones;
+    None for all.
+    """
+
+    context: Tensor
+    pooled: Tensor
+    mask: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> TextEncoding:
+        """The same on a device."""
+        mask = None if self.mask is None else self.mask.to(device)
+        return TextEncoding(self.context.to(device), self.pooled.to(device), mask)
+
+
+def joined(encodings: Sequence[TextEncoding]) -> TextEncoding:
+    """Encodings as one of all their prompts, (B, N, D); what shorter ones lack is masked."""
+    longest = max(encoding.context.shape[1] for encoding in encodings)
+    contexts, masks = [], []
+    for encoding in encodings:
+        missing = longest - encoding.context.shape[1]
+        contexts.append(F.pad(encoding.context, (0, 0, 0, missing)))
+        mask = encoding.mask
+        if mask is None:
+            mask = torch.ones(encoding.context.shape[:2], dtype=torch.bool)
+        masks.append(F.pad(mask, (0, missing)))
+    mask = torch.cat(masks)
+    return TextEncoding(
+        torch.cat(contexts),
+        torch.cat([encoding.pooled for encoding in encodings]),
+        None if bool(mask.all()) else mask,
+    )
