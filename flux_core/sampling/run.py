@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..bounds import MOST_SEED, brief, check_number, check_span
-from ..lora import LoraStack, lora_applied
+from ..lora import LoraStack, lora_applied, lora_uses
 from ..models.config import VAEConfig
 from ..models.controlnet import FluxControlNet
 from ..models.families import family_of
@@ -34,6 +34,7 @@ from .conditioning import Conditioning, Control
 from .denoiser import Denoiser, keep_outside
 from .images import scaled_to
 from .latents import destandardise, host_noise, image_tokens, standardise
+from .lora_factors import lora_factors
 from .samplers import SAMPLERS, step_noise
 from .sigmas import (
     SHIFTS,
@@ -128,7 +129,8 @@ class DrawRequest:
             1 or a mask keeps a part.
         negative: read where ``settings.cfg`` is not 1; one or several as ``positive``.
         mask: (1 or B, 1, h, w) in [0, 1], 1 where to draw and 0 where to keep ``latents``.
-        loras: with their strengths, beside the transformer's layers for this run.
+        loras: with their strengths, or as ``LoraUse``, beside the transformer's layers for this
+            run.
 
     Raises ``ValueError`` for latents of another VAE, and for prompts that the transformer's family
     does not read.
@@ -160,8 +162,8 @@ class DrawRequest:
                 check_number(prompt.guidance, "guidance", 0, 1000)
         for control in self.controls:
             check_control(control)
-        for _, strength in self.loras:
-            check_number(strength, "a LoRA's strength", -1000, 1000)
+        for use in lora_uses(self.loras):
+            use.check(self.transformer)
         if self.settings.sigmas is not None:
             check_sigmas(self.settings.sigmas)
 
@@ -255,8 +257,10 @@ def while_drawing(
     """
     requests = [with_fitting_controls(request) for request in requests]
     first = requests[0]
+    loras = lora_uses(first.loras)
     if any(
-        request.modules != first.modules or request.loras != first.loras for request in requests
+        request.modules != first.modules or lora_uses(request.loras) != loras
+        for request in requests
     ):
         raise ValueError("requests that are drawn together need the same model, controls and LoRAs")
     for control in first.controls:
@@ -344,6 +348,9 @@ def sample(
         schedule.table,
         request.latents.shape,
         device,
+        lora_factors(
+            request.transformer, request.loras, schedule.table, request.latents.shape, device
+        ),
     )
     if not len(sigmas):
         return request.latents.float().cpu()
