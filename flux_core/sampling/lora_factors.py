@@ -28,7 +28,7 @@ def share_at(table: SigmaTable, sigma: float, known: Sequence[float] = ()) -> fl
     exactly there.
     """
     exact = (share for share in known if sigma_at(table, share) == sigma)
-    return next(exact, min(1.0, max(0.0, 1.0 - table.time(sigma))))
+    return next(exact, min(1.0, max(0.0, 1.0 - table.time(min(1.0, sigma)))))
 
 
 def step_factor(use: LoraUse, table: SigmaTable, sigma: float) -> float:
