@@ -11,6 +11,7 @@ from .control import ControlNetUpscalerFP8, FluxFitControlNet
 from .dataset import FluxFitDataset
 from .loaders import FluxFitTransformerLoader, FluxLoaderFP8
 from .lora import FluxFitLoraLoader, FluxFitMergeLoras
+from .lora_control import FluxFitLoraControl
 from .pictures import FluxFitCompare, FluxFitGrid
 from .policy import FluxFitMemoryReport, OffloadPolicy
 from .precision import FluxFitPrecisionPlan, FluxFitSaveQuantized
@@ -29,6 +30,7 @@ NODES: dict[type, str] = {
     ControlNetUpscalerFP8: "ControlNet Upscaler FP8",
     FluxFitControlNet: "FLUX ControlNet",
     FluxFitLoraLoader: "FLUX LoRA Loader",
+    FluxFitLoraControl: "FLUX LoRA Control",
     FluxFitMergeLoras: "FLUX Merge LoRAs",
     OffloadPolicy: "Offload Policy",
     FluxFitMemoryReport: "FLUX Memory Report",

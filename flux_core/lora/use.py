@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..bounds import brief, check_number
+from ..pictures import OVERSHOOT
 from .block_weights import BlockCounts, BlockWeights
 from .file import Lora
 from .schedule import StrengthSchedule
@@ -39,8 +40,10 @@ class LoraRegion:
             actual = tuple(mask.shape) if isinstance(mask, Tensor) else brief(mask)
             raise ValueError(f"a LoRA's mask is {actual}, expected (H, W) or (B, H, W)")
         mask = mask.detach().to("cpu", torch.float32)
-        if not bool(((mask >= 0) & (mask <= 1)).all()):
-            raise ValueError("a LoRA's mask has values outside of 0 to 1, or NaN")
+        low, high = (float(x) for x in mask.aminmax())
+        if not (low >= -OVERSHOOT and high <= 1 + OVERSHOOT):  # NaN is neither
+            raise ValueError(f"a LoRA's mask has values from {low:g} to {high:g}, expected 0 to 1")
+        mask = mask.clamp(0, 1)
         object.__setattr__(self, "mask", mask if mask.ndim == 3 else mask[None])
         check_number(self.text, "what a LoRA with a mask counts at text", -1000, 1000)
         check_number(self.modulation, "what a LoRA with a mask counts in modulations", -1000, 1000)
