@@ -22,7 +22,7 @@ from .checkpoint.load import (
 )
 from .checkpoint.save import save_module
 from .errors import CheckpointError
-from .lora import load_lora, merge_loras
+from .lora import LoraRegion, LoraUse, load_lora, merge_loras
 from .models.compile import compile_blocks
 from .models.controlnet import FluxControlNet
 from .models.text_encoders import TextEncoders
@@ -50,6 +50,8 @@ __all__ = [
     "FluxPipeline",
     "FluxTransformer",
     "Images",
+    "LoraRegion",
+    "LoraUse",
     "OffloadPolicy",
     "PrecisionPlan",
     "TextEncoders",

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from .bounds import brief, check_number, check_span
 from .checkpoint.load import load_text_encoders, load_transformer, load_vae
-from .lora import Lora, LoraStack, load_lora, match_lora
+from .lora import Lora, LoraStack, LoraUse, load_lora, lora_uses, match_lora
 from .lora.match import WIDENED_LAYER, is_whole, lora_report, refuse_unmatched
 from .models.families import family_of
 from .models.text_encoders import TextEncoders
@@ -67,6 +67,17 @@ def listed(value: object, name: str) -> list[Any]:
     if value is not None and not isinstance(value, list | tuple):
         raise ValueError(f"{name} is {brief(value)}, expected a list")
     return list(cast("Sequence[Any]", value or ()))
+
+
+def use_of(pair: object) -> LoraUse:
+    """A LoRA, opened where it is a file, with its strength; raises ``ValueError`` for anything
+    else."""
+    if not isinstance(pair, list | tuple) or len(pair) != 2:
+        raise ValueError(f"loras has {brief(pair)}, expected a file and its strength")
+    lora, strength = cast("tuple[Any, Any]", pair)
+    if not isinstance(lora, Lora | str | Path):
+        raise ValueError(f"loras has {brief(lora)}, expected a LoRA or its file")
+    return LoraUse(lora if isinstance(lora, Lora) else load_lora(lora), strength)
 
 
 @dataclass(frozen=True)
@@ -145,7 +156,7 @@ class FluxPipeline:
         control_strength: float = 1.0,
         control_end: float = 1.0,
         controls: Sequence[Control] = (),
-        loras: Sequence[tuple[Lora | str | Path, float]] = (),
+        loras: Sequence[tuple[Lora | str | Path, float] | LoraUse] = (),
         callback: StepCallback | None = None,
     ) -> Images:
         """Draw pictures.
@@ -168,7 +179,7 @@ class FluxPipeline:
                 beside the condition, times ``control_strength``, up to the share ``control_end`` of
                 the schedule.
             loras: LoRAs, or their files, with their strengths, for the transformer and the text
-                encoders.
+                encoders; or ``LoraUse``, with weights a block, a schedule and a region.
             shift: ``host``, ``resolution`` or ``diffsynth``; see ``schedule.SHIFTS``.
             callback: called at every step.
 
@@ -250,29 +261,26 @@ class FluxPipeline:
             (decoded,) = decode_pictures(runner, self.vae, [drawn])
         return Images(decoded, runner.report)
 
-    def _loras(self, loras: Sequence[tuple[Lora | str | Path, float]]) -> LoraStack:
+    def _loras(self, loras: Sequence[tuple[Lora | str | Path, float] | LoraUse]) -> LoraStack:
         """LoRAs, opened where they are files; raises where nothing of one fits."""
         opened = []
-        for pair in loras:
-            if not isinstance(pair, list | tuple) or len(pair) != 2:
-                raise ValueError(f"loras has {brief(pair)}, expected a file and its strength")
-            lora, strength = pair
-            if not isinstance(lora, Lora | str | Path):
-                raise ValueError(f"loras has {brief(lora)}, expected a LoRA or its file")
-            lora = lora if isinstance(lora, Lora) else load_lora(lora)
-            check_number(strength, f"the strength of {lora.path}", -1000, 1000)
+        for item in loras:
+            use = item if isinstance(item, LoraUse) else use_of(item)
+            use.check(self.transformer)
+            lora = use.lora
             parts = (self.transformer, *self.text_encoders.modules_used)
             matches = [match_lora(lora, part) for part in parts]
             refuse_unmatched(lora, matches)
             if not is_whole(matches):
                 log.warning("%s", lora_report(lora, matches))
-            opened.append((lora, strength))
+            opened.append(use)
         return opened
 
     def _refuse_condition(self, loras: LoraStack) -> None:
         """Raise ``ValueError`` where nothing reads a picture beside the noise."""
         if not extra_channels(self.transformer.reads) and not any(
-            WIDENED_LAYER in match_lora(lora, self.transformer).deltas for lora, _ in loras
+            WIDENED_LAYER in match_lora(use.lora, self.transformer).deltas
+            for use in lora_uses(loras)
         ):
             raise ValueError(
                 "a condition is read by Fill, Canny, Depth, Flex.2 and control LoRAs, and this "

@@ -12,6 +12,7 @@ from .dataset import FluxFitDataset
 from .flex import FluxFitFlexControl
 from .loaders import FluxFitTransformerLoader, FluxLoaderFP8
 from .lora import FluxFitLoraLoader, FluxFitMergeLoras
+from .lora_control import FluxFitLoraControl
 from .pictures import FluxFitCompare, FluxFitGrid
 from .policy import FluxFitMemoryReport, OffloadPolicy
 from .precision import FluxFitPrecisionPlan, FluxFitSaveQuantized
@@ -31,6 +32,7 @@ NODES: dict[type, str] = {
     FluxFitControlNet: "FLUX ControlNet",
     FluxFitFlexControl: "FLUX Flex.2 Control",
     FluxFitLoraLoader: "FLUX LoRA Loader",
+    FluxFitLoraControl: "FLUX LoRA Control",
     FluxFitMergeLoras: "FLUX Merge LoRAs",
     OffloadPolicy: "Offload Policy",
     FluxFitMemoryReport: "FLUX Memory Report",

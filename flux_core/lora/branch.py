@@ -141,6 +141,26 @@ class LinearBranch(Branch):
             if total is not None:
                 total.copy_(torch.stack([strengths[n] * part for n, part in parts]).sum(0))
 
+    def scale_now(self) -> Tensor:
+        """The strength of each rank, (R,), or (..., R) where it differs from row to row."""
+        return self.scale
+
+    def factor_now(self, index: int) -> Tensor:
+        """The strength of a dense or Kronecker product, a scalar or (..., 1)."""
+        return self.factors[index]
+
+    def column_strength_now(self, index: int) -> Tensor:
+        """The strength of a gain by columns, a scalar or (..., 1)."""
+        return self.column_strengths[index]
+
+    def bias_now(self, dtype: torch.dtype) -> Tensor | None:
+        """What is added as a bias, (out,) or (..., out), in a dtype."""
+        return self.bias
+
+    def gain_now(self) -> Tensor | None:
+        """The gain on what the layer itself gave, (out,) or (..., out) float32."""
+        return self.gain
+
     def add(self, layer: Layer, x: Tensor, y: Tensor) -> Tensor:
         """Add everything to y (..., out), which the layer made of x (..., in).
 
@@ -149,32 +169,32 @@ class LinearBranch(Branch):
         if self.width > x.shape[-1]:
             x = F.pad(x, (0, self.width - x.shape[-1]))
         out = y
-        if self.gain is not None:
+        gain, bias = self.gain_now(), self.bias_now(x.dtype)
+        if gain is not None:
             plain = y if layer.bias is None else y - layer.bias
-            out = out + (plain.float() * self.gain).to(y.dtype)
+            out = out + (plain.float() * gain).to(y.dtype)
         if self.down is not None and self.up is not None:
             inner = linear(x, self.down)
-            out = out + linear((inner.float() * self.scale).to(x.dtype), self.up)
+            out = out + linear((inner.float() * self.scale_now()).to(x.dtype), self.up)
         for i in range(len(self.dense)):
             product = linear(x, self.get_buffer(f"dense{i}"))
-            out = out + product * self.factors[i].to(x.dtype)
+            out = out + product * self.factor_now(i).to(x.dtype)
         for i, (_, start, count) in enumerate(self.krons):
             product = kron_product(
                 x[..., : self.in_features],
                 self.get_buffer(f"kron{i}_0"),
                 self.get_buffer(f"kron{i}_1"),
             )
-            product = product * self.factors[len(self.dense) + i].to(x.dtype)
+            product = product * self.factor_now(len(self.dense) + i).to(x.dtype)
             out = out + F.pad(product, (start, self.out_features - start - count))
         for i in range(len(self.column_gains)):
             # W (x * (g - 1)): the layer itself, without its bias
             own = x[..., : self.in_features]
             product = plain_forward(layer, own * self.get_buffer(f"columns{i}"))
             product = product if layer.bias is None else product - layer.bias
-            out = out + product * (self.get_buffer(f"rows{i}") * self.column_strengths[i]).to(
-                x.dtype
-            )
-        return out if self.bias is None else out + self.bias
+            strength = self.get_buffer(f"rows{i}") * self.column_strength_now(i)
+            out = out + product * strength.to(x.dtype)
+        return out if bias is None else out + bias
 
 
 class NormBranch(Branch):
@@ -194,6 +214,10 @@ class NormBranch(Branch):
         for number, value in self.values:
             scale = torch.lerp(scale, value, strengths[number])
         self.scale.copy_(scale)
+
+    def scale_now(self) -> Tensor:
+        """The scale (head,), or (..., head) where it differs from token to token."""
+        return self.scale
 
 
 def kron_product(x: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
@@ -263,8 +287,12 @@ class BranchedRMSNorm(RMSNorm):
     branch: NormBranch
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., head) to the same, normalised over its last axis."""
-        return F.rms_norm(x.float(), x.shape[-1:], self.branch.scale, eps=1e-6).to(x.dtype)
+        """(B, L, H, head) to the same, normalised over its last axis."""
+        scale = self.branch.scale_now()
+        if scale.ndim == 1:
+            return F.rms_norm(x.float(), x.shape[-1:], scale, eps=1e-6).to(x.dtype)
+        normed = F.rms_norm(x.float(), x.shape[-1:], eps=1e-6)
+        return (normed * scale[..., None, :]).to(x.dtype)  # all heads of a token have its scale
 
 
 BRANCHED = {

@@ -124,6 +124,11 @@ def first_names(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
+def part_of(module: nn.Module) -> str:
+    """Which part a module is: ``transformer``, ``clip_l`` or ``t5``."""
+    return str(getattr(module, "part", "transformer"))
+
+
 def linears_of(module: nn.Module) -> dict[str, Layer]:
     """Every layer that may have a LoRA, by its native name."""
     return {
@@ -247,7 +252,7 @@ def match_lora(lora: Lora, module: nn.Module, part: str | None = None) -> LoraMa
     Args:
         part: ``transformer``, ``clip_l`` or ``t5``; by default told by the module.
     """
-    part = part or str(getattr(module, "part", "transformer"))
+    part = part or part_of(module)
     targets = lora_targets(module)
     targets |= {name.replace(".", "_"): target for name, target in targets.items()} | targets
     norms = norm_names(module)

@@ -14,25 +14,40 @@ from ..models.layers import RMSNorm
 from ..models.transformer import FluxTransformer
 from ..quant import QuantizedLinear, quantized_linears
 from ..quant.products import Linear
-from .apply import LoraStack
+from .block_weights import BlockCounts
 from .branch import dora_gain, float_weight
-from .match import WIDENED_LAYER, LoraMatch, linears_of, match_lora, refuse_unmatched
+from .match import WIDENED_LAYER, LoraMatch, linears_of, match_lora, part_of, refuse_unmatched
+from .use import LoraStack, lora_uses
 
 
 def merge_loras(module: nn.Module, stack: LoraStack) -> nn.Module:
     """Add LoRAs to a model's weights in place, in float32, rounded once to the weights' dtype.
 
-    A control LoRA's wider input makes the model one with a wider input.
+    A control LoRA's wider input makes the model one with a wider input. Weights a block count.
 
     Returns the module. Raises ``ValueError`` where the module is quantized (its bits would have to
-    be made anew: load it in bf16), where nothing of a LoRA fits it, or where a sum is not finite.
+    be made anew: load it in bf16), where nothing of a LoRA fits it, where one has a schedule or a
+    region, or where a sum is not finite.
     """
     if next(quantized_linears(module), None) is not None:
         raise ValueError("a quantized model's weights are not added to: load it in bf16 to merge")
     layers = linears_of(module)
-    matches = [(match_lora(lora, module), strength) for lora, strength in stack]
-    for match, _ in matches:
+    part, counts = part_of(module), BlockCounts.of(module)
+    matches = [(match_lora(use.lora, module), use) for use in lora_uses(stack)]
+    for match, use in matches:
         refuse_unmatched(match.lora, [match])
+        if use.by_row:
+            what = "a schedule" if use.region is None else "a region"
+            raise ValueError(
+                f"{use.lora.path} has {what}, and merged weights are the same at every step and "
+                "place: merge it without, or leave it beside the weights"
+            )
+        if part == "transformer":
+            use.check(module)
+
+    def of_layer(name: str) -> list[tuple[LoraMatch, float]]:
+        return [(match, use.in_layer(name, part, counts)) for match, use in matches]
+
     with torch.no_grad():
         for name in dict.fromkeys(name for match, _ in matches for name in match.deltas):
             layer = layers[name]
@@ -40,9 +55,10 @@ def merge_loras(module: nn.Module, stack: LoraStack) -> nn.Module:
             width = max(delta.width for match, _ in matches for delta in match.deltas.get(name, ()))
             if width > layer.in_features:
                 layer = widen_input(module, name, width)
-            merge_layer(layer, name, matches)
-        for match, strength in matches:
+            merge_layer(layer, name, of_layer(name))
+        for match, use in matches:
             for name, value in match.norms.items():
+                strength = use.in_layer(name, part, counts)
                 scale = cast(RMSNorm, module.get_submodule(name)).scale
                 scale.copy_(torch.lerp(scale.float(), value.to(scale.device), strength))
     return module

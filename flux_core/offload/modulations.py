@@ -9,7 +9,7 @@ policy takes them from here, so that all give the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -27,9 +27,15 @@ WINDOW = 64
 class PrecomputedModulations:
     """All modulations of one model for known vectors; ``select`` says which are current."""
 
-    def __init__(self, body: nn.Module, vecs: Mapping[Key, Tensor]) -> None:
-        """``vecs`` are (B, D) on the device, by whatever key ``select`` will be given."""
-        self.body = body
+    def __init__(
+        self,
+        body: nn.Module,
+        vecs: Mapping[Key, Tensor],
+        prepare: Callable[[Sequence[Key]], None] | None = None,
+    ) -> None:
+        """``vecs`` are (B, D) on the device, by whatever key ``select`` will be given; ``prepare``
+        is called with the keys of those that are computed next, each of which has B rows."""
+        self.body, self.prepare = body, prepare
         self.numbers = {key: i for i, key in enumerate(vecs)}
         self.vecs = torch.stack(list(vecs.values()))  # (K, B, D)
         self.places: dict[int, tuple[int, int]] = {}
@@ -41,6 +47,8 @@ class PrecomputedModulations:
         """All layers' modulations of the vectors from number ``first`` on."""
         some = self.vecs[first : first + WINDOW]
         self.window = range(first, first + len(some))
+        if self.prepare is not None:
+            self.prepare(list(self.numbers)[first : first + len(some)])
         layers = cast(list[PrecomputedLayer], modulations_of(self.body))
         start = 0
         for layer in layers:

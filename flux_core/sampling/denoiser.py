@@ -7,7 +7,7 @@ Latents are (B, 16, h, w) and standardised here, ``(z - 0.1159) * 0.3611``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..offload.modulations import PrecomputedModulations
 from .conditioning import Conditioning, Control
 from .inputs import model_inputs
 from .latents import expand, pack, unpack
+from .lora_factors import LoraFactors
 from .prepared import PreparedPrompt, control_condition, prepare_prompt, sigma_at
 from .regions import Placed, background_weights, is_alone, opposites, place_prompt
 from .samplers import Model
@@ -47,10 +48,11 @@ class Denoiser:
         table: SigmaTable,
         shape: Sequence[int],
         device: torch.device,
+        loras: LoraFactors | None = None,
     ) -> None:
         self.transformer, self.cfg, self.table = transformer, cfg, table
         self.vae = family_of(transformer).vae
-        self.shape, self.device = tuple(shape), device
+        self.shape, self.device, self.loras = tuple(shape), device, loras
         self.controls = [control for control in controls if control.strength]
         size = (shape[-2], shape[-1])
         ours = [place_prompt(prompt, *size) for prompt in positive]
@@ -106,18 +108,30 @@ class Denoiser:
                 # vectors of one length are computed at once
                 by_rows: dict[int, dict[tuple[float, str], Tensor]] = {}
                 for sigma in sigmas.tolist():
+                    if self.loras is not None:
+                        self.loras.set_vectors([sigma])
                     for prompt in self.prompts:
                         if sigma > 0 and prompt.active(sigma):
                             vec = prompt.vector(body, sigma)
                             by_rows.setdefault(len(vec), {})[sigma, prompt.name] = vec
                 self.precomputed[body] = [
-                    PrecomputedModulations(body, vecs) for vecs in by_rows.values()
+                    PrecomputedModulations(body, vecs, self._preparing(rows))
+                    for rows, vecs in by_rows.items()
                 ]
             yield
         finally:
+            if self.loras is not None:
+                self.loras.clear()
             self.precomputed = {}
             for body in self.bodies:
                 body.precomputed = None
+
+    def _preparing(self, rows: int) -> Callable[[Sequence[tuple[float, str]]], None] | None:
+        """What says how LoRAs count in modulations of some sigmas, each of so many rows."""
+        loras = self.loras
+        if loras is None:
+            return None
+        return lambda keys: loras.set_vectors([sigma for sigma, _ in keys], rows)
 
     def _residuals(
         self, sigma: float, prompt: PreparedPrompt, inputs: dict[str, Any]
@@ -157,6 +171,9 @@ class Denoiser:
             inputs["attention_mask"] = prompt.mask
         if prompt.still_tokens:
             inputs["still_tokens"] = prompt.still_tokens
+        if self.loras is not None:
+            tokens_read = inputs["txt"].shape[1], inputs["img"].shape[1]
+            self.loras.set_call(sigma, prompt, *tokens_read)
         out = self.transformer(**inputs, control=control)
         return unpack(out[:, :tokens].float(), prompt.height, prompt.width)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..lora import LoraStack
+from ..lora import LoraStack, lora_uses
 from ..models.text_encoders import T5Encoder, TextEncoders, TextEncoding
 from ..offload import OffloadRunner, Work
 from ..offload.activations import on_meta, peak_bytes
@@ -49,8 +49,8 @@ def encode_prompts(
             training has it.
     """
     # what is for the transformer alone changes no text; a key holds no LoRA alive
-    loras = [(lora, strength) for lora, strength in loras if lora.on_text and strength]
-    on_text = tuple((lora.serial, strength) for lora, strength in loras)
+    uses = [use for use in lora_uses(loras) if use.lora.on_text and use.strength]
+    on_text = tuple((use.lora.serial, use.strength, use.blocks) for use in uses)
     settings = clip_l_prompt, t5_length, on_text, literal
     encodings = {}
     missing = []
@@ -63,7 +63,7 @@ def encode_prompts(
     if missing:
         encodings |= run_with_loras(
             runner,
-            loras,
+            uses,
             "text encoders",
             encoders.modules_used,
             lambda _: {prompt: encoders.encode_cached(prompt, *settings) for prompt in missing},

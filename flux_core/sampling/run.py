@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..bounds import MOST_SEED, brief, check_number, check_span
-from ..lora import LoraStack, lora_applied
+from ..lora import LoraStack, lora_applied, lora_uses
 from ..models.config import VAEConfig
 from ..models.controlnet import FluxControlNet
 from ..models.families import family_of
@@ -34,6 +34,7 @@ from .conditioning import Conditioning, Control
 from .denoiser import Denoiser, keep_outside
 from .images import scaled_to
 from .latents import destandardise, host_noise, image_tokens, standardise
+from .lora_factors import lora_factors
 from .samplers import SAMPLERS, step_noise
 from .sigmas import (
     SHIFTS,
@@ -130,7 +131,8 @@ class DrawRequest:
             1 or a mask keeps a part.
         negative: read where ``settings.cfg`` is not 1; one or several as ``positive``.
         mask: (1 or B, 1, h, w) in [0, 1], 1 where to draw and 0 where to keep ``latents``.
-        loras: with their strengths, beside the transformer's layers for this run.
+        loras: with their strengths, or as ``LoraUse``, beside the transformer's layers for this
+            run.
 
     Raises ``ValueError`` for latents of another VAE, and for prompts that the transformer's family
     does not read.
@@ -167,8 +169,8 @@ class DrawRequest:
                 f"{family.name} takes no ControlNets: those of FLUX.1 read CLIP's pooled vector, "
                 "which its prompts do not have"
             )
-        for _, strength in self.loras:
-            check_number(strength, "a LoRA's strength", -1000, 1000)
+        for use in lora_uses(self.loras):
+            use.check(self.transformer)
         if self.settings.sigmas is not None:
             check_sigmas(self.settings.sigmas)
 
@@ -228,8 +230,8 @@ class DrawRequest:
             held=denoiser.held_bytes + LATENTS_HELD * latents,
         )
 
-    def denoiser(self, device: torch.device) -> Denoiser:
-        """What a sampler calls, with all that it reads on a device."""
+    def denoiser(self, device: torch.device, loras: LoraFactors | None = None) -> Denoiser:
+        """What a sampler calls, with all that it reads on a device, and how LoRAs count."""
         return Denoiser(
             self.transformer,
             self.positives,
@@ -239,6 +241,7 @@ class DrawRequest:
             self.noise_schedule.table,
             self.latents.shape,
             device,
+            loras,
         )
 
 
@@ -282,8 +285,10 @@ def while_drawing(
     """
     requests = [with_fitting_controls(request) for request in requests]
     first = requests[0]
+    loras = lora_uses(first.loras)
     if any(
-        request.modules != first.modules or request.loras != first.loras for request in requests
+        request.modules != first.modules or lora_uses(request.loras) != loras
+        for request in requests
     ):
         raise ValueError("requests that are drawn together need the same model, controls and LoRAs")
     for control in first.controls:
@@ -363,7 +368,10 @@ def sample(
     device, settings, schedule = torch.device(device), request.settings, request.noise_schedule
     start = standardise(request.latents.float(), request.vae).to(device)
     noise, sigmas = schedule.noise.to(device), schedule.sigmas.to(device)
-    denoiser = request.denoiser(device)
+    factors = lora_factors(
+        request.transformer, request.loras, schedule.table, request.latents.shape, device
+    )
+    denoiser = request.denoiser(device, factors)
     if not len(sigmas):
         return request.latents.float().cpu()
     x = sigmas[0] * noise + (1 - sigmas[0]) * start

@@ -44,6 +44,12 @@ class SigmaTable:
             return t
         return math.exp(self.mu) / (math.exp(self.mu) + (1 / t - 1))
 
+    def time(self, sigma: float) -> float:
+        """The time in [0, 1] of a shifted sigma; the inverse of ``sigma``."""
+        if self.mu == 0 or sigma <= 0:
+            return max(0.0, sigma)
+        return 1 / (1 + math.exp(self.mu) * (1 / sigma - 1))
+
     @property
     def sigmas(self) -> Tensor:
         """All of them, rising, (size,)."""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from flux_core.lora import lora_uses
 from flux_core.lora.apply import Branches, Numbered, attached, branches_for
 from flux_core.models.text_encoders import TextEncoders
 from flux_core.offload import Work
@@ -162,7 +163,8 @@ def with_loras(encoder: nn.Module, texts: FluxTextEncoders, patcher: Any) -> Ite
 def branches_of(encoder: nn.Module, texts: FluxTextEncoders, patcher: Any) -> Branches | None:
     """Branches for our LoRAs, the host's patches and its hooks; None where there is nothing."""
     entries, strengths = patches_of(encoder, patcher)
-    loras = [lora for lora, _ in texts.loras]
+    uses = lora_uses(texts.loras)
+    loras = [use.lora for use in uses]
     if not loras and not entries:
         return None
 
@@ -171,7 +173,8 @@ def branches_of(encoder: nn.Module, texts: FluxTextEncoders, patcher: Any) -> Br
 
     sources = [*loras, *(entry.source for entry in entries)]
     branches = branches_for(encoder, sources, numbered)
-    branches.set_strengths([*(strength for _, strength in texts.loras), *strengths])
+    of_all = [*(use.strength for use in uses), *strengths]
+    branches.set_strengths(of_all, [use.blocks for use in uses])
     return branches
 
 

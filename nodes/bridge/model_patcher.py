@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from flux_core import FluxTransformer
-from flux_core.lora import LoraStack
+from flux_core.lora import LoraUse, lora_uses
 from flux_core.lora.apply import Branches, Numbered, attached, branches_for
 from flux_core.models.families import family_of
 from flux_core.offload import Work
@@ -189,15 +189,15 @@ class ModelPatching(PartPatching):
     # ---- what stands beside the weights
 
     @property
-    def loras(self) -> LoraStack:
-        return self.flux.loras if self.flux is not None else ()
+    def loras(self) -> list[LoraUse]:
+        return lora_uses(self.flux.loras) if self.flux is not None else []
 
     def strengths(self) -> list[float]:
         """Of our LoRAs, of the host's patches and of its hooks' patches, in that order."""
         hooks = self.current_hooks.hooks if self.current_hooks is not None else ()
         by_hook = {hook.hook_ref: float(hook.strength) for hook in hooks}
         return [
-            *(strength for _, strength in self.loras),
+            *(use.strength for use in self.loras),
             *(entry.strength for entry in entries_of(self.patches, PREFIX)),
             *(by_hook.get(ref, 0.0) * entry.strength for ref, entry in self.hook_entries()),
         ]
@@ -206,7 +206,8 @@ class ModelPatching(PartPatching):
         """Branches for all of them; None where there is nothing."""
         entries = entries_of(self.patches, PREFIX)
         entries += [entry for _, entry in self.hook_entries()]
-        loras = [lora for lora, _ in self.loras]
+        uses = self.loras
+        loras = [use.lora for use in uses]
         if not loras and not entries:
             return None
 
@@ -215,7 +216,7 @@ class ModelPatching(PartPatching):
 
         sources = [*loras, *(entry.source for entry in entries)]
         branches = branches_for(transformer, sources, numbered)
-        branches.set_strengths(self.strengths())
+        branches.set_strengths(self.strengths(), [use.blocks for use in uses])
         return branches
 
     def set_strengths(self) -> None:
@@ -226,7 +227,7 @@ class ModelPatching(PartPatching):
         if branches is None or tuple(strengths) == branches.strengths:
             return
         with placement_of(transformer, torch.device(self.load_device)).changing():
-            branches.set_strengths(strengths)
+            branches.set_strengths(strengths, branches.blocks)
 
     branches_now: Branches | None = None
 
@@ -234,6 +235,13 @@ class ModelPatching(PartPatching):
 
     def refuse(self) -> None:
         """Raise ``ValueError`` for changes of the model that cannot be made beside it."""
+        for use in self.loras:
+            use.check(self.diffusion.transformer)
+            if use.by_row:
+                raise ValueError(
+                    f"{use.lora.path} has a schedule or a mask, which FluxSampler's own samplers "
+                    "draw: take sampler_object and guider away, or use ComfyUI's LoRA hooks"
+                )
         objects = [name for name in self.object_patches if name.startswith(PREFIX)]
         for what, names in (
             ("replaces parts of the transformer", objects),

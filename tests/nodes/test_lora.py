@@ -10,9 +10,11 @@ from fluxfit.nodes import NODE_CLASS_MAPPINGS, headless
 from fluxfit.nodes.wires import FluxModel, FluxTextEncoders
 
 from flux_core import FluxPipeline, OffloadPolicy, load_transformer
+from flux_core.lora import BlockWeights, LoraUse, StrengthSchedule
 from flux_core.pocket import pocket_file
 from tests import tiny_models
 from tests.cli.command_line import call
+from tests.nodes.node_calls import defaults, node
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -152,3 +154,66 @@ def test_merged_is_the_same_as_beside(models, loaded, tmp_path, monkeypatch):
 
 def test_the_nodes_are_known_to_the_headless_runner():
     assert {"FluxFitLoraLoader", "FluxFitMergeLoras"} <= set(headless.KNOWN_NODES)
+
+
+class TestControl:
+    """FluxFitLoraControl changes the LoRA before it; ``strong`` is on every layer."""
+
+    def control(self, model, **options):
+        return node("FluxFitLoraControl").control(
+            **defaults("FluxFitLoraControl", model=model) | options
+        )
+
+    @pytest.fixture
+    def chained(self, loaded):
+        load = NODE_CLASS_MAPPINGS["FluxFitLoraLoader"]().load
+        model, encoders, _ = load(loaded[0], "strong.safetensors", 0.2, 0.2, True, loaded[1])
+        return load(model, "strong.safetensors", 0.3, 0.3, True, encoders)[:2]
+
+    def test_it_changes_the_last_lora_of_the_wire(self, chained):
+        mask = torch.ones(1, 32, 32)
+        model, none = self.control(chained[0], blocks="double: 0.5", schedule="0:1, 1:0", mask=mask)
+        first, last = model.loras
+        assert none is None and first == chained[0].loras[0]
+        assert last.lora is chained[0].loras[1][0] and last.strength == 0.3
+        assert last.blocks == BlockWeights.parse("double: 0.5")
+        assert last.schedule == StrengthSchedule.parse("0:1, 1:0")
+        assert torch.equal(last.region.mask, mask) and last.region.text == 1
+        (kept, _) = self.control(model)
+        assert kept.loras[1] == LoraUse(*chained[0].loras[1])  # texts that are empty say nothing
+
+    def test_each_of_them_changes_the_picture(self, chained):
+        model, encoders = chained
+        mask = torch.zeros(1, 8, 8)
+        mask[:, :, 4:] = 1
+        forms = [{}, {"blocks": "single"}, {"schedule": "0:1, 0.9:0"}, {"mask": mask}]
+        pictures = [drawn(self.control(model, **form)[0], encoders) for form in forms]
+        assert torch.equal(pictures[0], drawn(model, encoders))
+        for i, picture in enumerate(pictures):
+            assert all(tiny_models.relative(picture, other) > 1e-3 for other in pictures[:i])
+        assert torch.equal(pictures[0], drawn(model, encoders))
+
+    def test_weights_for_text_encoders_need_their_wire(self, chained, loaded):
+        model, encoders = chained
+        with pytest.raises(ValueError, match="wire text_encoders through"):
+            self.control(model, blocks="t5: 0")
+        with pytest.raises(ValueError, match="not from the loader of .*strong.safetensors"):
+            self.control(model, blocks="t5: 0", text_encoders=loaded[1])
+        changed, texts = self.control(model, blocks="t5: 0", text_encoders=encoders)
+        assert len(texts.loras) == 2 and texts.loras[0] == encoders.loras[0]
+        load = NODE_CLASS_MAPPINGS["FluxFitLoraLoader"]().load
+        once = load(loaded[0], "strong.safetensors", 0.2, 0.2, True, loaded[1])[1]
+        assert torch.equal(drawn(changed, texts), drawn(changed, once))
+        assert not torch.equal(drawn(changed, texts), drawn(changed, encoders))
+
+    def test_what_is_wrong_is_named(self, chained, loaded):
+        for options, message in (
+            ({"blocks": "double 99: 1"}, "double 99 is past this model's last one"),
+            ({"blocks": "1, 2"}, "are 2 numbers"),
+            ({"schedule": "x"}, "'x' is no point"),
+            ({"mask": 7 * torch.ones(1, 2, 2)}, "mask has values from 7"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                self.control(chained[0], **options)
+        with pytest.raises(ValueError, match="no LoRA on this model"):
+            self.control(loaded[0])
