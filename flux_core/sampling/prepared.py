@@ -53,6 +53,8 @@ class PreparedPrompt:
     reference_ids: Tensor | None = None
     still: bool = False
     mask: Tensor | None = None
+    #: of the controls, in one window of a picture that is drawn in tiles
+    conditions: Sequence[Tensor] | None = None
 
     def active(self, sigma: float) -> bool:
         """Whether it counts at a sigma."""
@@ -220,13 +222,21 @@ def control_condition(
 
     Raises ``ValueError`` for a control picture of another size.
     """
-    batch, height, width = shape[0], shape[-2], shape[-1]
-    cond = control.cond.to(prompt.context.device)
-    area, side = prompt.area or Area(height, width, 0, 0), vae.compression
+    device = prompt.context.device
+    area = prompt.area or Area(shape[-2], shape[-1], 0, 0)
+    whole = whole_condition(control, shape, vae, device)
+    return cut_condition(control, whole, area, vae, shape[0], device)
+
+
+def whole_condition(
+    control: Control, shape: Sequence[int], vae: VAEConfig, device: torch.device
+) -> Tensor:
+    """A control's condition for latents of a shape (B, C, h, w): (1 or B, c, h, w) with what its
+    net reads beside them, or pixels (1 or B, 3, H, W); errors as ``control_condition``."""
+    height, width = shape[-2], shape[-1]
+    cond, side = control.cond.to(device), vae.compression
     if control.net.config.hint:
-        size = (height * side, width * side)
-        pixels = F.interpolate(cond.float(), size, mode="bilinear")
-        return expand(area.cut(pixels, side), batch)
+        return F.interpolate(cond.float(), (height * side, width * side), mode="bilinear")
     if cond.shape[-2:] != (height, width):
         raise ValueError(
             f"the control picture is {cond.shape[-1] * side}x{cond.shape[-2] * side} pixels, "
@@ -238,4 +248,14 @@ def control_condition(
         mask = F.interpolate(mask, cond.shape[-2:], mode="area")
         # the public inpainting nets were trained with 1 where the picture is kept
         cond = torch.cat([cond, 1 - expand(mask, cond.shape[0])], dim=1)
-    return expand(pack(area.cut(cond)), batch)
+    return cond
+
+
+def cut_condition(
+    control: Control, whole: Tensor, area: Area, vae: VAEConfig, batch: int, device: torch.device
+) -> Tensor:
+    """A part of ``whole_condition`` (1 or B, c, h, w) as the net reads it: tokens (B, L, c), or
+    pixels (B, 3, H, W)."""
+    if control.net.config.hint:
+        return expand(area.cut(whole, vae.compression).to(device), batch)
+    return expand(pack(area.cut(whole).to(device)), batch)

@@ -32,6 +32,7 @@ from ..offload.workload import sampling_work
 from ..quant import set_compute
 from .conditioning import Conditioning, Control
 from .denoiser import Denoiser, keep_outside
+from .differential import MaskBySteps, mask_by_steps
 from .images import scaled_to
 from .latents import destandardise, host_noise, image_tokens, standardise
 from .samplers import SAMPLERS, step_noise
@@ -44,6 +45,9 @@ from .sigmas import (
     table_for,
     wrong_shift,
 )
+from .tiled_work import whole_picture_work
+from .tiles import Tiling
+from .windows import Tiles
 
 T = TypeVar("T")
 #: Steps done before this one, steps in all, and the picture as it is believed now: standardised
@@ -95,9 +99,13 @@ class SamplingSettings:
         object.__setattr__(self, "seed", int(self.seed))  # of numpy it may be
         check_number(self.cfg, "cfg", -1000, 1000)
 
-    def noise_schedule(self, transformer: FluxTransformer, shape: Sequence[int]) -> NoiseSchedule:
-        """The host's noise and sigmas for latents of a shape (B, 16, h, w)."""
-        tokens = image_tokens(shape[-2], shape[-1])
+    def noise_schedule(
+        self, transformer: FluxTransformer, shape: Sequence[int], tiles: Tiling | None = None
+    ) -> NoiseSchedule:
+        """The host's noise and sigmas for latents of a shape (B, 16, h, w); a shift that depends on
+        the size goes by what the model sees at once, which ``tiles`` make smaller."""
+        height, width = shape[-2], shape[-1]
+        tokens = image_tokens(*(tiles.window_size(height, width) if tiles else (height, width)))
         table = table_for(family_of(transformer), self.shift, tokens)
         sigmas = self.sigmas
         if sigmas is None:
@@ -129,6 +137,9 @@ class DrawRequest:
         negative: read where ``settings.cfg`` is not 1; one or several as ``positive``.
         mask: (1 or B, 1, h, w) in [0, 1], 1 where to draw and 0 where to keep ``latents``.
         loras: with their strengths, beside the transformer's layers for this run.
+        tiles: windows in which a large picture is drawn; one that is no larger is drawn whole.
+        differential: a grey ``mask`` says from which step on a place is kept (differential
+            diffusion), at a strength from 0 to 1 as ComfyUI has it; None blends by the mask.
 
     Raises ``ValueError`` for latents of another VAE, and for prompts that the transformer's family
     does not read.
@@ -142,6 +153,8 @@ class DrawRequest:
     mask: Tensor | None = None
     controls: Sequence[Control] = ()
     loras: LoraStack = ()
+    tiles: Tiling | None = None
+    differential: float | None = None
 
     def __post_init__(self) -> None:
         family = family_of(self.transformer)
@@ -164,6 +177,8 @@ class DrawRequest:
             check_number(strength, "a LoRA's strength", -1000, 1000)
         if self.settings.sigmas is not None:
             check_sigmas(self.settings.sigmas)
+        if self.differential is not None:
+            check_number(self.differential, "the strength of differential diffusion", 0, 1)
 
     @property
     def positives(self) -> list[Conditioning]:
@@ -177,7 +192,7 @@ class DrawRequest:
 
     @cached_property
     def noise_schedule(self) -> NoiseSchedule:
-        return self.settings.noise_schedule(self.transformer, self.latents.shape)
+        return self.settings.noise_schedule(self.transformer, self.latents.shape, self.tiles)
 
     @property
     def vae(self) -> VAEConfig:
@@ -205,13 +220,48 @@ class DrawRequest:
         if self.negatives is not None and self.settings.cfg != 1.0:
             prompts = prompts + self.negatives
         behind = max(prompt.references.tokens if prompt.references else 0 for prompt in prompts)
-        return sampling_work(
+        height, width = self.latents.shape[-2:]
+        seen = self.tiles.window_size(height, width) if self.tiles else (height, width)
+        work = sampling_work(
             self.transformer,
             [control.net for control in self.controls],
-            image_tokens=image_tokens(*self.latents.shape[-2:]) + behind,
+            image_tokens=image_tokens(*seen) + behind,
             text_tokens=max(prompt.context.shape[1] for prompt in prompts),
             batch=len(self.latents),
             vectors=self.steps * len(prompts),
+        )
+        if seen == (height, width):
+            return work
+        return whole_picture_work(
+            work,
+            lambda: self.denoiser(torch.device("meta")),
+            SAMPLERS[self.settings.sampler],
+            self.noise_schedule.sigmas,
+            self.mask,
+        )
+
+    @cached_property
+    def mask_by_steps(self) -> MaskBySteps | None:
+        """What a grey mask is at each step, where it is not blended."""
+        schedule = self.noise_schedule
+        return mask_by_steps(schedule.sigmas, schedule.table, self.differential)
+
+    def denoiser(self, device: torch.device) -> Denoiser:
+        """The model as the samplers see it, on a device where its weights are."""
+        schedule, tiles = self.noise_schedule, None
+        if self.tiles is not None:
+            sigmas = schedule.sigmas.tolist()
+            tiles = Tiles(self.tiles, sigmas, self.mask, self.mask_by_steps)
+        return Denoiser(
+            self.transformer,
+            self.positives,
+            self.negatives,
+            self.settings.cfg,
+            self.controls,
+            schedule.table,
+            self.latents.shape,
+            device,
+            tiles,
         )
 
 
@@ -335,16 +385,7 @@ def sample(
     device, settings, schedule = torch.device(device), request.settings, request.noise_schedule
     start = standardise(request.latents.float(), request.vae).to(device)
     noise, sigmas = schedule.noise.to(device), schedule.sigmas.to(device)
-    denoiser = Denoiser(
-        request.transformer,
-        request.positives,
-        request.negatives,
-        settings.cfg,
-        request.controls,
-        schedule.table,
-        request.latents.shape,
-        device,
-    )
+    denoiser = request.denoiser(device)
     if not len(sigmas):
         return request.latents.float().cpu()
     x = sigmas[0] * noise + (1 - sigmas[0]) * start
@@ -355,7 +396,8 @@ def sample(
 
     model = denoiser
     if request.mask is not None:
-        model = keep_outside(denoiser, request.mask.to(start), start, noise)
+        mask = request.mask.to(start)
+        model = keep_outside(denoiser, mask, start, noise, request.mask_by_steps)
     with denoiser.precompute_modulations(schedule.sigmas):
         x = SAMPLERS[settings.sampler](model, x, sigmas, step_noise(x, settings.seed), report)
     if 0 < sigmas[-1] < 1:
