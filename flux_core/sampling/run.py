@@ -33,7 +33,7 @@ from ..quant import set_compute
 from .conditioning import Conditioning, Control
 from .denoiser import Denoiser, keep_outside
 from .differential import MaskBySteps, mask_by_steps
-from .images import scaled_to
+from .fitting import fitting_control
 from .latents import destandardise, host_noise, image_tokens, standardise
 from .samplers import SAMPLERS, step_noise
 from .sigmas import (
@@ -340,15 +340,8 @@ def while_drawing(
 
 def with_fitting_controls(request: DrawRequest) -> DrawRequest:
     """A request whose control pictures have the size of what is drawn, as the host scales them."""
-    side = request.vae.compression
-    height, width = (side * rows for rows in request.latents.shape[-2:])
-    controls = []
-    for control in request.controls:
-        picture, encode = control.picture, control.encode
-        fits = control.cond.shape[-2:] == request.latents.shape[-2:]
-        if not fits and picture is not None and encode is not None:
-            control = replace(control, cond=encode(scaled_to(picture, height, width)))
-        controls.append(control)
+    side, shape = request.vae.compression, request.latents.shape
+    controls = [fitting_control(control, shape, side) for control in request.controls]
     if all(a is b for a, b in zip(controls, request.controls, strict=True)):
         return request
     return replace(request, controls=controls)

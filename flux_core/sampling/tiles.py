@@ -111,13 +111,13 @@ class Tiling:
             lines += sorted(side * place for place in places if 0 < place < length)
         return rows, columns
 
-    def _spans(self, length: int, move: float | None) -> list[Span]:
+    def _spans(self, length: int, move: float | None) -> list[AxisWindow]:
         tile, overlap = latent_size(self.size, self.overlap)
         _, fade = latent_size(self.size, self.fade)
         return spans(length, tile, starts_of(length, tile, overlap, move), fade)
 
 
-class Span(NamedTuple):
+class AxisWindow(NamedTuple):
     """A window on one axis: where it begins, how long it is, and its weight (size,) there."""
 
     start: int
@@ -154,7 +154,7 @@ def starts_of(length: int, tile: int, overlap: int, move: float | None) -> list[
     return [LATENTS_A_TOKEN * place for place in dict.fromkeys(places)]
 
 
-def spans(length: int, tile: int, starts: Sequence[int], fade: int) -> list[Span]:
+def spans(length: int, tile: int, starts: Sequence[int], fade: int) -> list[AxisWindow]:
     """The windows on an axis, without those that count nowhere; weights add up to 1 everywhere."""
     ends = [min(start + tile, length) for start in starts]
     middles = [(end + after) / 2 for end, after in zip(ends, starts[1:], strict=False)]
@@ -165,7 +165,7 @@ def spans(length: int, tile: int, starts: Sequence[int], fade: int) -> list[Span
     for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
         weight = (rises[i] - rises[i + 1])[start:end].float()
         if bool(weight.any()):
-            kept.append(Span(start, end - start, weight))
+            kept.append(AxisWindow(start, end - start, weight))
     return kept
 
 
