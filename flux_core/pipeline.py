@@ -29,6 +29,7 @@ from .pocket import pocket_file
 from .quant import full_dtype
 from .sampling.concat import MASKED_AND_CONTROL, NO_CONTROL, extra_channels
 from .sampling.conditioning import Conditioning, Control, ControlPicture
+from .sampling.hires import Hires, draw_twice
 from .sampling.images import (
     as_masks,
     as_pictures,
@@ -38,8 +39,11 @@ from .sampling.images import (
     to_pixels,
 )
 from .sampling.latents import expand, zero_latents
+from .sampling.masks import MOST_FEATHER, keep_pixels_outside
 from .sampling.prompts import encode_prompts
 from .sampling.run import DrawRequest, SamplingSettings, StepCallback, check_control, draw
+from .sampling.stitch import resized
+from .sampling.tiles import Tiling
 from .sampling.vae import decode_pictures, encode_pixels
 
 log = logging.getLogger(__name__)
@@ -157,6 +161,10 @@ class FluxPipeline:
         control_end: float = 1.0,
         controls: Sequence[Control] = (),
         loras: Sequence[tuple[Lora | str | Path, float] | LoraUse] = (),
+        tiles: Tiling | None = None,
+        hires: Hires | None = None,
+        differential: float | None = None,
+        keep_pixels: int | None = None,
         callback: StepCallback | None = None,
     ) -> Images:
         """Draw pictures.
@@ -180,6 +188,12 @@ class FluxPipeline:
                 the schedule.
             loras: LoRAs, or their files, with their strengths, for the transformer and the text
                 encoders; or ``LoraUse``, with weights a block, a schedule and a region.
+            tiles: windows in which a picture that is larger is drawn.
+            hires: draw a second time, larger; ``width`` and ``height`` are those of the first.
+            differential: a grey ``mask`` says from which step on a place is kept; a strength from 0
+                to 1, which is the whole as well.
+            keep_pixels: where ``mask`` is 0 the pixels of ``image`` stay as they are, to the bit,
+                and what is drawn fades in over so many pixels inside of it.
             shift: ``host``, ``resolution`` or ``diffsynth``; see ``schedule.SHIFTS``.
             callback: called at every step.
 
@@ -223,9 +237,14 @@ class FluxPipeline:
         guide = self._control_picture(control_picture, batch, condition, condition_mask)
         check_number(control_strength, "control_strength", -1000, 1000)
         check_span(0.0, control_end, "a control picture's")
+        if keep_pixels is not None:
+            check_number(keep_pixels, "keep_pixels", 0, MOST_FEATHER, whole=True)
+            if masks is None:
+                raise ValueError("keep_pixels keeps those outside of a mask, but there is none")
         for control in controls:
             check_control(control)
-        parts = [self.transformer, self.text_encoders, self.vae, *(c.net for c in controls)]
+        more = [*controls, *(hires.controls if hires else ())]
+        parts = [self.transformer, self.text_encoders, self.vae, *(c.net for c in more)]
         with turn_of(*parts):
             runner = OffloadRunner(self.policy, self.device)
             positive, negative = self._encode(
@@ -245,21 +264,46 @@ class FluxPipeline:
                 control = ControlPicture(fitted, control_strength, 0.0, control_end)
                 positive = replace(positive, control=control)
                 negative = None if negative is None else replace(negative, control=control)
+            small_masks = None
             if masks is not None:
-                masks = F.interpolate(masks[:, None], latents.shape[-2:], mode="bilinear")
+                small_masks = F.interpolate(masks[:, None], latents.shape[-2:], mode="bilinear")
             request = DrawRequest(
                 self.transformer,
                 positive,
                 latents,
                 settings,
                 negative=negative,
-                mask=masks,
+                mask=small_masks,
                 controls=controls,
                 loras=opened,
+                tiles=tiles,
+                differential=differential,
             )
-            (drawn,) = draw(runner, [request], callback=callback)
+            drawn = self._drawn(runner, request, hires, callback)
             (decoded,) = decode_pictures(runner, self.vae, [drawn])
+        if keep_pixels is not None and pictures is not None and masks is not None:
+            originals = resized(pictures, *decoded.shape[1:3])
+            decoded = keep_pixels_outside(decoded, originals, masks, keep_pixels)
         return Images(decoded, runner.report)
+
+    def _drawn(
+        self,
+        runner: OffloadRunner,
+        request: DrawRequest,
+        hires: Hires | None,
+        callback: StepCallback | None,
+    ) -> Tensor:
+        """Raw latents (B, 16, h, w) of a request, drawn a second time where that is wanted."""
+        if hires is None:
+            return draw(runner, [request], callback=callback)[0]
+
+        def decode(latents: Tensor) -> Tensor:
+            return to_pixels(decode_pictures(runner, self.vae, [latents])[0])
+
+        def encode(pixels: Tensor) -> Tensor:
+            return encode_pixels(runner, self.vae, pixels)
+
+        return draw_twice(runner, request, hires, decode, encode, callback)[1]
 
     def _loras(self, loras: Sequence[tuple[Lora | str | Path, float] | LoraUse]) -> LoraStack:
         """LoRAs, opened where they are files; raises where nothing of one fits."""

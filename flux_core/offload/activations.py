@@ -22,10 +22,12 @@ from .pack import named_tensors, twin
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts bytes of storages made inside that are alive: ``live`` now, ``peak`` at most."""
+    """Counts bytes of storages made inside that are alive: ``live`` now, ``peak`` at most; of one
+    kind of device, or of all."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str | None = None) -> None:
         super().__init__()
+        self.device = device
         self.live = self.peak = 0
         self.seen: set[int] = set()
 
@@ -37,7 +39,7 @@ class LiveBytes(TorchDispatchMode):
             t.untyped_storage()._cdata for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)
         }
         for tensor in tree_iter(out):
-            if not isinstance(tensor, Tensor):
+            if not isinstance(tensor, Tensor) or self.device not in (None, tensor.device.type):
                 continue
             storage = tensor.untyped_storage()
             key = storage._cdata
@@ -90,13 +92,15 @@ def on_meta(module: nn.Module) -> nn.Module:
     return twin(module, {id(t): t.to("meta") for *_, t in named_tensors(module)})
 
 
-def peak_bytes(function: Callable[[], object], gradients: bool = False) -> int:
+def peak_bytes(
+    function: Callable[[], object], gradients: bool = False, device: str | None = None
+) -> int:
     """Most bytes alive at once while a function of tensors on meta runs, with a graph for
-    ``gradients`` or without."""
+    ``gradients`` or without; of one kind of device, or of all."""
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(gradients))
-        counted = stack.enter_context(LiveBytes())
+        counted = stack.enter_context(LiveBytes(device))
         stack.enter_context(FusedAttention())
         function()
     return counted.peak

@@ -18,6 +18,7 @@ from ..models.families import family_of
 from ..models.transformer import ControlResiduals, FluxBody, FluxTransformer
 from ..offload.modulations import PrecomputedModulations
 from .conditioning import Conditioning, Control
+from .differential import MaskBySteps
 from .inputs import model_inputs
 from .latents import expand, pack, unpack
 from .lora_factors import LoraFactors
@@ -25,6 +26,7 @@ from .prepared import PreparedPrompt, control_condition, prepare_prompt, sigma_a
 from .regions import Placed, background_weights, is_alone, opposites, place_prompt
 from .samplers import Model
 from .sigmas import SigmaTable
+from .windows import Tiles, WindowReader
 
 
 def scaled(residuals: ControlResiduals, strength: float) -> ControlResiduals:
@@ -49,11 +51,16 @@ class Denoiser:
         shape: Sequence[int],
         device: torch.device,
         loras: LoraFactors | None = None,
+        tiles: Tiles | None = None,
     ) -> None:
         self.transformer, self.cfg, self.table = transformer, cfg, table
         self.vae = family_of(transformer).vae
         self.shape, self.device, self.loras = tuple(shape), device, loras
         self.controls = [control for control in controls if control.strength]
+        #: where a picture is drawn in tiles
+        self.reader: WindowReader | None = None
+        if tiles is not None:
+            self.reader = WindowReader(tiles, self.controls, shape, self.vae, device)
         size = (shape[-2], shape[-1])
         ours = [place_prompt(prompt, *size) for prompt in positive]
         theirs = []
@@ -67,15 +74,17 @@ class Denoiser:
         self.conditions = {
             prompt.name: [control_condition(c, prompt, shape, self.vae) for c in self.controls]
             for prompt in self.prompts
+            if self.reader is None or not self.reader.splits(prompt)
         }
         self.bodies: list[FluxBody] = [transformer, *(c.net for c in self.controls)]
         self.precomputed: dict[FluxBody, list[PrecomputedModulations]] = {}
 
     def _prepared(self, placed: Sequence[Placed], name: str) -> list[PreparedPrompt]:
         alone = is_alone([entry.prompt for entry in placed])
-        return [
+        reader = self.reader
+        prepared = [
             prepare_prompt(
-                entry,
+                entry if reader is None else reader.without_attention(entry),
                 f"{name} {number}",
                 self.transformer,
                 self.table,
@@ -85,6 +94,10 @@ class Denoiser:
             )
             for number, entry in enumerate(placed)
         ]
+        if reader is not None:
+            for prompt, entry in zip(prepared, placed, strict=True):
+                reader.add(prompt, entry)
+        return prepared
 
     @property
     def prompts(self) -> list[PreparedPrompt]:
@@ -92,12 +105,14 @@ class Denoiser:
         return [*self.positive, *(self.negative or [])]
 
     @property
-    def held_bytes(self) -> int:
-        """Bytes of what all prompts and controls read, which a run keeps on the device."""
-        kept = [value for prompt in self.prompts for value in vars(prompt).values()]
-        for conditions in self.conditions.values():
-            kept += conditions
-        return sum({id(t): t.nbytes for t in kept if isinstance(t, Tensor)}.values())
+    def largest_prompt(self) -> PreparedPrompt:
+        """Of what the transformer reads at once, that which has the most tokens."""
+        reader = self.reader
+        read = [
+            prompt if reader is None or not reader.splits(prompt) else reader.largest(prompt)
+            for prompt in self.prompts
+        ]
+        return max(read, key=lambda prompt: prompt.tokens + prompt.context.shape[1])
 
     @contextmanager
     def precompute_modulations(self, sigmas: Tensor) -> Iterator[None]:
@@ -137,7 +152,9 @@ class Denoiser:
         self, sigma: float, prompt: PreparedPrompt, inputs: dict[str, Any]
     ) -> list[ControlResiduals]:
         beside_noise = []
-        conditions = self.conditions[prompt.name]
+        conditions = prompt.conditions
+        if conditions is None:
+            conditions = self.conditions[prompt.name]
         for control, cond in zip(self.controls, conditions, strict=True):
             first = 1.0 if control.start <= 0 else sigma_at(self.table, control.start)
             last = 0.0 if control.end >= 1 else sigma_at(self.table, control.end)
@@ -148,6 +165,8 @@ class Denoiser:
 
     def _velocity(self, x: Tensor, sigma: float, prompt: PreparedPrompt) -> Tensor:
         """The velocity (B, C, h, w) of x in the prompt's area."""
+        if self.reader is not None and self.reader.splits(prompt):
+            return self._in_windows(self.reader, x, sigma, prompt)
         for body, groups in self.precomputed.items():
             known = (group for group in groups if group.select((sigma, prompt.name)))
             body.precomputed = next(known, None)
@@ -167,15 +186,23 @@ class Denoiser:
                 )
             inputs["img"] = torch.cat([inputs["img"], prompt.references], dim=1)
             inputs["img_ids"] = torch.cat([inputs["img_ids"], prompt.reference_ids])
-        if prompt.mask is not None:
-            inputs["attention_mask"] = prompt.mask
-        if prompt.still_tokens:
-            inputs["still_tokens"] = prompt.still_tokens
+        inputs |= prompt.options
         if self.loras is not None:
             tokens_read = inputs["txt"].shape[1], inputs["img"].shape[1]
             self.loras.set_call(sigma, prompt, *tokens_read)
         out = self.transformer(**inputs, control=control)
         return unpack(out[:, :tokens].float(), prompt.height, prompt.width)
+
+    def _in_windows(
+        self, reader: WindowReader, x: Tensor, sigma: float, prompt: PreparedPrompt
+    ) -> Tensor:
+        """``_velocity`` of a prompt that is read in windows; 0 where nothing of it is drawn."""
+        velocity = torch.zeros_like(x)
+        for window in reader.windows(prompt, sigma):
+            part = self._velocity(window.area.cut(x), sigma, reader.prompt(prompt, window))
+            into = window.area.cut(velocity)
+            into += part * window.weight.to(x)
+        return velocity
 
     def _picture(self, x: Tensor, sigma: Tensor, prompts: Sequence[PreparedPrompt]) -> Tensor:
         """The picture (B, C, h, w) that all entries of a prompt see together."""
@@ -208,16 +235,24 @@ class Denoiser:
         return other + self.cfg * (picture - other)
 
 
-def keep_outside(model: Model, mask: Tensor, start: Tensor, noise: Tensor) -> Model:
+def keep_outside(
+    model: Model,
+    mask: Tensor,
+    start: Tensor,
+    noise: Tensor,
+    by_steps: MaskBySteps | None = None,
+) -> Model:
     """A model that draws inside the mask and gives back ``start`` outside of it.
 
     Args:
         mask: (1 or B, 1, h, w) in [0, 1], 1 where to draw.
         start, noise: (B, 16, h, w), standardised latents and standard normal noise.
+        by_steps: what the mask is at each step; None is the same at all.
     """
-    mask = expand(mask, start.shape[0])
+    whole = expand(mask, start.shape[0])
 
     def masked(x: Tensor, sigma: Tensor) -> Tensor:
+        mask = whole if by_steps is None else by_steps(whole, sigma)
         kept = sigma * noise + (1 - sigma) * start
         return model(x * mask + kept * (1 - mask), sigma) * mask + start * (1 - mask)
 

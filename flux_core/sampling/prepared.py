@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,6 +65,8 @@ class PreparedPrompt:
     mask: Tensor | None = None
     extra_outside: Tensor | None = None
     control_span: tuple[float, float] = (math.inf, -math.inf)
+    #: of the controls, in one window of a picture that is drawn in tiles
+    conditions: Sequence[Tensor] | None = None
 
     def beside_noise(self, sigma: float) -> Tensor | None:
         """What stands beside the noise at a sigma, (B, E, h, w)."""
@@ -90,6 +93,16 @@ class PreparedPrompt:
     def still_tokens(self) -> int:
         """Tokens that are modulated as at time 0."""
         return 0 if self.references is None or not self.still else self.references.shape[1]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Further arguments of the transformer's call."""
+        options: dict[str, Any] = {}
+        if self.mask is not None:
+            options["attention_mask"] = self.mask
+        if self.still_tokens:
+            options["still_tokens"] = self.still_tokens
+        return options
 
     def vector_inputs(self, sigma: float) -> tuple[Tensor, Tensor, Tensor | None]:
         """Timesteps (B,), pooled text (B, P) and guidance (B,) of a whole batch."""
@@ -271,13 +284,21 @@ def control_condition(
 
     Raises ``ValueError`` for a control picture of another size.
     """
-    batch, height, width = shape[0], shape[-2], shape[-1]
-    cond = control.cond.to(prompt.context.device)
-    area, side = prompt.area or Area(height, width, 0, 0), vae.compression
+    device = prompt.context.device
+    area = prompt.area or Area(shape[-2], shape[-1], 0, 0)
+    whole = whole_condition(control, shape, vae, device)
+    return cut_condition(control, whole, area, vae, shape[0], device)
+
+
+def whole_condition(
+    control: Control, shape: Sequence[int], vae: VAEConfig, device: torch.device
+) -> Tensor:
+    """A control's condition for latents of a shape (B, C, h, w): (1 or B, c, h, w) with what its
+    net reads beside them, or pixels (1 or B, 3, H, W); errors as ``control_condition``."""
+    height, width = shape[-2], shape[-1]
+    cond, side = control.cond.to(device), vae.compression
     if control.net.config.hint:
-        size = (height * side, width * side)
-        pixels = F.interpolate(cond.float(), size, mode="bilinear")
-        return expand(area.cut(pixels, side), batch)
+        return F.interpolate(cond.float(), (height * side, width * side), mode="bilinear")
     if cond.shape[-2:] != (height, width):
         raise ValueError(
             f"the control picture is {cond.shape[-1] * side}x{cond.shape[-2] * side} pixels, "
@@ -289,4 +310,14 @@ def control_condition(
         mask = F.interpolate(mask, cond.shape[-2:], mode="area")
         # the public inpainting nets were trained with 1 where the picture is kept
         cond = torch.cat([cond, 1 - expand(mask, cond.shape[0])], dim=1)
-    return expand(pack(area.cut(cond)), batch)
+    return cond
+
+
+def cut_condition(
+    control: Control, whole: Tensor, area: Area, vae: VAEConfig, batch: int, device: torch.device
+) -> Tensor:
+    """A part of ``whole_condition`` (1 or B, c, h, w) as the net reads it: tokens (B, L, c), or
+    pixels (B, 3, H, W)."""
+    if control.net.config.hint:
+        return expand(area.cut(whole, vae.compression).to(device), batch)
+    return expand(pack(area.cut(whole).to(device)), batch)

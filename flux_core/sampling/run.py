@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +32,11 @@ from ..offload.workload import sampling_work
 from ..quant import set_compute
 from .conditioning import Conditioning, Control
 from .denoiser import Denoiser, keep_outside
-from .images import scaled_to
+from .differential import MaskBySteps, mask_by_steps
+from .fitting import fitting_control
 from .latents import destandardise, host_noise, image_tokens, standardise
-from .lora_factors import lora_factors
+from .lora_factors import LoraFactors, lora_factors
+from .picture_work import picture_work
 from .samplers import SAMPLERS, step_noise
 from .sigmas import (
     SHIFTS,
@@ -45,10 +47,12 @@ from .sigmas import (
     table_for,
     wrong_shift,
 )
+from .tiles import Tiling
+from .windows import Tiles
 
 T = TypeVar("T")
-#: Latents of the whole picture that a sampler holds at once: noise, start, x, picture, a mask's.
-LATENTS_HELD = 6
+#: Where a run is counted.
+META = torch.device("meta")
 #: Steps done before this one, steps in all, and the picture as it is believed now: standardised
 #: latents (B, 16, h, w). Over several requests the steps are those of all.
 StepCallback = Callable[[int, int, Tensor], None]
@@ -98,9 +102,13 @@ class SamplingSettings:
         object.__setattr__(self, "seed", int(self.seed))  # of numpy it may be
         check_number(self.cfg, "cfg", -1000, 1000)
 
-    def noise_schedule(self, transformer: FluxTransformer, shape: Sequence[int]) -> NoiseSchedule:
-        """The host's noise and sigmas for latents of a shape (B, 16, h, w)."""
-        tokens = image_tokens(shape[-2], shape[-1])
+    def noise_schedule(
+        self, transformer: FluxTransformer, shape: Sequence[int], tiles: Tiling | None = None
+    ) -> NoiseSchedule:
+        """The host's noise and sigmas for latents of a shape (B, 16, h, w); a shift that depends on
+        the size goes by what the model sees at once, which ``tiles`` make smaller."""
+        height, width = shape[-2], shape[-1]
+        tokens = image_tokens(*(tiles.window_size(height, width) if tiles else (height, width)))
         table = table_for(family_of(transformer), self.shift, tokens)
         sigmas = self.sigmas
         if sigmas is None:
@@ -133,6 +141,9 @@ class DrawRequest:
         mask: (1 or B, 1, h, w) in [0, 1], 1 where to draw and 0 where to keep ``latents``.
         loras: with their strengths, or as ``LoraUse``, beside the transformer's layers for this
             run.
+        tiles: windows in which a large picture is drawn; one that is no larger is drawn whole.
+        differential: a grey ``mask`` says from which step on a place is kept (differential
+            diffusion), at a strength from 0 to 1 as ComfyUI has it; None blends by the mask.
 
     Raises ``ValueError`` for latents of another VAE, and for prompts that the transformer's family
     does not read.
@@ -146,6 +157,8 @@ class DrawRequest:
     mask: Tensor | None = None
     controls: Sequence[Control] = ()
     loras: LoraStack = ()
+    tiles: Tiling | None = None
+    differential: float | None = None
 
     def __post_init__(self) -> None:
         family = family_of(self.transformer)
@@ -173,6 +186,8 @@ class DrawRequest:
             use.check(self.transformer)
         if self.settings.sigmas is not None:
             check_sigmas(self.settings.sigmas)
+        if self.differential is not None:
+            check_number(self.differential, "the strength of differential diffusion", 0, 1)
 
     @property
     def positives(self) -> list[Conditioning]:
@@ -186,7 +201,7 @@ class DrawRequest:
 
     @cached_property
     def noise_schedule(self) -> NoiseSchedule:
-        return self.settings.noise_schedule(self.transformer, self.latents.shape)
+        return self.settings.noise_schedule(self.transformer, self.latents.shape, self.tiles)
 
     @property
     def vae(self) -> VAEConfig:
@@ -210,38 +225,49 @@ class DrawRequest:
     @property
     def work(self) -> Work:
         """What the run takes beside the weights."""
-        denoiser = self.denoiser(torch.device("meta"))
-        largest = max(denoiser.prompts, key=lambda prompt: prompt.tokens)
-        options: dict[str, Any] = {}
-        if largest.still_tokens:
-            options["still_tokens"] = largest.still_tokens
-        if any(prompt.mask is not None for prompt in denoiser.prompts):
-            side = largest.tokens + largest.context.shape[1]
-            options["attention_mask"] = torch.empty(1, side, side, device="meta")
-        latents = 4 * self.latents.numel()
-        return sampling_work(
+        denoiser = self.denoiser(META)
+        largest = denoiser.largest_prompt
+        step = sampling_work(
             self.transformer,
             [control.net for control in self.controls],
             image_tokens=largest.tokens,
-            text_tokens=max(prompt.context.shape[1] for prompt in denoiser.prompts),
+            text_tokens=largest.context.shape[1],
             batch=len(self.latents),
             vectors=self.steps * len(denoiser.prompts),
-            options=options,
-            held=denoiser.held_bytes + LATENTS_HELD * latents,
+            options=largest.options,
+        )
+        return picture_work(
+            step,
+            lambda: self.denoiser(META),
+            SAMPLERS[self.settings.sampler],
+            self.noise_schedule.sigmas,
+            self.mask,
         )
 
+    @cached_property
+    def mask_by_steps(self) -> MaskBySteps | None:
+        """What a grey mask is at each step, where it is not blended."""
+        schedule = self.noise_schedule
+        return mask_by_steps(schedule.sigmas, schedule.table, self.differential)
+
     def denoiser(self, device: torch.device, loras: LoraFactors | None = None) -> Denoiser:
-        """What a sampler calls, with all that it reads on a device, and how LoRAs count."""
+        """The model as the samplers see it, on a device where its weights are, and how LoRAs
+        count."""
+        schedule, tiles = self.noise_schedule, None
+        if self.tiles is not None:
+            sigmas = schedule.sigmas.tolist()
+            tiles = Tiles(self.tiles, sigmas, self.mask, self.mask_by_steps)
         return Denoiser(
             self.transformer,
             self.positives,
             self.negatives,
             self.settings.cfg,
             self.controls,
-            self.noise_schedule.table,
+            schedule.table,
             self.latents.shape,
             device,
             loras,
+            tiles,
         )
 
 
@@ -322,15 +348,8 @@ def while_drawing(
 
 def with_fitting_controls(request: DrawRequest) -> DrawRequest:
     """A request whose control pictures have the size of what is drawn, as the host scales them."""
-    side = request.vae.compression
-    height, width = (side * rows for rows in request.latents.shape[-2:])
-    controls = []
-    for control in request.controls:
-        picture, encode = control.picture, control.encode
-        fits = control.cond.shape[-2:] == request.latents.shape[-2:]
-        if not fits and picture is not None and encode is not None:
-            control = replace(control, cond=encode(scaled_to(picture, height, width)))
-        controls.append(control)
+    side, shape = request.vae.compression, request.latents.shape
+    controls = [fitting_control(control, shape, side) for control in request.controls]
     if all(a is b for a, b in zip(controls, request.controls, strict=True)):
         return request
     return replace(request, controls=controls)
@@ -382,7 +401,8 @@ def sample(
 
     model = denoiser
     if request.mask is not None:
-        model = keep_outside(denoiser, request.mask.to(start), start, noise)
+        mask = request.mask.to(start)
+        model = keep_outside(denoiser, mask, start, noise, request.mask_by_steps)
     with denoiser.precompute_modulations(schedule.sigmas):
         x = SAMPLERS[settings.sampler](model, x, sigmas, step_noise(x, settings.seed), report)
     if 0 < sigmas[-1] < 1:

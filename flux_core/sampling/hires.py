@@ -1,0 +1,175 @@
+"""A large picture in two runs: small, where the model composes best; enlarged; and drawn again.
+
+The second run begins at ``denoise`` of its schedule with the enlarged picture, so that it changes
+detail and keeps the composition. Its sigmas are those of the larger size, as far as the shift
+depends on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..bounds import brief, check_number
+from ..offload import OffloadRunner
+from .conditioning import Conditioning, Control
+from .images import to_images, to_pixels
+from .latents import LATENTS_A_TOKEN
+from .run import DrawRequest, StepCallback, check_control, draw
+from .sigmas import check_steps
+from .stitch import resized
+from .tiles import Tiling
+
+LATENT = "latent "
+#: How a picture is enlarged: its pixels, or its latents, which is fast and needs more denoising.
+ENLARGE = (
+    "bicubic",
+    "nearest-exact",
+    LATENT + "bicubic",
+    LATENT + "bilinear",
+    LATENT + "nearest-exact",
+)
+#: Between latents (B, C, h, w) and pixels (B, 3, H, W) in [-1, 1].
+Convert = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Hires:
+    """The second run.
+
+    Args:
+        scale: sides grow by this; they are rounded to whole tokens.
+        denoise: share of the schedule that is drawn, above 0.
+        steps: of the second run; None is as many as of the first.
+        enlarge: one of ``ENLARGE``.
+        tiles: windows in which the second run is drawn.
+        controls: ControlNets of the second run alone; they see the enlarged picture in the place of
+            their own, as an upscaler does.
+
+    Raises ``ValueError`` for what is out of range.
+    """
+
+    scale: float = 2.0
+    denoise: float = 0.5
+    steps: int | None = None
+    enlarge: str = ENLARGE[0]
+    tiles: Tiling | None = None
+    controls: Sequence[Control] = ()
+
+    def __post_init__(self) -> None:
+        check_number(self.scale, "the scale of hires", 1, 16)
+        check_steps("simple", 1 if self.steps is None else self.steps, self.denoise)
+        if self.enlarge not in ENLARGE:
+            raise ValueError(
+                f"enlarge is {brief(self.enlarge)}, expected one of {', '.join(ENLARGE)}"
+            )
+        for control in self.controls:
+            check_control(control)
+
+    def larger(self, height: int, width: int) -> tuple[int, int]:
+        """Sides of the second run's latents, for those of the first."""
+        rows, columns = (
+            max(1, round(side * self.scale / LATENTS_A_TOKEN)) * LATENTS_A_TOKEN
+            for side in (height, width)
+        )
+        return rows, columns
+
+
+def second_request(
+    first: DrawRequest, drawn: Tensor, hires: Hires, decode: Convert, encode: Convert
+) -> DrawRequest:
+    """The request of the second run.
+
+    Args:
+        first: of the first run.
+        drawn: its raw latents (B, C, h, w).
+        decode, encode: raw latents (B, C, h, w) to pixels (B, 3, H, W) in [-1, 1], and back; they
+            are called where ``hires`` needs them.
+    """
+    height, width = drawn.shape[-2:]
+    size = hires.larger(height, width)
+    pixels = None
+    if hires.controls or not hires.enlarge.startswith(LATENT):
+        side = first.vae.compression
+        pixels = enlarged(decode(drawn), side * size[0], side * size[1], hires.enlarge)
+    if pixels is not None and not hires.enlarge.startswith(LATENT):
+        latents = encode(pixels)
+    else:
+        latents = F.interpolate(drawn, size, mode=hires.enlarge.removeprefix(LATENT))
+    controls = list(first.controls)
+    for control in hires.controls:
+        assert pixels is not None
+        cond = pixels if control.net.config.hint else encode(pixels)
+        controls.append(replace(control, cond=cond, picture=pixels, encode=encode))
+    settings = replace(
+        first.settings,
+        steps=first.settings.steps if hires.steps is None else hires.steps,
+        denoise=hires.denoise,
+        sigmas=None,
+        add_noise=True,
+    )
+    mask = first.mask
+    if mask is not None:
+        mask = F.interpolate(mask, size, mode="bilinear")
+    return replace(
+        first,
+        positive=[in_shares(prompt, height, width) for prompt in first.positives],
+        negative=None
+        if first.negatives is None
+        else [in_shares(prompt, height, width) for prompt in first.negatives],
+        latents=latents,
+        settings=settings,
+        mask=mask,
+        controls=controls,
+        tiles=hires.tiles,
+    )
+
+
+def enlarged(pixels: Tensor, height: int, width: int, how: str) -> Tensor:
+    """Pixels (B, 3, H, W) in [-1, 1] in a larger size."""
+    if how.endswith("nearest-exact"):
+        return F.interpolate(pixels.float(), (height, width), mode="nearest-exact")
+    return to_pixels(resized(to_images(pixels), height, width))
+
+
+def in_shares(prompt: Conditioning, height: int, width: int) -> Conditioning:
+    """A prompt whose area is in shares of a picture of ``height`` x ``width`` latents, so that it
+    is the same part of a larger one."""
+    region = prompt.region
+    if region.area is None or region.shares:
+        return prompt
+    sides = (height, width, height, width)
+    area = tuple(place / side for place, side in zip(region.area, sides, strict=True))
+    return replace(prompt, region=replace(region, area=area, shares=True))
+
+
+def draw_twice(
+    runner: OffloadRunner,
+    request: DrawRequest,
+    hires: Hires,
+    decode: Convert,
+    encode: Convert,
+    callback: StepCallback | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Draw a request, and draw it again larger.
+
+    Returns raw latents (B, C, h, w) of both runs. Steps are counted over both; arguments and errors
+    as ``draw`` and ``second_request`` have them.
+    """
+    more = request.settings.steps if hires.steps is None else hires.steps
+    total = request.steps + more
+
+    def step(before: int) -> StepCallback:
+        def report(number: int, _: int, denoised: Tensor) -> None:
+            if callback is not None:
+                callback(before + number, total, denoised)
+
+        return report
+
+    (small,) = draw(runner, [request], callback=step(0))
+    again = second_request(request, small, hires, decode, encode)
+    (large,) = draw(runner, [again], callback=step(request.steps))
+    return small, large

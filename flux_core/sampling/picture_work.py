@@ -1,0 +1,78 @@
+"""What a picture takes: a call's activations, and all that is around the calls.
+
+Prompts, masks and latents are counted as they are made: the sampler and all around the model runs
+on meta, with a model in the transformer's place that is as large as one of its calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ..models.transformer import FluxTransformer
+from ..offload import Work
+from ..offload.activations import peak_bytes
+from .denoiser import Denoiser, keep_outside
+from .samplers import Sampler
+
+#: What a call reads beside the image's tokens.
+READ = ("img_ids", "txt", "txt_ids", "timesteps", "y", "guidance")
+#: Steps after which nothing more is kept by any sampler.
+STEPS = 3
+
+
+class CallOnMeta:
+    """Takes a transformer's place: allocates what a call takes, and gives back its tokens."""
+
+    def __init__(self, transformer: FluxTransformer, size: int) -> None:
+        self.width, self.size = transformer.config.out_channels, size
+
+    def __call__(self, img: Tensor, **inputs: Any) -> Tensor:
+        """Tokens (B, L, out_channels) for tokens (B, L, in_channels)."""
+        out = torch.empty(*img.shape[:2], self.width, device="meta")
+        # a call's bytes were counted with what it reads
+        read = sum(inputs[name].nbytes for name in READ if isinstance(inputs.get(name), Tensor))
+        size = self.size - out.nbytes - img.nbytes - read
+        held = torch.empty(max(0, size), dtype=torch.uint8, device="meta")
+        del held
+        return out
+
+
+def picture_work(
+    call: Work,
+    make_denoiser: Callable[[], Denoiser],
+    sampler: Sampler,
+    sigmas: Tensor,
+    mask: Tensor | None,
+) -> Work:
+    """The work of a whole picture.
+
+    Args:
+        call: of the largest call, all steps' modulations with it.
+        make_denoiser: makes the run's, on meta.
+        sigmas: of the run, (steps + 1,) on the CPU.
+        mask: (1 or B, 1, h, w), where a part of the picture is kept.
+    """
+
+    def draw_on_meta() -> None:
+        denoiser = make_denoiser()
+        denoiser.transformer = cast(
+            FluxTransformer, CallOnMeta(denoiser.transformer, call.activations)
+        )
+        # ControlNets give nothing: their residuals are among a call's activations
+        denoiser.__dict__["_residuals"] = lambda *_: []
+        for prompts in (denoiser.positive, denoiser.negative or []):
+            # what others leave of a background is numbers, which there are none of
+            prompts[:] = [replace(prompt, background=False) for prompt in prompts]
+        start, noise, x = (torch.empty(denoiser.shape, device="meta") for _ in range(3))
+        model: Any = denoiser
+        if mask is not None:
+            model = keep_outside(denoiser, mask.to(x), start, noise)
+        # a sampler is the same for all steps after the first ones
+        sampler(model, x, sigmas[: STEPS + 1], lambda _: torch.empty_like(x), lambda *_: None)
+
+    return replace(call, activations=peak_bytes(draw_on_meta, device="meta"))
