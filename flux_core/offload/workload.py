@@ -7,10 +7,10 @@ are asked (``offload.blocks``), so that a model of another family is counted as 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +66,21 @@ def one_of_each_block(model: nn.Module) -> Any:
     return set_compute(small, "dequantize")
 
 
-def transformer_bytes(model: SteppedModel, image_tokens: int, text_tokens: int, batch: int) -> int:
+class MoreInputs(NamedTuple):
+    """Arguments of ``forward`` beside those of ``meta_inputs``: what makes them, on meta, and what
+    tells those of one size from others."""
+
+    make: Callable[[], dict[str, Any]]
+    key: Hashable
+
+
+def transformer_bytes(
+    model: SteppedModel,
+    image_tokens: int,
+    text_tokens: int,
+    batch: int,
+    more: MoreInputs | None = None,
+) -> int:
     """Bytes that a step takes beside the weights, its modulations known: tokens of a picture and
     of text."""
     # a compiled module holds the one that it was
@@ -75,9 +89,15 @@ def transformer_bytes(model: SteppedModel, image_tokens: int, text_tokens: int, 
     def count() -> int:
         small = one_of_each_block(module)
         small.precomputed = ModulationsOnMeta(batch, model.dtype)
-        return peak_bytes(lambda: small(**small.meta_inputs(image_tokens, text_tokens, batch)))
 
-    return counted(module, (image_tokens, text_tokens, batch), count)
+        def step() -> None:
+            inputs = small.meta_inputs(image_tokens, text_tokens, batch)
+            small(**inputs, **(more.make() if more is not None else {}))
+
+        return peak_bytes(step)
+
+    key = (image_tokens, text_tokens, batch)
+    return counted(module, key if more is None else (*key, more.key), count)
 
 
 def sampling_work(
@@ -88,9 +108,10 @@ def sampling_work(
     text_tokens: int,
     batch: int,
     vectors: int,
+    more: MoreInputs | None = None,
 ) -> Work:
     """A run of the sampler; ``vectors`` is its steps times its prompts."""
-    size = transformer_bytes(transformer, image_tokens, text_tokens, batch)
+    size = transformer_bytes(transformer, image_tokens, text_tokens, batch, more)
     known = min(vectors, WINDOW) + 1
     for body in (transformer, *nets):
         size += known * batch * transformer.dtype.itemsize * modulation_width(body)

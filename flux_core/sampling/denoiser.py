@@ -7,6 +7,7 @@ Latents are (B, 16, h, w) and standardised here, ``(z - 0.1159) * 0.3611``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,9 +19,11 @@ from ..models.families import family_of
 from ..models.transformer import ControlResiduals, FluxBody, FluxTransformer
 from ..offload.modulations import PrecomputedModulations
 from .conditioning import Conditioning, Control
+from .guidance import PLAIN_GUIDANCE, GuidanceOptions
 from .inputs import model_inputs
 from .latents import expand, unpack
 from .prepared import PreparedPrompt, control_condition, prepare_prompt, sigma_at
+from .reading import PromptReading, guiding_of, within
 from .regions import Placed, background_weights, is_alone, opposites, place_prompt
 from .samplers import Model
 from .sigmas import SigmaTable
@@ -47,8 +50,12 @@ class Denoiser:
         table: SigmaTable,
         shape: Sequence[int],
         device: torch.device,
+        options: GuidanceOptions = PLAIN_GUIDANCE,
+        zero_sigma: float = math.inf,
     ) -> None:
+        """Above ``zero_sigma`` nothing is drawn: the velocity is 0."""
         self.transformer, self.cfg, self.table = transformer, cfg, table
+        self.options, self.zero_sigma = options, zero_sigma
         self.vae = family_of(transformer).vae
         self.shape, self.device = tuple(shape), device
         self.controls = [control for control in controls if control.strength]
@@ -66,6 +73,8 @@ class Denoiser:
             prompt.name: [control_condition(c, prompt, shape, self.vae) for c in self.controls]
             for prompt in self.prompts
         }
+        #: what changes over the run, of those prompts where something does
+        self.readings = self._readings(negative)
         self.bodies: list[FluxBody] = [transformer, *(c.net for c in self.controls)]
         self.precomputed: dict[FluxBody, list[PrecomputedModulations]] = {}
 
@@ -84,10 +93,34 @@ class Denoiser:
             for number, entry in enumerate(placed)
         ]
 
+    def _readings(self, negative: Sequence[Conditioning] | None) -> dict[str, PromptReading]:
+        readings = {}
+        for prompts, guiding in (
+            (self.positive, guiding_of(self.options, negative)),
+            (self.negative or (), None),
+        ):
+            for prompt in prompts:
+                if guiding is not None or prompt.prompt.regional is not None:
+                    readings[prompt.name] = PromptReading(
+                        prompt, self.transformer, self.table, self.shape, guiding
+                    )
+        return readings
+
     @property
     def prompts(self) -> list[PreparedPrompt]:
         """All entries of both prompts."""
         return [*self.positive, *(self.negative or [])]
+
+    def _guided(self, sigma: float) -> bool:
+        """Whether the negative prompt is drawn too."""
+        span = (self.options.start, self.options.end)
+        return self.negative is not None and within(self.table, *span, sigma)
+
+    def _drawn(self, sigma: float) -> list[PreparedPrompt]:
+        """The entries that a step reads, if they are active."""
+        if sigma > self.zero_sigma:
+            return []
+        return self.prompts if self._guided(sigma) else self.positive
 
     @contextmanager
     def precompute_modulations(self, sigmas: Tensor) -> Iterator[None]:
@@ -98,7 +131,7 @@ class Denoiser:
                 # vectors of one length are computed at once
                 by_rows: dict[int, dict[tuple[float, str], Tensor]] = {}
                 for sigma in sigmas.tolist():
-                    for prompt in self.prompts:
+                    for prompt in self._drawn(sigma):
                         if sigma > 0 and prompt.active(sigma):
                             vec = prompt.vector(body, sigma)
                             by_rows.setdefault(len(vec), {})[sigma, prompt.name] = vec
@@ -146,12 +179,15 @@ class Denoiser:
             inputs["attention_mask"] = prompt.mask
         if prompt.still_tokens:
             inputs["still_tokens"] = prompt.still_tokens
+        if prompt.name in self.readings:
+            inputs |= self.readings[prompt.name].at(sigma)
         out = self.transformer(**inputs, control=control)
         return unpack(out[:, :tokens].float(), prompt.height, prompt.width)
 
-    def _picture(self, x: Tensor, sigma: Tensor, prompts: Sequence[PreparedPrompt]) -> Tensor:
-        """The picture (B, C, h, w) that all entries of a prompt see together."""
-        now = float(sigma)
+    def _picture(
+        self, x: Tensor, sigma: Tensor, now: float, prompts: Sequence[PreparedPrompt]
+    ) -> Tensor:
+        """The picture (B, C, h, w) that all entries of a prompt see together; ``now`` is sigma."""
         if len(prompts) == 1 and prompts[0].weight is None:
             return x - sigma * self._velocity(x, now, prompts[0])
         active = [prompt for prompt in prompts if prompt.active(now)]
@@ -173,11 +209,14 @@ class Denoiser:
         return torch.where(total > 0, picture / total.clamp_min(1e-37), 0.0)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        picture = self._picture(x, sigma, self.positive)
-        if self.negative is None:
+        now = float(sigma)
+        if now > self.zero_sigma:
+            return x
+        picture = self._picture(x, sigma, now, self.positive)
+        if self.negative is None or not self._guided(now):
             return picture
-        other = self._picture(x, sigma, self.negative)
-        return other + self.cfg * (picture - other)
+        other = self._picture(x, sigma, now, self.negative)
+        return self.options.combine(x, picture, other, self.cfg)
 
 
 def keep_outside(model: Model, mask: Tensor, start: Tensor, noise: Tensor) -> Model:

@@ -18,8 +18,9 @@ from ..models.config import VAEConfig
 from ..models.families import family_of
 from ..models.transformer import FluxBody, FluxTransformer
 from .concat import extra_channels, extra_latents
-from .conditioning import AttentionBias, Conditioning, Control
-from .latents import expand, image_ids, pack, standardise, token_grid
+from .conditioning import Conditioning, Control
+from .latents import expand, image_ids, pack, standardise
+from .masks import attention_mask
 from .references import reference_tokens
 from .regions import Area, Placed, weights
 from .sigmas import SigmaTable
@@ -33,10 +34,12 @@ class PreparedPrompt:
 
     ``weight`` (B, 1, h, w) is what it counts, None where it is alone; ``first`` and ``last`` are
     the sigmas between which it does. ``extra`` (B, E, h, w) stands beside the noise. ``references``
-    are tokens (B, R, 4 C) with positions ``reference_ids`` (R, 3).
+    are tokens (B, R, 4 C) with positions ``reference_ids`` (R, 3). ``prompt`` is what it was made
+    of.
     """
 
     name: str
+    prompt: Conditioning
     context: Tensor
     pooled: Tensor
     guidance: float | None
@@ -123,6 +126,7 @@ def prepare_prompt(
     whole = placed.area is None and placed.mask is None
     return PreparedPrompt(
         name,
+        prompt,
         expand(context.to(device), batch),
         expand(pooled.to(device), batch),
         prompt.guidance,
@@ -138,7 +142,15 @@ def prepare_prompt(
         references,
         ids,
         prompt.references is not None and prompt.references.still,
-        attention_mask(prompt.attention, context.shape[1], height, width, references, device),
+        attention_mask(
+            prompt.attention,
+            context.shape[1],
+            height,
+            width,
+            0 if references is None else references.shape[1],
+            device,
+            transformer.dtype,
+        ),
     )
 
 
@@ -168,48 +180,6 @@ def extra_of(
         log.warning("this model reads a picture beside the noise, and none was given")
     vae = family_of(transformer).vae
     return extra_latents(extra, prompt.picture, prompt.mask, shape[0], shape[-2], shape[-1], vae)
-
-
-def attention_mask(
-    bias: AttentionBias | None,
-    text_tokens: int,
-    height: int,
-    width: int,
-    references: Tensor | None,
-    device: torch.device,
-) -> Tensor | None:
-    """An attention bias (1 or B, T, T) for the tokens of a picture of ``height`` x ``width``
-    latents, stretched bilinearly as ComfyUI does; references, behind them, are open to all."""
-    if bias is None:
-        return None
-    values = bias.values if bias.values.ndim == 3 else bias.values[None]
-    text = values.shape[-1] - bias.rows * bias.columns
-    if text != text_tokens or values.shape[-1] != values.shape[-2]:
-        raise ValueError(
-            f"attention_mask is {tuple(values.shape)}, expected {text_tokens} text tokens and "
-            f"{bias.rows}x{bias.columns} image tokens on both axes"
-        )
-    grid = token_grid(height, width)
-    if grid != (bias.rows, bias.columns):
-        is_bool = values.dtype == torch.bool
-        source = (bias.rows, bias.columns)
-        for axis in (1, 2):
-            values = stretched(values.float(), axis, text, source, grid)
-        values = values > 0.5 if is_bool else values
-    if references is not None:
-        more = references.shape[1]
-        values = F.pad(values, (0, more, 0, more), value=values.dtype == torch.bool)
-    return values.to(device)
-
-
-def stretched(
-    mask: Tensor, axis: int, text: int, source: tuple[int, int], grid: tuple[int, int]
-) -> Tensor:
-    """A mask (B, T, T) with the image tokens on one axis interpolated from one grid to another."""
-    mask = mask.movedim(axis, -1)
-    words, image = mask[..., :text], mask[..., text:]
-    image = F.interpolate(image.unflatten(-1, source), grid, mode="bilinear").flatten(-2)
-    return torch.cat([words, image], dim=-1).movedim(-1, axis)
 
 
 def control_condition(

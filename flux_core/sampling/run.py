@@ -28,12 +28,13 @@ from ..models.transformer import FluxTransformer
 from ..offload import OffloadPolicy, OffloadRunner, Work
 from ..offload.plan import Plan
 from ..offload.turns import turn_of
-from ..offload.workload import sampling_work
 from ..quant import set_compute
 from .conditioning import Conditioning, Control
 from .denoiser import Denoiser, keep_outside
+from .guidance import PLAIN_GUIDANCE, GuidanceOptions
 from .images import scaled_to
 from .latents import destandardise, host_noise, image_tokens, standardise
+from .reading import guiding_of
 from .samplers import SAMPLERS, step_noise
 from .sigmas import (
     SHIFTS,
@@ -44,6 +45,7 @@ from .sigmas import (
     table_for,
     wrong_shift,
 )
+from .work import request_work
 
 T = TypeVar("T")
 #: Steps done before this one, steps in all, and the picture as it is believed now: standardised
@@ -71,6 +73,7 @@ class SamplingSettings:
     1,) stand in the place of ``steps``, ``scheduler`` and ``denoise``; they may end above 0, and
     another run goes on from there. ``batch_index``: which picture of a larger batch each row is, so
     that it gets that one's noise. ``add_noise``: False goes on with latents that hold noise.
+    ``guidance_options``: over which steps and how the negative prompt is guided away from.
     """
 
     seed: int = 0
@@ -83,6 +86,7 @@ class SamplingSettings:
     sigmas: Tensor | None = None
     batch_index: Sequence[int] | None = None
     add_noise: bool = True
+    guidance_options: GuidanceOptions = PLAIN_GUIDANCE
 
     def __post_init__(self) -> None:
         if not isinstance(self.sampler, str) or self.sampler not in SAMPLERS:
@@ -94,6 +98,9 @@ class SamplingSettings:
         check_number(self.seed, "seed", 0, MOST_SEED, whole=True)
         object.__setattr__(self, "seed", int(self.seed))  # of numpy it may be
         check_number(self.cfg, "cfg", -1000, 1000)
+        if not isinstance(self.guidance_options, GuidanceOptions):
+            found = brief(self.guidance_options)
+            raise ValueError(f"guidance_options is {found}, expected GuidanceOptions")
 
     def noise_schedule(self, transformer: FluxTransformer, shape: Sequence[int]) -> NoiseSchedule:
         """The host's noise and sigmas for latents of a shape (B, 16, h, w)."""
@@ -126,7 +133,7 @@ class DrawRequest:
         positive: one prompt, or several with their regions and spans.
         latents: raw latents (B, 16, h, w) to start from; they matter where the first sigma is below
             1 or a mask keeps a part.
-        negative: read where ``settings.cfg`` is not 1; one or several as ``positive``.
+        negative: read where ``settings.cfg`` is not 1, and by NAG; one or several as ``positive``.
         mask: (1 or B, 1, h, w) in [0, 1], 1 where to draw and 0 where to keep ``latents``.
         loras: with their strengths, beside the transformer's layers for this run.
 
@@ -158,6 +165,7 @@ class DrawRequest:
         for prompt in (*self.positives, *(self.negatives or ())):
             if prompt.guidance is not None:
                 check_number(prompt.guidance, "guidance", 0, 1000)
+        guiding_of(self.settings.guidance_options, self.negatives)
         for control in self.controls:
             check_control(control)
         for _, strength in self.loras:
@@ -201,17 +209,16 @@ class DrawRequest:
     @property
     def work(self) -> Work:
         """What the run takes beside the weights."""
-        prompts = self.positives
-        if self.negatives is not None and self.settings.cfg != 1.0:
-            prompts = prompts + self.negatives
-        behind = max(prompt.references.tokens if prompt.references else 0 for prompt in prompts)
-        return sampling_work(
+        return request_work(
             self.transformer,
             [control.net for control in self.controls],
-            image_tokens=image_tokens(*self.latents.shape[-2:]) + behind,
-            text_tokens=max(prompt.context.shape[1] for prompt in prompts),
-            batch=len(self.latents),
-            vectors=self.steps * len(prompts),
+            self.positives,
+            self.negatives,
+            self.latents.shape,
+            self.noise_schedule.sigmas,
+            self.noise_schedule.table,
+            self.settings.cfg,
+            self.settings.guidance_options,
         )
 
 
@@ -344,6 +351,8 @@ def sample(
         schedule.table,
         request.latents.shape,
         device,
+        settings.guidance_options,
+        settings.guidance_options.zero_sigma(schedule.sigmas),
     )
     if not len(sigmas):
         return request.latents.float().cpu()
