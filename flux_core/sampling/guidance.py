@@ -13,6 +13,7 @@ sigma its velocities. NAG, which needs no second prediction, is in ``nag``.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -58,10 +59,15 @@ class GuidanceOptions:
             )
 
     def zero_sigma(self, sigmas: Tensor) -> float:
-        """The sigma above which nothing is drawn yet, of ``sigmas`` (steps + 1,)."""
-        if not self.zero_steps or not len(sigmas):
-            return float("inf")
-        return float(sigmas[min(self.zero_steps, len(sigmas) - 1)])
+        """The sigma above which nothing is drawn yet, of ``sigmas`` (steps + 1,); raises
+        ``ValueError`` where that would be all steps."""
+        if not self.zero_steps or len(sigmas) < 2:
+            return math.inf
+        if self.zero_steps >= len(sigmas) - 1:
+            raise ValueError(
+                f"zero_steps is {self.zero_steps}, expected fewer than the {len(sigmas) - 1} steps"
+            )
+        return float(sigmas[self.zero_steps])
 
     def combine(self, x: Tensor, ours: Tensor, theirs: Tensor, cfg: float) -> Tensor:
         """The guided picture (B, C, h, w) at x (B, C, h, w), from those of the positive and the
