@@ -27,7 +27,8 @@ from .offload.turns import turn_of
 from .pocket import pocket_file
 from .quant import full_dtype
 from .sampling.concat import extra_channels
-from .sampling.conditioning import Conditioning, Control
+from .sampling.conditioning import Conditioning, Control, RegionalOptions, RegionalPrompts
+from .sampling.guidance import PLAIN_GUIDANCE, GuidanceOptions
 from .sampling.images import (
     as_masks,
     as_pictures,
@@ -38,6 +39,7 @@ from .sampling.images import (
 )
 from .sampling.latents import expand, zero_latents
 from .sampling.prompts import encode_prompts
+from .sampling.regional import RegionPrompt, checked_regions
 from .sampling.run import DrawRequest, SamplingSettings, StepCallback, check_control, draw
 from .sampling.vae import decode_pictures, encode_pixels
 
@@ -142,6 +144,9 @@ class FluxPipeline:
         condition_mask: Picture | None = None,
         controls: Sequence[Control] = (),
         loras: Sequence[tuple[Lora | str | Path, float]] = (),
+        regions: Sequence[RegionPrompt] = (),
+        regional: RegionalOptions | None = None,
+        guidance_options: GuidanceOptions | None = None,
         callback: StepCallback | None = None,
     ) -> Images:
         """Draw pictures.
@@ -162,6 +167,10 @@ class FluxPipeline:
             condition_mask: (1 or B, H, W) in [0, 1], 1 where a Fill model paints.
             loras: LoRAs, or their files, with their strengths, for the transformer and the text
                 encoders.
+            regions: prompts of parts of the picture, read by attention beside ``prompt``;
+                ``regional`` says over which steps and how strictly.
+            guidance_options: over which steps and how the negative prompt is guided away from; with
+                NAG it is read at cfg 1 too.
             shift: ``host``, ``resolution`` or ``diffsynth``; see ``schedule.SHIFTS``.
             callback: called at every step.
 
@@ -191,8 +200,10 @@ class FluxPipeline:
             scheduler=scheduler,
             shift=shift,
             denoise=denoise,
+            guidance_options=guidance_options or PLAIN_GUIDANCE,
         )
         check_number(guidance, "guidance", 0, 1000)
+        parts_of_picture = checked_regions(regions, batch)
         opened = self._loras(loras)
         if condition is not None:
             self._refuse_condition(opened)
@@ -208,8 +219,10 @@ class FluxPipeline:
         with turn_of(*parts):
             runner = OffloadRunner(self.policy, self.device)
             positive, negative = self._encode(
-                runner, prompts, negative_prompt, cfg, guidance, opened
+                runner, prompts, negative_prompt, settings, guidance, opened
             )
+            if parts_of_picture:
+                positive = self._with_regions(runner, positive, parts_of_picture, regional, opened)
             latents = zero_latents(family_of(self.transformer).vae, batch, height, width)
             if pictures is not None:
                 encoded = encode_pixels(runner, self.vae, to_pixels(pictures))
@@ -269,7 +282,7 @@ class FluxPipeline:
         runner: OffloadRunner,
         prompts: Sequence[str],
         negative_prompt: str,
-        cfg: float,
+        settings: SamplingSettings,
         guidance: float,
         loras: LoraStack,
     ) -> tuple[Conditioning, Conditioning | None]:
@@ -279,7 +292,24 @@ class FluxPipeline:
         )
         context = torch.cat([e.context for e in encodings])
         positive = Conditioning(context, torch.cat([e.pooled for e in encodings]), guidance)
-        if cfg == 1.0:
+        if settings.cfg == 1.0 and settings.guidance_options.nag is None:
             return positive, None
         (other,) = encode_prompts(runner, self.text_encoders, [negative_prompt], loras=loras)
         return positive, Conditioning(other.context, other.pooled, guidance)
+
+    def _with_regions(
+        self,
+        runner: OffloadRunner,
+        prompt: Conditioning,
+        regions: Sequence[RegionPrompt],
+        options: RegionalOptions | None,
+        loras: LoraStack,
+    ) -> Conditioning:
+        """A prompt with regions, whose texts are encoded."""
+        texts = [region.prompt for region in regions]
+        encodings = encode_prompts(runner, self.text_encoders, texts, loras=loras)
+        prompts = tuple(
+            Conditioning(encoding.context, encoding.pooled, region=region.place)
+            for encoding, region in zip(encodings, regions, strict=True)
+        )
+        return replace(prompt, regional=RegionalPrompts(prompts, options or RegionalOptions()))

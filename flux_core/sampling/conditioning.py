@@ -53,30 +53,46 @@ class AttentionBias:
     columns: int
 
 
-@dataclass(frozen=True, eq=False)
-class RegionalPrompts:
-    """Prompts for parts of the picture, read by attention in the global prompt's call of the model.
+@dataclass(frozen=True)
+class RegionalOptions:
+    """Over which steps regions count, and how strictly; numbers from 0 to 1.
 
-    ``prompts``: each with the ``region`` that reads it; of each its context, its region and its
-    attention bias count. For the first ``share`` of the schedule a region's part of the picture
-    reads the region's text, and the global one as much as ``base`` says (0 not at all, 1 as the
-    background does); image tokens of unlike regions read each other as much as ``across`` says.
-    Afterwards regions count as much as ``later`` says, and with 0 the global prompt is read alone.
+    For the first ``share`` of the schedule a region's part of the picture reads the region's text,
+    and the global one as much as ``base`` says (0 not at all, 1 as the background does); image
+    tokens of unlike regions read each other as much as ``across`` says. Afterwards regions count as
+    much as ``later`` says, and with 0 the global prompt is read alone.
 
-    Raises ``ValueError`` for numbers out of range, and for prompts that say what regions cannot.
+    Raises ``ValueError`` for numbers out of range.
     """
 
-    prompts: Sequence[Conditioning]
     share: float = 0.5
     base: float = 0.3
     across: float = 1.0
     later: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.prompts:
-            raise ValueError("regional prompts are empty, expected at least one region")
         for name in ("share", "base", "across", "later"):
             check_number(getattr(self, name), f"regional prompts' {name}", 0, 1)
+
+
+#: What people get who say nothing else.
+USUAL_REGIONS = RegionalOptions()
+
+
+@dataclass(frozen=True, eq=False)
+class RegionalPrompts:
+    """Prompts for parts of the picture, read by attention in the global prompt's call of the model.
+
+    ``prompts``: each with the ``region`` that reads it; of each its context, its region and its
+    attention bias count. Raises ``ValueError`` for prompts that say what regions cannot.
+    """
+
+    prompts: Sequence[Conditioning]
+    options: RegionalOptions = USUAL_REGIONS
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise ValueError("regional prompts are empty, expected at least one region")
         for prompt in self.prompts:
             check_region(prompt)
 

@@ -77,8 +77,8 @@ def stretch_at(
     """What is read of a prompt at a sigma."""
     level, guided = 0.0, False
     if prompt.regional is not None:
-        early = sigma > sigma_at(table, prompt.regional.share)
-        level = 1.0 if early else prompt.regional.later
+        early = sigma > sigma_at(table, prompt.regional.options.share)
+        level = 1.0 if early else prompt.regional.options.later
     if guiding is not None:
         guided = within(table, guiding.options.start, guiding.options.end, sigma)
     return Stretch(level, guided)
@@ -88,7 +88,7 @@ def keeps_images_apart(prompt: Conditioning, level: float) -> bool:
     """Whether not all image tokens read each other alike."""
     regional = prompt.regional
     return prompt.attention is not None or (
-        regional is not None and level * (1 - regional.across) > 0
+        regional is not None and level * (1 - regional.options.across) > 0
     )
 
 

@@ -6,7 +6,7 @@
 
 c is how much of a token a region covers, s its strength, rest = max(0, 1 - sum of c) what is left,
 l 1 for the first share of the schedule and ``later`` after it, b ``base`` and a ``across`` (see
-``RegionalPrompts``). The logarithm of these is added to the logits, -inf where it is 0. Each text
+``RegionalOptions``). The logarithm of these is added to the logits, -inf where it is 0. Each text
 reads itself alone of all text. References are read by all; they read the global text and images.
 
 Tokens stand in the order global text, texts of the regions, image, references. Axis letters: B
@@ -17,12 +17,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .conditioning import Conditioning, RegionalPrompts
+from ..bounds import brief, check_number
+from .conditioning import USUAL_REGIONS, Conditioning, Region, RegionalOptions, RegionalPrompts
+from .images import as_masks, rows_for
 from .latents import LATENTS_A_TOKEN, expand, image_tokens
 from .masks import as_bias, attention_mask
 from .regions import Area, place_prompt
@@ -117,7 +120,7 @@ def regional_bias(
     )
     places = [prompt.region for prompt in regional.prompts]
     strengths = [1.0, *(place.strength * place.mask_strength for place in places)]
-    shares = [1 - level * (1 - regional.base) * (1 - rest), *cover.unbind(1)]
+    shares = [1 - level * (1 - regional.options.base) * (1 - rest), *cover.unbind(1)]
     for text, (share, strength) in enumerate(zip(shares, strengths, strict=True)):
         own = spans.span(text)
         bias[:, own, own] = 0
@@ -128,7 +131,7 @@ def regional_bias(
     bias[:, spans.behind, spans.span(0)] = 0
     bias[:, spans.behind, spans.images] = 0
     images = bias[:, spans.images, spans.images]
-    apart = 1 - level * (1 - regional.across)
+    apart = 1 - level * (1 - regional.options.across)
     if apart == 1:
         images.zero_()
         return bias
@@ -179,10 +182,72 @@ def spans_of(
     return TokenSpans(tuple(texts), image_tokens(height, width), references)
 
 
-def as_regional(prompts: Sequence[Conditioning], **options: float) -> Conditioning:
+@dataclass(frozen=True, eq=False)
+class RegionPrompt:
+    """A text for a part of the picture, for people who script.
+
+    ``box``: left, top, right and bottom in shares of the picture, from 0 to 1; or ``mask`` (H, W)
+    or (1 or B, H, W) in [0, 1] of any size, an array or a PIL picture. Raises ``ValueError`` for
+    anything else.
+    """
+
+    prompt: str
+    box: tuple[float, float, float, float] | None = None
+    mask: Any = None
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prompt, str):
+            raise ValueError(f"a region's prompt is {brief(self.prompt)}, expected a text")
+        if (self.box is None) == (self.mask is None):
+            raise ValueError("a region has a box and a mask or neither, expected one of them")
+        check_number(self.strength, "a region's strength", 0, 1000)
+        if self.box is not None:
+            box_region(self.box)
+
+    @property
+    def place(self) -> Region:
+        """Where it is."""
+        if self.box is not None:
+            return replace(box_region(self.box), strength=self.strength)
+        return Region(mask=as_masks(self.mask, "a region's mask"), strength=self.strength)
+
+
+def box_region(box: Sequence[float]) -> Region:
+    """The place of a box: left, top, right and bottom in shares of the picture; ``ValueError``
+    unless they are such."""
+    if not isinstance(box, list | tuple) or len(box) != 4:
+        raise ValueError(f"a region's box is {brief(box)}, expected left, top, right and bottom")
+    for name, value in zip(("left", "top", "right", "bottom"), box, strict=True):
+        check_number(value, f"a box's {name}", 0, 1)
+    left, top, right, bottom = (float(value) for value in box)
+    if right <= left or bottom <= top:
+        raise ValueError(
+            f"a region's box is {brief(box)}, expected its right and bottom behind left and top"
+        )
+    return Region(area=(bottom - top, right - left, top, left), shares=True)
+
+
+def checked_regions(regions: object, batch: int) -> list[RegionPrompt]:
+    """Regions as a list; raises ``ValueError`` for anything else, and for masks that are neither
+    one nor as many as pictures."""
+    if not isinstance(regions, list | tuple):
+        raise ValueError(f"regions is {brief(regions)}, expected a list of RegionPrompt")
+    for region in regions:
+        if not isinstance(region, RegionPrompt):
+            raise ValueError(f"regions has {brief(region)}, expected a RegionPrompt")
+        mask = region.place.mask
+        if mask is not None:
+            rows_for(batch, mask, "a region's mask")
+    return list(regions)
+
+
+def as_regional(
+    prompts: Sequence[Conditioning], options: RegionalOptions = USUAL_REGIONS
+) -> Conditioning:
     """One prompt with regions out of several, of which those with a mask or an area become regions.
 
-    ``options`` are those of ``RegionalPrompts``. Raises ``ValueError`` unless exactly one prompt is
+    Raises ``ValueError`` unless exactly one prompt is
     for the whole picture, and where none has a place.
     """
 
@@ -196,4 +261,4 @@ def as_regional(prompts: Sequence[Conditioning], **options: float) -> Conditioni
         )
     regions = tuple(prompt for prompt in prompts if placed(prompt))
     before = whole[0].regional.prompts if whole[0].regional is not None else ()
-    return replace(whole[0], regional=RegionalPrompts((*before, *regions), **options))
+    return replace(whole[0], regional=RegionalPrompts((*before, *regions), options))

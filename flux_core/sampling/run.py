@@ -99,8 +99,8 @@ class SamplingSettings:
         object.__setattr__(self, "seed", int(self.seed))  # of numpy it may be
         check_number(self.cfg, "cfg", -1000, 1000)
         if not isinstance(self.guidance_options, GuidanceOptions):
-            found = brief(self.guidance_options)
-            raise ValueError(f"guidance_options is {found}, expected GuidanceOptions")
+            value = brief(self.guidance_options)
+            raise ValueError(f"guidance_options is {value}, expected GuidanceOptions")
 
     def noise_schedule(self, transformer: FluxTransformer, shape: Sequence[int]) -> NoiseSchedule:
         """The host's noise and sigmas for latents of a shape (B, 16, h, w)."""

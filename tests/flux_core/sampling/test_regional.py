@@ -14,10 +14,10 @@ from flux_core.models.layers import apply_rotary
 from flux_core.models.patches import EmbeddedInputs
 from flux_core.offload import OffloadRunner
 from flux_core.offload.activations import LiveBytes
-from flux_core.sampling.conditioning import AttentionBias, Region, RegionalPrompts
+from flux_core.sampling.conditioning import AttentionBias, Region, RegionalOptions, RegionalPrompts
+from flux_core.sampling.guidance import GuidanceOptions
 from flux_core.sampling.latents import image_ids, pack, text_ids, unpack
 from flux_core.sampling.nag import NormalizedAttentionGuidance
-from flux_core.sampling.guidance import GuidanceOptions
 from flux_core.sampling.references import References, reference_tokens
 from flux_core.sampling.regional import as_regional, covers
 from flux_core.sampling.run import DrawRequest, SamplingSettings, draw, sample
@@ -115,7 +115,7 @@ def weights_by_loop(regional: RegionalPrompts, level: float, references: int = 0
     def text_and_image(text: int, image: int) -> float:
         if text:
             return shares[image][text]
-        return 1 - level * (1 - regional.base) * (1 - shares[image][0])
+        return 1 - level * (1 - regional.options.base) * (1 - shares[image][0])
 
     for a, (kind, one) in enumerate(kinds):
         for b, (other, two) in enumerate(kinds):
@@ -129,7 +129,7 @@ def weights_by_loop(regional: RegionalPrompts, level: float, references: int = 0
                     weight[a, b] = read * (level if two else 1)
                 case "image", "image":
                     together = sum(p * q for p, q in zip(shares[one], shares[two], strict=True))
-                    apart = 1 - level * (1 - regional.across)
+                    apart = 1 - level * (1 - regional.options.across)
                     weight[a, b] = 1 if one == two else min(1.0, max(apart, together))
                 case "reference", "text":
                     weight[a, b] = two == 0
@@ -185,13 +185,13 @@ def drawn_by_hand(
     ],
 )
 def test_a_run_reads_what_a_loop_over_all_pairs_reads(transformer, options, levels):
-    regional = RegionalPrompts(regions(), **options)
+    regional = RegionalPrompts(regions(), RegionalOptions(**options))
     request = a_run(transformer, prompt(0, regional=regional))
     shifted = request.noise_schedule.table
     for sigma, level in zip(request.noise_schedule.sigmas.tolist(), levels, strict=False):
         done = 1 - torch.linspace(0, 1, 10001)
         share = float(done[(shifted.sigma(done[:-1]) - sigma).abs().argmin()])
-        assert (1 - share < regional.share) == (level == 1.0) or regional.later == 1
+        assert (1 - share < regional.options.share) == (level == 1.0) or regional.options.later == 1
     assert relative(sample(request), drawn_by_hand(transformer, request, levels)) < 1e-5
     plain = sample(a_run(transformer, prompt(0)))
     assert relative(sample(request), plain) > 1e-3
@@ -199,7 +199,7 @@ def test_a_run_reads_what_a_loop_over_all_pairs_reads(transformer, options, leve
 
 def test_references_are_read_by_all_and_read_the_global_text(transformer):
     more = References((torch.randn(1, 16, 4, 3, generator=torch.Generator().manual_seed(5)),))
-    regional = RegionalPrompts(regions(), share=1.0, across=0.0)
+    regional = RegionalPrompts(regions(), RegionalOptions(share=1.0, across=0.0))
     request = a_run(transformer, prompt(0, references=more, regional=regional))
     assert relative(sample(request), drawn_by_hand(transformer, request, [1.0] * 3)) < 1e-5
 
@@ -222,7 +222,9 @@ def test_pictures_of_a_batch_have_masks_of_their_own(transformer):
     two[1, :, 8:] = 1
 
     def run(mask: Tensor) -> Tensor:
-        regional = RegionalPrompts([prompt(1, region=Region(mask=mask))], share=1.0)
+        regional = RegionalPrompts(
+            [prompt(1, region=Region(mask=mask))], RegionalOptions(share=1.0)
+        )
         return sample(a_run(transformer, prompt(0, regional=regional)))
 
     both = run(two)
@@ -241,7 +243,7 @@ def test_a_biased_token_of_each_text_is_read_less(transformer):
         return AttentionBias(values, ROWS, COLUMNS)
 
     def run(whole: Conditioning, region: Conditioning) -> Tensor:
-        regional = RegionalPrompts([region], share=0.5)
+        regional = RegionalPrompts([region], RegionalOptions(share=0.5))
         return sample(a_run(transformer, replace(whole, regional=regional)))
 
     whole, region = prompt(0, 5), prompt(1, 3, region=Region(mask=left_mask()))
@@ -255,7 +257,7 @@ def test_a_biased_token_of_each_text_is_read_less(transformer):
 
 def test_every_policy_gives_the_same_bits_with_all_that_there_is(transformer):
     more = References((torch.ones(1, 16, 4, 3),))
-    regional = RegionalPrompts(regions(), share=0.5, across=0.2, later=0.3)
+    regional = RegionalPrompts(regions(), RegionalOptions(share=0.5, across=0.2, later=0.3))
     options = GuidanceOptions(nag=NormalizedAttentionGuidance(), cfg_zero="velocity", end=0.8)
     request = a_run(
         transformer,
@@ -283,8 +285,7 @@ def test_a_run_takes_the_memory_that_was_predicted(transformer, case):
             prompt(1, 40, region=Region((1, 0.5, 0, 0), shares=True)),
             prompt(2, 30, region=Region((1, 0.5, 0, 0.5), shares=True)),
         ),
-        share=0.5,
-        across=0.0 if "apart" in case else 1.0,
+        RegionalOptions(share=0.5, across=0.0 if "apart" in case else 1.0),
     )
     positive = prompt(0, 40, regional=regional if case != "nag" else None)
     if case == "bias":
@@ -309,9 +310,9 @@ def test_a_run_takes_the_memory_that_was_predicted(transformer, case):
 
 def test_prompts_with_masks_become_regions():
     whole, region = prompt(0), prompt(1, region=Region(mask=left_mask()))
-    made_of = as_regional([region, whole], share=0.25)
+    made_of = as_regional([region, whole], RegionalOptions(share=0.25))
     assert made_of.context is whole.context
-    assert made_of.regional is not None and made_of.regional.share == 0.25
+    assert made_of.regional is not None and made_of.regional.options.share == 0.25
     assert list(made_of.regional.prompts) == [region]
     with pytest.raises(ValueError, match="2 prompts have no mask and no area"):
         as_regional([whole, whole, region])
@@ -338,7 +339,7 @@ def test_a_region_cannot_have_what_a_whole_picture_has(change, message):
 def test_numbers_of_regions_are_checked(transformer):
     for name in ("share", "base", "across", "later"):
         with pytest.raises(ValueError, match=f"regional prompts' {name} is 1.5, expected"):
-            RegionalPrompts(regions(), **{name: 1.5})
+            RegionalOptions(**{name: 1.5})
     with pytest.raises(ValueError, match="expected at least one region"):
         RegionalPrompts(())
     narrow = replace(regions()[0], context=torch.ones(1, 3, 7))
