@@ -16,6 +16,8 @@ from flux_core.sampling.conditioning import AttentionBias, Region
 from flux_core.sampling.references import References
 
 DEFAULT_GUIDANCE = 3.5
+#: Where FLUX Regional Prompts puts its regions; stock samplers do not read it.
+REGIONS_KEY = "fluxfit_regions"
 #: Names that are read, or that say nothing of the picture.
 READ = {
     "pooled_output",
@@ -36,6 +38,7 @@ READ = {
     "reference_latents_method",
     "attention_mask",
     "attention_mask_img_shape",
+    REGIONS_KEY,
 }
 #: Sizes that SDXL reads, and what nodes note for themselves.
 HARMLESS = {
@@ -97,6 +100,7 @@ def entry_of(entry: Sequence[Any], name: str) -> Conditioning:
         min(share(extra, "end_percent", 1.0), share(extra, "clip_end_percent", 1.0)),
         references_of(extra),
         attention_of(extra, name),
+        extra.get(REGIONS_KEY),
     )
 
 

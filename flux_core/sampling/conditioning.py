@@ -102,7 +102,7 @@ def check_region(prompt: Conditioning) -> None:
     region = prompt.region
     check_number(region.strength, "a region's strength", 0, 1000)
     check_number(region.mask_strength, "a region's mask_strength", 0, 1000)
-    if region.area is None and region.mask is None:
+    if prompt.whole:
         raise ValueError("a region has neither a mask nor an area, expected one of them")
     for what, there in (
         ("a span of its own", prompt.start > 0 or prompt.end < 1),
@@ -141,6 +141,11 @@ class Conditioning:
     references: References | None = None
     attention: AttentionBias | None = None
     regional: RegionalPrompts | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is for the whole picture: it has no mask and no area."""
+        return self.region.area is None and self.region.mask is None
 
 
 @dataclass(frozen=True)

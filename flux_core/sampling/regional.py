@@ -251,14 +251,11 @@ def as_regional(
     for the whole picture, and where none has a place.
     """
 
-    def placed(prompt: Conditioning) -> bool:
-        return prompt.region.area is not None or prompt.region.mask is not None
-
-    whole = [prompt for prompt in prompts if not placed(prompt)]
+    whole = [prompt for prompt in prompts if prompt.whole]
     if len(whole) != 1:
         raise ValueError(
             f"{len(whole)} prompts have no mask and no area, expected one: the global prompt"
         )
-    regions = tuple(prompt for prompt in prompts if placed(prompt))
+    regions = tuple(prompt for prompt in prompts if not prompt.whole)
     before = whole[0].regional.prompts if whole[0].regional is not None else ()
     return replace(whole[0], regional=RegionalPrompts((*before, *regions), options))
