@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from flux_core import Conditioning
-from flux_core.sampling.conditioning import AttentionBias, Region
+from flux_core.sampling.conditioning import AttentionBias, Region, RegionalPrompts
 from flux_core.sampling.references import References
 
 DEFAULT_GUIDANCE = 3.5
@@ -100,7 +100,7 @@ def entry_of(entry: Sequence[Any], name: str) -> Conditioning:
         min(share(extra, "end_percent", 1.0), share(extra, "clip_end_percent", 1.0)),
         references_of(extra),
         attention_of(extra, name),
-        extra.get(REGIONS_KEY),
+        regions_of(extra, name),
     )
 
 
@@ -125,6 +125,15 @@ def region_of(extra: Mapping[str, Any]) -> Region:
         share(extra, "strength", 1.0),
         bool(extra.get("default", False)),
     )
+
+
+def regions_of(extra: Mapping[str, Any], name: str) -> RegionalPrompts | None:
+    """Prompts of parts of the picture."""
+    regional = extra.get(REGIONS_KEY)
+    if regional is not None and not isinstance(regional, RegionalPrompts):
+        kind = type(regional).__name__
+        raise ValueError(f"{name} carries regions that are a {kind}, expected RegionalPrompts")
+    return regional
 
 
 def references_of(extra: Mapping[str, Any]) -> References | None:
