@@ -28,7 +28,14 @@ from .offload.turns import turn_of
 from .pocket import pocket_file
 from .quant import full_dtype
 from .sampling.concat import MASKED_AND_CONTROL, NO_CONTROL, extra_channels
-from .sampling.conditioning import Conditioning, Control, ControlPicture
+from .sampling.conditioning import (
+    Conditioning,
+    Control,
+    ControlPicture,
+    RegionalOptions,
+    RegionalPrompts,
+)
+from .sampling.guidance import PLAIN_GUIDANCE, GuidanceOptions
 from .sampling.hires import Hires, draw_twice
 from .sampling.images import (
     as_masks,
@@ -41,6 +48,7 @@ from .sampling.images import (
 from .sampling.latents import expand, zero_latents
 from .sampling.masks import MOST_FEATHER, keep_pixels_outside
 from .sampling.prompts import encode_prompts
+from .sampling.regional import RegionPrompt, checked_regions
 from .sampling.run import DrawRequest, SamplingSettings, StepCallback, check_control, draw
 from .sampling.stitch import resized
 from .sampling.tiles import Tiling
@@ -165,6 +173,9 @@ class FluxPipeline:
         hires: Hires | None = None,
         differential: float | None = None,
         keep_pixels: int | None = None,
+        regions: Sequence[RegionPrompt] = (),
+        regional: RegionalOptions | None = None,
+        guidance_options: GuidanceOptions | None = None,
         callback: StepCallback | None = None,
     ) -> Images:
         """Draw pictures.
@@ -194,6 +205,10 @@ class FluxPipeline:
                 to 1, which is the whole as well.
             keep_pixels: where ``mask`` is 0 the pixels of ``image`` stay as they are, to the bit,
                 and what is drawn fades in over so many pixels inside of it.
+            regions: prompts of parts of the picture, read by attention beside ``prompt``;
+                ``regional`` says over which steps and how strictly.
+            guidance_options: over which steps and how the negative prompt is guided away from; with
+                NAG it is read at cfg 1 too.
             shift: ``host``, ``resolution`` or ``diffsynth``; see ``schedule.SHIFTS``.
             callback: called at every step.
 
@@ -223,8 +238,10 @@ class FluxPipeline:
             scheduler=scheduler,
             shift=shift,
             denoise=denoise,
+            guidance_options=guidance_options or PLAIN_GUIDANCE,
         )
         check_number(guidance, "guidance", 0, 1000)
+        parts_of_picture = checked_regions(regions, batch)
         opened = self._loras(loras)
         if condition is not None:
             self._refuse_condition(opened)
@@ -248,8 +265,10 @@ class FluxPipeline:
         with turn_of(*parts):
             runner = OffloadRunner(self.policy, self.device)
             positive, negative = self._encode(
-                runner, prompts, negative_prompt, cfg, guidance, opened
+                runner, prompts, negative_prompt, settings, guidance, opened
             )
+            if parts_of_picture:
+                positive = self._with_regions(runner, positive, parts_of_picture, regional, opened)
             latents = zero_latents(family_of(self.transformer).vae, batch, height, width)
             if pictures is not None:
                 encoded = encode_pixels(runner, self.vae, to_pixels(pictures))
@@ -359,7 +378,7 @@ class FluxPipeline:
         runner: OffloadRunner,
         prompts: Sequence[str],
         negative_prompt: str,
-        cfg: float,
+        settings: SamplingSettings,
         guidance: float,
         loras: LoraStack,
     ) -> tuple[Conditioning, Conditioning | None]:
@@ -367,7 +386,30 @@ class FluxPipeline:
         length = encoders.context_length(prompts)  # they stand in one batch
         texts = joined(encode_prompts(runner, encoders, prompts, t5_length=length, loras=loras))
         positive = Conditioning(texts.context, texts.pooled, guidance, text_mask=texts.mask)
-        if cfg == 1.0:
+        if settings.cfg == 1.0 and settings.guidance_options.nag is None:
             return positive, None
         (other,) = encode_prompts(runner, encoders, [negative_prompt], loras=loras)
         return positive, Conditioning(other.context, other.pooled, guidance)
+
+    def _with_regions(
+        self,
+        runner: OffloadRunner,
+        prompt: Conditioning,
+        regions: Sequence[RegionPrompt],
+        options: RegionalOptions | None,
+        loras: LoraStack,
+    ) -> Conditioning:
+        """A prompt with regions, whose texts are encoded."""
+        texts = [region.prompt for region in regions]
+        encoders = self.text_encoders.for_family(family_of(self.transformer))
+        encodings = encode_prompts(runner, encoders, texts, loras=loras)
+        prompts = tuple(
+            Conditioning(
+                encoding.context,
+                encoding.pooled,
+                region=region.place,
+                text_mask=encoding.mask,
+            )
+            for encoding, region in zip(encodings, regions, strict=True)
+        )
+        return replace(prompt, regional=RegionalPrompts(prompts, options or RegionalOptions()))

@@ -10,12 +10,14 @@ from .calibration import FluxFitCalibrate, FluxFitMeasurePrecision
 from .control import ControlNetUpscalerFP8, FluxFitControlNet
 from .dataset import FluxFitDataset
 from .flex import FluxFitFlexControl
+from .guidance import FluxFitGuidance, FluxFitNAG
 from .loaders import FluxFitTransformerLoader, FluxLoaderFP8
 from .lora import FluxFitLoraLoader, FluxFitMergeLoras
 from .lora_control import FluxFitLoraControl
 from .pictures import FluxFitCompare, FluxFitGrid
 from .policy import FluxFitMemoryReport, OffloadPolicy
 from .precision import FluxFitPrecisionPlan, FluxFitSaveQuantized
+from .regions import FluxFitRegion, FluxFitRegionalPrompts
 from .sampler import FluxSampler
 from .text import FluxTextEncode
 from .train import FluxFitResumeTraining, FluxFitTrainLora, FluxFitTrainSettings
@@ -47,6 +49,10 @@ NODES: dict[type, str] = {
     FluxFitTrainSettings: "FLUX Train Settings",
     FluxFitTrainLora: "FLUX Train LoRA",
     FluxFitResumeTraining: "FLUX Resume Training",
+    FluxFitRegion: "FLUX Region",
+    FluxFitRegionalPrompts: "FLUX Regional Prompts",
+    FluxFitGuidance: "FLUX Guidance Options",
+    FluxFitNAG: "FLUX NAG",
 }
 NODE_CLASS_MAPPINGS = {node.__name__: node for node in NODES}
 NODE_DISPLAY_NAME_MAPPINGS = {node.__name__: name for node, name in NODES.items()}

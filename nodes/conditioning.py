@@ -12,12 +12,14 @@ from typing import Any
 from torch import Tensor
 
 from flux_core import Conditioning
-from flux_core.sampling.conditioning import AttentionBias, Region
+from flux_core.sampling.conditioning import AttentionBias, Region, RegionalPrompts
 from flux_core.sampling.references import References
 
 DEFAULT_GUIDANCE = 3.5
 #: Where FluxFitFlexControl puts a ``ControlPicture``.
 CONTROL_PICTURE = "fluxfit_control_picture"
+#: Where FLUX Regional Prompts puts its regions; stock samplers do not read it.
+REGIONS_KEY = "fluxfit_regions"
 #: Names that are read, or that say nothing of the picture.
 READ = {
     "pooled_output",
@@ -39,6 +41,7 @@ READ = {
     "attention_mask",
     "attention_mask_img_shape",
     CONTROL_PICTURE,
+    REGIONS_KEY,
 }
 #: Sizes that SDXL reads, and what nodes note for themselves.
 HARMLESS = {
@@ -101,6 +104,7 @@ def entry_of(entry: Sequence[Any], name: str) -> Conditioning:
         references_of(extra),
         attention_of(extra, name),
         control=extra.get(CONTROL_PICTURE),
+        regional=regions_of(extra, name),
     )
 
 
@@ -125,6 +129,15 @@ def region_of(extra: Mapping[str, Any]) -> Region:
         share(extra, "strength", 1.0),
         bool(extra.get("default", False)),
     )
+
+
+def regions_of(extra: Mapping[str, Any], name: str) -> RegionalPrompts | None:
+    """Prompts of parts of the picture."""
+    regional = extra.get(REGIONS_KEY)
+    if regional is not None and not isinstance(regional, RegionalPrompts):
+        kind = type(regional).__name__
+        raise ValueError(f"{name} carries regions that are a {kind}, expected RegionalPrompts")
+    return regional
 
 
 def references_of(extra: Mapping[str, Any]) -> References | None:

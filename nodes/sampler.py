@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from flux_core import Control
 from flux_core.models.families import family_of
 from flux_core.offload import MemoryReport
+from flux_core.sampling.guidance import PLAIN_GUIDANCE
 from flux_core.sampling.latents import destandardise
 from flux_core.sampling.run import DrawRequest, SamplingSettings, draw
 from flux_core.sampling.samplers import SAMPLERS
@@ -87,7 +88,9 @@ class FluxSampler:
                 ),
             },
             "optional": {
-                "negative": socket("CONDITIONING", "What to avoid; read where cfg is not 1."),
+                "negative": socket(
+                    "CONDITIONING", "What to avoid; read where cfg is not 1, and by FLUX NAG."
+                ),
                 "control": socket(FLUX_CONTROL, "ControlNets."),
                 "sigmas": socket(
                     "SIGMAS", "Instead of steps, scheduler, shift and denoise.", advanced=True
@@ -141,6 +144,7 @@ class FluxSampler:
             sigmas=sigmas,
             batch_index=latent.get("batch_index"),
             add_noise=add_noise,
+            guidance_options=model.guidance_options,
         )
         if sampler_object is None and guider is None:
             drawn, report, done = self.by_ours(model, positive, negative, latent, settings, control)
@@ -149,6 +153,11 @@ class FluxSampler:
                 raise ValueError(
                     "ControlNets on the control input draw with FluxSampler's own samplers: take "
                     "sampler_object and guider away, or use ControlNetApplyAdvanced"
+                )
+            if model.guidance_options != PLAIN_GUIDANCE:
+                raise ValueError(
+                    "FLUX Guidance Options and FLUX NAG draw with FluxSampler's own samplers: take "
+                    "sampler_object and guider away, or use the host's nodes on the loader's MODEL"
                 )
             guider = guider or guider_of(model, positive, negative, cfg)
             drawn, report, done = self.by_the_host(model, guider, sampler_object, latent, settings)

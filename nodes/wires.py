@@ -18,12 +18,15 @@ from flux_core import (
     set_compute,
 )
 from flux_core.lora import LoraStack
+from flux_core.sampling.conditioning import Conditioning
+from flux_core.sampling.guidance import PLAIN_GUIDANCE, GuidanceOptions
 
 FLUX_MODEL = "FLUX_MODEL"
 FLUX_TEXT_ENCODERS = "FLUX_TEXT_ENCODERS"
 FLUX_CONTROL = "FLUX_CONTROL"
 OFFLOAD_POLICY = "OFFLOAD_POLICY"
 PRECISION_PLAN = "PRECISION_PLAN"
+FLUX_REGIONS = "FLUX_REGIONS"
 FLUX_DATASET = "FLUX_DATASET"
 FLUX_TRAIN_SETTINGS = "FLUX_TRAIN_SETTINGS"
 COMPILER = "inductor"
@@ -57,7 +60,8 @@ class FluxModel:
     """A transformer and where it may live; cheap to copy, weights are shared.
 
     ``compute`` and ``compiled`` are this wire's, and the shared ``module`` is set to them whenever
-    ``transformer`` is asked for; None leaves them as they are.
+    ``transformer`` is asked for; None leaves them as they are. ``guidance_options`` is what
+    FluxSampler does with the negative prompt.
     """
 
     module: FluxTransformer
@@ -66,6 +70,7 @@ class FluxModel:
     loras: LoraStack = ()
     compute: str | None = None
     compiled: bool | None = None
+    guidance_options: GuidanceOptions = PLAIN_GUIDANCE
 
     @property
     def transformer(self) -> FluxTransformer:
@@ -92,6 +97,14 @@ class FluxTextEncoders:
         if self.compute is not None:
             set_compute(self.module, self.compute)
         return self.module
+
+
+@dataclass(frozen=True, eq=False)
+class NamedRegion:
+    """A prompt for a part of the picture, and what people call it; empty where it has no name."""
+
+    name: str
+    prompt: Conditioning
 
 
 def controls_of(value: Sequence[Control] | None) -> tuple[Control, ...]:

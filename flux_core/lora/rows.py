@@ -51,6 +51,11 @@ class RowFactors:
         factors = self.by_kind.get(kind)
         return strengths if factors is None else strengths * factors[..., numbers]
 
+    def size_key(self, kind: str) -> tuple[int, ...] | None:
+        """The shape of what is said now to layers that read a ``kind`` of rows."""
+        factors = self.by_kind.get(kind)
+        return None if factors is None else tuple(factors.shape)
+
 
 class RowLinearBranch(LinearBranch):
     """A ``LinearBranch`` with factors a row."""
@@ -84,6 +89,11 @@ class RowLinearBranch(LinearBranch):
             if parts:
                 values = torch.tensor([strengths[number] for number, _ in parts])
                 self.get_buffer(f"{name}_strengths").copy_(values)
+
+    @property
+    def size_key(self) -> tuple[int, ...] | None:
+        """What tells a call that takes as much memory from others."""
+        return self.row_factors.size_key(self.kind)
 
     def now(self, name: str, strengths: Tensor) -> Tensor:
         """Strengths (k,) of some of its parts in the call that is made now, (k,) or (..., k)."""
@@ -141,6 +151,11 @@ class RowNormBranch(NormBranch):
     def set_strengths(self, strengths: Sequence[float]) -> None:
         super().set_strengths(strengths)
         self.strengths.copy_(torch.tensor([strengths[number] for number, _ in self.values]))
+
+    @property
+    def size_key(self) -> tuple[int, ...] | None:
+        """What tells a call that takes as much memory from others."""
+        return self.row_factors.size_key(self.kind)
 
     def scale_now(self) -> Tensor:
         """(head,), or (1 or B, T, head) where it differs from token to token."""

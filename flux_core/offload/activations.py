@@ -88,8 +88,12 @@ class FusedAttention(TorchFunctionMode):
 
 
 def on_meta(module: nn.Module) -> nn.Module:
-    """A module like another without numbers."""
-    return twin(module, {id(t): t.to("meta") for *_, t in named_tensors(module)})
+    """A module like another without numbers, and without the hooks of those who want some."""
+    small = twin(module, {id(t): t.to("meta") for *_, t in named_tensors(module)})
+    for part in small.modules():
+        part._forward_hooks.clear()
+        part._forward_pre_hooks.clear()
+    return small
 
 
 def peak_bytes(

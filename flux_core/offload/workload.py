@@ -75,7 +75,7 @@ def one_of_each_block(model: nn.Module) -> Any:
 def attached_shapes(module: nn.Module) -> tuple[Hashable, ...]:
     """What is beside a model's layers for a run, by its names, shapes and dtypes."""
     return tuple(
-        (name, tensor.shape, tensor.dtype)
+        (name, tensor.shape, tensor.dtype, getattr(owner, "size_key", None))
         for name, owner, _, tensor in named_tensors(module)
         if is_for_a_run(owner)
     )
@@ -111,34 +111,11 @@ def transformer_bytes(
 
 
 def described(value: object) -> Hashable:
-    """An argument as a part of a key: a tensor by its shape and dtype."""
-    return (value.shape, value.dtype) if isinstance(value, Tensor) else cast(Hashable, value)
-
-
-def sampling_work(
-    transformer: SteppedModel,
-    nets: Sequence[ResidualModel],
-    *,
-    image_tokens: int,
-    text_tokens: int,
-    batch: int,
-    vectors: int,
-    options: Mapping[str, Any] | None = None,
-    held: int = 0,
-) -> Work:
-    """A run of the sampler; ``vectors`` is its steps times its prompts.
-
-    ``options`` are further arguments of the transformer's calls, tensors of them on meta; ``held``
-    are bytes that the caller keeps on the device for the whole run.
-    """
-    size = held + transformer_bytes(transformer, image_tokens, text_tokens, batch, options)
-    known = min(vectors, WINDOW) + 1
-    for body in (transformer, *nets):
-        size += known * batch * transformer.dtype.itemsize * modulation_width(body)
-    # residuals wait for the transformer
-    size += sum(net.residual_bytes(image_tokens, batch) for net in nets)
-    largest = precomputing_bytes(transformer, known - 1, batch)
-    return Work(max(size, largest), image_tokens, text_tokens, batch)
+    """An argument as a part of a key: a tensor by its shape and dtype, what holds tensors by what
+    it says of itself."""
+    if isinstance(value, Tensor):
+        return value.shape, value.dtype
+    return getattr(value, "size_key", cast(Hashable, value))
 
 
 def precomputing_bytes(model: SteppedModel, vectors: int, batch: int) -> int:
@@ -148,8 +125,40 @@ def precomputing_bytes(model: SteppedModel, vectors: int, batch: int) -> int:
     largest = max((packed_bytes(layer) for layer in layers), default=0)
     if not layers or modulations_of(blocks_of(model)[0]):
         return largest
-    known = vectors * batch * model.dtype.itemsize * modulation_width(model)
+    known = min(vectors, WINDOW) * batch * model.dtype.itemsize * modulation_width(model)
     return largest + 2 * known  # what it gives, and all of it together
+
+
+def standing_bytes(
+    transformer: SteppedModel,
+    nets: Sequence[ResidualModel],
+    *,
+    image_tokens: int,
+    batch: int,
+    vectors: int,
+) -> int:
+    """Bytes that wait beside a transformer's calls: the modulations of so many ``vectors``, a step
+    and a prompt each, and the residuals of ControlNets."""
+    known = min(vectors, WINDOW) + 1
+    size = 0
+    for body in (transformer, *nets):
+        size += known * batch * transformer.dtype.itemsize * modulation_width(body)
+    return size + sum(net.residual_bytes(image_tokens, batch) for net in nets)
+
+
+def sampling_work(
+    transformer: SteppedModel,
+    *,
+    image_tokens: int,
+    text_tokens: int,
+    batch: int,
+    vectors: int,
+) -> Work:
+    """A run of a transformer alone; ``vectors`` is its steps times its prompts."""
+    size = transformer_bytes(transformer, image_tokens, text_tokens, batch)
+    size += standing_bytes(transformer, [], image_tokens=image_tokens, batch=batch, vectors=vectors)
+    ahead = precomputing_bytes(transformer, vectors, batch)
+    return Work(max(size, ahead), image_tokens, text_tokens, batch)
 
 
 @contextmanager

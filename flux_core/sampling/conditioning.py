@@ -5,7 +5,7 @@ Axis letters: B pictures, N text tokens, D and P widths, h and w latents, H and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -77,6 +77,68 @@ class ControlPicture:
 
 
 @dataclass(frozen=True)
+class RegionalOptions:
+    """Over which steps regions count, and how strictly; numbers from 0 to 1.
+
+    For the first ``share`` of the schedule a region's part of the picture reads the region's text,
+    and the global one as much as ``base`` says (0 not at all, 1 as the background does); image
+    tokens of unlike regions read each other as much as ``across`` says. Afterwards regions count as
+    much as ``later`` says, and with 0 the global prompt is read alone.
+
+    Raises ``ValueError`` for numbers out of range.
+    """
+
+    share: float = 0.5
+    base: float = 0.3
+    across: float = 1.0
+    later: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("share", "base", "across", "later"):
+            check_number(getattr(self, name), f"regional prompts' {name}", 0, 1)
+
+
+#: What people get who say nothing else.
+USUAL_REGIONS = RegionalOptions()
+
+
+@dataclass(frozen=True, eq=False)
+class RegionalPrompts:
+    """Prompts for parts of the picture, read by attention in the global prompt's call of the model.
+
+    ``prompts``: each with the ``region`` that reads it; of each its context, its region and its
+    attention bias count. Raises ``ValueError`` for prompts that say what regions cannot.
+    """
+
+    prompts: Sequence[Conditioning]
+    options: RegionalOptions = USUAL_REGIONS
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise ValueError("regional prompts are empty, expected at least one region")
+        for prompt in self.prompts:
+            check_region(prompt)
+
+
+def check_region(prompt: Conditioning) -> None:
+    """Raise ``ValueError`` for a region's prompt that says what only a whole picture can have."""
+    region = prompt.region
+    check_number(region.strength, "a region's strength", 0, 1000)
+    check_number(region.mask_strength, "a region's mask_strength", 0, 1000)
+    if prompt.whole:
+        raise ValueError("a region has neither a mask nor an area, expected one of them")
+    for what, there in (
+        ("a span of its own", prompt.start > 0 or prompt.end < 1),
+        ("reference latents", prompt.references is not None),
+        ("a picture beside the noise", prompt.picture is not None or prompt.mask is not None),
+        ("regions of its own", prompt.regional is not None),
+        ("what is left by others as its place", region.background),
+    ):
+        if there:
+            raise ValueError(f"a region's prompt has {what}: only the global prompt can have that")
+
+
+@dataclass(frozen=True)
 class Conditioning:
     """What a prompt becomes: context (1 or B, N, D), pooled (1 or B, P), distilled guidance.
 
@@ -88,7 +150,8 @@ class Conditioning:
     both and ``control``.
 
     ``region`` and the span from ``start`` to ``end``, shares of the schedule from 0 (noise) to 1,
-    say where and when it counts, if there are several.
+    say where and when it counts, if there are several. ``regional``: prompts of parts of the
+    picture that are read in the same call.
 
     ``text_mask`` (1 or B, N) booleans: the tokens of the context that are read, None for all.
     """
@@ -105,6 +168,12 @@ class Conditioning:
     attention: AttentionBias | None = None
     text_mask: Tensor | None = None
     control: ControlPicture | None = None
+    regional: RegionalPrompts | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is for the whole picture: it has no mask and no area."""
+        return self.region.area is None and self.region.mask is None
 
 
 @dataclass(frozen=True)

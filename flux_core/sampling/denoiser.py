@@ -7,6 +7,7 @@ Latents are (B, 16, h, w) and standardised here, ``(z - 0.1159) * 0.3611``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,11 +20,13 @@ from ..models.transformer import ControlResiduals, FluxBody, FluxTransformer
 from ..offload.modulations import PrecomputedModulations
 from .conditioning import Conditioning, Control
 from .differential import MaskBySteps
+from .guidance import PLAIN_GUIDANCE, GuidanceOptions
 from .inputs import model_inputs
 from .latents import expand, pack, unpack
 from .lora_factors import LoraFactors
 from .prepared import PreparedPrompt, control_condition, prepare_prompt, sigma_at
-from .regions import Placed, background_weights, is_alone, opposites, place_prompt
+from .reading import Guiding, PromptReading, guiding_of, within
+from .regions import Area, Placed, background_weights, is_alone, opposites, place_prompt
 from .samplers import Model
 from .sigmas import SigmaTable
 from .windows import Tiles, WindowReader
@@ -50,17 +53,24 @@ class Denoiser:
         table: SigmaTable,
         shape: Sequence[int],
         device: torch.device,
+        *,
+        options: GuidanceOptions = PLAIN_GUIDANCE,
+        zero_sigma: float = math.inf,
         loras: LoraFactors | None = None,
         tiles: Tiles | None = None,
     ) -> None:
+        """Above ``zero_sigma`` nothing is drawn: the velocity is 0."""
         self.transformer, self.cfg, self.table = transformer, cfg, table
+        self.options, self.zero_sigma = options, zero_sigma
         self.vae = family_of(transformer).vae
         self.shape, self.device, self.loras = tuple(shape), device, loras
         self.controls = [control for control in controls if control.strength]
         #: where a picture is drawn in tiles
         self.reader: WindowReader | None = None
         if tiles is not None:
-            self.reader = WindowReader(tiles, self.controls, shape, self.vae, device)
+            self.reader = WindowReader(
+                tiles, self.controls, shape, self.vae, device, transformer.dtype
+            )
         size = (shape[-2], shape[-1])
         ours = [place_prompt(prompt, *size) for prompt in positive]
         theirs = []
@@ -74,8 +84,16 @@ class Denoiser:
         self.conditions = {
             prompt.name: [control_condition(c, prompt, shape, self.vae) for c in self.controls]
             for prompt in self.prompts
-            if self.reader is None or not self.reader.splits(prompt)
+            if not self._splits(prompt)
         }
+        #: what changes over the run, of those prompts where something does
+        self.changing = self._changing(negative)
+        self.readings = {
+            prompt.name: self._reading(prompt)
+            for prompt in self.prompts
+            if prompt.name in self.changing and not self._splits(prompt)
+        }
+        self.window_readings: dict[tuple[str, Area | None], PromptReading] = {}
         self.bodies: list[FluxBody] = [transformer, *(c.net for c in self.controls)]
         self.precomputed: dict[FluxBody, list[PrecomputedModulations]] = {}
 
@@ -99,20 +117,66 @@ class Denoiser:
                 reader.add(prompt, entry)
         return prepared
 
+    def _splits(self, prompt: PreparedPrompt) -> bool:
+        """Whether a prompt is read in windows."""
+        return self.reader is not None and self.reader.splits(prompt)
+
+    def _changing(self, negative: Sequence[Conditioning] | None) -> dict[str, Guiding | None]:
+        """The prompts of which other things are read at other steps, and what they are guided away
+        from."""
+        guiding = guiding_of(self.options, negative)
+        changing: dict[str, Guiding | None] = {}
+        if guiding is not None:
+            changing = dict.fromkeys((prompt.name for prompt in self.positive), guiding)
+        for prompt in self.prompts:
+            if prompt.prompt.regional is not None:
+                changing.setdefault(prompt.name, None)
+        return changing
+
+    def _reading(self, prompt: PreparedPrompt) -> PromptReading:
+        guiding = self.changing[prompt.name]
+        return PromptReading(prompt, self.transformer, self.table, self.shape, guiding)
+
+    def _window_reading(self, prompt: PreparedPrompt) -> PromptReading | None:
+        """What changes of a prompt in one of its windows; kept where it holds no masks."""
+        if prompt.name not in self.changing:
+            return None
+        key = prompt.name, prompt.area
+        reading = self.window_readings.get(key) or self._reading(prompt)
+        if reading.without_masks:
+            self.window_readings[key] = reading
+        return reading
+
     @property
     def prompts(self) -> list[PreparedPrompt]:
         """All entries of both prompts."""
         return [*self.positive, *(self.negative or [])]
 
+    def _guided(self, sigma: float) -> bool:
+        """Whether the negative prompt is drawn too."""
+        span = (self.options.start, self.options.end)
+        return self.negative is not None and within(self.table, *span, sigma)
+
     @property
-    def largest_prompt(self) -> PreparedPrompt:
-        """Of what the transformer reads at once, that which has the most tokens."""
+    def largest(self) -> list[PreparedPrompt]:
+        """All entries as the transformer reads them at most."""
         reader = self.reader
-        read = [
+        return [
             prompt if reader is None or not reader.splits(prompt) else reader.largest(prompt)
             for prompt in self.prompts
         ]
-        return max(read, key=lambda prompt: prompt.tokens + prompt.context.shape[1])
+
+    def drawn(self, sigma: float) -> list[PreparedPrompt]:
+        """The entries that a step at a sigma reads."""
+        if sigma > self.zero_sigma or sigma <= 0:
+            return []
+        prompts = self.prompts if self._guided(sigma) else self.positive
+        return [prompt for prompt in prompts if prompt.active(sigma)]
+
+    @property
+    def changes(self) -> bool:
+        """Whether what is read is not the same at all steps."""
+        return bool(self.changing)
 
     @contextmanager
     def precompute_modulations(self, sigmas: Tensor) -> Iterator[None]:
@@ -125,10 +189,9 @@ class Denoiser:
                 for sigma in sigmas.tolist():
                     if self.loras is not None:
                         self.loras.set_vectors([sigma])
-                    for prompt in self.prompts:
-                        if sigma > 0 and prompt.active(sigma):
-                            vec = prompt.vector(body, sigma)
-                            by_rows.setdefault(len(vec), {})[sigma, prompt.name] = vec
+                    for prompt in self.drawn(sigma):
+                        vec = prompt.vector(body, sigma)
+                        by_rows.setdefault(len(vec), {})[sigma, prompt.name] = vec
                 self.precomputed[body] = [
                     PrecomputedModulations(body, vecs, self._preparing(rows))
                     for rows, vecs in by_rows.items()
@@ -163,10 +226,16 @@ class Denoiser:
                 beside_noise.append(scaled(residuals, control.strength))
         return beside_noise
 
-    def _velocity(self, x: Tensor, sigma: float, prompt: PreparedPrompt) -> Tensor:
+    def _seen(self, x: Tensor, sigma: float, prompt: PreparedPrompt) -> Tensor:
         """The velocity (B, C, h, w) of x in the prompt's area."""
         if self.reader is not None and self.reader.splits(prompt):
             return self._in_windows(self.reader, x, sigma, prompt)
+        return self._velocity(x, sigma, prompt, self.readings.get(prompt.name))
+
+    def _velocity(
+        self, x: Tensor, sigma: float, prompt: PreparedPrompt, reading: PromptReading | None
+    ) -> Tensor:
+        """The velocity (B, C, h, w) of x in one call of the model."""
         for body, groups in self.precomputed.items():
             known = (group for group in groups if group.select((sigma, prompt.name)))
             body.precomputed = next(known, None)
@@ -187,6 +256,8 @@ class Denoiser:
             inputs["img"] = torch.cat([inputs["img"], prompt.references], dim=1)
             inputs["img_ids"] = torch.cat([inputs["img_ids"], prompt.reference_ids])
         inputs |= prompt.options
+        if reading is not None:
+            inputs |= reading.at(sigma)
         if self.loras is not None:
             tokens_read = inputs["txt"].shape[1], inputs["img"].shape[1]
             self.loras.set_call(sigma, prompt, *tokens_read)
@@ -196,19 +267,21 @@ class Denoiser:
     def _in_windows(
         self, reader: WindowReader, x: Tensor, sigma: float, prompt: PreparedPrompt
     ) -> Tensor:
-        """``_velocity`` of a prompt that is read in windows; 0 where nothing of it is drawn."""
+        """``_seen`` of a prompt that is read in windows; 0 where nothing of it is drawn."""
         velocity = torch.zeros_like(x)
         for window in reader.windows(prompt, sigma):
-            part = self._velocity(window.area.cut(x), sigma, reader.prompt(prompt, window))
+            part = reader.prompt(prompt, window)
+            seen = self._velocity(window.area.cut(x), sigma, part, self._window_reading(part))
             into = window.area.cut(velocity)
-            into += part * window.weight.to(x)
+            into += seen * window.weight.to(x)
         return velocity
 
-    def _picture(self, x: Tensor, sigma: Tensor, prompts: Sequence[PreparedPrompt]) -> Tensor:
-        """The picture (B, C, h, w) that all entries of a prompt see together."""
-        now = float(sigma)
+    def _picture(
+        self, x: Tensor, sigma: Tensor, now: float, prompts: Sequence[PreparedPrompt]
+    ) -> Tensor:
+        """The picture (B, C, h, w) that all entries of a prompt see together; ``now`` is sigma."""
         if len(prompts) == 1 and prompts[0].weight is None:
-            return x - sigma * self._velocity(x, now, prompts[0])
+            return x - sigma * self._seen(x, now, prompts[0])
         active = [prompt for prompt in prompts if prompt.active(now)]
         front = [(p.area, p.weight) for p in active if p.weight is not None and not p.background]
         picture, total = torch.zeros_like(x), torch.zeros_like(x[:, :1])
@@ -221,18 +294,21 @@ class Denoiser:
                 if not bool(weight.any()):
                     continue
             part = x if prompt.area is None else prompt.area.cut(x)
-            seen = part - sigma * self._velocity(part, now, prompt)
+            seen = part - sigma * self._seen(part, now, prompt)
             for whole, added in ((picture, seen * weight), (total, weight)):
                 into = whole if prompt.area is None else prompt.area.cut(whole)
                 into += added
         return torch.where(total > 0, picture / total.clamp_min(1e-37), 0.0)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        picture = self._picture(x, sigma, self.positive)
-        if self.negative is None:
+        now = float(sigma)
+        if now > self.zero_sigma:
+            return x
+        picture = self._picture(x, sigma, now, self.positive)
+        if self.negative is None or not self._guided(now):
             return picture
-        other = self._picture(x, sigma, self.negative)
-        return other + self.cfg * (picture - other)
+        other = self._picture(x, sigma, now, self.negative)
+        return self.options.combine(x, picture, other, self.cfg)
 
 
 def keep_outside(

@@ -209,7 +209,6 @@ def plan_picture(
 
     drawing = sampling_work(
         parts.transformer,
-        [],
         image_tokens=image,
         text_tokens=text_tokens,
         batch=batch,

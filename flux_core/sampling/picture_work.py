@@ -6,73 +6,115 @@ on meta, with a model in the transformer's place that is as large as one of its 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
+from ..models.controlnet import FluxControlNet
 from ..models.transformer import FluxTransformer
 from ..offload import Work
 from ..offload.activations import peak_bytes
+from ..offload.workload import precomputing_bytes, standing_bytes, transformer_bytes
 from .denoiser import Denoiser, keep_outside
 from .samplers import Sampler
 
-#: What a call reads beside the image's tokens.
+#: What a call reads whatever is asked for; the rest are options.
 READ = ("img_ids", "txt", "txt_ids", "timesteps", "y", "guidance")
 #: Steps after which nothing more is kept by any sampler.
 STEPS = 3
+#: Of a run that reads other things at other steps so many are counted.
+MOST_STEPS = 16
 
 
-class CallOnMeta:
-    """Takes a transformer's place: allocates what a call takes, and gives back its tokens."""
+class CallsOnMeta:
+    """Takes a transformer's place: allocates what each call takes beside the weights, and gives
+    back its tokens."""
 
-    def __init__(self, transformer: FluxTransformer, size: int) -> None:
-        self.width, self.size = transformer.config.out_channels, size
+    def __init__(self, transformer: FluxTransformer, standing: int) -> None:
+        """``standing`` are bytes that wait beside the calls."""
+        self.transformer, self.standing = transformer, standing
+        self.image_tokens = self.text_tokens = 0
 
-    def __call__(self, img: Tensor, **inputs: Any) -> Tensor:
+    def __call__(self, img: Tensor, control: object = None, **inputs: Any) -> Tensor:
         """Tokens (B, L, out_channels) for tokens (B, L, in_channels)."""
-        out = torch.empty(*img.shape[:2], self.width, device="meta")
+        batch, image, text = len(img), img.shape[1], inputs["txt"].shape[1]
+        self.image_tokens = max(self.image_tokens, image)
+        self.text_tokens = max(self.text_tokens, text)
+        options = {name: value for name, value in inputs.items() if name not in READ}
+        with _disable_current_modes():  # what counts a call is no part of the run
+            size = transformer_bytes(self.transformer, image, text, batch, options)
+        width = self.transformer.config.out_channels
+        out = torch.empty(batch, image, width, device=img.device)
         # a call's bytes were counted with what it reads
         read = sum(inputs[name].nbytes for name in READ if isinstance(inputs.get(name), Tensor))
-        size = self.size - out.nbytes - img.nbytes - read
-        held = torch.empty(max(0, size), dtype=torch.uint8, device="meta")
+        rest = max(0, self.standing + size - out.nbytes - img.nbytes - read)
+        held = torch.empty(rest, dtype=torch.uint8, device=img.device)
         del held
         return out
 
 
+def counted_sigmas(sigmas: Tensor, changes: bool) -> Tensor:
+    """Of sigmas (steps + 1,) those that are counted; a sampler does the same at all steps after the
+    first ones, where the same is read."""
+    if not changes:
+        return sigmas[: STEPS + 1]
+    stride = -(-len(sigmas) // MOST_STEPS)
+    return torch.cat([sigmas[:-1:stride], sigmas[-1:]])
+
+
 def picture_work(
-    call: Work,
-    make_denoiser: Callable[[], Denoiser],
+    denoiser: Denoiser,
+    nets: Sequence[FluxControlNet],
     sampler: Sampler,
     sigmas: Tensor,
     mask: Tensor | None,
 ) -> Work:
-    """The work of a whole picture.
+    """The work of a run.
 
     Args:
-        call: of the largest call, all steps' modulations with it.
-        make_denoiser: makes the run's, on meta.
+        denoiser: the run's, on meta.
+        nets: all ControlNets that are on the device.
         sigmas: of the run, (steps + 1,) on the CPU.
         mask: (1 or B, 1, h, w), where a part of the picture is kept.
     """
+    transformer, batch = denoiser.transformer, denoiser.shape[0]
+    vectors = sum(len(denoiser.drawn(sigma)) for sigma in sigmas.tolist())
+    tokens = max(prompt.tokens for prompt in denoiser.largest)
+    standing = standing_bytes(transformer, nets, image_tokens=tokens, batch=batch, vectors=vectors)
+    calls = CallsOnMeta(transformer, standing)
+    denoiser.transformer = cast(FluxTransformer, calls)
+    # ControlNets give nothing: their residuals are among what stands
+    denoiser.__dict__["_residuals"] = lambda *_: []
+    for prompts in (denoiser.positive, denoiser.negative or []):
+        # what others leave of a background is numbers, which there are none of
+        prompts[:] = [replace(prompt, background=False) for prompt in prompts]
+    times = counted_sigmas(sigmas, denoiser.changes)
 
     def draw_on_meta() -> None:
-        denoiser = make_denoiser()
-        denoiser.transformer = cast(
-            FluxTransformer, CallOnMeta(denoiser.transformer, call.activations)
-        )
-        # ControlNets give nothing: their residuals are among a call's activations
-        denoiser.__dict__["_residuals"] = lambda *_: []
-        for prompts in (denoiser.positive, denoiser.negative or []):
-            # what others leave of a background is numbers, which there are none of
-            prompts[:] = [replace(prompt, background=False) for prompt in prompts]
         start, noise, x = (torch.empty(denoiser.shape, device="meta") for _ in range(3))
         model: Any = denoiser
         if mask is not None:
             model = keep_outside(denoiser, mask.to(x), start, noise)
-        # a sampler is the same for all steps after the first ones
-        sampler(model, x, sigmas[: STEPS + 1], lambda _: torch.empty_like(x), lambda *_: None)
+        sampler(model, x, times, lambda _: torch.empty_like(x), lambda *_: None)
 
-    return replace(call, activations=peak_bytes(draw_on_meta, device="meta"))
+    try:
+        drawing = peak_bytes(draw_on_meta, device="meta")
+    finally:
+        if denoiser.loras is not None:
+            denoiser.loras.clear()
+    ahead = precomputing_bytes(transformer, vectors, batch)
+    size = held_bytes(denoiser) + max(drawing, ahead)
+    return Work(size, calls.image_tokens, calls.text_tokens, batch)
+
+
+def held_bytes(denoiser: Denoiser) -> int:
+    """Bytes of what all prompts and controls read, which a run keeps on the device."""
+    kept = [value for prompt in denoiser.prompts for value in vars(prompt).values()]
+    for conditions in denoiser.conditions.values():
+        kept += conditions
+    on_meta = {id(t): t.nbytes for t in kept if isinstance(t, Tensor) and t.is_meta}
+    return sum(on_meta.values())

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from ..models.config import VAEConfig
 from ..models.families import family_of
 from ..models.transformer import FluxBody, FluxTransformer
+from .attention_masks import added_up, attention_mask, padding_mask
 from .concat import (
     MASKED_AND_CONTROL,
     NO_CONTROL,
@@ -26,9 +27,8 @@ from .concat import (
     extra_channels,
     extra_latents,
 )
-from .conditioning import AttentionBias, Conditioning, Control, ControlPicture
-from .latents import expand, image_ids, image_tokens, pack, standardise, token_grid
-from .padding import without_padding
+from .conditioning import Conditioning, Control, ControlPicture
+from .latents import expand, image_ids, image_tokens, pack, standardise
 from .references import reference_tokens
 from .regions import Area, Placed, weights
 from .sigmas import SigmaTable
@@ -43,10 +43,12 @@ class PreparedPrompt:
     ``weight`` (B, 1, h, w) is what it counts, None where it is alone; ``first`` and ``last`` are
     the sigmas between which it does. ``extra`` (B, E, h, w) stands beside the noise, and in its
     place ``extra_outside`` where the sigma is outside of ``control_span``, from its first to its
-    last. ``references`` are tokens (B, R, 4 C) with positions ``reference_ids`` (R, 3).
+    last. ``references`` are tokens (B, R, 4 C) with positions ``reference_ids`` (R, 3). ``prompt``
+    is what it was made of.
     """
 
     name: str
+    prompt: Conditioning
     context: Tensor
     pooled: Tensor
     guidance: float | None
@@ -158,9 +160,11 @@ def prepare_prompt(
     if prompt.references is not None and prompt.references.latents:
         latents = [standardise(z.float(), vae).to(device) for z in prompt.references.latents]
         references, ids = reference_tokens(latents, prompt.references.method, height, width, batch)
+    behind = 0 if references is None else references.shape[1]
     whole = placed.area is None and placed.mask is None
     return PreparedPrompt(
         name,
+        prompt,
         expand(context.to(device), batch),
         expand(pooled.to(device), batch),
         prompt.guidance,
@@ -176,16 +180,26 @@ def prepare_prompt(
         references,
         ids,
         prompt.references is not None and prompt.references.still,
-        without_padding(
-            attention_mask(prompt.attention, context.shape[1], height, width, references, device),
-            prompt.text_mask,
-            image_tokens(height, width) + (0 if references is None else references.shape[1]),
-            batch,
-            device,
-        ),
+        own_mask(prompt, height, width, behind, device, transformer.dtype),
         None if outside is None else outside.to(device),
         control_span(prompt.control, table),
     )
+
+
+def own_mask(
+    prompt: Conditioning,
+    height: int,
+    width: int,
+    behind: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Tensor | None:
+    """What a prompt's own text may read and be read by, (1 or B, T or 1, T), for a picture of
+    ``height`` x ``width`` latents with so many tokens of references ``behind`` it."""
+    text = prompt.context.shape[1]
+    bias = attention_mask(prompt.attention, text, height, width, behind, device, dtype)
+    padding = padding_mask(prompt.text_mask, image_tokens(height, width) + behind, device)
+    return added_up([bias, padding])
 
 
 def checked(prompt: Conditioning, transformer: FluxTransformer) -> tuple[Tensor, Tensor]:
@@ -232,48 +246,6 @@ def control_span(control: ControlPicture | None, table: SigmaTable) -> tuple[flo
         return math.inf, -math.inf
     first = math.inf if control.start <= 0 else sigma_at(table, control.start)
     return first, -math.inf if control.end >= 1 else sigma_at(table, control.end)
-
-
-def attention_mask(
-    bias: AttentionBias | None,
-    text_tokens: int,
-    height: int,
-    width: int,
-    references: Tensor | None,
-    device: torch.device,
-) -> Tensor | None:
-    """An attention bias (1 or B, T, T) for the tokens of a picture of ``height`` x ``width``
-    latents, stretched bilinearly as ComfyUI does; references, behind them, are open to all."""
-    if bias is None:
-        return None
-    values = bias.values if bias.values.ndim == 3 else bias.values[None]
-    text = values.shape[-1] - bias.rows * bias.columns
-    if text != text_tokens or values.shape[-1] != values.shape[-2]:
-        raise ValueError(
-            f"attention_mask is {tuple(values.shape)}, expected {text_tokens} text tokens and "
-            f"{bias.rows}x{bias.columns} image tokens on both axes"
-        )
-    grid = token_grid(height, width)
-    if grid != (bias.rows, bias.columns):
-        is_bool = values.dtype == torch.bool
-        source = (bias.rows, bias.columns)
-        for axis in (1, 2):
-            values = stretched(values.float(), axis, text, source, grid)
-        values = values > 0.5 if is_bool else values
-    if references is not None:
-        more = references.shape[1]
-        values = F.pad(values, (0, more, 0, more), value=values.dtype == torch.bool)
-    return values.to(device)
-
-
-def stretched(
-    mask: Tensor, axis: int, text: int, source: tuple[int, int], grid: tuple[int, int]
-) -> Tensor:
-    """A mask (B, T, T) with the image tokens on one axis interpolated from one grid to another."""
-    mask = mask.movedim(axis, -1)
-    words, image = mask[..., :text], mask[..., text:]
-    image = F.interpolate(image.unflatten(-1, source), grid, mode="bilinear").flatten(-2)
-    return torch.cat([words, image], dim=-1).movedim(-1, axis)
 
 
 def control_condition(

@@ -28,15 +28,16 @@ from ..models.transformer import FluxTransformer
 from ..offload import OffloadPolicy, OffloadRunner, Work
 from ..offload.plan import Plan
 from ..offload.turns import turn_of
-from ..offload.workload import sampling_work
 from ..quant import set_compute
 from .conditioning import Conditioning, Control
 from .denoiser import Denoiser, keep_outside
 from .differential import MaskBySteps, mask_by_steps
 from .fitting import fitting_control
+from .guidance import PLAIN_GUIDANCE, GuidanceOptions
 from .latents import destandardise, host_noise, image_tokens, standardise
 from .lora_factors import LoraFactors, lora_factors
 from .picture_work import picture_work
+from .reading import guiding_of
 from .samplers import SAMPLERS, step_noise
 from .sigmas import (
     SHIFTS,
@@ -78,6 +79,7 @@ class SamplingSettings:
     1,) stand in the place of ``steps``, ``scheduler`` and ``denoise``; they may end above 0, and
     another run goes on from there. ``batch_index``: which picture of a larger batch each row is, so
     that it gets that one's noise. ``add_noise``: False goes on with latents that hold noise.
+    ``guidance_options``: over which steps and how the negative prompt is guided away from.
     """
 
     seed: int = 0
@@ -90,6 +92,7 @@ class SamplingSettings:
     sigmas: Tensor | None = None
     batch_index: Sequence[int] | None = None
     add_noise: bool = True
+    guidance_options: GuidanceOptions = PLAIN_GUIDANCE
 
     def __post_init__(self) -> None:
         if not isinstance(self.sampler, str) or self.sampler not in SAMPLERS:
@@ -101,6 +104,9 @@ class SamplingSettings:
         check_number(self.seed, "seed", 0, MOST_SEED, whole=True)
         object.__setattr__(self, "seed", int(self.seed))  # of numpy it may be
         check_number(self.cfg, "cfg", -1000, 1000)
+        if not isinstance(self.guidance_options, GuidanceOptions):
+            value = brief(self.guidance_options)
+            raise ValueError(f"guidance_options is {value}, expected GuidanceOptions")
 
     def noise_schedule(
         self, transformer: FluxTransformer, shape: Sequence[int], tiles: Tiling | None = None
@@ -137,7 +143,7 @@ class DrawRequest:
         positive: one prompt, or several with their regions and spans.
         latents: raw latents (B, 16, h, w) to start from; they matter where the first sigma is below
             1 or a mask keeps a part.
-        negative: read where ``settings.cfg`` is not 1; one or several as ``positive``.
+        negative: read where ``settings.cfg`` is not 1, and by NAG; one or several as ``positive``.
         mask: (1 or B, 1, h, w) in [0, 1], 1 where to draw and 0 where to keep ``latents``.
         loras: with their strengths, or as ``LoraUse``, beside the transformer's layers for this
             run.
@@ -175,6 +181,7 @@ class DrawRequest:
         for prompt in (*self.positives, *(self.negatives or ())):
             if prompt.guidance is not None:
                 check_number(prompt.guidance, "guidance", 0, 1000)
+        guiding_of(self.settings.guidance_options, self.negatives)
         for control in self.controls:
             check_control(control)
         if self.controls and not family.needs_pooled:
@@ -225,20 +232,9 @@ class DrawRequest:
     @property
     def work(self) -> Work:
         """What the run takes beside the weights."""
-        denoiser = self.denoiser(META)
-        largest = denoiser.largest_prompt
-        step = sampling_work(
-            self.transformer,
-            [control.net for control in self.controls],
-            image_tokens=largest.tokens,
-            text_tokens=largest.context.shape[1],
-            batch=len(self.latents),
-            vectors=self.steps * len(denoiser.prompts),
-            options=largest.options,
-        )
         return picture_work(
-            step,
-            lambda: self.denoiser(META),
+            self.denoiser(META, self.lora_factors(META)),
+            [control.net for control in self.controls],
             SAMPLERS[self.settings.sampler],
             self.noise_schedule.sigmas,
             self.mask,
@@ -250,10 +246,15 @@ class DrawRequest:
         schedule = self.noise_schedule
         return mask_by_steps(schedule.sigmas, schedule.table, self.differential)
 
+    def lora_factors(self, device: torch.device) -> LoraFactors | None:
+        """How LoRAs that are attached now count from step to step; None where all do alike."""
+        table, shape = self.noise_schedule.table, self.latents.shape
+        return lora_factors(self.transformer, self.loras, table, shape, device)
+
     def denoiser(self, device: torch.device, loras: LoraFactors | None = None) -> Denoiser:
         """The model as the samplers see it, on a device where its weights are, and how LoRAs
         count."""
-        schedule, tiles = self.noise_schedule, None
+        schedule, tiles, options = self.noise_schedule, None, self.settings.guidance_options
         if self.tiles is not None:
             sigmas = schedule.sigmas.tolist()
             tiles = Tiles(self.tiles, sigmas, self.mask, self.mask_by_steps)
@@ -266,8 +267,10 @@ class DrawRequest:
             schedule.table,
             self.latents.shape,
             device,
-            loras,
-            tiles,
+            options=options,
+            zero_sigma=options.zero_sigma(schedule.sigmas),
+            loras=loras,
+            tiles=tiles,
         )
 
 
@@ -387,10 +390,7 @@ def sample(
     device, settings, schedule = torch.device(device), request.settings, request.noise_schedule
     start = standardise(request.latents.float(), request.vae).to(device)
     noise, sigmas = schedule.noise.to(device), schedule.sigmas.to(device)
-    factors = lora_factors(
-        request.transformer, request.loras, schedule.table, request.latents.shape, device
-    )
-    denoiser = request.denoiser(device, factors)
+    denoiser = request.denoiser(device, request.lora_factors(device))
     if not len(sigmas):
         return request.latents.float().cpu()
     x = sigmas[0] * noise + (1 - sigmas[0]) * start

@@ -18,7 +18,7 @@ from ..models.config import VAEConfig
 from .conditioning import Conditioning, Control
 from .differential import MaskBySteps
 from .latents import image_ids
-from .prepared import PreparedPrompt, attention_mask, cut_condition, whole_condition
+from .prepared import PreparedPrompt, cut_condition, own_mask, whole_condition
 from .references import reference_tokens
 from .regions import Area, Placed, weights
 from .tiles import Tiling, Window, bias_in
@@ -61,8 +61,11 @@ class WindowReader:
         shape: Sequence[int],
         vae: VAEConfig,
         device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
+        """``dtype`` is that of the transformer's activations."""
         self.tiles, self.shape, self.vae, self.device = tiles, tuple(shape), vae, device
+        self.dtype = dtype
         self.controls = list(controls)
         # the whole conditions wait on the host: a card holds those of one window
         host = torch.device("cpu")
@@ -109,26 +112,24 @@ class WindowReader:
         if size not in self.ids:
             self.ids[size] = image_ids(*size).to(self.device)
         place = window.within(whole)
-        ready = replace(
+        within = source_in(source, prompt.height, prompt.width, area)
+        behind = 0 if prompt.references is None else prompt.references.shape[1]
+        return replace(
             prompt,
+            prompt=within,
             height=area.height,
             width=area.width,
             img_ids=self.ids[size],
             area=place,
             weight=None,
             extra=None if prompt.extra is None else area.cut(prompt.extra),
+            extra_outside=None if prompt.extra_outside is None else area.cut(prompt.extra_outside),
             reference_ids=self.positions(prompt, source, size),
             conditions=[
                 cut_condition(control, cond, place, self.vae, prompt.batch, self.device)
                 for control, cond in zip(self.controls, self.conditions, strict=True)
             ],
-        )
-        if source.attention is None:
-            return ready
-        bias = bias_in(source.attention, prompt.height, prompt.width, area)
-        text = prompt.context.shape[1]
-        return replace(
-            ready, mask=attention_mask(bias, text, *size, prompt.references, self.device)
+            mask=own_mask(within, *size, behind, self.device, self.dtype),
         )
 
     def positions(
@@ -143,3 +144,17 @@ class WindowReader:
             _, ids = reference_tokens(latents, source.references.method, *size, 1)
             self.reference_ids[key] = ids.to(self.device)
         return self.reference_ids[key]
+
+
+def source_in(source: Conditioning, height: int, width: int, area: Area) -> Conditioning:
+    """A prompt for one window of its part of ``height`` x ``width`` latents: attention biases, its
+    own and its regions', are cut to the window."""
+    attention, regional = source.attention, source.regional
+    if attention is not None:
+        attention = bias_in(attention, height, width, area)
+    if regional is not None:
+        prompts = tuple(source_in(prompt, height, width, area) for prompt in regional.prompts)
+        regional = replace(regional, prompts=prompts)
+    if attention is source.attention and regional is None:
+        return source
+    return replace(source, attention=attention, regional=regional)

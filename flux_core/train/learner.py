@@ -129,7 +129,6 @@ class Learner:
         """What ``validate`` takes."""
         return sampling_work(
             self.transformer,
-            [],
             image_tokens=data.image_tokens,
             text_tokens=data.text_length,
             batch=1,

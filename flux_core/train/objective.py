@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ..models.text_encoders import TextEncoding
 from ..models.transformer import FluxTransformer
+from ..sampling.attention_masks import padding_mask
 from ..sampling.inputs import model_inputs
 from ..sampling.latents import image_ids, unpack
-from ..sampling.padding import without_padding
 from .batch import Batch
 from .config import ObjectiveConfig
 
@@ -43,7 +43,7 @@ def predict_velocity(
     img_ids = image_ids(height, width).to(noisy.device)
     guidances = torch.full_like(times, guidance)
     inputs = model_inputs(noisy, img_ids, text.context, text.pooled, times, guidances)
-    mask = without_padding(None, text.mask, len(img_ids), len(noisy), noisy.device)
+    mask = padding_mask(text.mask, len(img_ids), noisy.device)
     if mask is not None:
         inputs["attention_mask"] = mask
     tokens = transformer(**inputs)

@@ -303,7 +303,6 @@ class ModelPatching(PartPatching):
         batch = noise.shape[0] * (len(prompts) if together else 1)
         work = sampling_work(
             self.diffusion.transformer,
-            [],
             image_tokens=image_tokens(*noise.shape[-2:]) + reference_count(prompts),
             text_tokens=max((text_count(prompt) for prompt in prompts), default=512),
             batch=batch,

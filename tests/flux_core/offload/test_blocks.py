@@ -157,9 +157,9 @@ def test_the_bytes_of_a_run_are_counted_of_what_a_model_says():
     """A transformer of other blocks and other inputs than FLUX.1's."""
     model = NewModel(width=32, depth=5).requires_grad_(False)
     tokens = {"image_tokens": 7, "text_tokens": 3, "batch": 2}
-    few, many = (sampling_work(model, [], **tokens, vectors=v).activations for v in (1, 4))
+    few, many = (sampling_work(model, **tokens, vectors=v).activations for v in (1, 4))
     assert many - few == 3 * 2 * 5 * 32 * 4  # of five blocks, two pictures, a vector more
-    larger = sampling_work(model, [], **tokens | {"image_tokens": 70}, vectors=1)
+    larger = sampling_work(model, **tokens | {"image_tokens": 70}, vectors=1)
     assert larger.activations > few
     for layer in model.modules():
         if isinstance(layer, Precomputed):

@@ -152,7 +152,7 @@ def test_the_peak_is_as_predicted_and_the_report_adds_up(model, number):
         placement = placement_on_card(model, CPU)
         placement.evict()
         work = sampling_work(
-            model, [], image_tokens=SIDE * SIDE // 4, text_tokens=40, batch=1, vectors=2
+            model, image_tokens=SIDE * SIDE // 4, text_tokens=40, batch=1, vectors=2
         )
         plan = runner.plan([model], work)
         (m,) = plan.modules
