@@ -38,6 +38,8 @@ from .sampling.images import (
 )
 from .sampling.latents import expand, zero_latents
 from .sampling.prompts import encode_prompts
+from .sampling.reference_pictures import PREFERRED, as_references, encode_references
+from .sampling.references import References
 from .sampling.run import DrawRequest, SamplingSettings, StepCallback, check_control, draw
 from .sampling.vae import decode_pictures, encode_pixels
 
@@ -140,6 +142,9 @@ class FluxPipeline:
         denoise: float = 1.0,
         condition: Picture | None = None,
         condition_mask: Picture | None = None,
+        reference: Picture | Sequence[Picture] | None = None,
+        reference_method: str = "offset",
+        reference_size: str = PREFERRED,
         controls: Sequence[Control] = (),
         loras: Sequence[tuple[Lora | str | Path, float]] = (),
         callback: StepCallback | None = None,
@@ -160,6 +165,10 @@ class FluxPipeline:
             condition: (1 or B, H, W, 3) in [0, 1], what models with a wider input and control LoRAs
                 read beside the noise: edges, depth, the picture to fill.
             condition_mask: (1 or B, H, W) in [0, 1], 1 where a Fill model paints.
+            reference: what Kontext and models like it look at beside the prompt: a picture, or a
+                list of pictures, each (1 or B, H, W, 3) in [0, 1] of any size.
+            reference_method: how they are placed; see ``sampling.references``.
+            reference_size: ``preferred`` of Kontext, their ``own``, or the ``drawn`` picture's.
             loras: LoRAs, or their files, with their strengths, for the transformer and the text
                 encoders.
             shift: ``host``, ``resolution`` or ``diffsynth``; see ``schedule.SHIFTS``.
@@ -202,6 +211,15 @@ class FluxPipeline:
                 read_mask = rows_for(batch, read_mask, "condition_mask")[:, None]
         elif condition_mask is not None:
             raise ValueError("condition_mask belongs to a condition, but there is none")
+        references = None
+        if reference is not None:
+            if extra_channels(self.transformer.reads):
+                raise ValueError(
+                    "a reference is read by Kontext and dev, and this model reads a picture beside "
+                    "the noise: is it meant as condition?"
+                )
+            shown = as_references(reference, batch, reference_size, (height, width))
+            references = References((), reference_method)
         for control in controls:
             check_control(control)
         parts = [self.transformer, self.text_encoders, self.vae, *(c.net for c in controls)]
@@ -219,6 +237,11 @@ class FluxPipeline:
                 read = {"picture": encode_pixels(runner, self.vae, fitted), "mask": read_mask}
                 positive = replace(positive, **read)
                 negative = None if negative is None else replace(negative, **read)
+            if references is not None:
+                encoded = encode_references(runner, self.vae, shown)
+                references = replace(references, latents=encoded)
+                positive = replace(positive, references=references)
+                negative = None if negative is None else replace(negative, references=references)
             if masks is not None:
                 masks = F.interpolate(masks[:, None], latents.shape[-2:], mode="bilinear")
             request = DrawRequest(

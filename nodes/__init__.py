@@ -14,6 +14,7 @@ from .lora import FluxFitLoraLoader, FluxFitMergeLoras
 from .pictures import FluxFitCompare, FluxFitGrid
 from .policy import FluxFitMemoryReport, OffloadPolicy
 from .precision import FluxFitPrecisionPlan, FluxFitSaveQuantized
+from .reference import FluxFitReference
 from .sampler import FluxSampler
 from .text import FluxTextEncode
 from .train import FluxFitResumeTraining, FluxFitTrainLora, FluxFitTrainSettings
@@ -26,6 +27,7 @@ NODES: dict[type, str] = {
     FluxLoaderFP8: "FLUX Loader FP8",
     FluxTextEncode: "FLUX Text Encode",
     FluxSampler: "FLUX Sampler",
+    FluxFitReference: "FLUX Reference",
     ControlNetUpscalerFP8: "ControlNet Upscaler FP8",
     FluxFitControlNet: "FLUX ControlNet",
     FluxFitLoraLoader: "FLUX LoRA Loader",
