@@ -93,6 +93,12 @@ def branches_for(
     return branches
 
 
+def current_strengths(module: nn.Module) -> tuple[float, ...]:
+    """Strengths of what stands beside a model's layers now, as they were set last."""
+    branches = _branches.get(module)
+    return () if branches is None else branches.strengths
+
+
 @contextmanager
 def lora_applied(module: nn.Module, stack: LoraStack) -> Iterator[int]:
     """LoRAs are beside a model's layers inside the block of this ``with``; gives how many layers.

@@ -66,18 +66,21 @@ def one_of_each_block(model: nn.Module) -> Any:
     return set_compute(small, "dequantize")
 
 
-def transformer_bytes(model: SteppedModel, image_tokens: int, text_tokens: int, batch: int) -> int:
+def transformer_bytes(
+    model: SteppedModel, image_tokens: int, text_tokens: int, batch: int, **more: int
+) -> int:
     """Bytes that a step takes beside the weights, its modulations known: tokens of a picture and
-    of text."""
+    of text, and ``more`` that its ``meta_inputs`` knows."""
     # a compiled module holds the one that it was
     module = cast(nn.Module, getattr(model, "_orig_mod", model))
 
     def count() -> int:
         small = one_of_each_block(module)
-        small.precomputed = ModulationsOnMeta(batch, model.dtype)
-        return peak_bytes(lambda: small(**small.meta_inputs(image_tokens, text_tokens, batch)))
+        small.precomputed = ModulationsOnMeta(batch * (2 if "still" in more else 1), model.dtype)
+        inputs = small.meta_inputs(image_tokens, text_tokens, batch, **more)
+        return peak_bytes(lambda: small(**inputs))
 
-    return counted(module, (image_tokens, text_tokens, batch), count)
+    return counted(module, (image_tokens, text_tokens, batch, *more.items()), count)
 
 
 def sampling_work(
@@ -88,16 +91,34 @@ def sampling_work(
     text_tokens: int,
     batch: int,
     vectors: int,
+    still_tokens: int = 0,
+    side_tokens: Sequence[int] = (),
+    keep: bool = False,
 ) -> Work:
-    """A run of the sampler; ``vectors`` is its steps times its prompts."""
-    size = transformer_bytes(transformer, image_tokens, text_tokens, batch)
-    known = min(vectors, WINDOW) + 1
+    """A run of the sampler.
+
+    Args:
+        vectors: its steps times its prompts.
+        still_tokens: of the image's, modulated as at time 0.
+        side_tokens: of each prompt, tokens that attend to themselves alone; with ``keep`` what the
+            blocks make of them is kept.
+    """
+    more = {"still": still_tokens, "side": max(side_tokens, default=0)}
+    more = {name: count for name, count in more.items() if count}
+    size = transformer_bytes(transformer, image_tokens, text_tokens, batch, **more)
+    if keep:  # the last block's of the last prompt are in the step that was counted
+        blocks = len(transformer.offload_blocks())
+        last = max(side_tokens, default=0)
+        each = transformer.kept_bytes(1, batch)
+        size += each * (blocks * sum(side_tokens) - last)
+    known = (min(vectors, WINDOW) + 1) * (2 if still_tokens else 1) + 2 * len(side_tokens)
     for body in (transformer, *nets):
         size += known * batch * transformer.dtype.itemsize * modulation_width(body)
     # residuals wait for the transformer
     size += sum(net.residual_bytes(image_tokens, batch) for net in nets)
     largest = max((packed_bytes(layer) for layer in modulations_of(transformer)), default=0)
-    return Work(max(size, largest), image_tokens, text_tokens, batch)
+    tokens = image_tokens + (0 if keep else max(side_tokens, default=0))
+    return Work(max(size, largest), tokens, text_tokens, batch)
 
 
 @contextmanager

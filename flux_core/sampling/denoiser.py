@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..lora.apply import current_strengths
 from ..models.families import family_of
 from ..models.transformer import ControlResiduals, FluxBody, FluxTransformer
 from ..offload.modulations import PrecomputedModulations
@@ -47,7 +48,9 @@ class Denoiser:
         table: SigmaTable,
         shape: Sequence[int],
         device: torch.device,
+        keep: bool = True,
     ) -> None:
+        self.keep = keep
         self.transformer, self.cfg, self.table = transformer, cfg, table
         self.vae = family_of(transformer).vae
         self.shape, self.device = tuple(shape), device
@@ -80,6 +83,7 @@ class Denoiser:
                 self.shape,
                 self.device,
                 alone,
+                self.keep,
             )
             for number, entry in enumerate(placed)
         ]
@@ -105,11 +109,21 @@ class Denoiser:
                 self.precomputed[body] = [
                     PrecomputedModulations(body, vecs) for vecs in by_rows.values()
                 ]
+            for prompt in self.prompts:
+                if prompt.side is not None:
+                    # alone in its group: its bits must not depend on what is computed with it
+                    still = {(0.0, prompt.name): prompt.vector(self.transformer, 0.0)}
+                    prompt.side.source = PrecomputedModulations(self.transformer, still)
+                    prompt.side.source.select((0.0, prompt.name))
             yield
         finally:
             self.precomputed = {}
             for body in self.bodies:
                 body.precomputed = None
+            for prompt in self.prompts:
+                if prompt.side is not None:
+                    prompt.side.clear()
+                    prompt.side.source = None
 
     def _residuals(
         self, sigma: float, prompt: PreparedPrompt, inputs: dict[str, Any]
@@ -135,17 +149,15 @@ class Denoiser:
         control = self._residuals(sigma, prompt, inputs)
         tokens = inputs["img"].shape[1]
         if prompt.references is not None and prompt.reference_ids is not None:
-            if prompt.references.shape[-1] != inputs["img"].shape[-1]:
-                raise ValueError(
-                    "this transformer reads a picture beside the noise and takes no reference "
-                    "latents: those are for FLUX.1 Kontext and dev"
-                )
             inputs["img"] = torch.cat([inputs["img"], prompt.references], dim=1)
             inputs["img_ids"] = torch.cat([inputs["img_ids"], prompt.reference_ids])
         if prompt.mask is not None:
             inputs["attention_mask"] = prompt.mask
         if prompt.still_tokens:
             inputs["still_tokens"] = prompt.still_tokens
+        if prompt.side is not None:
+            prompt.side.depend_on(current_strengths(self.transformer))
+            inputs["side"] = prompt.side
         out = self.transformer(**inputs, control=control)
         return unpack(out[:, :tokens].float(), prompt.height, prompt.width)
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ..models.config import VAEConfig
 from ..models.families import family_of
+from ..models.side_tokens import SideTokens
 from ..models.transformer import FluxBody, FluxTransformer
 from .concat import extra_channels, extra_latents
 from .conditioning import AttentionBias, Conditioning, Control
@@ -33,7 +34,8 @@ class PreparedPrompt:
 
     ``weight`` (B, 1, h, w) is what it counts, None where it is alone; ``first`` and ``last`` are
     the sigmas between which it does. ``extra`` (B, E, h, w) stands beside the noise. ``references``
-    are tokens (B, R, 4 C) with positions ``reference_ids`` (R, 3).
+    are tokens (B, R, 4 C) with positions ``reference_ids`` (R, 3); ``side`` are those that attend
+    to themselves alone.
     """
 
     name: str
@@ -53,6 +55,7 @@ class PreparedPrompt:
     reference_ids: Tensor | None = None
     still: bool = False
     mask: Tensor | None = None
+    side: SideTokens | None = None
 
     def active(self, sigma: float) -> bool:
         """Whether it counts at a sigma."""
@@ -103,8 +106,10 @@ def prepare_prompt(
     shape: Sequence[int],
     device: torch.device,
     alone: bool,
+    keep: bool = True,
 ) -> PreparedPrompt:
-    """An entry ready for latents of a shape (B, C, h, w); ``alone`` where there is no other.
+    """An entry ready for latents of a shape (B, C, h, w); ``alone`` where there is no other,
+    ``keep`` where side tokens keep what they can over the steps.
 
     Raises ``ValueError`` where the text encoders do not belong to the transformer.
     """
@@ -116,10 +121,18 @@ def prepare_prompt(
     if area is not None:
         extra = None if extra is None else area.cut(extra)
         height, width = area.height, area.width
-    references = ids = None
+    references = ids = side = mask = None
     if prompt.references is not None and prompt.references.latents:
         latents = [standardise(z.float(), vae).to(device) for z in prompt.references.latents]
         references, ids = reference_tokens(latents, prompt.references.method, height, width, batch)
+        refuse_wider(transformer)
+    if prompt.attention is not None:
+        behind = 0 if references is None else references.shape[1]
+        axes = 1 if prompt.references is not None and prompt.references.aside else 2
+        tokens = context.shape[1]
+        mask = attention_mask(prompt.attention, tokens, height, width, behind, axes).to(device)
+    if references is not None and ids is not None and prompt.references.aside:
+        side, references, ids = SideTokens(references, ids.to(device), keep), None, None
     whole = placed.area is None and placed.mask is None
     return PreparedPrompt(
         name,
@@ -138,8 +151,18 @@ def prepare_prompt(
         references,
         ids,
         prompt.references is not None and prompt.references.still,
-        attention_mask(prompt.attention, context.shape[1], height, width, references, device),
+        mask,
+        side,
     )
+
+
+def refuse_wider(transformer: FluxTransformer) -> None:
+    """Raise ``ValueError`` for a model that reads a picture beside the noise."""
+    if extra_channels(transformer.reads):
+        raise ValueError(
+            "this transformer reads a picture beside the noise and takes no reference latents: "
+            "those are for FLUX.1 Kontext and dev"
+        )
 
 
 def checked(prompt: Conditioning, transformer: FluxTransformer) -> tuple[Tensor, Tensor]:
@@ -171,17 +194,11 @@ def extra_of(
 
 
 def attention_mask(
-    bias: AttentionBias | None,
-    text_tokens: int,
-    height: int,
-    width: int,
-    references: Tensor | None,
-    device: torch.device,
-) -> Tensor | None:
+    bias: AttentionBias, text_tokens: int, height: int, width: int, behind: int, axes: int
+) -> Tensor:
     """An attention bias (1 or B, T, T) for the tokens of a picture of ``height`` x ``width``
-    latents, stretched bilinearly as ComfyUI does; references, behind them, are open to all."""
-    if bias is None:
-        return None
+    latents, stretched bilinearly as ComfyUI does; so many tokens ``behind``, references, are open
+    to all, on the last axis or on both."""
     values = bias.values if bias.values.ndim == 3 else bias.values[None]
     text = values.shape[-1] - bias.rows * bias.columns
     if text != text_tokens or values.shape[-1] != values.shape[-2]:
@@ -196,10 +213,7 @@ def attention_mask(
         for axis in (1, 2):
             values = stretched(values.float(), axis, text, source, grid)
         values = values > 0.5 if is_bool else values
-    if references is not None:
-        more = references.shape[1]
-        values = F.pad(values, (0, more, 0, more), value=values.dtype == torch.bool)
-    return values.to(device)
+    return F.pad(values, (0, behind) * axes, value=values.dtype == torch.bool)
 
 
 def stretched(

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -204,15 +204,22 @@ class DrawRequest:
         prompts = self.positives
         if self.negatives is not None and self.settings.cfg != 1.0:
             prompts = prompts + self.negatives
-        behind = max(prompt.references.tokens if prompt.references else 0 for prompt in prompts)
-        return sampling_work(
+        references = [prompt.references for prompt in prompts if prompt.references is not None]
+        joint = max((each.tokens for each in references if not each.aside), default=0)
+        work = partial(
+            sampling_work,
             self.transformer,
             [control.net for control in self.controls],
-            image_tokens=image_tokens(*self.latents.shape[-2:]) + behind,
+            image_tokens=image_tokens(*self.latents.shape[-2:]) + joint,
             text_tokens=max(prompt.context.shape[1] for prompt in prompts),
             batch=len(self.latents),
             vectors=self.steps * len(prompts),
+            still_tokens=max((each.tokens for each in references if each.still), default=0),
         )
+        aside = [each.tokens for each in references if each.aside]
+        if not aside:
+            return work()
+        return replace(work(side_tokens=aside, keep=True), recompute=work(side_tokens=aside))
 
 
 def as_list(prompts: Conditioning | Sequence[Conditioning]) -> list[Conditioning]:
@@ -264,7 +271,7 @@ def while_drawing(
             set_compute(control.net, control.compute)
     total = sum(request.steps for request in requests)
 
-    def draw_all() -> list[Tensor]:
+    def draw_all(plan: Plan) -> list[Tensor]:
         done = 0
         drawn: list[Tensor] = []
         for request in requests:
@@ -273,7 +280,7 @@ def while_drawing(
                 if callback is not None:
                     callback(before + number, total, denoised)
 
-            drawn.append(sample(request, runner.device, step))
+            drawn.append(sample(request, runner.device, step, keep=not plan.recompute))
             done += request.steps
         return drawn
 
@@ -282,7 +289,7 @@ def while_drawing(
         first.loras,
         name,
         first.modules,
-        lambda _: function(draw_all),
+        lambda plan: function(partial(draw_all, plan)),
         max((request.work for request in requests), key=lambda work: work.activations),
         first.policies,
     )
@@ -326,8 +333,11 @@ def sample(
     request: DrawRequest,
     device: torch.device | str = "cpu",
     callback: StepCallback | None = None,
+    keep: bool = True,
 ) -> Tensor:
     """Draw a request with a transformer that is on the device already; ``draw`` brings it there.
+
+    ``keep``: what does not change over the steps is kept, where there is such.
 
     Returns raw latents (B, 16, h, w), float32 on the CPU. Where the last sigma is above 0 they hold
     noise, scaled so that a run that adds none goes on from them.
@@ -344,6 +354,7 @@ def sample(
         schedule.table,
         request.latents.shape,
         device,
+        keep,
     )
     if not len(sigmas):
         return request.latents.float().cpu()
