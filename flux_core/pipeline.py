@@ -39,7 +39,7 @@ from .sampling.images import (
 from .sampling.latents import expand, zero_latents
 from .sampling.prompts import encode_prompts
 from .sampling.reference_pictures import PREFERRED, as_references, encode_references
-from .sampling.references import References
+from .sampling.references import JOINT, References
 from .sampling.run import DrawRequest, SamplingSettings, StepCallback, check_control, draw
 from .sampling.vae import decode_pictures, encode_pixels
 
@@ -145,6 +145,7 @@ class FluxPipeline:
         reference: Picture | Sequence[Picture] | None = None,
         reference_method: str = "offset",
         reference_size: str = PREFERRED,
+        reference_attention: str = JOINT,
         controls: Sequence[Control] = (),
         loras: Sequence[tuple[Lora | str | Path, float]] = (),
         callback: StepCallback | None = None,
@@ -169,6 +170,7 @@ class FluxPipeline:
                 list of pictures, each (1 or B, H, W, 3) in [0, 1] of any size.
             reference_method: how they are placed; see ``sampling.references``.
             reference_size: ``preferred`` of Kontext, their ``own``, or the ``drawn`` picture's.
+            reference_attention: ``joint``, or ``self`` for what is computed once a run.
             loras: LoRAs, or their files, with their strengths, for the transformer and the text
                 encoders.
             shift: ``host``, ``resolution`` or ``diffsynth``; see ``schedule.SHIFTS``.
@@ -219,7 +221,7 @@ class FluxPipeline:
                     "the noise: is it meant as condition?"
                 )
             shown = as_references(reference, batch, reference_size, (height, width))
-            references = References((), reference_method)
+            references = References((), reference_method, reference_attention)
         for control in controls:
             check_control(control)
         parts = [self.transformer, self.text_encoders, self.vae, *(c.net for c in controls)]

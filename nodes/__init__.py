@@ -14,7 +14,7 @@ from .lora import FluxFitLoraLoader, FluxFitMergeLoras
 from .pictures import FluxFitCompare, FluxFitGrid
 from .policy import FluxFitMemoryReport, OffloadPolicy
 from .precision import FluxFitPrecisionPlan, FluxFitSaveQuantized
-from .reference import FluxFitReference
+from .reference import FluxFitReference, FluxFitReferenceAttention
 from .sampler import FluxSampler
 from .text import FluxTextEncode
 from .train import FluxFitResumeTraining, FluxFitTrainLora, FluxFitTrainSettings
@@ -28,6 +28,7 @@ NODES: dict[type, str] = {
     FluxTextEncode: "FLUX Text Encode",
     FluxSampler: "FLUX Sampler",
     FluxFitReference: "FLUX Reference",
+    FluxFitReferenceAttention: "FLUX Reference Attention",
     ControlNetUpscalerFP8: "ControlNet Upscaler FP8",
     FluxFitControlNet: "FLUX ControlNet",
     FluxFitLoraLoader: "FLUX LoRA Loader",

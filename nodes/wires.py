@@ -18,6 +18,7 @@ from flux_core import (
     set_compute,
 )
 from flux_core.lora import LoraStack
+from flux_core.sampling.references import JOINT
 
 FLUX_MODEL = "FLUX_MODEL"
 FLUX_TEXT_ENCODERS = "FLUX_TEXT_ENCODERS"
@@ -57,7 +58,8 @@ class FluxModel:
     """A transformer and where it may live; cheap to copy, weights are shared.
 
     ``compute`` and ``compiled`` are this wire's, and the shared ``module`` is set to them whenever
-    ``transformer`` is asked for; None leaves them as they are.
+    ``transformer`` is asked for; None leaves them as they are. ``reference_attention``: what
+    references attend to (``flux_core.sampling.references``).
     """
 
     module: FluxTransformer
@@ -66,6 +68,7 @@ class FluxModel:
     loras: LoraStack = ()
     compute: str | None = None
     compiled: bool | None = None
+    reference_attention: str = JOINT
 
     @property
     def transformer(self) -> FluxTransformer:
