@@ -8,6 +8,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from flux_core.models.config import VAEConfig
+from flux_core.sampling.latents import zero_latents
 from flux_core.sampling.reference_pictures import SIZES, TOKEN, as_references
 from flux_core.sampling.references import ATTENTIONS, METHODS, SELF
 
@@ -44,11 +46,12 @@ class FluxFitReference:
     CATEGORY = SAMPLING
     FUNCTION = "refer"
     SEARCH_ALIASES = ["kontext", "reference latent", "edit picture", "image edit"]
-    RETURN_TYPES = ("CONDITIONING", "CONDITIONING")
-    RETURN_NAMES = ("positive", "negative")
+    RETURN_TYPES = ("CONDITIONING", "CONDITIONING", "LATENT")
+    RETURN_NAMES = ("positive", "negative", "latent")
     OUTPUT_TOOLTIPS = (
         "The prompt with the reference.",
         "The negative prompt with it, where one came in.",
+        "Empty, as large as the reference: draw into it to keep the picture's shape.",
     )
 
     @classmethod
@@ -106,7 +109,8 @@ class FluxFitReference:
         def referring(conditioning: list) -> list:
             return with_method(with_references(conditioning, latents), method)
 
-        return (referring(positive), None if negative is None else referring(negative))
+        empty = {"samples": zero_latents(VAEConfig(), 1, *fitted[0].shape[1:3])}
+        return (referring(positive), None if negative is None else referring(negative), empty)
 
 
 class FluxFitReferenceAttention:
@@ -114,8 +118,8 @@ class FluxFitReferenceAttention:
 
     DESCRIPTION = (
         "With self, references attend to themselves alone: what the blocks make of them is the "
-        "same in every step, so it is computed in the first and kept where memory allows. Steps "
-        "then take about as long as without references. Kontext was trained with joint; try "
+        "same in every step, so it is computed in the first and kept where memory allows. Later "
+        "steps then compute the prompt and the picture alone. Kontext was trained with joint; try "
         "whether self does for your picture."
     )
     CATEGORY = SAMPLING

@@ -23,7 +23,7 @@ def stock(name: str, **inputs):
 
 def refer(loaded, positive, image, **options):
     values = defaults("FluxFitReference", size="own") | options
-    return node("FluxFitReference").refer(positive, loaded[2], image, **values)
+    return node("FluxFitReference").refer(positive, loaded[2], image, **values)[:2]
 
 
 class TestReference:
@@ -59,6 +59,13 @@ class TestReference:
         assert size(size="drawn", latent=empty(side=64)) == (8, 8)
         with pytest.raises(ValueError, match="the size of the picture to draw is not known"):
             size(size="drawn")
+
+    def test_an_empty_latent_of_its_size_comes_out(self, loaded, positive):
+        values = defaults("FluxFitReference", size="own")
+        *_, latent = node("FluxFitReference").refer(
+            positive, loaded[2], picture(40, 56, batch=2), **values
+        )
+        assert latent["samples"].shape == (1, 16, 4, 6) and not latent["samples"].any()
 
     def test_a_batch_is_one_for_each_or_several(self, loaded, positive):
         image = picture(32, 32, batch=2)
