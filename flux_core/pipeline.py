@@ -213,7 +213,7 @@ class FluxPipeline:
                 read_mask = rows_for(batch, read_mask, "condition_mask")[:, None]
         elif condition_mask is not None:
             raise ValueError("condition_mask belongs to a condition, but there is none")
-        references = None
+        references, shown = None, []
         if reference is not None:
             if extra_channels(self.transformer.reads):
                 raise ValueError(

@@ -47,10 +47,12 @@ class OffloadBlock(Protocol):
 class SteppedModel(Protocol):
     """A model that is called at every step of a run, with so many tokens of image and text.
 
-    ``meta_inputs`` are arguments of a call, on meta: ``still`` tokens of the image are modulated as
-    at time 0, ``side`` tokens attend to themselves alone, where there are such. ``kept_bytes`` is
-    what a block keeps of those. ``block_input_bytes`` is what a block reads and checkpointing keeps
-    of it. ``precomputed`` is what the model asks for modulations.
+    ``meta_inputs`` are arguments of a call, on meta. ``block_input_bytes`` is what a block reads
+    and checkpointing keeps of it. ``precomputed`` is what the model asks for modulations.
+
+    A model of references answers more: ``meta_inputs(..., still=n)`` has so many tokens of the
+    image modulated as at time 0, ``side=n`` so many that attend to themselves alone, of which
+    ``kept_bytes(n, batch)`` is what a block keeps.
     """
 
     precomputed: Any
@@ -60,11 +62,7 @@ class SteppedModel(Protocol):
 
     def offload_blocks(self) -> list[nn.Module]: ...
 
-    def meta_inputs(
-        self, image_tokens: int, text_tokens: int, batch: int, **more: int
-    ) -> Mapping[str, Any]: ...
-
-    def kept_bytes(self, side_tokens: int, batch: int) -> int: ...
+    def meta_inputs(self, image_tokens: int, text_tokens: int, batch: int) -> Mapping[str, Any]: ...
 
     def block_input_bytes(self, image_tokens: int, text_tokens: int, batch: int) -> int: ...
 

@@ -109,7 +109,7 @@ def sampling_work(
     if keep:  # the last block's of the last prompt are in the step that was counted
         blocks = len(transformer.offload_blocks())
         last = max(side_tokens, default=0)
-        each = transformer.kept_bytes(1, batch)
+        each = cast(Any, transformer).kept_bytes(1, batch)
         size += each * (blocks * sum(side_tokens) - last)
     known = (min(vectors, WINDOW) + 1) * (2 if still_tokens else 1) + 2 * len(side_tokens)
     for body in (transformer, *nets):

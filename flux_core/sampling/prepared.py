@@ -122,16 +122,16 @@ def prepare_prompt(
         extra = None if extra is None else area.cut(extra)
         height, width = area.height, area.width
     references = ids = side = mask = None
+    aside = prompt.references is not None and prompt.references.aside
     if prompt.references is not None and prompt.references.latents:
         latents = [standardise(z.float(), vae).to(device) for z in prompt.references.latents]
         references, ids = reference_tokens(latents, prompt.references.method, height, width, batch)
         refuse_wider(transformer)
     if prompt.attention is not None:
         behind = 0 if references is None else references.shape[1]
-        axes = 1 if prompt.references is not None and prompt.references.aside else 2
-        tokens = context.shape[1]
+        axes, tokens = 1 if aside else 2, context.shape[1]
         mask = attention_mask(prompt.attention, tokens, height, width, behind, axes).to(device)
-    if references is not None and ids is not None and prompt.references.aside:
+    if aside and references is not None and ids is not None:
         side, references, ids = SideTokens(references, ids.to(device), keep), None, None
     whole = placed.area is None and placed.mask is None
     return PreparedPrompt(

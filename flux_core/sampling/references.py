@@ -48,6 +48,16 @@ class References:
                     f"reference {name} is {brief(value)}, expected one of {', '.join(known)}"
                 )
 
+    def check(self, channels: int) -> None:
+        """Raise ``ValueError`` for what are no latents (B, ``channels``, h, w)."""
+        for z in self.latents:
+            if not isinstance(z, Tensor) or z.ndim != 4 or z.shape[1] != channels or not z.numel():
+                found = tuple(z.shape) if isinstance(z, Tensor) else brief(z)
+                raise ValueError(
+                    f"reference latents are {found}, expected (B, {channels}, h, w) of this "
+                    "model's VAE"
+                )
+
     @property
     def still(self) -> bool:
         """Whether they are modulated as at time 0 among the other tokens."""

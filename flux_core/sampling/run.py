@@ -158,6 +158,8 @@ class DrawRequest:
         for prompt in (*self.positives, *(self.negatives or ())):
             if prompt.guidance is not None:
                 check_number(prompt.guidance, "guidance", 0, 1000)
+            if prompt.references is not None:
+                prompt.references.check(family.vae.z_channels)
         for control in self.controls:
             check_control(control)
         for _, strength in self.loras:
