@@ -61,6 +61,15 @@ class SideTokens:
     def count(self) -> int:
         return int(self.tokens.shape[1])
 
+    @property
+    def shapes(self) -> Hashable:
+        """What a pass takes depends on this alone."""
+        return self.tokens.shape, self.tokens.dtype, self.keep
+
+    def alike(self) -> SideTokens:
+        """Others like these, of which nothing is kept."""
+        return SideTokens(self.tokens, self.ids, keep=False)
+
     def clear(self) -> None:
         """Forget what was kept, and the pass that was broken off."""
         self.known.clear()

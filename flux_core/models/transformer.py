@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -141,20 +141,13 @@ class FluxTransformer(FluxBody):
             return vec
         return torch.cat([vec, self.embed_vector(torch.zeros_like(timesteps), y, guidance)])
 
-    def meta_inputs(
-        self, image_tokens: int, text_tokens: int, batch: int, still: int = 0, side: int = 0
-    ) -> dict[str, Any]:
-        """What ``forward`` reads, without numbers, of the shapes that it gives: some image tokens
-        ``still``, and some more at its ``side``."""
+    def meta_inputs(self, image_tokens: int, text_tokens: int, batch: int) -> dict[str, Tensor]:
+        """What ``forward`` reads, without numbers, of the shapes that it gives."""
 
         def empty(*shape: int) -> Tensor:
             return torch.empty(shape, device="meta")
 
-        more: dict[str, Any] = {"still_tokens": still} if still else {}
-        if side:
-            tokens = empty(batch, side, self.config.in_channels)
-            more["side"] = SideTokens(tokens, empty(side, 3), keep=False)
-        return more | {
+        return {
             "img": empty(batch, image_tokens, self.config.in_channels),
             "img_ids": empty(image_tokens, 3),
             "txt": empty(batch, text_tokens, self.config.context_in_dim),

@@ -49,10 +49,6 @@ class SteppedModel(Protocol):
 
     ``meta_inputs`` are arguments of a call, on meta. ``block_input_bytes`` is what a block reads
     and checkpointing keeps of it. ``precomputed`` is what the model asks for modulations.
-
-    A model of references answers more: ``meta_inputs(..., still=n)`` has so many tokens of the
-    image modulated as at time 0, ``side=n`` so many that attend to themselves alone, of which
-    ``kept_bytes(n, batch)`` is what a block keeps.
     """
 
     precomputed: Any
@@ -62,7 +58,9 @@ class SteppedModel(Protocol):
 
     def offload_blocks(self) -> list[nn.Module]: ...
 
-    def meta_inputs(self, image_tokens: int, text_tokens: int, batch: int) -> Mapping[str, Any]: ...
+    def meta_inputs(
+        self, image_tokens: int, text_tokens: int, batch: int
+    ) -> Mapping[str, Tensor]: ...
 
     def block_input_bytes(self, image_tokens: int, text_tokens: int, batch: int) -> int: ...
 
@@ -136,7 +134,11 @@ def twin_keys(block: nn.Module) -> tuple[Hashable, ...]:
 
 
 def learn_from_twin(block: nn.Module, twin: nn.Module) -> None:
-    """Let a block's layers know how those of its twin computed."""
-    for own, other in zip(block.modules(), twin.modules(), strict=True):
-        if hasattr(own, "learn_from_twin"):
-            own.learn_from_twin(other)  # type: ignore[operator]
+    """Let a block's layers know how those of its twin computed.
+
+    Blocks of one kind may differ in what is beside layers that are computed before a run.
+    """
+    others = dict(twin.named_modules())
+    for name, own in block.named_modules():
+        if name in others and hasattr(own, "learn_from_twin"):
+            own.learn_from_twin(others[name])  # type: ignore[operator]

@@ -7,7 +7,7 @@ are asked (``offload.blocks``), so that a model of another family is counted as 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -23,11 +23,13 @@ from .blocks import (
     ResidualModel,
     SteppedModel,
     blocks_of,
+    is_for_a_run,
     modulation_width,
     modulations_of,
 )
 from .gradient_checkpointing import gradient_checkpointed
 from .modulations import WINDOW
+from .pack import named_tensors
 from .placement import Training
 from .plan import packed_bytes
 
@@ -54,7 +56,8 @@ class ModulationsOnMeta:
 
 
 def one_of_each_block(model: nn.Module) -> Any:
-    """The model on meta with one block of each kind.
+    """The model on meta with one block of each kind: that which has the most, with what is beside
+    its layers.
 
     Blocks in one list are taken for alike, and one leaves nothing behind for the next.
     """
@@ -62,25 +65,57 @@ def one_of_each_block(model: nn.Module) -> Any:
     blocks = {id(block) for block in blocks_of(small)}
     for owner in list(small.modules()):
         if isinstance(owner, nn.ModuleList) and {id(child) for child in owner} <= blocks:
-            del owner[1:]
+            sizes = [packed_bytes(block) for block in owner]
+            largest = sizes.index(max(sizes)) if sizes else 0
+            del owner[largest + 1 :]
+            del owner[:largest]
     return set_compute(small, "dequantize")
 
 
+def attached_shapes(module: nn.Module) -> tuple[Hashable, ...]:
+    """What is beside a model's layers for a run, by its names, shapes and dtypes."""
+    return tuple(
+        (name, tensor.shape, tensor.dtype)
+        for name, owner, _, tensor in named_tensors(module)
+        if is_for_a_run(owner)
+    )
+
+
 def transformer_bytes(
-    model: SteppedModel, image_tokens: int, text_tokens: int, batch: int, **more: int
+    model: SteppedModel,
+    image_tokens: int,
+    text_tokens: int,
+    batch: int,
+    options: Mapping[str, Any] | None = None,
 ) -> int:
     """Bytes that a step takes beside the weights, its modulations known: tokens of a picture and
-    of text, and ``more`` that its ``meta_inputs`` knows."""
+    of text, and further arguments of a call, tensors of them on meta."""
     # a compiled module holds the one that it was
     module = cast(nn.Module, getattr(model, "_orig_mod", model))
+    options = options or {}
 
     def count() -> int:
         small = one_of_each_block(module)
-        small.precomputed = ModulationsOnMeta(batch * (2 if "still" in more else 1), model.dtype)
-        inputs = small.meta_inputs(image_tokens, text_tokens, batch, **more)
-        return peak_bytes(lambda: small(**inputs))
+        vectors = 2 * batch if options.get("still_tokens") else batch
+        small.precomputed = ModulationsOnMeta(vectors, model.dtype)
 
-    return counted(module, (image_tokens, text_tokens, batch, *more.items()), count)
+        def step() -> None:
+            inputs = small.meta_inputs(image_tokens, text_tokens, batch)
+            small(**inputs, **options)
+
+        return peak_bytes(step)
+
+    of_options = tuple((name, described(value)) for name, value in options.items())
+    key = (image_tokens, text_tokens, batch, of_options, attached_shapes(module))
+    return counted(module, key, count)
+
+
+def described(value: object) -> Hashable:
+    """An argument as a part of a key: a tensor by its shape and dtype, what has several tensors by
+    what it says of them."""
+    if isinstance(value, Tensor):
+        return value.shape, value.dtype
+    return getattr(value, "shapes", value)
 
 
 def sampling_work(
@@ -91,34 +126,22 @@ def sampling_work(
     text_tokens: int,
     batch: int,
     vectors: int,
-    still_tokens: int = 0,
-    side_tokens: Sequence[int] = (),
-    keep: bool = False,
+    options: Mapping[str, Any] | None = None,
+    held: int = 0,
 ) -> Work:
-    """A run of the sampler.
+    """A run of the sampler; ``vectors`` is its steps times its prompts.
 
-    Args:
-        vectors: its steps times its prompts.
-        still_tokens: of the image's, modulated as at time 0.
-        side_tokens: of each prompt, tokens that attend to themselves alone; with ``keep`` what the
-            blocks make of them is kept.
+    ``options`` are further arguments of the transformer's calls, tensors of them on meta; ``held``
+    are bytes that the caller keeps on the device for the whole run.
     """
-    more = {"still": still_tokens, "side": max(side_tokens, default=0)}
-    more = {name: count for name, count in more.items() if count}
-    size = transformer_bytes(transformer, image_tokens, text_tokens, batch, **more)
-    if keep:  # the last block's of the last prompt are in the step that was counted
-        blocks = len(transformer.offload_blocks())
-        last = max(side_tokens, default=0)
-        each = cast(Any, transformer).kept_bytes(1, batch)
-        size += each * (blocks * sum(side_tokens) - last)
-    known = (min(vectors, WINDOW) + 1) * (2 if still_tokens else 1) + 2 * len(side_tokens)
+    size = held + transformer_bytes(transformer, image_tokens, text_tokens, batch, options)
+    known = min(vectors, WINDOW) + 1
     for body in (transformer, *nets):
         size += known * batch * transformer.dtype.itemsize * modulation_width(body)
     # residuals wait for the transformer
     size += sum(net.residual_bytes(image_tokens, batch) for net in nets)
     largest = max((packed_bytes(layer) for layer in modulations_of(transformer)), default=0)
-    tokens = image_tokens + (0 if keep else max(side_tokens, default=0))
-    return Work(max(size, largest), tokens, text_tokens, batch)
+    return Work(max(size, largest), image_tokens, text_tokens, batch)
 
 
 @contextmanager

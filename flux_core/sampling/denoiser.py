@@ -16,11 +16,13 @@ from torch import Tensor
 
 from ..lora.apply import current_strengths
 from ..models.families import family_of
+from ..models.side_tokens import SideTokens
 from ..models.transformer import ControlResiduals, FluxBody, FluxTransformer
+from ..offload.blocks import modulation_width
 from ..offload.modulations import PrecomputedModulations
 from .conditioning import Conditioning, Control
 from .inputs import model_inputs
-from .latents import expand, unpack
+from .latents import expand, pack, unpack
 from .prepared import PreparedPrompt, control_condition, prepare_prompt, sigma_at
 from .regions import Placed, background_weights, is_alone, opposites, place_prompt
 from .samplers import Model
@@ -93,6 +95,33 @@ class Denoiser:
         """All entries of both prompts."""
         return [*self.positive, *(self.negative or [])]
 
+    @property
+    def sides(self) -> list[SideTokens]:
+        """References that attend to themselves alone, of all prompts."""
+        return [prompt.side for prompt in self.prompts if prompt.side is not None]
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes that those keep at the most: all that blocks make of them, but for the last block
+        of the last prompt, which a step holds anyway, and their modulations."""
+        counts = [side.count for side in self.sides]
+        if not counts:
+            return 0
+        model, batch = self.transformer, self.shape[0]
+        modulations = 2 * model.dtype.itemsize * batch * modulation_width(model) * len(counts)
+        blocks = len(model.offload_blocks()) * sum(counts) - max(counts)
+        return model.kept_bytes(blocks, batch) + modulations
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of what all prompts and controls read, which a run keeps on the device."""
+        kept = [value for prompt in self.prompts for value in vars(prompt).values()]
+        for conditions in self.conditions.values():
+            kept += conditions
+        for side in self.sides:
+            kept += [side.tokens, side.ids]
+        return sum({id(t): t.nbytes for t in kept if isinstance(t, Tensor)}.values())
+
     @contextmanager
     def precompute_modulations(self, sigmas: Tensor) -> Iterator[None]:
         """Modulations for all these sigmas (steps + 1,) are computed now; afterwards they are live
@@ -144,9 +173,11 @@ class Denoiser:
             known = (group for group in groups if group.select((sigma, prompt.name)))
             body.precomputed = next(known, None)
         timesteps, pooled, guidance = prompt.vector_inputs(sigma)
-        latents = x if prompt.extra is None else torch.cat([x, prompt.extra], dim=1)
-        inputs = model_inputs(latents, prompt.img_ids, prompt.context, pooled, timesteps, guidance)
+        inputs = model_inputs(x, prompt.img_ids, prompt.context, pooled, timesteps, guidance)
+        # a ControlNet reads the noisy latents alone, whatever stands beside them
         control = self._residuals(sigma, prompt, inputs)
+        if prompt.extra is not None:
+            inputs["img"] = pack(torch.cat([x, prompt.extra], dim=1))
         tokens = inputs["img"].shape[1]
         if prompt.references is not None and prompt.reference_ids is not None:
             inputs["img"] = torch.cat([inputs["img"], prompt.references], dim=1)

@@ -66,6 +66,12 @@ class PreparedPrompt:
         return len(self.context)
 
     @property
+    def tokens(self) -> int:
+        """Image tokens that the transformer reads, with those of references."""
+        behind = 0 if self.references is None else self.references.shape[1]
+        return len(self.img_ids) + behind
+
+    @property
     def still_tokens(self) -> int:
         """Tokens that are modulated as at time 0."""
         return 0 if self.references is None or not self.still else self.references.shape[1]
@@ -118,6 +124,8 @@ def prepare_prompt(
     vae = family_of(transformer).vae
     context, pooled = checked(prompt, transformer)
     extra = extra_of(prompt, transformer, shape)
+    if extra is not None and prompt.picture is None and device.type != "meta":
+        log.warning("this model reads a picture beside the noise, and none was given")
     if area is not None:
         extra = None if extra is None else area.cut(extra)
         height, width = area.height, area.width
@@ -187,8 +195,6 @@ def extra_of(
 ) -> Tensor | None:
     """What a model with a wider input reads beside latents of a shape (B, C, h, w)."""
     extra = extra_channels(transformer.reads)
-    if extra and prompt.picture is None:
-        log.warning("this model reads a picture beside the noise, and none was given")
     vae = family_of(transformer).vae
     return extra_latents(extra, prompt.picture, prompt.mask, shape[0], shape[-2], shape[-1], vae)
 

@@ -67,6 +67,6 @@ def encode_prompts(
             "text encoders",
             [encoders.clip_l, encoders.t5],
             lambda _: {prompt: encoders.encode_cached(prompt, *settings) for prompt in missing},
-            t5_work(encoders.t5, encoders.tokens_at_once(missing, t5_length, literal)),
+            lambda: t5_work(encoders.t5, encoders.tokens_at_once(missing, t5_length, literal)),
         )
     return [encodings[prompt] for prompt in prompts]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,8 @@ from .sigmas import (
 )
 
 T = TypeVar("T")
+#: Latents of the whole picture that a sampler holds at once: noise, start, x, picture, a mask's.
+LATENTS_HELD = 6
 #: Steps done before this one, steps in all, and the picture as it is believed now: standardised
 #: latents (B, 16, h, w). Over several requests the steps are those of all.
 StepCallback = Callable[[int, int, Tensor], None]
@@ -203,25 +205,51 @@ class DrawRequest:
     @property
     def work(self) -> Work:
         """What the run takes beside the weights."""
-        prompts = self.positives
-        if self.negatives is not None and self.settings.cfg != 1.0:
-            prompts = prompts + self.negatives
-        references = [prompt.references for prompt in prompts if prompt.references is not None]
-        joint = max((each.tokens for each in references if not each.aside), default=0)
-        work = partial(
-            sampling_work,
+        denoiser = self.denoiser(torch.device("meta"))
+        most = max((side.count for side in denoiser.sides), default=0)
+        kept = self.work_of(denoiser, denoiser.kept_bytes)
+        if not most:
+            return kept
+        anew = self.work_of(denoiser, 0)
+        return replace(kept, recompute=replace(anew, image_tokens=anew.image_tokens + most))
+
+    def work_of(self, denoiser: Denoiser, kept: int) -> Work:
+        """``work`` where so many bytes are kept from step to step."""
+        largest = max(denoiser.prompts, key=lambda prompt: prompt.tokens)
+        options: dict[str, Any] = {}
+        if largest.still_tokens:
+            options["still_tokens"] = largest.still_tokens
+        if denoiser.sides:
+            options["side"] = max(denoiser.sides, key=lambda side: side.count).alike()
+        masks = [prompt.mask for prompt in denoiser.prompts if prompt.mask is not None]
+        if masks:
+            options["attention_mask"] = max(masks, key=lambda mask: mask.numel())
+        latents = 4 * self.latents.numel()
+        return sampling_work(
             self.transformer,
             [control.net for control in self.controls],
-            image_tokens=image_tokens(*self.latents.shape[-2:]) + joint,
-            text_tokens=max(prompt.context.shape[1] for prompt in prompts),
+            image_tokens=largest.tokens,
+            text_tokens=max(prompt.context.shape[1] for prompt in denoiser.prompts),
             batch=len(self.latents),
-            vectors=self.steps * len(prompts),
-            still_tokens=max((each.tokens for each in references if each.still), default=0),
+            vectors=self.steps * len(denoiser.prompts),
+            options=options,
+            held=denoiser.held_bytes + LATENTS_HELD * latents + kept,
         )
-        aside = [each.tokens for each in references if each.aside]
-        if not aside:
-            return work()
-        return replace(work(side_tokens=aside, keep=True), recompute=work(side_tokens=aside))
+
+    def denoiser(self, device: torch.device, keep: bool = True) -> Denoiser:
+        """What a sampler calls, with all that it reads on a device; ``keep`` as ``sample`` has
+        it."""
+        return Denoiser(
+            self.transformer,
+            self.positives,
+            self.negatives,
+            self.settings.cfg,
+            self.controls,
+            self.noise_schedule.table,
+            self.latents.shape,
+            device,
+            keep,
+        )
 
 
 def as_list(prompts: Conditioning | Sequence[Conditioning]) -> list[Conditioning]:
@@ -292,7 +320,7 @@ def while_drawing(
         name,
         first.modules,
         lambda plan: function(partial(draw_all, plan)),
-        max((request.work for request in requests), key=lambda work: work.activations),
+        lambda: max((request.work for request in requests), key=lambda work: work.activations),
         first.policies,
     )
 
@@ -319,15 +347,16 @@ def run_with_loras(
     name: str,
     modules: Sequence[nn.Module],
     function: Callable[[Plan], T],
-    work: Work,
+    work: Callable[[], Work],
     policies: Sequence[OffloadPolicy | None] = (),
 ) -> T:
-    """``OffloadRunner.run`` with LoRAs beside the layers of the modules that they fit."""
+    """``OffloadRunner.run`` with LoRAs beside the layers of the modules that they fit; ``work`` is
+    asked when they are there."""
     with turn_of(*modules), ExitStack() as stack:
         for module in modules:
             if getattr(module, "part", "") != "controlnet":
                 stack.enter_context(lora_applied(module, loras))
-        return runner.run(name, modules, function, work, policies)
+        return runner.run(name, modules, function, work(), policies)
 
 
 @torch.no_grad()
@@ -347,17 +376,7 @@ def sample(
     device, settings, schedule = torch.device(device), request.settings, request.noise_schedule
     start = standardise(request.latents.float(), request.vae).to(device)
     noise, sigmas = schedule.noise.to(device), schedule.sigmas.to(device)
-    denoiser = Denoiser(
-        request.transformer,
-        request.positives,
-        request.negatives,
-        settings.cfg,
-        request.controls,
-        schedule.table,
-        request.latents.shape,
-        device,
-        keep,
-    )
+    denoiser = request.denoiser(device, keep)
     if not len(sigmas):
         return request.latents.float().cpu()
     x = sigmas[0] * noise + (1 - sigmas[0]) * start

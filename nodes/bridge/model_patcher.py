@@ -287,6 +287,7 @@ class ModelPatching(PartPatching):
         together = takes_all(guider.model_options)
         prompts = [prompt for conds in guider.conds.values() for prompt in conds or ()]
         batch = noise.shape[0] * (len(prompts) if together else 1)
+        still = reference_count(prompts, "index_timestep_zero")
         work = sampling_work(
             self.diffusion.transformer,
             [],
@@ -294,7 +295,7 @@ class ModelPatching(PartPatching):
             text_tokens=max((text_count(prompt) for prompt in prompts), default=512),
             batch=batch,
             vectors=(len(sigmas) - 1) * max(1, len(prompts)),
-            still_tokens=reference_count(prompts, "index_timestep_zero"),
+            options={"still_tokens": still} if still else None,
         )
         work = work_beside(work, other_models(guider.conds, guider.model_options))
         return self.holding(function, work, together)

@@ -8,12 +8,15 @@ import torch
 from flux_core import (
     quantize,
 )
+from flux_core.lora import load_lora, lora_applied
+from flux_core.offload import OffloadRunner
 from flux_core.offload.blocks import blocks_of
 from flux_core.offload.host_weights import HostWeights
 from flux_core.offload.placement import placement_of
 from flux_core.offload.ring import Ring
 from flux_core.quant import kernels_used
 from tests import tiny_models
+from tests.flux_core.offload.cpu_as_card import card_policy
 
 CPU = torch.device("cpu")
 
@@ -88,3 +91,24 @@ def test_running_out_of_memory_for_a_slot_leaves_the_model_whole(monkeypatch):
                 pass
         assert torch.equal(model(**kwargs), expected)
         assert all("forward" not in m.__dict__ for m in model.modules())
+
+
+@pytest.mark.parametrize("layers", [["img_mod.lin"], ["txt_mod.lin", "img_attn.proj"]])
+@pytest.mark.parametrize("block", [0, 1, 2])
+def test_blocks_differ_in_what_is_beside_layers_that_are_computed_ahead(layers, block, tmp_path):
+    """Their twin is the same: what is beside a modulation does not travel."""
+    model = quantize(tiny_models.flux_transformer().bfloat16(), "int8")
+    file = {}
+    for layer in layers:
+        name = f"double_blocks.{block}.{layer}"
+        linear = model.get_submodule(name)
+        file[f"{name}.lora_A.weight"] = torch.ones(2, linear.in_features)
+        file[f"{name}.lora_B.weight"] = torch.ones(linear.out_features, 2)
+    lora = load_lora(tiny_models.save(file, tmp_path / "lora.safetensors"))
+    kwargs = tiny_models.inputs()
+    runner = OffloadRunner(card_policy("stream"), CPU)
+    with torch.no_grad(), lora_applied(model, [(lora, 0.01)]):
+        expected = model(**kwargs)
+        streamed = runner.run("transformer", [model], lambda _: model(**kwargs))
+    assert torch.equal(streamed, expected)
+    assert sum(runner.report.parts["transformer"].kernels.values()) > 0

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from typing import cast
 
 import pytest
 import torch
 
-from flux_core import Conditioning
+from flux_core import Conditioning, Control, FluxControlNet
 from flux_core.sampling.concat import extra_channels, extra_latents
 from flux_core.sampling.latents import pack, standardise
 from flux_core.sampling.run import DrawRequest, SamplingSettings, sample
@@ -56,6 +57,25 @@ class TestWiderModels:
         with caplog.at_level(logging.WARNING):
             sample(DrawRequest(model, text, start, SamplingSettings(steps=1)))
         assert "reads a picture beside the noise, and none was given" in caplog.text
+
+    @pytest.mark.parametrize("channels", [64, 128, 384])
+    def test_a_controlnet_reads_the_noisy_latents_alone(self, channels):
+        config = dataclasses.replace(tiny_models.DEV, in_channels=channels)
+        model = tiny_models.flux_transformer(config)
+        net = cast(FluxControlNet, tiny_models.randomise(FluxControlNet(tiny_models.UPSCALER)))
+        text = Conditioning(
+            torch.zeros(1, 5, tiny_models.CONTEXT),
+            torch.zeros(1, tiny_models.POOLED),
+            picture=None if channels == 64 else torch.ones(1, 16, 4, 4),
+        )
+        read = []
+        net.register_forward_pre_hook(lambda _, __, given: read.append(given), with_kwargs=True)
+        control = Control(net, torch.ones(1, 16, 4, 4))
+        settings = SamplingSettings(steps=1)
+        request = DrawRequest(model, text, torch.zeros(1, 16, 4, 4), settings, controls=[control])
+        assert sample(request).isfinite().all()
+        noise = request.noise_schedule
+        assert torch.equal(read[0]["img"], pack(noise.sigmas[0] * noise.noise))
 
     def test_unknown_widths_are_refused(self):
         with pytest.raises(ValueError, match="reads 200 packed channels, known are 64, 128, 384"):
