@@ -48,6 +48,8 @@ from .sampling.images import (
 from .sampling.latents import expand, zero_latents
 from .sampling.masks import MOST_FEATHER, keep_pixels_outside
 from .sampling.prompts import encode_prompts
+from .sampling.reference_pictures import PREFERRED, as_references, encode_references
+from .sampling.references import JOINT, References
 from .sampling.regional import RegionPrompt, checked_regions
 from .sampling.run import DrawRequest, SamplingSettings, StepCallback, check_control, draw
 from .sampling.stitch import resized
@@ -167,6 +169,10 @@ class FluxPipeline:
         control_picture: Picture | None = None,
         control_strength: float = 1.0,
         control_end: float = 1.0,
+        reference: Picture | Sequence[Picture] | None = None,
+        reference_method: str = "offset",
+        reference_size: str = PREFERRED,
+        reference_attention: str = JOINT,
         controls: Sequence[Control] = (),
         loras: Sequence[tuple[Lora | str | Path, float] | LoraUse] = (),
         tiles: Tiling | None = None,
@@ -197,6 +203,11 @@ class FluxPipeline:
             control_picture: (1 or B, H, W, 3) in [0, 1], edges, depth or poses that Flex.2 reads
                 beside the condition, times ``control_strength``, up to the share ``control_end`` of
                 the schedule.
+            reference: what Kontext and models like it look at beside the prompt: a picture, or a
+                list of pictures, each (1 or B, H, W, 3) in [0, 1] of any size.
+            reference_method: how they are placed; see ``sampling.references``.
+            reference_size: ``preferred`` of Kontext, their ``own``, or the ``drawn`` picture's.
+            reference_attention: ``joint``, or ``self`` for what is computed once a run.
             loras: LoRAs, or their files, with their strengths, for the transformer and the text
                 encoders; or ``LoraUse``, with weights a block, a schedule and a region.
             tiles: windows in which a picture that is larger is drawn.
@@ -258,6 +269,15 @@ class FluxPipeline:
             check_number(keep_pixels, "keep_pixels", 0, MOST_FEATHER, whole=True)
             if masks is None:
                 raise ValueError("keep_pixels keeps those outside of a mask, but there is none")
+        references, shown = None, []
+        if reference is not None:
+            if extra_channels(self.transformer.reads):
+                raise ValueError(
+                    "a reference is read by Kontext and dev, and this model reads a picture beside "
+                    "the noise: is it meant as condition?"
+                )
+            shown = as_references(reference, batch, reference_size, (height, width))
+            references = References((), reference_method, reference_attention)
         for control in controls:
             check_control(control)
         more = [*controls, *(hires.controls if hires else ())]
@@ -283,6 +303,11 @@ class FluxPipeline:
                 control = ControlPicture(fitted, control_strength, 0.0, control_end)
                 positive = replace(positive, control=control)
                 negative = None if negative is None else replace(negative, control=control)
+            if references is not None:
+                encoded = encode_references(runner, self.vae, shown)
+                references = replace(references, latents=encoded)
+                positive = replace(positive, references=references)
+                negative = None if negative is None else replace(negative, references=references)
             small_masks = None
             if masks is not None:
                 small_masks = F.interpolate(masks[:, None], latents.shape[-2:], mode="bilinear")

@@ -17,6 +17,7 @@ from .lora_control import FluxFitLoraControl
 from .pictures import FluxFitCompare, FluxFitGrid
 from .policy import FluxFitMemoryReport, OffloadPolicy
 from .precision import FluxFitPrecisionPlan, FluxFitSaveQuantized
+from .reference import FluxFitReference, FluxFitReferenceAttention
 from .regions import FluxFitRegion, FluxFitRegionalPrompts
 from .sampler import FluxSampler
 from .text import FluxTextEncode
@@ -30,6 +31,8 @@ NODES: dict[type, str] = {
     FluxLoaderFP8: "FLUX Loader FP8",
     FluxTextEncode: "FLUX Text Encode",
     FluxSampler: "FLUX Sampler",
+    FluxFitReference: "FLUX Reference",
+    FluxFitReferenceAttention: "FLUX Reference Attention",
     ControlNetUpscalerFP8: "ControlNet Upscaler FP8",
     FluxFitControlNet: "FLUX ControlNet",
     FluxFitFlexControl: "FLUX Flex.2 Control",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flux_core import Conditioning
 from flux_core.sampling.conditioning import AttentionBias, Region, RegionalPrompts
-from flux_core.sampling.references import References
+from flux_core.sampling.references import JOINT, References
 
 DEFAULT_GUIDANCE = 3.5
 #: Where FluxFitFlexControl puts a ``ControlPicture``.
@@ -68,15 +68,20 @@ STOCK_ONLY = {
 }
 
 
-def conditioning_of(value: object, name: str = "positive") -> list[Conditioning]:
+def conditioning_of(
+    value: object, name: str = "positive", attention: str = JOINT
+) -> list[Conditioning]:
     """Read the host's CONDITIONING; raises ``ValueError`` where it is not FLUX's, or where it says
-    what FluxSampler does not draw."""
+    what FluxSampler does not draw.
+
+    ``attention``: what its references attend to.
+    """
     if not isinstance(value, list | tuple) or len(value) == 0:
         raise ValueError(f"{name} is {type(value).__name__}, expected CONDITIONING")
-    return [entry_of(entry, name) for entry in value]
+    return [entry_of(entry, name, attention) for entry in value]
 
 
-def entry_of(entry: Sequence[Any], name: str) -> Conditioning:
+def entry_of(entry: Sequence[Any], name: str, attention: str = JOINT) -> Conditioning:
     """One entry; errors as ``conditioning_of``."""
     context, extra = entry
     for key, what in STOCK_ONLY.items():
@@ -101,7 +106,7 @@ def entry_of(entry: Sequence[Any], name: str) -> Conditioning:
         region_of(extra),
         max(share(extra, "start_percent", 0.0), share(extra, "clip_start_percent", 0.0)),
         min(share(extra, "end_percent", 1.0), share(extra, "clip_end_percent", 1.0)),
-        references_of(extra),
+        references_of(extra, attention),
         attention_of(extra, name),
         control=extra.get(CONTROL_PICTURE),
         regional=regions_of(extra, name),
@@ -140,12 +145,13 @@ def regions_of(extra: Mapping[str, Any], name: str) -> RegionalPrompts | None:
     return regional
 
 
-def references_of(extra: Mapping[str, Any]) -> References | None:
+def references_of(extra: Mapping[str, Any], attention: str = JOINT) -> References | None:
     """Reference latents, raw (1 or B, 16, h, w)."""
     latents = extra.get("reference_latents")
     if not latents:
         return None
-    return References(tuple(latents), extra.get("reference_latents_method") or "offset")
+    method = extra.get("reference_latents_method") or "offset"
+    return References(tuple(latents), method, attention)
 
 
 def attention_of(extra: Mapping[str, Any], name: str) -> AttentionBias | None:

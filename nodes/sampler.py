@@ -180,10 +180,12 @@ class FluxSampler:
         """Latents (B, 16, h, w) by the core's own samplers, what it took, and its steps."""
         request = DrawRequest(
             model.transformer,
-            conditioning_of(positive),
+            conditioning_of(positive, attention=model.reference_attention),
             start := start_latents(latent["samples"], model),
             settings,
-            negative=None if negative is None else conditioning_of(negative, "negative"),
+            negative=None
+            if negative is None
+            else conditioning_of(negative, "negative", model.reference_attention),
             mask=mask_of(latent, start),
             controls=controls_of(control),
             loras=model.loras,

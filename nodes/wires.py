@@ -20,6 +20,7 @@ from flux_core import (
 from flux_core.lora import LoraStack
 from flux_core.sampling.conditioning import Conditioning
 from flux_core.sampling.guidance import PLAIN_GUIDANCE, GuidanceOptions
+from flux_core.sampling.references import JOINT
 
 FLUX_MODEL = "FLUX_MODEL"
 FLUX_TEXT_ENCODERS = "FLUX_TEXT_ENCODERS"
@@ -61,7 +62,8 @@ class FluxModel:
 
     ``compute`` and ``compiled`` are this wire's, and the shared ``module`` is set to them whenever
     ``transformer`` is asked for; None leaves them as they are. ``guidance_options`` is what
-    FluxSampler does with the negative prompt.
+    FluxSampler does with the negative prompt, ``reference_attention`` what references attend to
+    (``flux_core.sampling.references``).
     """
 
     module: FluxTransformer
@@ -71,6 +73,7 @@ class FluxModel:
     compute: str | None = None
     compiled: bool | None = None
     guidance_options: GuidanceOptions = PLAIN_GUIDANCE
+    reference_attention: str = JOINT
 
     @property
     def transformer(self) -> FluxTransformer:

@@ -20,7 +20,14 @@ from tools.graphs import (
     train_lora,
     with_report,
 )
-from tools.model_files import DEV_MODELS, FILL_MODEL, GGUF_MODEL, UNION_MODEL, with_transformer
+from tools.model_files import (
+    DEV_MODELS,
+    FILL_MODEL,
+    GGUF_MODEL,
+    KONTEXT_MODEL,
+    UNION_MODEL,
+    with_transformer,
+)
 
 LORA_FILE = "watercolour.safetensors"
 
@@ -114,6 +121,33 @@ def fill_inpaint() -> Description:
     }
 
 
+def kontext_edit() -> Description:
+    """A picture changed as a sentence asks for, by FLUX.1 Kontext."""
+    files = DEV_FILES | {"transformer": KONTEXT_MODEL["name"]}
+    graph = loader(files, with_transformer(KONTEXT_MODEL))
+    graph["loader"].values["transformer_precision"] = "as_stored"
+    return graph | {
+        "prompt": Node(
+            "FluxTextEncode",
+            {"prompt": "make it a watercolour painting, keep everything else", "guidance": 2.5},
+            {"text_encoders": ("loader", 1)},
+        ),
+        "picture": Node("LoadImage", {"image": "example.png"}),
+        "reference": Node(
+            "FluxFitReference",
+            {},
+            {"positive": ("prompt", 0), "vae": ("loader", 2), "image": ("picture", 0)},
+        ),
+        "sampler": Node(
+            "FluxSampler",
+            {"seed": 7},
+            {"model": ("loader", 0), "positive": ("reference", 0), "latent": ("reference", 2)},
+        ),
+        "decode": Node("VAEDecode", {}, {"samples": ("sampler", 0), "vae": ("loader", 2)}),
+        "save": Node("SaveImage", {"filename_prefix": "FluxFit/edit"}, {"images": ("decode", 0)}),
+    }
+
+
 def descriptions() -> dict[str, Description]:
     return {
         "text_to_image": drawing(PROMPT, 256, POCKET_FILES, [], SAMPLING, "FluxFit/text_to_image"),
@@ -137,4 +171,5 @@ def descriptions() -> dict[str, Description]:
         "flux1_dev_controlnet_union": dev_union(),
         "flux1_dev_gguf": dev_gguf(),
         "flux1_fill_inpaint": fill_inpaint(),
+        "flux1_kontext_edit": kontext_edit(),
     }

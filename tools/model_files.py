@@ -57,6 +57,12 @@ FILL_MODEL = {
     "diffusion_models/flux1-fill-dev.safetensors",
     "directory": "diffusion_models",
 }
+KONTEXT_MODEL = {
+    "name": "flux1-dev-kontext_fp8_scaled.safetensors",
+    "url": f"{HUGGING_FACE}/Comfy-Org/flux1-kontext-dev_ComfyUI/resolve/main/split_files/"
+    "diffusion_models/flux1-dev-kontext_fp8_scaled.safetensors",
+    "directory": "diffusion_models",
+}
 
 
 def with_transformer(model: Model) -> list[Model]:

@@ -9,6 +9,7 @@ from tools.model_files import (
     DEV_MODELS,
     FILL_MODEL,
     GGUF_MODEL,
+    KONTEXT_MODEL,
     UNION_MODEL,
     UPSCALER_MODEL,
     files_note,
@@ -284,6 +285,24 @@ def flux1_fill_inpaint() -> Page:
     )
 
 
+def flux1_kontext_edit() -> Page:
+    return Page(
+        note(
+            "Edit with FLUX.1 Kontext",
+            "A picture is changed as a sentence asks for; the rest of it stays.",
+            files_note(with_transformer(KONTEXT_MODEL)),
+            """the picture, and the sentence: say what to change and what to keep. Kontext wants a
+            `guidance` around 2.5. More pictures go through more FLUX Reference nodes in a row.""",
+        ),
+        {
+            "Load": LOAD,
+            "Prompt": [["prompt", "picture"], ["reference"]],
+            "Sample": [["sampler"]],
+            "Result": [["decode"], ["save"]],
+        },
+    )
+
+
 PAGES = {
     page.__name__: page()
     for page in (
@@ -299,5 +318,6 @@ PAGES = {
         flux1_dev_controlnet_union,
         flux1_dev_gguf,
         flux1_fill_inpaint,
+        flux1_kontext_edit,
     )
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import cast
 
@@ -128,6 +128,12 @@ def branches_for(
     if branches is None or not same or branches.by_row != frozenset(by_row):
         branches = _branches[module] = Branches(module, sources, numbered(), by_row)
     return branches
+
+
+def current_strengths(module: nn.Module) -> Hashable:
+    """Strengths of what stands beside a model's layers now, as they were set last."""
+    branches = _branches.get(module)
+    return () if branches is None else (branches.strengths, branches.blocks)
 
 
 def counting(stack: LoraStack) -> list[LoraUse]:

@@ -17,6 +17,7 @@ from ..quant.products import Linear
 from ..quant.products import linear as product
 from .layers import (
     Attention,
+    KeysValues,
     Modulation,
     ModulationLayer,
     QKNorm,
@@ -26,7 +27,9 @@ from .layers import (
     mlp,
     modulated,
     modulated_mlp,
+    own_attention,
 )
+from .side_tokens import SideInput
 
 
 def count_weights(module: nn.Module, left_out: nn.Module | None = None) -> int:
@@ -109,27 +112,43 @@ class DoubleStreamBlock(Block):
         rotary: tuple[Tensor, Tensor],
         mask: Tensor | None = None,
         attend: Attention | None = None,
-    ) -> tuple[Tensor, Tensor]:
+        side: SideInput | None = None,
+    ) -> tuple[Tensor, ...]:
         """The image (B, L, D) and the text (B, N, D) after the block.
 
         ``mods`` are two of the image, then two of the text, each of tensors (B, 1, D) or, by token,
         (B, tokens, D); ``rotary`` are cosines and sines of both, text first, each
         (B or 1, N + L, 1, d). ``mask`` over both as ``layers.attention`` has it; ``attend`` stands
-        in the place of that function.
+        in the place of that function. ``side``: what both attend to as well; where it came as
+        tokens, those after the block (B, R, D), their keys and values follow.
         """
+        beyond, behind = (None, ()) if side is None else self.side_stream(side)
         img_mod1, img_mod2, txt_mod1, txt_mod2 = mods
         streams = [
             (modulated(self.txt_attn.qkv, txt_mod1, txt), self.txt_attn.norm),
             (modulated(self.img_attn.qkv, img_mod1, img), self.img_attn.norm),
         ]
-        joint = joint_attention(streams, self.img_attn.num_heads, rotary, mask, attend)
+        joint = joint_attention(streams, self.img_attn.num_heads, rotary, mask, attend, beyond)
         txt_out, img_out = joint.split([txt.shape[1], img.shape[1]], dim=1)
 
         img = torch.addcmul(img, img_mod1.gate, self.img_attn.proj(img_out))
         img = torch.addcmul(img, img_mod2.gate, modulated_mlp(self.img_mlp, img_mod2, img))
         txt = torch.addcmul(txt, txt_mod1.gate, self.txt_attn.proj(txt_out))
         txt = torch.addcmul(txt, txt_mod2.gate, modulated_mlp(self.txt_mlp, txt_mod2, txt))
-        return img, txt
+        return img, txt, *behind
+
+    def side_stream(self, side: SideInput) -> tuple[KeysValues, tuple[Tensor, ...]]:
+        """Keys and values of tokens (B, R, D) beside the others, by the image's weights; and where
+        they were made here the tokens after the block and both again."""
+        if side.kept is not None:
+            return side.kept, ()
+        assert side.tokens is not None and side.rotary is not None
+        x, (mod1, mod2) = side.tokens, side.mods
+        qkv = modulated(self.img_attn.qkv, mod1, x)
+        out, known = own_attention(qkv, self.img_attn.norm, self.img_attn.num_heads, side.rotary)
+        x = torch.addcmul(x, mod1.gate, self.img_attn.proj(out))
+        x = torch.addcmul(x, mod2.gate, modulated_mlp(self.img_mlp, mod2, x))
+        return known, (x, *known)
 
 
 def split_linear(
@@ -180,14 +199,28 @@ class SingleStreamBlock(Block):
         rotary: tuple[Tensor, Tensor],
         mask: Tensor | None = None,
         attend: Attention | None = None,
-    ) -> Tensor:
+        side: SideInput | None = None,
+    ) -> Tensor | tuple[Tensor, ...]:
         """Text and image as one sequence, (B, N + L, D), after the block.
 
         ``mods`` is one, of tensors (B, 1, D) or (B, N + L, D); ``rotary`` are cosines and sines,
-        each (B or 1, N + L, 1, d). ``mask`` and ``attend`` are those of a double block.
+        each (B or 1, N + L, 1, d). ``mask``, ``attend`` and ``side`` are those of a double block.
         """
+        beyond, behind = (None, ()) if side is None else self.side_stream(side)
         (mod,) = mods
         qkv, hidden = split_linear(self.linear1, mod, x, self.sizes)
-        joint = joint_attention([(qkv, self.norm)], self.num_heads, rotary, mask, attend)
-        out = after_gelu(self.linear2, hidden, joint)
-        return torch.addcmul(x, mod.gate, out)
+        joint = joint_attention([(qkv, self.norm)], self.num_heads, rotary, mask, attend, beyond)
+        out = torch.addcmul(x, mod.gate, after_gelu(self.linear2, hidden, joint))
+        return (out, *behind) if behind else out
+
+    def side_stream(self, side: SideInput) -> tuple[KeysValues, tuple[Tensor, ...]]:
+        """Keys and values of tokens (B, R, D) beside the others; and where they were made here the
+        tokens after the block and both again."""
+        if side.kept is not None:
+            return side.kept, ()
+        assert side.tokens is not None and side.rotary is not None
+        x, (mod,) = side.tokens, side.mods
+        qkv, hidden = split_linear(self.linear1, mod, x, self.sizes)
+        joint, known = own_attention(qkv, self.norm, self.num_heads, side.rotary)
+        x = torch.addcmul(x, mod.gate, after_gelu(self.linear2, hidden, joint))
+        return known, (x, *known)

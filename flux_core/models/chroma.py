@@ -142,6 +142,8 @@ class ChromaTransformer(FluxTransformer):
     Called as FLUX.1 is; ``y`` has no numbers, (B, 0), and ``guidance`` is not read.
     """
 
+    takes_side = False
+
     config: ChromaConfig
     #: The approximator is 3 % of the bytes, and errors made there reach every block.
     high_precision = ("img_in", "txt_in", APPROXIMATOR, "final_layer")

@@ -85,6 +85,13 @@ def apply_rotary(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     return torch.addcmul(wide * cos, swapped, sin).to(x.dtype)
 
 
+class KeysValues(NamedTuple):
+    """Keys with their positions, and values, of tokens that others attend to: (B, R, H, d) each."""
+
+    keys: Tensor
+    values: Tensor
+
+
 class Attention(Protocol):
     """What stands for ``attention`` where other code has a hand in it."""
 
@@ -213,16 +220,19 @@ def joint_attention(
     rotary: tuple[Tensor, Tensor],
     mask: Tensor | None = None,
     attend: Attention | None = None,
+    beyond: KeysValues | None = None,
 ) -> Tensor:
     """Attention over streams together, each a projection (B, T, 3 * H * d) with its norm:
-    (B, L, H * d), L the tokens of all."""
+    (B, L, H * d), L the tokens of all. They see what is ``beyond`` them too, where ``attend`` is
+    None."""
     projected = [qkv for qkv, _ in streams]
     parts = [part for _, norm in streams for part in (norm.query_norm, norm.key_norm)]
     size = projected[0].shape[-1] // 3 // num_heads
     plain = all(type(part) is RMSNorm and not part._forward_hooks for part in parts)
     if attend is None and plain and size & (size - 1) == 0 and fused.serves(projected[0]):
         scales = [part.scale for part in parts]
-        return attend_rotated(*fused.norm_rotary(projected, scales, rotary, num_heads), mask)
+        rotated = fused.norm_rotary(projected, scales, rotary, num_heads)
+        return attend_rotated(*(rotated if beyond is None else joined(*rotated, beyond)), mask)
     heads = []
     for qkv, norm in streams:
         q, k, v = split_heads(qkv, num_heads)
@@ -231,7 +241,34 @@ def joint_attention(
         torch.cat(three, dim=1) if len(heads) > 1 else three[0]
         for three in zip(*heads, strict=True)
     )
+    if beyond is not None:
+        rotated = (apply_rotary(q, rotary), apply_rotary(k, rotary), v)
+        return attend_rotated(*joined(*rotated, beyond), mask)
     return (attend or attention)(q, k, v, rotary, mask)
+
+
+def joined(q: Tensor, k: Tensor, v: Tensor, beyond: KeysValues) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries (B, L, H, d) as they are, keys and values of all tokens, (B, L + R, H, d) each."""
+    return q, torch.cat([k, beyond.keys], dim=1), torch.cat([v, beyond.values], dim=1)
+
+
+def own_attention(
+    qkv: Tensor, norm: QKNorm, num_heads: int, rotary: tuple[Tensor, Tensor]
+) -> tuple[Tensor, KeysValues]:
+    """Attention of one stream (B, R, 3 * H * d) to itself, (B, R, H * d), and what others need to
+    attend to it."""
+    parts = (norm.query_norm, norm.key_norm)
+    size = qkv.shape[-1] // 3 // num_heads
+    plain = all(type(part) is RMSNorm and not part._forward_hooks for part in parts)
+    if plain and size & (size - 1) == 0 and fused.serves(qkv):
+        scales = [part.scale for part in parts]
+        q, k, v = fused.norm_rotary([qkv], scales, rotary, num_heads)
+    else:
+        q, k, v = split_heads(qkv, num_heads)
+        q, k = norm(q, k)
+        q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
+    # of its own memory: what is kept must not keep the projection
+    return attend_rotated(q, k, v, None), KeysValues(k.contiguous(), v.contiguous())
 
 
 def modulated(layer: nn.Module, mod: Modulation, x: Tensor) -> Tensor:

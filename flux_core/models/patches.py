@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from .layers import Attention
+from .side_tokens import SideTokens
 
 DOUBLE, SINGLE = "double", "single"
 
@@ -36,7 +37,7 @@ class ForwardState:
     ``vec`` is the modulation vector, (B, D), or of a model that makes the modulations of all
     blocks at once those, (B, vectors, D); 2 B of them where the last ``still_tokens`` image tokens
     have one of their own. ``rotary`` are cosines and sines, each (B or 1, N + L, 1, d).
-    ``mask`` and ``attend``: see ``layers.attention``.
+    ``mask`` and ``attend``: see ``layers.attention``. ``side``: tokens beside all blocks.
     """
 
     vec: Tensor
@@ -45,6 +46,7 @@ class ForwardState:
     still_tokens: int = 0
     mask: Tensor | None = None
     attend: Attention | None = None
+    side: SideTokens | None = None
 
 
 #: A block's tokens: (img, txt) of a double block, (joint,) of a single one.

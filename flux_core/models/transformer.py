@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from .layers import (
     timestep_embedding,
 )
 from .patches import DOUBLE, SINGLE, BlockPatches, EmbeddedInputs, ForwardState, Tokens
+from .side_tokens import ModulationSource, SideTokens
 
 
 class ControlResiduals(NamedTuple):
@@ -43,15 +44,6 @@ class ControlResiduals(NamedTuple):
     double: Sequence[Tensor] = ()
     single: Sequence[Tensor] = ()
     cyclic: bool = False
-
-
-class ModulationSource(Protocol):
-    """What knows modulations before they are needed (``offload.modulations``)."""
-
-    def of(self, layer: Any) -> Tensor:
-        """What ``raw`` of a modulation layer would give at the step that is drawn now,
-        (B, width)."""
-        ...
 
 
 class FluxBody(nn.Module):
@@ -108,6 +100,10 @@ class FluxBody(nn.Module):
         width = self.img_in.out_features
         return self.dtype.itemsize * batch * (image_tokens + text_tokens) * width
 
+    def kept_bytes(self, side_tokens: int, batch: int) -> int:
+        """Bytes of keys and values that a block keeps of side tokens."""
+        return 2 * self.dtype.itemsize * batch * side_tokens * self.img_in.out_features
+
     @property
     def reads(self) -> int:
         """Packed channels that a token has for this model; a control LoRA may widen it."""
@@ -133,6 +129,8 @@ class FluxTransformer(FluxBody):
     """FLUX.1: noisy latent tokens and text to the velocity (noise minus picture)."""
 
     part = "transformer"
+    #: Whether it draws with references that attend to themselves alone.
+    takes_side = True
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
@@ -186,6 +184,7 @@ class FluxTransformer(FluxBody):
         attention_mask: Tensor | None = None,
         still_tokens: int = 0,
         patches: BlockPatches | None = None,
+        side: SideTokens | None = None,
     ) -> Tensor:
         """Predict the velocity.
 
@@ -198,13 +197,14 @@ class FluxTransformer(FluxBody):
             y: pooled CLIP output, (B, vec_in_dim).
             guidance: (B,), e.g. 3.5; None leaves it out.
             control: residuals of one ControlNet or of several, spread over the blocks.
-            attention_mask: over text and image tokens, as ``layers.attention`` has it.
+            attention_mask: over all tokens, as ``layers.attention`` has it.
             still_tokens: the last so many image tokens are references, modulated as at time 0.
             patches: other code around the blocks.
+            side: references that attend to themselves alone; not with patches (``ValueError``).
 
-        Returns:
-            (B, L, out_channels).
+        Returns (B, L, out_channels).
         """
+        self.begin_side(side, timesteps, y, guidance, patches)
         vec = self.modulation_state(timesteps, y, guidance, bool(still_tokens))
         img, txt = self.img_in(img.to(self.dtype)), self.txt_in(txt.to(self.dtype))
         if patches is not None:
@@ -212,7 +212,7 @@ class FluxTransformer(FluxBody):
             img, txt, img_ids, txt_ids = patches.embedded(inputs)
         rotary = rotary_table(torch.cat([txt_ids, img_ids], dim=-2), self.axes_dim, self.theta)
         start = txt.shape[1]
-        state = ForwardState(vec, rotary, start, still_tokens, attention_mask)
+        state = ForwardState(vec, rotary, start, still_tokens, attention_mask, side=side)
         controls = [control] if isinstance(control, ControlResiduals) else control or []
 
         for i in range(len(self.double_blocks)):
@@ -228,7 +228,30 @@ class FluxTransformer(FluxBody):
                 if c.single:
                     added = residual(c.single, i, len(self.single_blocks), c.cyclic)
                     joint = with_residual(joint, start, added)
+        if side is not None:
+            side.end()
         return self.final_layer(joint[:, start:], vec, still_tokens)
+
+    def begin_side(
+        self,
+        side: SideTokens | None,
+        timesteps: Tensor,
+        y: Tensor,
+        guidance: Tensor | None,
+        patches: BlockPatches | None,
+    ) -> None:
+        """Start a pass of side tokens for timesteps (B,), pooled text (B, P) and guidance (B,)."""
+        if side is None:
+            return
+        if patches is not None:
+            raise ValueError("references that attend to themselves are drawn without patches")
+        if side.has_all(len(self.offload_blocks())):
+            return
+        vec = None
+        if side.source is None:
+            vec = self.embed_vector(torch.zeros_like(timesteps), y, guidance)
+        rotary = rotary_table(side.ids, self.axes_dim, self.theta)
+        side.begin(self.img_in(side.tokens.to(self.dtype)), rotary, vec)
 
     def run_patched(
         self,
@@ -265,8 +288,13 @@ class FluxTransformer(FluxBody):
                 for i, mod in enumerate(mods)
             ]
         more = [] if state.mask is None and state.attend is None else [state.mask, state.attend]
+        if state.side is not None:
+            more = [state.mask, None, state.side.input(block)]
         out = block(*tokens, mods, state.rotary, *more)
-        return out if isinstance(out, tuple) else (out,)
+        out = out if isinstance(out, tuple) else (out,)
+        if state.side is not None:
+            state.side.after(block, out[len(tokens) :])
+        return out[: len(tokens)]
 
 
 def with_residual(tokens: Tensor, start: int, added: Tensor) -> Tensor:

@@ -114,7 +114,8 @@ class Plan:
     Bytes: ``budget`` (None: no bound), ``peak``, and ``least``, below which nothing runs.
     ``seconds`` a pass over all blocks, ``floor`` with all of them resident; 0 where not known. A
     step has so many ``passes``: two where gradients are computed.
-    ``tile`` is the side of tiles in latents where a VAE works on tiles.
+    ``tile`` is the side of tiles in latents where a VAE works on tiles. ``recompute``: what could
+    be kept over the steps is computed in each.
     """
 
     modules: tuple[ModulePlan, ...]
@@ -125,6 +126,7 @@ class Plan:
     floor: float = 0.0
     tile: int | None = None
     passes: int = 1
+    recompute: bool = False
 
     @property
     def weights(self) -> int:

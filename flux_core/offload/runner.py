@@ -39,7 +39,8 @@ class Work:
     """What a part will compute, for its plan: bytes beside the weights, and tokens.
 
     ``fit`` gives a tile, and the bytes that it takes, for the bytes that there are. ``training``:
-    gradients are computed too.
+    gradients are computed too. ``recompute``: the same work where nothing is kept that could be,
+    in fewer bytes.
     """
 
     activations: int = 0
@@ -48,6 +49,7 @@ class Work:
     batch: int = 1
     fit: Callable[[int], tuple[int, int]] | None = None
     training: Training | None = None
+    recompute: Work | None = None
 
     def fitted(self, plan: Plan) -> Plan:
         """The plan, in tiles where it would be over its budget without."""
@@ -89,7 +91,22 @@ class OffloadRunner:
         work: Work,
         policies: Sequence[OffloadPolicy | None] = (),
     ) -> Plan:
-        """What a run of these modules together would do."""
+        """What a run of these modules together would do; of two ways that fit the faster one."""
+        plan = self.one_plan(modules, work, policies)
+        if work.recompute is None or plan.budget is None:
+            return plan
+        other = self.one_plan(modules, work.recompute, policies)
+        if plan.fits and plan.seconds <= other.seconds:
+            return plan
+        return replace(other, recompute=True)
+
+    def one_plan(
+        self,
+        modules: Sequence[nn.Module],
+        work: Work,
+        policies: Sequence[OffloadPolicy | None],
+    ) -> Plan:
+        """A plan for one way to do the work."""
         chosen = [own or self.policy for own in policies] or [self.policy] * len(modules)
         modes = [policy.of(module) for policy, module in zip(chosen, modules, strict=True)]
         machine: Machine | None = None

@@ -153,9 +153,11 @@ def sampling_work(
     text_tokens: int,
     batch: int,
     vectors: int,
+    options: Mapping[str, Any] | None = None,
 ) -> Work:
-    """A run of a transformer alone; ``vectors`` is its steps times its prompts."""
-    size = transformer_bytes(transformer, image_tokens, text_tokens, batch)
+    """A run of a transformer alone; ``vectors`` is its steps times its prompts, ``options`` are
+    further arguments of its calls."""
+    size = transformer_bytes(transformer, image_tokens, text_tokens, batch, options)
     size += standing_bytes(transformer, [], image_tokens=image_tokens, batch=batch, vectors=vectors)
     ahead = precomputing_bytes(transformer, vectors, batch)
     return Work(max(size, ahead), image_tokens, text_tokens, batch)

@@ -55,6 +55,14 @@ def padding_mask(keep: Tensor | None, others: int, device: torch.device) -> Tens
     return F.pad(keep.bool(), (0, others), value=True)[:, None].to(device)
 
 
+def open_to(mask: Tensor | None, count: int) -> Tensor | None:
+    """A mask (1 or B, T, T) under which so many tokens more are read by all, (1 or B, T, T +
+    count)."""
+    if mask is None or not count:
+        return mask
+    return F.pad(mask, (0, count), value=mask.dtype == torch.bool)
+
+
 def attention_mask(
     bias: AttentionBias | None,
     text_tokens: int,

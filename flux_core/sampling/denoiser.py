@@ -15,8 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..lora.apply import current_strengths
 from ..models.families import family_of
+from ..models.side_tokens import SideTokens
 from ..models.transformer import ControlResiduals, FluxBody, FluxTransformer
+from ..offload.blocks import modulation_width
 from ..offload.modulations import PrecomputedModulations
 from .conditioning import Conditioning, Control
 from .differential import MaskBySteps
@@ -58,8 +61,11 @@ class Denoiser:
         zero_sigma: float = math.inf,
         loras: LoraFactors | None = None,
         tiles: Tiles | None = None,
+        keep: bool = True,
     ) -> None:
-        """Above ``zero_sigma`` nothing is drawn: the velocity is 0."""
+        """Above ``zero_sigma`` nothing is drawn: the velocity is 0. With ``keep`` side tokens keep
+        what they can over the steps."""
+        self.keep = keep
         self.transformer, self.cfg, self.table = transformer, cfg, table
         self.options, self.zero_sigma = options, zero_sigma
         self.vae = family_of(transformer).vae
@@ -109,6 +115,7 @@ class Denoiser:
                 self.shape,
                 self.device,
                 alone,
+                self.keep,
             )
             for number, entry in enumerate(placed)
         ]
@@ -178,6 +185,23 @@ class Denoiser:
         """Whether what is read is not the same at all steps."""
         return bool(self.changing)
 
+    @property
+    def sides(self) -> list[SideTokens]:
+        """References that attend to themselves alone, of all prompts."""
+        return [prompt.side for prompt in self.prompts if prompt.side is not None]
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes that those keep at the most: all that blocks make of them, but for the last block
+        of the last prompt, which a step holds anyway, and their modulations."""
+        counts = [side.count for side in self.sides]
+        if not counts:
+            return 0
+        model, batch = self.transformer, self.shape[0]
+        modulations = 2 * model.dtype.itemsize * batch * modulation_width(model) * len(counts)
+        blocks = len(model.offload_blocks()) * sum(counts) - max(counts)
+        return model.kept_bytes(blocks, batch) + modulations
+
     @contextmanager
     def precompute_modulations(self, sigmas: Tensor) -> Iterator[None]:
         """Modulations for all these sigmas (steps + 1,) are computed now; afterwards they are live
@@ -196,6 +220,12 @@ class Denoiser:
                     PrecomputedModulations(body, vecs, self._preparing(rows))
                     for rows, vecs in by_rows.items()
                 ]
+            for prompt in self.prompts:
+                if prompt.side is not None:
+                    # alone in its group: its bits must not depend on what is computed with it
+                    still = {(0.0, prompt.name): prompt.vector(self.transformer, 0.0)}
+                    prompt.side.source = PrecomputedModulations(self.transformer, still)
+                    prompt.side.source.select((0.0, prompt.name))
             yield
         finally:
             if self.loras is not None:
@@ -203,6 +233,10 @@ class Denoiser:
             self.precomputed = {}
             for body in self.bodies:
                 body.precomputed = None
+            for prompt in self.prompts:
+                if prompt.side is not None:
+                    prompt.side.clear()
+                    prompt.side.source = None
 
     def _preparing(self, rows: int) -> Callable[[Sequence[tuple[float, str]]], None] | None:
         """What says how LoRAs count in modulations of some sigmas, each of so many rows."""
@@ -248,14 +282,11 @@ class Denoiser:
             inputs["img"] = pack(torch.cat([x, extra], dim=1))
         tokens = inputs["img"].shape[1]
         if prompt.references is not None and prompt.reference_ids is not None:
-            if prompt.references.shape[-1] != inputs["img"].shape[-1]:
-                raise ValueError(
-                    "this transformer reads a picture beside the noise and takes no reference "
-                    "latents: those are for FLUX.1 Kontext and dev"
-                )
             inputs["img"] = torch.cat([inputs["img"], prompt.references], dim=1)
             inputs["img_ids"] = torch.cat([inputs["img_ids"], prompt.reference_ids])
         inputs |= prompt.options
+        if prompt.side is not None:
+            prompt.side.depend_on(current_strengths(self.transformer))
         if reading is not None:
             inputs |= reading.at(sigma)
         if self.loras is not None:

@@ -61,14 +61,19 @@ def scaled_to(
 ) -> Tensor:
     """Pixels (B, C, H, W) in another size, cut to its shape around their middle where ``crop``, as
     the host scales what does not fit."""
+    inner = cut_to_shape(pixels, height, width) if crop else pixels
+    return F.interpolate(inner, (height, width), mode=mode)
+
+
+def cut_to_shape(pixels: Tensor, height: int, width: int) -> Tensor:
+    """The middle of pixels (B, C, H, W) that has the shape of ``height`` x ``width``."""
     rows, columns = pixels.shape[-2:]
     top = left = 0
-    if crop and columns * height > width * rows:
+    if columns * height > width * rows:
         left = round((columns - columns * (width / height) / (columns / rows)) / 2)
-    elif crop and columns * height < width * rows:
+    elif columns * height < width * rows:
         top = round((rows - rows * (columns / rows) / (width / height)) / 2)
-    inner = pixels[..., top : rows - top, left : columns - left]
-    return F.interpolate(inner, (height, width), mode=mode)
+    return pixels[..., top : rows - top, left : columns - left]
 
 
 def as_pictures(value: object, name: str) -> Tensor:

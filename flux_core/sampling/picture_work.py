@@ -45,6 +45,8 @@ class CallsOnMeta:
         self.image_tokens = max(self.image_tokens, image)
         self.text_tokens = max(self.text_tokens, text)
         options = {name: value for name, value in inputs.items() if name not in READ}
+        if "side" in options:  # of which nothing is kept while it is counted
+            options["side"] = options["side"].alike()
         with _disable_current_modes():  # what counts a call is no part of the run
             size = transformer_bytes(self.transformer, image, text, batch, options)
         width = self.transformer.config.out_channels
@@ -116,5 +118,7 @@ def held_bytes(denoiser: Denoiser) -> int:
     kept = [value for prompt in denoiser.prompts for value in vars(prompt).values()]
     for conditions in denoiser.conditions.values():
         kept += conditions
+    for side in denoiser.sides:
+        kept += [side.tokens, side.ids]
     on_meta = {id(t): t.nbytes for t in kept if isinstance(t, Tensor) and t.is_meta}
     return sum(on_meta.values())

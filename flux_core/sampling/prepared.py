@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from ..models.config import VAEConfig
 from ..models.families import family_of
+from ..models.side_tokens import SideTokens
 from ..models.transformer import FluxBody, FluxTransformer
-from .attention_masks import added_up, attention_mask, padding_mask
+from .attention_masks import added_up, attention_mask, open_to, padding_mask
 from .concat import (
     MASKED_AND_CONTROL,
     NO_CONTROL,
@@ -43,8 +44,8 @@ class PreparedPrompt:
     ``weight`` (B, 1, h, w) is what it counts, None where it is alone; ``first`` and ``last`` are
     the sigmas between which it does. ``extra`` (B, E, h, w) stands beside the noise, and in its
     place ``extra_outside`` where the sigma is outside of ``control_span``, from its first to its
-    last. ``references`` are tokens (B, R, 4 C) with positions ``reference_ids`` (R, 3). ``prompt``
-    is what it was made of.
+    last. ``references`` are tokens (B, R, 4 C) with positions ``reference_ids`` (R, 3); ``side``
+    are those that attend to themselves alone. ``prompt`` is what it was made of.
     """
 
     name: str
@@ -69,6 +70,7 @@ class PreparedPrompt:
     control_span: tuple[float, float] = (math.inf, -math.inf)
     #: of the controls, in one window of a picture that is drawn in tiles
     conditions: Sequence[Tensor] | None = None
+    side: SideTokens | None = None
 
     def beside_noise(self, sigma: float) -> Tensor | None:
         """What stands beside the noise at a sigma, (B, E, h, w)."""
@@ -104,6 +106,8 @@ class PreparedPrompt:
             options["attention_mask"] = self.mask
         if self.still_tokens:
             options["still_tokens"] = self.still_tokens
+        if self.side is not None:
+            options["side"] = self.side
         return options
 
     def vector_inputs(self, sigma: float) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -142,8 +146,10 @@ def prepare_prompt(
     shape: Sequence[int],
     device: torch.device,
     alone: bool,
+    keep: bool = True,
 ) -> PreparedPrompt:
-    """An entry ready for latents of a shape (B, C, h, w); ``alone`` where there is no other.
+    """An entry ready for latents of a shape (B, C, h, w); ``alone`` where there is no other,
+    ``keep`` where side tokens keep what they can over the steps.
 
     Raises ``ValueError`` where the text encoders do not belong to the transformer.
     """
@@ -156,11 +162,16 @@ def prepare_prompt(
         extra = None if extra is None else area.cut(extra)
         outside = None if outside is None else area.cut(outside)
         height, width = area.height, area.width
-    references = ids = None
+    references = ids = side = None
+    aside = prompt.references is not None and prompt.references.aside
     if prompt.references is not None and prompt.references.latents:
         latents = [standardise(z.float(), vae).to(device) for z in prompt.references.latents]
         references, ids = reference_tokens(latents, prompt.references.method, height, width, batch)
+        refuse_references(transformer, aside)
+    if aside and references is not None and ids is not None:
+        side, references, ids = SideTokens(references, ids.to(device), keep), None, None
     behind = 0 if references is None else references.shape[1]
+    beside = 0 if side is None else side.count
     whole = placed.area is None and placed.mask is None
     return PreparedPrompt(
         name,
@@ -180,10 +191,26 @@ def prepare_prompt(
         references,
         ids,
         prompt.references is not None and prompt.references.still,
-        own_mask(prompt, height, width, behind, device, transformer.dtype),
+        own_mask(prompt, height, width, behind, beside, device, transformer.dtype),
         None if outside is None else outside.to(device),
         control_span(prompt.control, table),
+        side=side,
     )
+
+
+def refuse_references(transformer: FluxTransformer, aside: bool) -> None:
+    """Raise ``ValueError`` for a model that takes no references, or none that attend to themselves
+    alone."""
+    if extra_channels(transformer.reads):
+        raise ValueError(
+            "this transformer reads a picture beside the noise and takes no reference latents: "
+            "those are for FLUX.1 Kontext and dev"
+        )
+    if aside and not transformer.takes_side:
+        raise ValueError(
+            f"{family_of(transformer).name} takes no references that attend to themselves alone: "
+            "their attention has to be joint"
+        )
 
 
 def own_mask(
@@ -191,15 +218,17 @@ def own_mask(
     height: int,
     width: int,
     behind: int,
+    beside: int,
     device: torch.device,
     dtype: torch.dtype,
 ) -> Tensor | None:
     """What a prompt's own text may read and be read by, (1 or B, T or 1, T), for a picture of
-    ``height`` x ``width`` latents with so many tokens of references ``behind`` it."""
+    ``height`` x ``width`` latents, with so many tokens of references ``behind`` it, and ``beside``
+    it those that are read and read none of the others."""
     text = prompt.context.shape[1]
     bias = attention_mask(prompt.attention, text, height, width, behind, device, dtype)
-    padding = padding_mask(prompt.text_mask, image_tokens(height, width) + behind, device)
-    return added_up([bias, padding])
+    others = image_tokens(height, width) + behind + beside
+    return added_up([open_to(bias, beside), padding_mask(prompt.text_mask, others, device)])
 
 
 def checked(prompt: Conditioning, transformer: FluxTransformer) -> tuple[Tensor, Tensor]:

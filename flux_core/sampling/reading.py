@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..models.transformer import FluxTransformer
-from .attention_masks import added_up, attention_mask, padding_mask
+from .attention_masks import added_up, attention_mask, open_to, padding_mask
 from .conditioning import Conditioning
 from .guidance import GuidanceOptions
 from .latents import expand, text_ids
@@ -147,7 +147,9 @@ class PromptReading:
             bias = regional_bias(regional, self.cover, spans, stretch.level, dtype, device)
             entries = [self.entry, *regional.prompts]
             bias = add_own_biases(bias, entries, spans, *size)
-            bias = added_up([bias, self.padding(entries, spans.image + references)])
+            beside = 0 if prompt.side is None else prompt.side.count
+            others = spans.image + references + beside
+            bias = added_up([open_to(bias, beside), self.padding(entries, others)])
         inputs: dict[str, Any] = {"attention_mask": bias}
         if stretch.guided and self.guiding is not None:
             texts.insert(0, self.text(self.guiding.negative))

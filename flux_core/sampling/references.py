@@ -5,7 +5,11 @@
     uxo                   on the picture's layer, down and to the right of it (UNO, USO)
     index_timestep_zero   as ``index``, and modulated as at time 0
 
-as ComfyUI's ReferenceLatent and FluxKontextMultiReferenceLatentMethod have them.
+as ComfyUI's ReferenceLatent and FluxKontextMultiReferenceLatentMethod have them. With them
+
+    joint   they attend to text and picture, and change with every step: as Kontext was trained
+    self    they attend to themselves alone, modulated as at time 0: the same in every step, so that
+            later steps read what the first made of them (``models.side_tokens``)
 """
 
 from __future__ import annotations
@@ -16,31 +20,53 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..bounds import brief
 from .latents import LATENTS_A_TOKEN, expand, image_ids, pack, token_grid
 
 METHODS = ("offset", "index", "uxo", "index_timestep_zero")
+ATTENTIONS = JOINT, SELF = "joint", "self"
 
 
 @dataclass(frozen=True, eq=False)
 class References:
     """Raw latents (1 or B, 16, h, w) of any sizes, and how they are placed.
 
-    Raises ``ValueError`` for an unknown method.
+    Raises ``ValueError`` for an unknown method or attention.
     """
 
     latents: Sequence[Tensor]
     method: str = "offset"
+    attention: str = JOINT
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(
-                f"reference method is {self.method!r}, expected one of {', '.join(METHODS)}"
-            )
+        for name, value, known in (
+            ("method", self.method, METHODS),
+            ("attention", self.attention, ATTENTIONS),
+        ):
+            if value not in known:
+                raise ValueError(
+                    f"reference {name} is {brief(value)}, expected one of {', '.join(known)}"
+                )
+
+    def check(self, channels: int) -> None:
+        """Raise ``ValueError`` for what are no latents (B, ``channels``, h, w)."""
+        for z in self.latents:
+            if not isinstance(z, Tensor) or z.ndim != 4 or z.shape[1] != channels or not z.numel():
+                found = tuple(z.shape) if isinstance(z, Tensor) else brief(z)
+                raise ValueError(
+                    f"reference latents are {found}, expected (B, {channels}, h, w) of this "
+                    "model's VAE"
+                )
 
     @property
     def still(self) -> bool:
-        """Whether they are modulated as at time 0."""
-        return self.method == "index_timestep_zero"
+        """Whether they are modulated as at time 0 among the other tokens."""
+        return self.method == "index_timestep_zero" and not self.aside
+
+    @property
+    def aside(self) -> bool:
+        """Whether they attend to themselves alone."""
+        return self.attention == SELF
 
     @property
     def tokens(self) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -181,7 +181,10 @@ class DrawRequest:
         for prompt in (*self.positives, *(self.negatives or ())):
             if prompt.guidance is not None:
                 check_number(prompt.guidance, "guidance", 0, 1000)
+            if prompt.references is not None:
+                prompt.references.check(family.vae.z_channels)
         guiding_of(self.settings.guidance_options, self.negatives)
+        self._refuse_changes()
         for control in self.controls:
             check_control(control)
         if self.controls and not family.needs_pooled:
@@ -232,13 +235,20 @@ class DrawRequest:
     @property
     def work(self) -> Work:
         """What the run takes beside the weights."""
-        return picture_work(
-            self.denoiser(META, self.lora_factors(META)),
+        denoiser = self.denoiser(META, self.lora_factors(META))
+        kept = denoiser.kept_bytes
+        beside = max((side.count for side in denoiser.sides), default=0)
+        work = picture_work(
+            denoiser,
             [control.net for control in self.controls],
             SAMPLERS[self.settings.sampler],
             self.noise_schedule.sigmas,
             self.mask,
         )
+        if not kept:
+            return work
+        anew = replace(work, image_tokens=work.image_tokens + beside)
+        return replace(work, activations=work.activations + kept, recompute=anew)
 
     @cached_property
     def mask_by_steps(self) -> MaskBySteps | None:
@@ -251,9 +261,26 @@ class DrawRequest:
         table, shape = self.noise_schedule.table, self.latents.shape
         return lora_factors(self.transformer, self.loras, table, shape, device)
 
-    def denoiser(self, device: torch.device, loras: LoraFactors | None = None) -> Denoiser:
-        """The model as the samplers see it, on a device where its weights are, and how LoRAs
-        count."""
+    def _refuse_changes(self) -> None:
+        """Raise ``ValueError`` where references that are the same in every step would not be."""
+        prompts = (*self.positives, *(self.negatives or ()))
+        if not any(prompt.references and prompt.references.aside for prompt in prompts):
+            return
+        for what, there in (
+            ("LoRAs with schedules or regions", any(use.by_row for use in lora_uses(self.loras))),
+            ("NAG", self.settings.guidance_options.nag is not None),
+        ):
+            if there:
+                raise ValueError(
+                    f"references that attend to themselves alone are drawn without {what}: take "
+                    "one of them away, or let their attention be joint"
+                )
+
+    def denoiser(
+        self, device: torch.device, loras: LoraFactors | None = None, keep: bool = True
+    ) -> Denoiser:
+        """The model as the samplers see it, on a device where its weights are; how LoRAs count, and
+        ``keep`` as ``sample`` has it."""
         schedule, tiles, options = self.noise_schedule, None, self.settings.guidance_options
         if self.tiles is not None:
             sigmas = schedule.sigmas.tolist()
@@ -271,6 +298,7 @@ class DrawRequest:
             zero_sigma=options.zero_sigma(schedule.sigmas),
             loras=loras,
             tiles=tiles,
+            keep=keep,
         )
 
 
@@ -325,7 +353,7 @@ def while_drawing(
             set_compute(control.net, control.compute)
     total = sum(request.steps for request in requests)
 
-    def draw_all() -> list[Tensor]:
+    def draw_all(plan: Plan) -> list[Tensor]:
         done = 0
         drawn: list[Tensor] = []
         for request in requests:
@@ -334,7 +362,7 @@ def while_drawing(
                 if callback is not None:
                     callback(before + number, total, denoised)
 
-            drawn.append(sample(request, runner.device, step))
+            drawn.append(sample(request, runner.device, step, keep=not plan.recompute))
             done += request.steps
         return drawn
 
@@ -343,7 +371,7 @@ def while_drawing(
         first.loras,
         name,
         first.modules,
-        lambda _: function(draw_all),
+        lambda plan: function(partial(draw_all, plan)),
         lambda: max((request.work for request in requests), key=lambda work: work.activations),
         first.policies,
     )
@@ -381,8 +409,11 @@ def sample(
     request: DrawRequest,
     device: torch.device | str = "cpu",
     callback: StepCallback | None = None,
+    keep: bool = True,
 ) -> Tensor:
     """Draw a request with a transformer that is on the device already; ``draw`` brings it there.
+
+    ``keep``: what does not change over the steps is kept, where there is such.
 
     Returns raw latents (B, 16, h, w), float32 on the CPU. Where the last sigma is above 0 they hold
     noise, scaled so that a run that adds none goes on from them.
@@ -390,7 +421,7 @@ def sample(
     device, settings, schedule = torch.device(device), request.settings, request.noise_schedule
     start = standardise(request.latents.float(), request.vae).to(device)
     noise, sigmas = schedule.noise.to(device), schedule.sigmas.to(device)
-    denoiser = request.denoiser(device, request.lora_factors(device))
+    denoiser = request.denoiser(device, request.lora_factors(device), keep)
     if not len(sigmas):
         return request.latents.float().cpu()
     x = sigmas[0] * noise + (1 - sigmas[0]) * start

@@ -91,6 +91,12 @@ class WindowReader:
         if self.splits(prompt):
             self.sources[prompt.name] = entry.prompt
             self.counts[prompt.name] = (weights(entry, self.shape) != 0).any(dim=0)[0]
+            references = entry.prompt.references
+            if prompt.side is not None and references is not None:
+                # all windows read what the first made of them, so that they stand in one place
+                size = self.tiles.tiling.window_size(prompt.height, prompt.width)
+                _, ids = reference_tokens(references.latents, references.method, *size, 1)
+                prompt.side.ids = ids.to(self.device)
 
     def windows(self, prompt: PreparedPrompt, sigma: float) -> list[Window]:
         """The windows of a prompt at a sigma, but for those in which nothing of it is drawn."""
@@ -114,6 +120,7 @@ class WindowReader:
         place = window.within(whole)
         within = source_in(source, prompt.height, prompt.width, area)
         behind = 0 if prompt.references is None else prompt.references.shape[1]
+        beside = 0 if prompt.side is None else prompt.side.count
         return replace(
             prompt,
             prompt=within,
@@ -129,7 +136,7 @@ class WindowReader:
                 cut_condition(control, cond, place, self.vae, prompt.batch, self.device)
                 for control, cond in zip(self.controls, self.conditions, strict=True)
             ],
-            mask=own_mask(within, *size, behind, self.device, self.dtype),
+            mask=own_mask(within, *size, behind, beside, self.device, self.dtype),
         )
 
     def positions(

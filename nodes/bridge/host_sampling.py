@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from flux_core.sampling.references import JOINT
+
 from .. import host
 from ..wires import FluxModel, Latent
 from .model_patcher import host_model
@@ -22,6 +24,13 @@ def guider_of(model: FluxModel, positive: list, negative: list | None, cfg: floa
     samplers = host.comfy("comfy.samplers")
     if samplers is None:
         raise ValueError(OUTSIDE)
+    if model.reference_attention != JOINT and any(
+        extra.get("reference_latents") for _, extra in (*positive, *(negative or ()))
+    ):
+        raise ValueError(
+            "FluxFitReferenceAttention draws with FluxSampler's own samplers: take sampler_object "
+            "away, or choose joint"
+        )
     guider = samplers.CFGGuider(host_model(model))
     guided = negative is not None and cfg != 1.0
     guider.inner_set_conds({"positive": positive} | ({"negative": negative} if guided else {}))

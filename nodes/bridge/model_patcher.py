@@ -243,6 +243,11 @@ class ModelPatching(PartPatching):
                     "draw: take sampler_object and guider away, or use ComfyUI's LoRA hooks"
                 )
         objects = [name for name in self.object_patches if name.startswith(PREFIX)]
+        if any(name.endswith("default_ref_method") for name in objects):
+            raise ValueError(
+                "FluxKVCache keeps what the first step made of references, which the other steps "
+                "do not make: FluxFitReferenceAttention and FluxSampler keep what does not change"
+            )
         for what, names in (
             ("replaces parts of the transformer", objects),
             ("wraps its weights", list(self.weight_wrapper_patches)),
@@ -301,12 +306,14 @@ class ModelPatching(PartPatching):
         together = takes_all(guider.model_options)
         prompts = [prompt for conds in guider.conds.values() for prompt in conds or ()]
         batch = noise.shape[0] * (len(prompts) if together else 1)
+        still = reference_count(prompts, "index_timestep_zero")
         work = sampling_work(
             self.diffusion.transformer,
             image_tokens=image_tokens(*noise.shape[-2:]) + reference_count(prompts),
             text_tokens=max((text_count(prompt) for prompt in prompts), default=512),
             batch=batch,
             vectors=(len(sigmas) - 1) * max(1, len(prompts)),
+            options={"still_tokens": still} if still else None,
         )
         work = work_beside(work, other_models(guider.conds, guider.model_options))
         return self.holding(function, work, together)
@@ -336,11 +343,13 @@ def text_count(prompt: Mapping[str, Any]) -> int:
     return 512 if context is None else int(context.shape[1])
 
 
-def reference_count(prompts: Sequence[Mapping[str, Any]]) -> int:
-    """The most tokens that reference latents of a prompt take."""
+def reference_count(prompts: Sequence[Mapping[str, Any]], method: str = "") -> int:
+    """The most tokens that reference latents of a prompt take, of those that a method places where
+    one is named."""
     counts = [
         sum(image_tokens(*latent.shape[-2:]) for latent in prompt.get("reference_latents") or ())
         for prompt in prompts
+        if method in ("", prompt.get("reference_latents_method"))
     ]
     return max(counts, default=0)
 

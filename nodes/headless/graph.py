@@ -11,6 +11,7 @@ from .. import NODE_CLASS_MAPPINGS
 from .stock_custom import STOCK_CUSTOM
 from .stock_loaders import STOCK_LOADERS
 from .stock_nodes import STOCK
+from .stock_references import STOCK_REFERENCES
 from .stock_sampling import STOCK_SAMPLING
 
 #: Every node that there is without the host, by the name of its class.
@@ -19,6 +20,7 @@ KNOWN_NODES: dict[str, type] = {
     **STOCK_LOADERS,
     **STOCK_SAMPLING,
     **STOCK_CUSTOM,
+    **STOCK_REFERENCES,
     **NODE_CLASS_MAPPINGS,
 }
 WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN")

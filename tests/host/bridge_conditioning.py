@@ -7,9 +7,12 @@ from typing import Any
 
 from bridge_setup import (
     CLIP,
+    FLUX,
     GREEN,
     MODEL,
     RED,
+    SEED,
+    STEPS,
     STOCK,
     TEXTS,
     VAE,
@@ -143,6 +146,45 @@ def references() -> None:
                 close(flux_sampler(positive=placed), ksampler(MODEL, positive=placed))
                 continue
             both(positive=placed)
+
+
+@check("ReferenceLatent", "FluxKontextImageScale")
+def reference_node() -> None:
+    """FLUX Reference puts on a prompt what the host's nodes put there, whoever draws."""
+    pixels = torch.rand(1, 50, 70, 3, generator=torch.Generator().manual_seed(1))
+    (scaled,) = call("FluxKontextImageScale", image=pixels)
+    small = scaled[:, :64, :48]
+    ours, negative, empty = call(
+        "FluxFitReference", positive=RED, negative=GREEN, vae=VAE, image=small, size="own"
+    )
+    (encoded,) = call("VAEEncode", vae=VAE, pixels=small)
+    theirs, theirs_negative = (
+        call("ReferenceLatent", conditioning=prompt, latent=encoded)[0] for prompt in (RED, GREEN)
+    )
+    assert empty["samples"].shape == encoded["samples"].shape
+    close(ksampler(MODEL, ours, negative), ksampler(STOCK, theirs, theirs_negative))
+    close(flux_sampler(ours, negative), ksampler(STOCK, theirs, theirs_negative))
+    differs(ksampler(MODEL, ours, negative), ksampler(MODEL, ours, GREEN))
+    (wide,) = call("FluxFitReference", positive=RED, vae=VAE, image=pixels)[:1]
+    assert wide[0][1]["reference_latents"][0].shape[-2:] == tuple(n // 8 for n in scaled.shape[1:3])
+
+
+@check("ReferenceLatent")
+def reference_attention() -> None:
+    """What is drawn otherwise than the host does is refused where the host would draw it."""
+    (placed,) = call("ReferenceLatent", conditioning=RED, latent={"samples": picture(8, 6)})
+    (model,) = call("FluxFitReferenceAttention", model=FLUX, attention="self")
+    values = {"positive": placed, "latent": latent(), "steps": STEPS, "seed": SEED}
+    joint = call("FluxSampler", model=FLUX, **values)[0]["samples"]
+    differs(call("FluxSampler", model=model, **values)[0]["samples"], joint)
+    (sampler,) = call("KSamplerSelect", sampler_name="euler")
+    refused(
+        "draws with FluxSampler's own samplers",
+        lambda: call("FluxSampler", model=model, sampler_object=sampler, **values),
+    )
+    if has("FluxKVCache"):
+        (cached,) = call("FluxKVCache", model=MODEL)
+        refused("FluxFitReferenceAttention", lambda: ksampler(cached, placed))
 
 
 @check()

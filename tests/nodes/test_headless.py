@@ -32,6 +32,7 @@ NEED_FILES = (
     "flux1_dev_controlnet_union",
     "flux1_dev_gguf",
     "flux1_fill_inpaint",
+    "flux1_kontext_edit",
 )
 
 

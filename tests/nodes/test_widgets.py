@@ -15,6 +15,7 @@ FREE = (
     "stock_custom.py",
     "stock_loaders.py",
     "stock_nodes.py",
+    "stock_references.py",
     "stock_sampling.py",
 )
 

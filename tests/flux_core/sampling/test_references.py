@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from flux_core import Conditioning
 from flux_core.sampling.references import References, places, reference_tokens
+from flux_core.sampling.run import DrawRequest
+from tests import tiny_models
 
 
 @pytest.mark.parametrize(
@@ -33,3 +36,30 @@ def test_tokens_and_positions():
 def test_an_unknown_method_is_refused():
     with pytest.raises(ValueError, match="reference method is 'beside', expected one of offset"):
         References([], "beside")
+    with pytest.raises(ValueError, match="reference attention is 'all', expected one of joint"):
+        References([], attention="all")
+
+
+@pytest.mark.parametrize(
+    ("latents", "found"),
+    [
+        (torch.zeros(1, 4, 8, 8), r"\(1, 4, 8, 8\)"),
+        (torch.zeros(16, 8, 8), r"\(16, 8, 8\)"),
+        (torch.zeros(1, 16, 0, 8), r"\(1, 16, 0, 8\)"),
+        ("latents", "'latents'"),
+    ],
+)
+def test_latents_of_another_model_are_refused_before_anything_runs(latents, found):
+    prompt = Conditioning(
+        torch.zeros(1, 5, tiny_models.CONTEXT),
+        torch.zeros(1, tiny_models.POOLED),
+        references=References([latents]),
+    )
+    with pytest.raises(ValueError, match=rf"reference latents are {found}, expected \(B, 16"):
+        DrawRequest(tiny_models.flux_transformer(), prompt, torch.zeros(1, 16, 4, 4))
+
+
+def test_only_those_among_the_others_are_still():
+    assert References([], "index_timestep_zero").still
+    assert not References([], "index_timestep_zero", "self").still
+    assert References([], attention="self").aside and not References([]).aside
