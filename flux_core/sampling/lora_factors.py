@@ -18,6 +18,7 @@ from ..lora.apply import attached_factors, counting
 from ..lora.rows import IMAGE, JOINT, TEXT, VECTOR, RowFactors
 from .latents import pack
 from .prepared import PreparedPrompt, sigma_at
+from .regions import Area
 from .sigmas import SigmaTable
 
 
@@ -63,7 +64,7 @@ class LoraFactors:
         self.height, self.width, self.device = shape[-2], shape[-1], device
         self.regions = any(use.region is not None for use in uses)
         self.steps: dict[float, Tensor] = {}
-        self.places: dict[tuple[str, int, int], dict[str, Tensor]] = {}
+        self.places: dict[tuple[str, Area | None, int, int], dict[str, Tensor]] = {}
         alone = [1.0 if use.region is None else use.region.modulation for use in uses]
         self.vectors = torch.tensor(alone, device=device)
 
@@ -83,7 +84,7 @@ class LoraFactors:
         self, sigma: float, prompt: PreparedPrompt, text_tokens: int, image_tokens: int
     ) -> None:
         """Say what counts in a call with so many tokens, N and T."""
-        key = prompt.name, text_tokens, image_tokens
+        key = prompt.name, prompt.area, text_tokens, image_tokens
         if key not in self.places:
             self.places[key] = self.at_tokens(prompt, text_tokens, image_tokens)
         now = self.at_step(sigma)

@@ -15,7 +15,7 @@ from flux_core import Conditioning, FluxTransformer, OffloadPolicy, compile_bloc
 from flux_core.lora import Lora, LoraRegion, LoraUse, lora_applied, merge_loras
 from flux_core.lora.apply import attached_factors, branches_for
 from flux_core.lora.branch import BranchedLinear, LinearBranch
-from flux_core.lora.rows import RowLinearBranch
+from flux_core.lora.rows import IMAGE, RowFactors, RowLinearBranch
 from flux_core.lora.schedule import StrengthSchedule
 from flux_core.models.compile import compiled_forward
 from flux_core.offload import OffloadRunner
@@ -29,7 +29,7 @@ from flux_core.sampling.latents import (
     text_ids,
     unpack,
 )
-from flux_core.sampling.lora_factors import share_at, step_factor, token_mask
+from flux_core.sampling.lora_factors import LoraFactors, share_at, step_factor, token_mask
 from flux_core.sampling.prepared import PreparedPrompt, prepare_prompt, sigma_at
 from flux_core.sampling.references import References
 from flux_core.sampling.regions import place_prompt
@@ -384,6 +384,15 @@ class TestRegions:
         grid = tokens.view(-(-height // 2), -(-width // 2))
         assert bool((grid[:, 0] == 1).all()) and bool((grid.diff(dim=0).abs() < 1e-6).all())
         assert float(grid.min()) >= 0 and float(grid[:, -2].max()) < 1
+
+    def test_one_prompt_read_at_two_places_has_the_mask_of_each(self):
+        mask = torch.zeros(1, 4, 8)
+        mask[:, :, 4:] = 1
+        uses = [LoraUse(every_kind(new_model()), region=mask)]
+        factors = LoraFactors(RowFactors(), uses, SigmaTable(1.15), (1, 16, 8, 16), CPU)
+        for left in (0, 8, 0):
+            factors.set_call(0.5, prepared_prompt(8, 16, (8, 8, 0, left)), 5, 16)
+            assert bool((factors.factors.by_kind[IMAGE] == left / 8).all())
 
     def test_a_prompt_with_an_area_has_its_part_of_the_mask(self):
         mask = torch.zeros(1, 4, 8)
