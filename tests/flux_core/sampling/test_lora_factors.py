@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
-from flux_core import Conditioning, FluxTransformer, OffloadPolicy, compile_blocks, quantize
+from flux_core import (
+    Conditioning,
+    FluxPipeline,
+    FluxTransformer,
+    OffloadPolicy,
+    compile_blocks,
+    quantize,
+)
 from flux_core.lora import Lora, LoraRegion, LoraUse, lora_applied, merge_loras
 from flux_core.lora.apply import attached_factors, branches_for
 from flux_core.lora.branch import BranchedLinear, LinearBranch
@@ -241,13 +248,13 @@ def stack_of_all(model: FluxTransformer) -> list[LoraUse]:
     ]
 
 
-def low_rank(model: FluxTransformer) -> Lora:
+def low_rank(model: FluxTransformer, size: float = 1.0) -> Lora:
     """A LoRA of rank 16 on every layer of the blocks."""
     layers = {}
     for name, layer in model.named_modules():
         if isinstance(layer, torch.nn.Linear) and "_blocks" in name:
             down, up = pair((layer.out_features, layer.in_features), 16)
-            layers["transformer", name] = {"down": down, "up": up}
+            layers["transformer", name] = {"down": down, "up": size * up}
     return Lora("low", layers, {key: (key[1],) for key in layers})
 
 
@@ -535,3 +542,29 @@ class TestNumbersAlone:
         (latents,) = draw(runner, [request(model, stack)])
         assert runner.report.parts["transformer"].replans == 1
         assert torch.equal(latents, expected)
+
+
+def test_the_pipeline_takes_them_beside_files_and_pairs(tmp_path):
+    pipeline = FluxPipeline.from_pocket(precision="fp32", policy=OffloadPolicy("stream"))
+    lora = low_rank(pipeline.transformer, size=0.2)
+    file = {f"{name}.lora_A.weight": kinds["down"] for (_, name), kinds in lora.layers.items()}
+    file |= {f"{name}.lora_B.weight": kinds["up"] for (_, name), kinds in lora.layers.items()}
+    path = tiny_models.save(file, tmp_path / "low.safetensors")
+
+    def pictures(*loras: object) -> Tensor:
+        settings = {"width": 64, "height": 64, "steps": 2}
+        return pipeline("a red circle", **settings, loras=list(loras)).images  # type: ignore[arg-type]
+
+    pair_of = pictures((path, 0.5))
+    assert torch.equal(pictures(LoraUse(lora, 0.5)), pair_of)
+    scheduled = LoraUse(lora, 0.5, "single", "step 0:1, 0.6:0", EDGE)
+    assert not torch.allclose(pictures(scheduled), pair_of)
+    assert not torch.allclose(pictures(scheduled, (path, 0.5)), pictures(scheduled))
+    for wrong, message in (
+        (LoraUse(lora, blocks="double 77: 1"), "double 77 is past this model's last one"),
+        (LoraUse(Lora("none", {}, {}, ("x",))), "none: nothing of it fits this model: found x"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pictures(wrong)
+    with pytest.raises(ValueError, match="a LoraUse has 'low', expected a LoRA"):
+        LoraUse("low")  # type: ignore[arg-type]
