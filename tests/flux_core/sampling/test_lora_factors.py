@@ -371,6 +371,14 @@ class TestRegions:
             expected = drawn(request(model, **asked))
         assert tiny_models.relative(ours, expected) < 1e-6
 
+    def test_whole_numbers_are_numbers(self):
+        model, lora = new_model(), every_kind(new_model())
+        floats, wholes = LoraRegion(EDGE / 2, 1.0, 2.0), LoraRegion(EDGE / 2, 1, 2)
+        points = StrengthSchedule(((0, 1), (1, 2)), stepped=True)
+        expected = drawn(request(model, [LoraUse(lora, 0.5, region=floats)]))
+        ours = drawn(request(model, [LoraUse(lora, 0.5, schedule=points, region=wholes)]))
+        assert torch.equal(ours, expected)
+
     def test_everywhere_is_no_region_and_nowhere_is_no_lora(self):
         model, lora = new_model(), every_kind(new_model())
         whole = LoraRegion(torch.ones(3, 3), 1.0, 1.0)
