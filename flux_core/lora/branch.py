@@ -115,6 +115,10 @@ class LinearBranch(Branch):
             self.register_buffer(f"columns{i}", column.to(dtype))
         self.register_buffer("column_strengths", torch.zeros(len(self.column_gains)))
 
+    def twin_key(self) -> tuple[int | tuple[int, int], ...]:
+        """How it computes, beyond what its tensors' layout says (``offload.blocks``)."""
+        return self.width, *((start, count) for _, start, count in self.krons)
+
     def zeros(self, dtype: torch.dtype) -> Tensor:
         """A zero an output, (out,)."""
         return torch.zeros(self.out_features, dtype=dtype)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ..lora import LoraStack, LoraUse
 from ..lora.apply import attached_factors, counting
 from ..lora.rows import IMAGE, JOINT, TEXT, VECTOR, RowFactors
-from .latents import pack
+from .latents import expand, pack
 from .prepared import PreparedPrompt, sigma_at
 from .regions import Area
 from .sigmas import SigmaTable
@@ -66,13 +66,17 @@ class LoraFactors:
         self.steps: dict[float, Tensor] = {}
         self.places: dict[tuple[str, Area | None, int, int], dict[str, Tensor]] = {}
         alone = [1.0 if use.region is None else use.region.modulation for use in uses]
-        self.vectors = torch.tensor(alone, device=device)
+        self.vectors = self.numbers(alone)
+
+    def numbers(self, values: Sequence[float]) -> Tensor:
+        """Numbers as a tensor, (K,)."""
+        return torch.tensor(values, dtype=torch.float32, device=self.device)
 
     def at_step(self, sigma: float) -> Tensor:
         """What each LoRA counts at a sigma, wherever, (K,)."""
         if sigma not in self.steps:
             factors = [step_factor(use, self.table, sigma) for use in self.uses]
-            self.steps[sigma] = torch.tensor(factors, device=self.device)
+            self.steps[sigma] = self.numbers(factors)
         return self.steps[sigma]
 
     def set_vectors(self, sigmas: Sequence[float], rows: int = 1) -> None:
@@ -98,16 +102,14 @@ class LoraFactors:
         if not self.regions:
             return dict.fromkeys((IMAGE, TEXT, JOINT, VECTOR), torch.ones_like(self.vectors))
         texts = [1.0 if use.region is None else use.region.text for use in self.uses]
-        text = torch.tensor(texts, device=self.device)
-        columns = []
+        text, columns = self.numbers(texts), []
         for use, elsewhere in zip(self.uses, texts, strict=True):
-            column = torch.full((1, image_tokens), elsewhere)
-            if use.region is not None:  # what stands behind the picture's tokens is not in it
+            mask = torch.ones(1, image_tokens)
+            if use.region is not None:
                 mask = token_mask(use.region.mask, prompt, self.height, self.width)
-                mask = mask[torch.arange(prompt.batch) % len(mask)] if len(mask) > 1 else mask
-                column = column.repeat(len(mask), 1)
-                column[:, : mask.shape[1]] = mask
-            columns.append(column)
+                # what stands behind the picture's tokens is not in it
+                mask = F.pad(mask, (0, image_tokens - mask.shape[1]), value=elsewhere)
+            columns.append(mask if len(mask) == 1 else expand(mask, prompt.batch))
         rows = max(map(len, columns))
         image = torch.stack([c.expand(rows, -1) for c in columns], dim=-1).to(self.device)
         joint = torch.cat([text.expand(rows, text_tokens, -1), image], dim=1)

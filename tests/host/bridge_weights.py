@@ -6,12 +6,15 @@ from typing import Any
 
 from bridge_setup import (
     FLUX,
+    GREEN,
     MODEL,
     RED,
     Tensor,
     check,
+    close,
     differs,
     ksampler,
+    latent,
     refused,
     same,
 )
@@ -210,3 +213,26 @@ def what_is_dropped_is_gone_at_once() -> None:
         assert not left, f"still there: {left}"
     finally:
         gc.enable()
+
+
+@check("KSamplerSelect")
+def where_a_lora_counts() -> None:
+    """Weights a block count with the host's samplers; what they do not draw is refused."""
+    (loaded, _, _) = call("FluxFitLoraLoader", model=FLUX, lora=lora_file("where", "kohya", 12))
+    (sampler,) = call("KSamplerSelect", sampler_name="euler")
+
+    def drawn(model: Any, **more: Any) -> Tensor:
+        values = {"seed": 5, "steps": 3, "cfg": 2.0, "negative": GREEN, "latent": latent()} | more
+        return call("FluxSampler", model=model, positive=RED, **values)[0]["samples"]
+
+    def controlled(**more: Any) -> Any:
+        return call("FluxFitLoraControl", model=loaded, **more)[0]
+
+    weighted = controlled(blocks="single: 0, outside: 0.5")
+    ours = drawn(weighted, sampler_object=sampler)
+    close(ours, drawn(weighted))
+    differs(ours, drawn(loaded, sampler_object=sampler))
+    for more in ({"schedule": "0:1, 1:0"}, {"mask": torch.ones(1, 8, 8)}):
+        model = controlled(**more)
+        differs(drawn(model, steps=2), drawn(FLUX, steps=2))
+        refused("FluxSampler's own samplers draw", lambda m=model: drawn(m, sampler_object=sampler))
