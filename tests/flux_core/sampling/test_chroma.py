@@ -301,6 +301,8 @@ class TestRequests:
                 DrawRequest(model, Conditioning(context, None, text_mask=mask), start, settings)
             )
 
+        with pytest.raises(ValueError, match=r"text_mask is \(1, 5\), expected one for each of 6"):
+            drawn(context, mask[:, :5])
         masked = drawn(context, mask)
         assert tiny_models.relative(masked, drawn(context[:, :4])) < 1e-5
         assert tiny_models.relative(masked, drawn(context)) > 1e-4
