@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PROMPT",
         default=[],
         help="round a transformer for what it reads while it draws this; "
-        "several are better (needs --clip-l and --t5)",
+        "several are better (needs --t5, and --clip-l where the model reads it)",
     )
     parser.add_argument("--clip-l", type=Path)
     parser.add_argument("--t5", type=Path)
@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> None:
     )
     from flux_core.checkpoint.detect import describe, find_parts
     from flux_core.checkpoint.inspect import describe_file
+    from flux_core.checkpoint.load import transformer_family
     from flux_core.checkpoint.reader import open_source
     from flux_core.quant.precision import as_plan
 
@@ -67,7 +68,12 @@ def run(args: argparse.Namespace) -> None:
     precision = PrecisionPlan.load(args.plan) if args.plan else args.precision
     metadata = {k: v for k, v in source.metadata.items() if k.startswith("fluxfit.")}
     kind = args.part or kinds[0]
-    if args.calibrate and (kind != "transformer" or args.clip_l is None or args.t5 is None):
+    wants_clip = (
+        args.calibrate and kind == "transformer" and transformer_family(args.file).needs_pooled
+    )
+    if args.calibrate and (
+        kind != "transformer" or args.t5 is None or (wants_clip and args.clip_l is None)
+    ):
         raise ValueError("--calibrate is for a transformer, and needs --clip-l and --t5 to draw")
     if args.calibrate:
         precision = as_plan(precision)  # a wrong name is told before anything is drawn
@@ -106,8 +112,9 @@ def calibrated(
 
     check_size(args.side, args.side)
     runner = OffloadRunner(None, host.device())
-    encoders = load_text_encoders(args.clip_l, args.t5)
-    start = zero_latents(family_of(transformer).vae, 1, args.side, args.side)
+    family = family_of(transformer)
+    encoders = load_text_encoders(args.clip_l if family.needs_pooled else None, args.t5)
+    start = zero_latents(family.vae, 1, args.side, args.side)
     settings = SamplingSettings(steps=args.steps)
     requests = [
         DrawRequest(

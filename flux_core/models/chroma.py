@@ -101,8 +101,9 @@ class Approximator(nn.Module):
         # their angles are up to 3e5, which devices round each in their own way
         numbers = timestep_embedding(torch.arange(self.vectors), self.numbers).to(vec)
         out = vec.new_empty(len(vec), self.width)
-        for row, one in zip(out, vec, strict=True):
-            row.copy_(self.approximate(torch.cat([one.expand(self.vectors, -1), numbers], dim=-1)))
+        for i, one in enumerate(vec):
+            x = torch.cat([one.expand(self.vectors, -1), numbers], dim=-1)
+            out[i] = self.approximate(x)
         return out
 
     def approximate(self, x: Tensor) -> Tensor:

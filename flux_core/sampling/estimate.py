@@ -65,6 +65,11 @@ class PictureModels(NamedTuple):
     t5: T5Encoder
     vae: AutoEncoder
 
+    @property
+    def encoders(self) -> list[nn.Module]:
+        """The text encoders that there are."""
+        return [self.t5] if self.clip_l is None else [self.clip_l, self.t5]
+
 
 @cache
 def published_models(family: str, precision: str) -> PictureModels:
@@ -214,13 +219,12 @@ def plan_picture(
         batch=batch,
         vectors=steps,
     )
-    encoders = [part for part in (parts.clip_l, parts.t5) if part is not None]
-    text = planned(encoders, t5_work(parts.t5, text_tokens), 0)
+    text = planned(parts.encoders, t5_work(parts.t5, text_tokens), 0)
     body = planned([parts.transformer], drawing, image)
     vae = planned([parts.vae], vae_work(parts.vae, rows, columns, batch), 0)
     streamed = body.modules[0].streamed
     from_disk = 0.0 if ram is None else max(0.0, streamed - RAM_SHARE * ram)
-    moved = sum(cost_of(part).all_blocks for part in encoders)
+    moved = sum(cost_of(part).all_blocks for part in parts.encoders)
     modulations = cost_of(parts.transformer).modulations
     brought = body.modules[0].held + (0 if body.modules[0].modulations else modulations)
     return PicturePlan(

@@ -234,6 +234,11 @@ def own_mask(
 def checked(prompt: Conditioning, transformer: FluxTransformer) -> tuple[Tensor, Tensor]:
     """Context (1 or B, N, D) and pooled (1 or B, P) of the widths that a transformer reads."""
     config, pooled = transformer.config, prompt.pooled
+    if prompt.text_mask is not None and prompt.text_mask.shape[-1] != prompt.context.shape[1]:
+        raise ValueError(
+            f"text_mask is {tuple(prompt.text_mask.shape)}, expected one for each of "
+            f"{prompt.context.shape[1]} tokens"
+        )
     if pooled is None or not family_of(transformer).needs_pooled:  # nothing of it is looked at
         pooled = prompt.context.new_zeros(1, config.vec_in_dim)
     for name, width, expected in (

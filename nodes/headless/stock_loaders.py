@@ -9,6 +9,7 @@ from typing import Any
 from flux_core import OffloadPolicy, load_clip_l, load_t5, load_vae
 from flux_core.checkpoint.build import AS_STORED
 from flux_core.checkpoint.detect import find_parts
+from flux_core.checkpoint.load import transformer_family
 from flux_core.checkpoint.reader import open_source
 
 from .. import host
@@ -27,20 +28,22 @@ WEIGHT_DTYPES = {
 STRENGTH = {"default": 1.0, "min": -100.0, "max": 100.0, "step": 0.01}
 
 
-def text_encoders(paths: Sequence[Path]) -> FluxTextEncoders:
-    """CLIP-L and T5 from files in any order; raises ``ValueError`` where one is missing."""
+def text_encoders(paths: Sequence[Path], t5_alone: bool = False) -> FluxTextEncoders:
+    """CLIP-L and T5 from files in any order, or T5 alone; raises ``ValueError`` where one is
+    missing."""
     files: dict[str, Path] = {}
     for path in paths:
         for part in find_parts(open_source(path)):
             files.setdefault(part.kind, path)
-    missing = [kind for kind in ("clip_l", "t5") if kind not in files]
+    wanted = ("t5",) if t5_alone else ("clip_l", "t5")
+    missing = [kind for kind in wanted if kind not in files]
     if missing:
         names = " and ".join(str(path) for path in dict.fromkeys(paths))
-        raise ValueError(f"{names}: no {' and no '.join(missing)} in it, FLUX.1 reads both")
-    clip_l, t5 = files["clip_l"], files["t5"]
-    encoders = encoders_of(
-        load_clip_l(clip_l, precision=AS_STORED), load_t5(t5, precision=AS_STORED), clip_l, t5
-    )
+        reader = "Chroma reads T5" if t5_alone else "FLUX.1 reads both"
+        raise ValueError(f"{names}: no {' and no '.join(missing)} in it, {reader}")
+    clip_l, t5 = None if t5_alone else files["clip_l"], files["t5"]
+    opened = None if clip_l is None else load_clip_l(clip_l, precision=AS_STORED)
+    encoders = encoders_of(opened, load_t5(t5, precision=AS_STORED), clip_l, t5)
     return FluxTextEncoders(encoders, OffloadPolicy())
 
 
@@ -79,6 +82,24 @@ class DualCLIPLoader:
         return (text_encoders([host.model_path(name, "text_encoders") for name in names]),)
 
 
+class CLIPLoader:
+    """T5 alone, which Chroma reads."""
+
+    FUNCTION = "load"
+    RETURN_TYPES = ("CLIP",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        names = host.model_names("text_encoders")
+        return {
+            "required": {"clip_name": (names,), "type": (["chroma"],)},
+            "optional": {"device": (["default", "cpu"], {"default": "default"})},
+        }
+
+    def load(self, clip_name: str, type: str, device: str = "default"):
+        return (text_encoders([host.model_path(clip_name, "text_encoders")], t5_alone=True),)
+
+
 class VAELoader:
     FUNCTION = "load"
     RETURN_TYPES = ("VAE",)
@@ -105,7 +126,8 @@ class CheckpointLoaderSimple:
         path = host.model_path(ckpt_name, "checkpoints")
         name = f"checkpoints/{ckpt_name}"
         model = FluxFitTransformerLoader().load(name, AS_STORED, "auto")[1]
-        return (model, text_encoders([path]), HostVAE(load_vae(path), OffloadPolicy()))
+        t5_alone = not transformer_family(path).needs_pooled
+        return (model, text_encoders([path], t5_alone), HostVAE(load_vae(path), OffloadPolicy()))
 
 
 class LoraLoader:
@@ -159,6 +181,7 @@ class LoraLoaderModelOnly:
 
 
 STOCK_LOADERS: dict[str, Any] = {
+    "CLIPLoader": CLIPLoader,
     "CheckpointLoaderSimple": CheckpointLoaderSimple,
     "DualCLIPLoader": DualCLIPLoader,
     "LoraLoader": LoraLoader,

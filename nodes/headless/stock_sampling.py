@@ -50,6 +50,8 @@ class CLIPTextEncode:
     def encode(self, text: str, clip: FluxTextEncoders):
         length = t5_tokens(clip)
         ((context, extra),) = FluxTextEncode().encode(clip, text, 3.5, t5_length=length)[0]
+        if clip.module.masks_padding:  # the host's has none
+            context = context[:, :-1]
         return ([[context, {"pooled_output": extra["pooled_output"]}]],)
 
 

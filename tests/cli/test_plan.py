@@ -16,3 +16,16 @@ def test_plan_tells_what_a_card_will_do(tmp_path):
     asked = ("--vram", "8", "--ram", "16", "--link", "12.5", "--tflops", "70")
     done = call("plan", *asked, "--width", "1024", "--height", "1024", cwd=tmp_path)
     assert "GB streamed a step" in done.stdout and "peak 7." in done.stdout
+
+
+def test_other_models_are_planned_by_name(tmp_path):
+    """Chroma has no CLIP-L and no modulations, which are a quarter of dev's weights."""
+    asked = ("--vram", "24", "--precision", "bf16", "--steps", "4")
+    dev, chroma, lite = (
+        call("plan", "--model", name, *asked, cwd=tmp_path).stdout.splitlines()
+        for name in ("FLUX.1-dev", "Chroma", "FLUX.1-lite")
+    )
+    assert chroma[0].startswith("Chroma in bf16") and "57 of 57 blocks stay" in chroma[1]
+    assert "of 57 blocks stay" in dev[1] and "46 of 46 blocks stay" in lite[1]
+    done = call("plan", "--model", "Sana", cwd=tmp_path)
+    assert done.returncode and "'Sana', expected one of Chroma, FLUX.1-lite" in done.stderr

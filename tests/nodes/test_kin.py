@@ -7,9 +7,12 @@ import math
 
 import pytest
 import torch
-from fluxfit.nodes import NODE_CLASS_MAPPINGS, live_plan
+from fluxfit.nodes import NODE_CLASS_MAPPINGS, host, live_plan
 from fluxfit.nodes.conditioning import CONTROL_PICTURE, conditioning_of
+from fluxfit.nodes.headless.stock_loaders import STOCK_LOADERS
+from fluxfit.nodes.headless.stock_sampling import STOCK_SAMPLING
 from fluxfit.nodes.loaders import NO_FILE, SAME_FILE, choices
+from safetensors.torch import load_file
 
 from flux_core.sampling.latents import pack
 from tests import tiny_chroma, tiny_models
@@ -74,6 +77,30 @@ class TestChroma:
         plain = sample(loaded, [[context, {"pooled_output": None}]], empty())[0]["samples"]
         extra = {"pooled_output": torch.ones(1, 768), "guidance": 9.0}
         assert torch.equal(sample(loaded, [[context, extra]], empty())[0]["samples"], plain)
+
+    def test_stock_nodes_open_and_draw_it_without_the_host(self, files, tmp_path):
+        stock = STOCK_LOADERS | STOCK_SAMPLING
+        (clip,) = stock["CLIPLoader"]().load(T5, "chroma")
+        (((context, extra),),) = stock["CLIPTextEncode"]().encode("a ring", clip)
+        ((own, _),) = node("FluxTextEncode").encode(clip, "a ring", 3.5)[0]
+        assert torch.equal(context, own[:, :-1]) and extra == {"pooled_output": None}
+        parts = {
+            "model.diffusion_model.": tmp_path / "diffusion_models" / "chroma.safetensors",
+            "text_encoders.t5xxl.transformer.": host.model_path(T5, "text_encoders"),
+            "vae.": host.model_path(VAE, "vae"),
+        }
+        everything = {
+            prefix + name: tensor
+            for prefix, path in parts.items()
+            for name, tensor in load_file(path).items()
+        }
+        path = tiny_models.save(everything, tmp_path / "checkpoints" / "all.safetensors")
+        (path.parent / "tokenizer_2").symlink_to(host.POCKET / "text_encoders" / "tokenizer_2")
+        model, clip, _ = stock["CheckpointLoaderSimple"]().load("all.safetensors")
+        assert clip.module.clip_l is None and not model.transformer.family.needs_pooled
+        (encoded,) = stock["CLIPTextEncode"]().encode("a ring", clip)
+        drawn = sample((model,), encoded, empty(), steps=1)[0]["samples"]
+        assert drawn.isfinite().all()
 
     def test_flux1_needs_clip_l(self):
         with pytest.raises(ValueError, match=r"fluxfit_pocket.* FLUX.1-dev, which reads CLIP-L"):

@@ -14,10 +14,11 @@ from flux_core.lora.file import load_lora
 from flux_core.lora.match import match_lora
 from flux_core.models.chroma import ChromaConfig, ChromaTransformer
 from flux_core.models.families import family_of
-from flux_core.models.transformer import FluxTransformer
+from flux_core.models.transformer import ControlResiduals, FluxTransformer
 from flux_core.offload.modulations import PrecomputedModulations
 from flux_core.quant import QuantizedLinear
 from tests import tiny_chroma, tiny_models
+from tests.flux_core.models.test_patches import Watching
 from tests.tiny_models import HIDDEN, relative
 
 #: Two members: another depth, width of the approximator and number of its layers.
@@ -218,3 +219,26 @@ class TestLoras:
         lora = lora_of(flux1, tmp_path / "l.safetensors")
         match = match_lora(lora, tiny_chroma.chroma_transformer())
         assert len(match.unmatched) == 2 and len(match.deltas) == 6
+
+
+class TestOtherCode:
+    """What hosts and other packs do around blocks."""
+
+    def test_patches_see_every_block_and_cost_no_bit(self):
+        model, kwargs, watching = tiny_chroma.chroma_transformer(), tiny_chroma.inputs(), Watching()
+        assert torch.equal(model(**kwargs, patches=watching), model(**kwargs))
+        assert len(watching.seen) == 1 + len(model.offload_blocks())
+
+        def unmodulated(tokens, state):
+            return tokens, dataclasses.replace(state, vec=torch.zeros_like(state.vec))
+
+        changed = model(**kwargs, patches=Watching(unmodulated))
+        assert relative(changed, model(**kwargs)) > 1e-3
+
+    def test_residuals_are_added_as_to_flux1(self):
+        model, kwargs = tiny_chroma.chroma_transformer(), tiny_chroma.inputs()
+        shape = (2, kwargs["img"].shape[1], HIDDEN)
+        nothing = ControlResiduals([torch.zeros(shape)], [torch.zeros(shape)])
+        assert torch.equal(model(**kwargs, control=nothing), model(**kwargs))
+        something = ControlResiduals([kwargs["img"].repeat(1, 1, HIDDEN // 64)], [])
+        assert relative(model(**kwargs, control=something), model(**kwargs)) > 1e-3
