@@ -9,6 +9,14 @@ from . import host, live_plan
 from .calibration import FluxFitCalibrate, FluxFitMeasurePrecision
 from .control import ControlNetUpscalerFP8, FluxFitControlNet
 from .dataset import FluxFitDataset
+from .inpaint import (
+    FluxFitColorMatch,
+    FluxFitCropForInpaint,
+    FluxFitDifferentialDiffusion,
+    FluxFitKeepPixels,
+    FluxFitStitch,
+)
+from .large import FluxFitHiresFix, FluxFitTiledDrawing
 from .loaders import FluxFitTransformerLoader, FluxLoaderFP8
 from .lora import FluxFitLoraLoader, FluxFitMergeLoras
 from .pictures import FluxFitCompare, FluxFitGrid
@@ -43,6 +51,13 @@ NODES: dict[type, str] = {
     FluxFitTrainSettings: "FLUX Train Settings",
     FluxFitTrainLora: "FLUX Train LoRA",
     FluxFitResumeTraining: "FLUX Resume Training",
+    FluxFitTiledDrawing: "FLUX Tiled Drawing",
+    FluxFitHiresFix: "FLUX Hires Fix",
+    FluxFitDifferentialDiffusion: "FLUX Differential Diffusion",
+    FluxFitCropForInpaint: "FLUX Crop for Inpaint",
+    FluxFitStitch: "FLUX Stitch",
+    FluxFitKeepPixels: "FLUX Keep Pixels",
+    FluxFitColorMatch: "FLUX Color Match",
 }
 NODE_CLASS_MAPPINGS = {node.__name__: node for node in NODES}
 NODE_DISPLAY_NAME_MAPPINGS = {node.__name__: name for node, name in NODES.items()}

@@ -18,6 +18,7 @@ from flux_core import (
     set_compute,
 )
 from flux_core.lora import LoraStack
+from flux_core.sampling.tiles import Tiling
 
 FLUX_MODEL = "FLUX_MODEL"
 FLUX_TEXT_ENCODERS = "FLUX_TEXT_ENCODERS"
@@ -26,6 +27,7 @@ OFFLOAD_POLICY = "OFFLOAD_POLICY"
 PRECISION_PLAN = "PRECISION_PLAN"
 FLUX_DATASET = "FLUX_DATASET"
 FLUX_TRAIN_SETTINGS = "FLUX_TRAIN_SETTINGS"
+FLUX_STITCH = "FLUX_STITCH"
 COMPILER = "inductor"
 CATEGORY = "FluxFit"
 #: Nodes by what a person wants to do.
@@ -36,6 +38,7 @@ LORAS = f"{CATEGORY}/lora"
 MEMORY = f"{CATEGORY}/memory"
 PRECISION = f"{CATEGORY}/precision"
 PICTURES = f"{CATEGORY}/pictures"
+INPAINTING = f"{CATEGORY}/inpainting"
 TRAINING = f"{CATEGORY}/training"
 
 
@@ -57,7 +60,8 @@ class FluxModel:
     """A transformer and where it may live; cheap to copy, weights are shared.
 
     ``compute`` and ``compiled`` are this wire's, and the shared ``module`` is set to them whenever
-    ``transformer`` is asked for; None leaves them as they are.
+    ``transformer`` is asked for; None leaves them as they are. ``tiles`` and ``differential`` are
+    those of the requests that it draws.
     """
 
     module: FluxTransformer
@@ -66,6 +70,8 @@ class FluxModel:
     loras: LoraStack = ()
     compute: str | None = None
     compiled: bool | None = None
+    tiles: Tiling | None = None
+    differential: float | None = None
 
     @property
     def transformer(self) -> FluxTransformer:
