@@ -28,6 +28,7 @@ from .pocket import pocket_file
 from .quant import full_dtype
 from .sampling.concat import extra_channels
 from .sampling.conditioning import Conditioning, Control
+from .sampling.differential import check_differential
 from .sampling.hires import Hires, draw_twice
 from .sampling.images import (
     as_masks,
@@ -42,7 +43,7 @@ from .sampling.masks import MOST_FEATHER, keep_pixels_outside
 from .sampling.prompts import encode_prompts
 from .sampling.run import DrawRequest, SamplingSettings, StepCallback, check_control, draw
 from .sampling.stitch import resized
-from .sampling.tiles import Tiling
+from .sampling.tiles import Tiling, check_tiling
 from .sampling.vae import decode_pictures, encode_pixels
 
 log = logging.getLogger(__name__)
@@ -220,6 +221,10 @@ class FluxPipeline:
             check_number(keep_pixels, "keep_pixels", 0, MOST_FEATHER, whole=True)
             if masks is None:
                 raise ValueError("keep_pixels keeps those outside of a mask, but there is none")
+        if hires is not None and not isinstance(hires, Hires):
+            raise ValueError(f"hires is {brief(hires)}, expected a Hires")
+        check_tiling(tiles)
+        check_differential(differential)
         for control in controls:
             check_control(control)
         more = [*controls, *(hires.controls if hires else ())]

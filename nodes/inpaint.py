@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
@@ -96,7 +97,7 @@ class FluxFitCropForInpaint:
             }
         }
 
-    def crop(self, image: Tensor, mask: Tensor, **settings):
+    def crop(self, image: Tensor, mask: Tensor, **settings: Any):
         crop = crop_for_inpaint(
             as_pictures(image, "image"), as_masks(mask, "mask"), CropSettings(**settings)
         )

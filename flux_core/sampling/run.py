@@ -32,7 +32,7 @@ from ..offload.workload import sampling_work
 from ..quant import set_compute
 from .conditioning import Conditioning, Control
 from .denoiser import Denoiser, keep_outside
-from .differential import MaskBySteps, mask_by_steps
+from .differential import MaskBySteps, check_differential, mask_by_steps
 from .fitting import fitting_control
 from .latents import destandardise, host_noise, image_tokens, standardise
 from .samplers import SAMPLERS, step_noise
@@ -46,7 +46,7 @@ from .sigmas import (
     wrong_shift,
 )
 from .tiled_work import whole_picture_work
-from .tiles import Tiling
+from .tiles import Tiling, check_tiling
 from .windows import Tiles
 
 T = TypeVar("T")
@@ -177,8 +177,8 @@ class DrawRequest:
             check_number(strength, "a LoRA's strength", -1000, 1000)
         if self.settings.sigmas is not None:
             check_sigmas(self.settings.sigmas)
-        if self.differential is not None:
-            check_number(self.differential, "the strength of differential diffusion", 0, 1)
+        check_tiling(self.tiles)
+        check_differential(self.differential)
 
     @property
     def positives(self) -> list[Conditioning]:

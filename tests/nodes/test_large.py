@@ -27,8 +27,8 @@ class TestTiledDrawing:
     def test_it_says_how_a_model_is_drawn(self, loaded, positive):
         model = tiled(loaded[0])
         assert model.tiles == Tiling(64, 32, 32) and model.module is loaded[0].module
-        made = defaults("FluxFitTiledDrawing")
-        assert node("FluxFitTiledDrawing").make(loaded[0], **made)[0].tiles.size == 1024
+        widgets = defaults("FluxFitTiledDrawing")
+        assert node("FluxFitTiledDrawing").make(loaded[0], **widgets)[0].tiles.size == 1024
         wired = (model, *loaded[1:])
         small, large = empty(), empty(side=96)
         plain = sample(loaded, positive, small)[0]["samples"]
@@ -67,10 +67,10 @@ class TestHiresFix:
             "second_steps": 2,
             "second_denoise": 0.5,
         }
-        made = node("FluxFitHiresFix").sample_twice(
+        drawn = node("FluxFitHiresFix").sample_twice(
             loaded[0], positive, empty(), **SETTINGS | {"steps": 2} | more | options
         )
-        return made["result"]
+        return drawn["result"]
 
     def test_it_is_the_sampler_twice(self, loaded, positive):
         large, small, report = self.run(loaded, positive)
