@@ -232,6 +232,7 @@ def request_of(
         loras=model.loras,
         tiles=model.tiles,
         differential=model.differential,
+        between=host.check_interrupt,
     )
 
 

@@ -172,6 +172,8 @@ class Denoiser:
         """``_velocity`` of a prompt that is read in windows; 0 where nothing of it is drawn."""
         velocity = torch.zeros_like(x)
         for window in reader.windows(prompt, sigma):
+            if reader.tiles.between is not None:
+                reader.tiles.between()
             part = self._velocity(window.area.cut(x), sigma, reader.prompt(prompt, window))
             into = window.area.cut(velocity)
             into += part * window.weight.to(x)

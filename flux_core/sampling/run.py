@@ -140,6 +140,7 @@ class DrawRequest:
         tiles: windows in which a large picture is drawn; one that is no larger is drawn whole.
         differential: a grey ``mask`` says from which step on a place is kept (differential
             diffusion), at a strength from 0 to 1 as ComfyUI has it; None blends by the mask.
+        between: called before each window is read; an exception that it raises ends the run.
 
     Raises ``ValueError`` for latents of another VAE, and for prompts that the transformer's family
     does not read.
@@ -155,6 +156,7 @@ class DrawRequest:
     loras: LoraStack = ()
     tiles: Tiling | None = None
     differential: float | None = None
+    between: Callable[[], None] | None = None
 
     def __post_init__(self) -> None:
         family = family_of(self.transformer)
@@ -251,7 +253,7 @@ class DrawRequest:
         schedule, tiles = self.noise_schedule, None
         if self.tiles is not None:
             sigmas = schedule.sigmas.tolist()
-            tiles = Tiles(self.tiles, sigmas, self.mask, self.mask_by_steps)
+            tiles = Tiles(self.tiles, sigmas, self.mask, self.mask_by_steps, self.between)
         return Denoiser(
             self.transformer,
             self.positives,

@@ -61,6 +61,8 @@ def whole_picture_work(
         )
         # ControlNets give nothing: their residuals are among a window's activations
         denoiser.__dict__["_residuals"] = lambda *_: []
+        assert denoiser.reader is not None
+        denoiser.reader.tiles = replace(denoiser.reader.tiles, between=None)  # nothing is drawn
         for prompts in (denoiser.positive, denoiser.negative or []):
             # what others leave of a background is numbers, which there are none of
             prompts[:] = [replace(prompt, background=False) for prompt in prompts]

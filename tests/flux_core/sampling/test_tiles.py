@@ -337,17 +337,22 @@ class TestBits:
         assert all(torch.equal(expected, other) for other in others)
         assert not torch.equal(expected, drawn(replace(request, tiles=TILES)))
 
-    def test_a_run_that_ends_in_the_middle_leaves_everything_as_it_was(self, transformer):
+    def test_a_run_that_ends_between_two_windows_leaves_everything_as_it_was(self, transformer):
         request = everything(transformer)
         expected = drawn(request)
 
-        def stop(step, *_) -> None:
-            if step == 1:
+        calls: list[int] = []
+        assert replace(request, between=lambda: calls.append(0)).work == request.work
+        assert not calls, "nothing is drawn for a plan"
+
+        def stop() -> None:
+            calls.append(1)
+            if len(calls) == 3:
                 raise InterruptedError
 
         with pytest.raises(InterruptedError):
-            draw(OffloadRunner(OffloadPolicy("stream"), CPU), [request], callback=stop)
-        assert transformer.precomputed is None
+            drawn(replace(request, between=stop), OffloadPolicy("stream"))
+        assert len(calls) == 3 and transformer.precomputed is None
         assert torch.equal(drawn(request, OffloadPolicy("stream")), expected)
 
     def test_the_shift_by_size_goes_by_the_window(self, transformer):
