@@ -35,6 +35,7 @@ from .sampling.conditioning import (
     RegionalOptions,
     RegionalPrompts,
 )
+from .sampling.differential import check_differential
 from .sampling.guidance import PLAIN_GUIDANCE, GuidanceOptions
 from .sampling.hires import Hires, draw_twice
 from .sampling.images import (
@@ -53,7 +54,7 @@ from .sampling.references import JOINT, References
 from .sampling.regional import RegionPrompt, checked_regions
 from .sampling.run import DrawRequest, SamplingSettings, StepCallback, check_control, draw
 from .sampling.stitch import resized
-from .sampling.tiles import Tiling
+from .sampling.tiles import Tiling, check_tiling
 from .sampling.vae import decode_pictures, encode_pixels
 
 log = logging.getLogger(__name__)
@@ -278,6 +279,10 @@ class FluxPipeline:
                 )
             shown = as_references(reference, batch, reference_size, (height, width))
             references = References((), reference_method, reference_attention)
+        if hires is not None and not isinstance(hires, Hires):
+            raise ValueError(f"hires is {brief(hires)}, expected a Hires")
+        check_tiling(tiles)
+        check_differential(differential)
         for control in controls:
             check_control(control)
         more = [*controls, *(hires.controls if hires else ())]

@@ -11,6 +11,14 @@ from .control import ControlNetUpscalerFP8, FluxFitControlNet
 from .dataset import FluxFitDataset
 from .flex import FluxFitFlexControl
 from .guidance import FluxFitGuidance, FluxFitNAG
+from .inpaint import (
+    FluxFitColorMatch,
+    FluxFitCropForInpaint,
+    FluxFitDifferentialDiffusion,
+    FluxFitKeepPixels,
+    FluxFitStitch,
+)
+from .large import FluxFitHiresFix, FluxFitTiledDrawing
 from .loaders import FluxFitTransformerLoader, FluxLoaderFP8
 from .lora import FluxFitLoraLoader, FluxFitMergeLoras
 from .lora_control import FluxFitLoraControl
@@ -56,6 +64,13 @@ NODES: dict[type, str] = {
     FluxFitRegionalPrompts: "FLUX Regional Prompts",
     FluxFitGuidance: "FLUX Guidance Options",
     FluxFitNAG: "FLUX NAG",
+    FluxFitTiledDrawing: "FLUX Tiled Drawing",
+    FluxFitHiresFix: "FLUX Hires Fix",
+    FluxFitDifferentialDiffusion: "FLUX Differential Diffusion",
+    FluxFitCropForInpaint: "FLUX Crop for Inpaint",
+    FluxFitStitch: "FLUX Stitch",
+    FluxFitKeepPixels: "FLUX Keep Pixels",
+    FluxFitColorMatch: "FLUX Color Match",
 }
 NODE_CLASS_MAPPINGS = {node.__name__: node for node in NODES}
 NODE_DISPLAY_NAME_MAPPINGS = {node.__name__: name for node, name in NODES.items()}

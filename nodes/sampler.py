@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from flux_core.models.families import family_of
 from flux_core.offload import MemoryReport
 from flux_core.sampling.guidance import PLAIN_GUIDANCE
 from flux_core.sampling.latents import destandardise
-from flux_core.sampling.run import DrawRequest, SamplingSettings, draw
+from flux_core.sampling.run import DrawRequest, SamplingSettings, StepCallback, draw
 from flux_core.sampling.samplers import SAMPLERS
 from flux_core.sampling.sigmas import SCHEDULERS, SHIFTS
 from flux_core.units import readable_bytes, readable_seconds
@@ -159,6 +160,11 @@ class FluxSampler:
                     "FLUX Guidance Options and FLUX NAG draw with FluxSampler's own samplers: take "
                     "sampler_object and guider away, or use the host's nodes on the loader's MODEL"
                 )
+            if model.tiles is not None or model.differential is not None:
+                raise ValueError(
+                    "FluxFitTiledDrawing and FluxFitDifferentialDiffusion draw with FluxSampler's "
+                    "own samplers: take sampler_object and guider away"
+                )
             guider = guider or guider_of(model, positive, negative, cfg)
             drawn, report, done = self.by_the_host(model, guider, sampler_object, latent, settings)
         kept = {k: v for k, v in latent.items() if k != "downscale_ratio_spacial"}
@@ -178,26 +184,10 @@ class FluxSampler:
         control: Sequence[Control] | None,
     ) -> tuple[Tensor, MemoryReport, int]:
         """Latents (B, 16, h, w) by the core's own samplers, what it took, and its steps."""
-        request = DrawRequest(
-            model.transformer,
-            conditioning_of(positive, attention=model.reference_attention),
-            start := start_latents(latent["samples"], model),
-            settings,
-            negative=None
-            if negative is None
-            else conditioning_of(negative, "negative", model.reference_attention),
-            mask=mask_of(latent, start),
-            controls=controls_of(control),
-            loras=model.loras,
-        )
+        request = request_of(model, positive, negative, latent, settings, control)
         runner = HostOffloadRunner(model.policy, host.device())
-        with host.progress(request.steps, "drawing") as bar:
-
-            def report(step: int, total: int, denoised: Tensor) -> None:
-                bar.update(step, preview(denoised, model.preview))
-
+        with drawing_progress(request.steps, model) as report:
             (drawn,) = draw(runner, [request], callback=report)
-            bar.update(request.steps)
         accounts.account(runner.report)
         return drawn, runner.report, request.steps
 
@@ -229,6 +219,43 @@ class FluxSampler:
             )
             bar.update(steps)
         return drawn, accounts.last, steps
+
+
+def request_of(
+    model: FluxModel,
+    positive: list,
+    negative: list | None,
+    latent: Latent,
+    settings: SamplingSettings,
+    control: Sequence[Control] | None,
+) -> DrawRequest:
+    """What a node's wires ask the core to draw."""
+    attend = model.reference_attention
+    return DrawRequest(
+        model.transformer,
+        conditioning_of(positive, attention=attend),
+        start := start_latents(latent["samples"], model),
+        settings,
+        negative=None if negative is None else conditioning_of(negative, "negative", attend),
+        mask=mask_of(latent, start),
+        controls=controls_of(control),
+        loras=model.loras,
+        tiles=model.tiles,
+        differential=model.differential,
+        between=host.check_interrupt,
+    )
+
+
+@contextmanager
+def drawing_progress(steps: int, model: FluxModel) -> Iterator[StepCallback]:
+    """Called at every step, it shows how far drawing is, and the picture as it is believed now."""
+    with host.progress(steps, "drawing") as bar:
+
+        def report(step: int, total: int, denoised: Tensor) -> None:
+            bar.update(step, preview(denoised, model.preview))
+
+        yield report
+        bar.update(steps)
 
 
 def summary(report: MemoryReport, steps: int) -> str:

@@ -21,6 +21,7 @@ from flux_core.lora import LoraStack
 from flux_core.sampling.conditioning import Conditioning
 from flux_core.sampling.guidance import PLAIN_GUIDANCE, GuidanceOptions
 from flux_core.sampling.references import JOINT
+from flux_core.sampling.tiles import Tiling
 
 FLUX_MODEL = "FLUX_MODEL"
 FLUX_TEXT_ENCODERS = "FLUX_TEXT_ENCODERS"
@@ -30,6 +31,7 @@ PRECISION_PLAN = "PRECISION_PLAN"
 FLUX_REGIONS = "FLUX_REGIONS"
 FLUX_DATASET = "FLUX_DATASET"
 FLUX_TRAIN_SETTINGS = "FLUX_TRAIN_SETTINGS"
+FLUX_STITCH = "FLUX_STITCH"
 COMPILER = "inductor"
 CATEGORY = "FluxFit"
 #: Nodes by what a person wants to do.
@@ -40,6 +42,7 @@ LORAS = f"{CATEGORY}/lora"
 MEMORY = f"{CATEGORY}/memory"
 PRECISION = f"{CATEGORY}/precision"
 PICTURES = f"{CATEGORY}/pictures"
+INPAINTING = f"{CATEGORY}/inpainting"
 TRAINING = f"{CATEGORY}/training"
 
 
@@ -63,7 +66,8 @@ class FluxModel:
     ``compute`` and ``compiled`` are this wire's, and the shared ``module`` is set to them whenever
     ``transformer`` is asked for; None leaves them as they are. ``guidance_options`` is what
     FluxSampler does with the negative prompt, ``reference_attention`` what references attend to
-    (``flux_core.sampling.references``).
+    (``flux_core.sampling.references``), ``tiles`` and ``differential`` are those of the requests
+    that it draws.
     """
 
     module: FluxTransformer
@@ -74,6 +78,8 @@ class FluxModel:
     compiled: bool | None = None
     guidance_options: GuidanceOptions = PLAIN_GUIDANCE
     reference_attention: str = JOINT
+    tiles: Tiling | None = None
+    differential: float | None = None
 
     @property
     def transformer(self) -> FluxTransformer:

@@ -301,6 +301,8 @@ class Denoiser:
         """``_seen`` of a prompt that is read in windows; 0 where nothing of it is drawn."""
         velocity = torch.zeros_like(x)
         for window in reader.windows(prompt, sigma):
+            if reader.tiles.between is not None:
+                reader.tiles.between()
             part = reader.prompt(prompt, window)
             seen = self._velocity(window.area.cut(x), sigma, part, self._window_reading(part))
             into = window.area.cut(velocity)

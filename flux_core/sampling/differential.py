@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..bounds import check_number
 from .sigmas import SigmaTable
 
 
@@ -41,3 +42,9 @@ def mask_by_steps(sigmas: Tensor, table: SigmaTable, strength: float | None) -> 
         return None
     least = table.sigmas[0]
     return MaskBySteps(sigmas[0], torch.maximum(sigmas[-1], least), strength)
+
+
+def check_differential(strength: object) -> None:
+    """Raise ``ValueError`` for what is no strength; None is none."""
+    if strength is not None:
+        check_number(strength, "the strength of differential diffusion", 0, 1)

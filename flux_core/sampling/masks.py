@@ -39,15 +39,15 @@ def eroded(masks: Tensor, pixels: int) -> Tensor:
 
 def blurred(masks: Tensor, radius: int) -> Tensor:
     """Masks (B, H, W) blurred by a Gaussian of half the radius, which ends at the radius: what is 0
-    within it stays 0, what is 1 within it stays about 1."""
+    within it stays 0, what is 1 within it stays 1 (it is summed in float64)."""
     if radius <= 0:
         return masks
     places = torch.arange(-radius, radius + 1, dtype=torch.float64)
     kernel = torch.exp(-0.5 * (places * DEVIATIONS / radius) ** 2)
-    kernel = (kernel / kernel.sum()).to(masks)
-    x = F.pad(masks[:, None], (radius,) * 4, mode="replicate")
+    kernel = (kernel / kernel.sum()).to(masks.device)
+    x = F.pad(masks[:, None].double(), (radius,) * 4, mode="replicate")
     x = F.conv2d(x, kernel.view(1, 1, -1, 1))
-    return F.conv2d(x, kernel.view(1, 1, 1, -1))[:, 0].clamp(0, 1)
+    return F.conv2d(x, kernel.view(1, 1, 1, -1))[:, 0].clamp(0, 1).to(masks)
 
 
 def scaled_masks(masks: Tensor, height: int, width: int) -> Tensor:

@@ -91,6 +91,8 @@ def picture_work(
     denoiser.transformer = cast(FluxTransformer, calls)
     # ControlNets give nothing: their residuals are among what stands
     denoiser.__dict__["_residuals"] = lambda *_: []
+    if denoiser.reader is not None:
+        denoiser.reader.tiles = replace(denoiser.reader.tiles, between=None)  # nothing is drawn
     for prompts in (denoiser.positive, denoiser.negative or []):
         # what others leave of a background is numbers, which there are none of
         prompts[:] = [replace(prompt, background=False) for prompt in prompts]

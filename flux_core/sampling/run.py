@@ -31,7 +31,7 @@ from ..offload.turns import turn_of
 from ..quant import set_compute
 from .conditioning import Conditioning, Control
 from .denoiser import Denoiser, keep_outside
-from .differential import MaskBySteps, mask_by_steps
+from .differential import MaskBySteps, check_differential, mask_by_steps
 from .fitting import fitting_control
 from .guidance import PLAIN_GUIDANCE, GuidanceOptions
 from .latents import destandardise, host_noise, image_tokens, standardise
@@ -48,7 +48,7 @@ from .sigmas import (
     table_for,
     wrong_shift,
 )
-from .tiles import Tiling
+from .tiles import Tiling, check_tiling
 from .windows import Tiles
 
 T = TypeVar("T")
@@ -150,6 +150,7 @@ class DrawRequest:
         tiles: windows in which a large picture is drawn; one that is no larger is drawn whole.
         differential: a grey ``mask`` says from which step on a place is kept (differential
             diffusion), at a strength from 0 to 1 as ComfyUI has it; None blends by the mask.
+        between: called before each window is read; an exception that it raises ends the run.
 
     Raises ``ValueError`` for latents of another VAE, and for prompts that the transformer's family
     does not read.
@@ -165,6 +166,7 @@ class DrawRequest:
     loras: LoraStack = ()
     tiles: Tiling | None = None
     differential: float | None = None
+    between: Callable[[], None] | None = None
 
     def __post_init__(self) -> None:
         family = family_of(self.transformer)
@@ -196,8 +198,8 @@ class DrawRequest:
             use.check(self.transformer)
         if self.settings.sigmas is not None:
             check_sigmas(self.settings.sigmas)
-        if self.differential is not None:
-            check_number(self.differential, "the strength of differential diffusion", 0, 1)
+        check_tiling(self.tiles)
+        check_differential(self.differential)
 
     @property
     def positives(self) -> list[Conditioning]:
@@ -284,7 +286,7 @@ class DrawRequest:
         schedule, tiles, options = self.noise_schedule, None, self.settings.guidance_options
         if self.tiles is not None:
             sigmas = schedule.sigmas.tolist()
-            tiles = Tiles(self.tiles, sigmas, self.mask, self.mask_by_steps)
+            tiles = Tiles(self.tiles, sigmas, self.mask, self.mask_by_steps, self.between)
         return Denoiser(
             self.transformer,
             self.positives,

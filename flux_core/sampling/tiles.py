@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..bounds import check_number
+from ..bounds import brief, check_number
 from .conditioning import AttentionBias
 from .images import MOST_SIDE
 from .latents import LATENTS_A_TOKEN, latent_size, token_grid
@@ -115,6 +115,12 @@ class Tiling:
         tile, overlap = latent_size(self.size, self.overlap)
         _, fade = latent_size(self.size, self.fade)
         return spans(length, tile, starts_of(length, tile, overlap, move), fade)
+
+
+def check_tiling(tiles: object) -> None:
+    """Raise ``ValueError`` for what says of no windows; None says that there are none."""
+    if tiles is not None and not isinstance(tiles, Tiling):
+        raise ValueError(f"tiles is {brief(tiles)}, expected a Tiling")
 
 
 class AxisWindow(NamedTuple):

@@ -8,7 +8,7 @@ Axis letters: B pictures, C latent channels, h and w latents.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -29,13 +29,14 @@ class Tiles:
     """How a run is tiled: ``sigmas`` of its steps, and where they draw.
 
     ``mask`` (1 or B, 1, h, w) on the CPU, above 0 where to draw, None everywhere; ``by_steps`` is
-    what it is at each step.
+    what it is at each step. ``between`` is called before each window is read.
     """
 
     tiling: Tiling
     sigmas: Sequence[float] = ()
     mask: Tensor | None = None
     by_steps: MaskBySteps | None = None
+    between: Callable[[], None] | None = None
 
     def windows(self, height: int, width: int, sigma: float) -> list[Window]:
         """The windows of ``height`` x ``width`` latents at a sigma."""

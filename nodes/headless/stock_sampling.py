@@ -5,6 +5,7 @@ Outside of the host those wires carry what our own do, and our own nodes do the 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -230,10 +231,26 @@ class InpaintModelConditioning:
         return (*prompts, latent)
 
 
+class DifferentialDiffusion:
+    """A grey noise mask says from which step on a place is kept."""
+
+    FUNCTION = "execute"
+    RETURN_TYPES = ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        strength = ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01})
+        return {"required": {"model": ("MODEL",)}, "optional": {"strength": strength}}
+
+    def execute(self, model: FluxModel, strength: float = 1.0):
+        return (replace(model, differential=strength),)
+
+
 STOCK_SAMPLING = {
     "CLIPTextEncode": CLIPTextEncode,
     "CLIPTextEncodeFlux": CLIPTextEncodeFlux,
     "ConditioningZeroOut": ConditioningZeroOut,
+    "DifferentialDiffusion": DifferentialDiffusion,
     "FluxGuidance": FluxGuidance,
     "InpaintModelConditioning": InpaintModelConditioning,
     "KSampler": KSampler,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bridge_setup import (
+    FLUX,
     GREEN,
     MODEL,
     RED,
@@ -179,6 +180,18 @@ def differential_diffusion() -> None:
     mask = torch.linspace(0, 1, 64).reshape(1, 8, 8)
     start = {"samples": picture(), "noise_mask": mask}
     same(node("DifferentialDiffusion"), latent_image=start)
+
+
+@check("DifferentialDiffusion")
+def differential_diffusion_of_our_sampler() -> None:
+    """FluxSampler's own, against the host's node on the host's model."""
+    start = {"samples": picture(), "noise_mask": torch.linspace(0, 1, 64).reshape(1, 8, 8)}
+    for strength in (1.0, 0.4, 0.0):
+        (stock,) = call("DifferentialDiffusion", model=STOCK, strength=strength)
+        theirs = ksampler(stock, latent_image=start)
+        (ours,) = call("FluxFitDifferentialDiffusion", model=FLUX, strength=strength)
+        close(flux_sampler(latent=start, model=ours), theirs)
+    differs(theirs, ksampler(STOCK, latent_image=start))
 
 
 @check("EasyCache")
