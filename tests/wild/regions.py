@@ -2,11 +2,11 @@
 
     python -m tests.wild.regions --count 50 --out output
 
-Each picture has a prompt for the whole ("white background") and one for each half ("a green ring on
-the left on white"), of colours and a background drawn at random. It is right if each half shows
-one thing on its background, of the colour that its prompt says. Ends with 1 where fewer than nine
-in ten are right. Also says how many keep one background throughout, and, with ``--plain``, how many
-are right where one prompt says it all.
+Each picture has a prompt for the whole ("ring and star on white") and one for each half ("a green
+ring on the left on white"), of colours and a background drawn at random. It is right if each half
+shows one thing on its background, of the colour that its prompt says. Ends with 1 where fewer than
+nine in ten are right. Also says how many keep one background throughout, and, with ``--plain``, how
+many are right where one prompt says it all.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ class Pair:
 
     @property
     def whole(self) -> str:
-        return f"{self.background} background"
+        """What is common to both halves."""
+        left, right = (shape for _, shape in self.things)
+        return f"{left} and {right} on {self.background}"
 
     @property
     def both(self) -> str:
@@ -122,7 +124,7 @@ def main() -> int:
         parser.add_argument(f"--{name}", type=float, default=default)
     args = parser.parse_args()
     options = RegionalOptions(args.share, args.base, args.across, args.later)
-    pipeline = FluxPipeline.from_pocket(policy="none")
+    pipeline = FluxPipeline.from_pocket(precision="fp32", policy="none")
     right, even, sheet = 0, 0, []
     for number, pair in enumerate(pairs(args.count, args.seed)):
         picture = drawn(pipeline, pair, number, options, plain=args.plain)
