@@ -2,8 +2,8 @@
 
     python -m tests.wild.regions --count 50 --out output
 
-Each picture has a prompt for the whole ("ring and star on white") and one for each half ("a green
-ring on the left on white"), of colours and a background drawn at random. It is right if each half
+Each picture has a prompt for the whole ("white background") and one for each half ("a green ring on
+the left side, white background"), of colours and a background drawn at random. It is right if each half
 shows one thing on its background, of the colour that its prompt says. Ends with 1 where fewer than
 nine in ten are right. Also says how many keep one background throughout, and, with ``--plain``, how
 many are right where one prompt says it all.
@@ -44,8 +44,7 @@ class Pair:
     @property
     def whole(self) -> str:
         """What is common to both halves."""
-        left, right = (shape for _, shape in self.things)
-        return f"{left} and {right} on {self.background}"
+        return f"{self.background} background"
 
     @property
     def both(self) -> str:
@@ -58,7 +57,10 @@ class Pair:
         """A prompt for each half."""
         boxes = ((0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0))
         return [
-            RegionPrompt(f"{article(f'{colour} {shape}')} on the {side} on {self.background}", box)
+            RegionPrompt(
+                f"{article(f'{colour} {shape}')} on the {side} side, {self.background} background",
+                box,
+            )
             for (colour, shape), side, box in zip(
                 self.things, ("left", "right"), boxes, strict=True
             )
