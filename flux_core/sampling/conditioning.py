@@ -67,7 +67,7 @@ class RegionalOptions:
 
     share: float = 1.0
     base: float = 0.0
-    across: float = 0.25
+    across: float = 0.4
     later: float = 0.0
 
     def __post_init__(self) -> None:
