@@ -250,10 +250,12 @@ class FluxPipeline:
             scheduler=scheduler,
             shift=shift,
             denoise=denoise,
-            guidance_options=guidance_options or PLAIN_GUIDANCE,
+            guidance_options=PLAIN_GUIDANCE if guidance_options is None else guidance_options,
         )
         check_number(guidance, "guidance", 0, 1000)
         parts_of_picture = checked_regions(regions, batch)
+        if regional is not None and not isinstance(regional, RegionalOptions):
+            raise ValueError(f"regional is {brief(regional)}, expected RegionalOptions")
         opened = self._loras(loras)
         if condition is not None:
             self._refuse_condition(opened)

@@ -88,9 +88,9 @@ class RegionalOptions:
     Raises ``ValueError`` for numbers out of range.
     """
 
-    share: float = 0.5
-    base: float = 0.3
-    across: float = 1.0
+    share: float = 1.0
+    base: float = 0.0
+    across: float = 0.4
     later: float = 0.0
 
     def __post_init__(self) -> None:
