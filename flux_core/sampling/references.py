@@ -52,9 +52,9 @@ class References:
         """Raise ``ValueError`` for what are no latents (B, ``channels``, h, w)."""
         for z in self.latents:
             if not isinstance(z, Tensor) or z.ndim != 4 or z.shape[1] != channels or not z.numel():
-                found = tuple(z.shape) if isinstance(z, Tensor) else brief(z)
+                shape = tuple(z.shape) if isinstance(z, Tensor) else brief(z)
                 raise ValueError(
-                    f"reference latents are {found}, expected (B, {channels}, h, w) of this "
+                    f"reference latents are {shape}, expected (B, {channels}, h, w) of this "
                     "model's VAE"
                 )
 

@@ -21,7 +21,7 @@ from flux_core.models.families import family_of
 from flux_core.quant import full_dtype
 from flux_core.sampling.conditioning import AttentionBias, Region
 from flux_core.sampling.latents import token_grid
-from flux_core.sampling.references import METHODS, References
+from flux_core.sampling.references import ATTENTIONS, METHODS, References
 from flux_core.sampling.run import DrawRequest, SamplingSettings
 from flux_core.sampling.samplers import SAMPLERS
 from tests import tiny_models
@@ -104,7 +104,9 @@ def reference(scene: Scene) -> None:
         for _ in range(scene.rng.choice((1, 2)))
     ]
     for prompt in scene.prompts:
-        prompt["references"] = References(latents, scene.rng.choice(METHODS))
+        prompt["references"] = References(
+            latents, scene.rng.choice(METHODS), scene.rng.choice(ATTENTIONS)
+        )
 
 
 def mask(scene: Scene) -> None:

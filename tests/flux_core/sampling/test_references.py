@@ -41,7 +41,7 @@ def test_an_unknown_method_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("latents", "found"),
+    ("latents", "shape"),
     [
         (torch.zeros(1, 4, 8, 8), r"\(1, 4, 8, 8\)"),
         (torch.zeros(16, 8, 8), r"\(16, 8, 8\)"),
@@ -49,13 +49,13 @@ def test_an_unknown_method_is_refused():
         ("latents", "'latents'"),
     ],
 )
-def test_latents_of_another_model_are_refused_before_anything_runs(latents, found):
+def test_latents_of_another_model_are_refused_before_anything_runs(latents, shape):
     prompt = Conditioning(
         torch.zeros(1, 5, tiny_models.CONTEXT),
         torch.zeros(1, tiny_models.POOLED),
         references=References([latents]),
     )
-    with pytest.raises(ValueError, match=rf"reference latents are {found}, expected \(B, 16"):
+    with pytest.raises(ValueError, match=rf"reference latents are {shape}, expected \(B, 16"):
         DrawRequest(tiny_models.flux_transformer(), prompt, torch.zeros(1, 16, 4, 4))
 
 
