@@ -139,6 +139,7 @@ class FluxFitHiresFix(FluxSampler):
         chosen = SamplingSettings(
             **settings,  # type: ignore[arg-type]
             batch_index=latent.get("batch_index"),
+            guidance_options=model.guidance_options,
         )
         hires = Hires(
             scale,
