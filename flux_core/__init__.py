@@ -15,10 +15,13 @@ from .calibration.second_moments import record_second_moments
 from .checkpoint.load import (
     load_clip_l,
     load_controlnet,
+    load_ip_adapter,
+    load_redux,
     load_t5,
     load_text_encoders,
     load_transformer,
     load_vae,
+    load_vision_encoder,
 )
 from .checkpoint.save import save_module
 from .errors import CheckpointError
@@ -58,11 +61,14 @@ __all__ = [
     "kernels_used",
     "load_clip_l",
     "load_controlnet",
+    "load_ip_adapter",
     "load_lora",
+    "load_redux",
     "load_t5",
     "load_text_encoders",
     "load_transformer",
     "load_vae",
+    "load_vision_encoder",
     "merge_loras",
     "quantize",
     "record_second_moments",

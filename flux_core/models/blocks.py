@@ -26,7 +26,9 @@ from .layers import (
     mlp,
     modulated,
     modulated_mlp,
+    split_heads,
 )
+from .picture_attention import PictureAttention, attend_pictures
 
 
 def count_weights(module: nn.Module, left_out: nn.Module | None = None) -> int:
@@ -103,13 +105,14 @@ class DoubleStreamBlock(Block):
         rotary: tuple[Tensor, Tensor],
         mask: Tensor | None = None,
         attend: Attention | None = None,
+        adapters: Sequence[PictureAttention] = (),
     ) -> tuple[Tensor, Tensor]:
         """The image (B, L, D) and the text (B, N, D) after the block.
 
         ``mods`` are two of the image, then two of the text, each of tensors (B, 1, D) or, by token,
         (B, tokens, D); ``rotary`` are cosines and sines of both, text first, each
         (B or 1, N + L, 1, d). ``mask`` over both as ``layers.attention`` has it; ``attend`` stands
-        in the place of that function.
+        in the place of that function. ``adapters`` are attended to by the image.
         """
         img_mod1, img_mod2, txt_mod1, txt_mod2 = mods
         streams = [
@@ -118,9 +121,15 @@ class DoubleStreamBlock(Block):
         ]
         joint = joint_attention(streams, self.img_attn.num_heads, rotary, mask, attend)
         txt_out, img_out = joint.split([txt.shape[1], img.shape[1]], dim=1)
+        after: Tensor | None = None
+        if adapters:
+            q, _, _ = split_heads(streams[1][0], self.img_attn.num_heads)
+            q = self.img_attn.norm.query_norm(q)
+            img_out, after = attend_pictures(adapters, q, img_out)
 
         img = torch.addcmul(img, img_mod1.gate, self.img_attn.proj(img_out))
         img = torch.addcmul(img, img_mod2.gate, modulated_mlp(self.img_mlp, img_mod2, img))
+        img = img if after is None else img + after
         txt = torch.addcmul(txt, txt_mod1.gate, self.txt_attn.proj(txt_out))
         txt = torch.addcmul(txt, txt_mod2.gate, modulated_mlp(self.txt_mlp, txt_mod2, txt))
         return img, txt
@@ -171,14 +180,20 @@ class SingleStreamBlock(Block):
         rotary: tuple[Tensor, Tensor],
         mask: Tensor | None = None,
         attend: Attention | None = None,
+        adapters: Sequence[PictureAttention] = (),
     ) -> Tensor:
         """Text and image as one sequence, (B, N + L, D), after the block.
 
         ``mods`` is one, of tensors (B, 1, D) or (B, N + L, D); ``rotary`` are cosines and sines,
-        each (B or 1, N + L, 1, d). ``mask`` and ``attend`` are those of a double block.
+        each (B or 1, N + L, 1, d). ``mask`` and ``attend`` are those of a double block;
+        ``adapters`` are attended to by all tokens.
         """
         (mod,) = mods
         qkv, hidden = split_linear(self.linear1, mod, x, self.sizes)
         joint = joint_attention([(qkv, self.norm)], self.num_heads, rotary, mask, attend)
-        out = after_gelu(self.linear2, hidden, joint)
-        return torch.addcmul(x, mod.gate, out)
+        after: Tensor | None = None
+        if adapters:
+            q = self.norm.query_norm(split_heads(qkv, self.num_heads)[0])
+            joint, after = attend_pictures(adapters, q, joint)
+        out = torch.addcmul(x, mod.gate, after_gelu(self.linear2, hidden, joint))
+        return out if after is None else out + after

@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from .layers import Attention
+from .picture_attention import PictureSource
 
 DOUBLE, SINGLE = "double", "single"
 
@@ -35,7 +36,7 @@ class ForwardState:
 
     ``vec`` is the modulation vector, (B, D), or (2 B, D) where the last ``still_tokens`` image
     tokens have one of their own. ``rotary`` are cosines and sines, each (B or 1, N + L, 1, d).
-    ``mask`` and ``attend``: see ``layers.attention``.
+    ``mask`` and ``attend``: see ``layers.attention``. ``adapters`` are what IP-Adapters bring.
     """
 
     vec: Tensor
@@ -44,6 +45,7 @@ class ForwardState:
     still_tokens: int = 0
     mask: Tensor | None = None
     attend: Attention | None = None
+    adapters: PictureSource | None = None
 
 
 #: A block's tokens: (img, txt) of a double block, (joint,) of a single one.

@@ -7,7 +7,7 @@ are asked (``offload.blocks``), so that a model of another family is counted as 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -66,18 +66,27 @@ def one_of_each_block(model: nn.Module) -> Any:
     return set_compute(small, "dequantize")
 
 
-def transformer_bytes(model: SteppedModel, image_tokens: int, text_tokens: int, batch: int) -> int:
+def transformer_bytes(
+    model: SteppedModel,
+    image_tokens: int,
+    text_tokens: int,
+    batch: int,
+    inputs: Mapping[str, object] = {},
+    key: Hashable = (),
+) -> int:
     """Bytes that a step takes beside the weights, its modulations known: tokens of a picture and
-    of text."""
+    of text, and ``inputs`` of a step on meta that ``key`` tells from others."""
     # a compiled module holds the one that it was
     module = cast(nn.Module, getattr(model, "_orig_mod", model))
 
     def count() -> int:
         small = one_of_each_block(module)
         small.precomputed = ModulationsOnMeta(batch, model.dtype)
-        return peak_bytes(lambda: small(**small.meta_inputs(image_tokens, text_tokens, batch)))
+        return peak_bytes(
+            lambda: small(**small.meta_inputs(image_tokens, text_tokens, batch), **inputs)
+        )
 
-    return counted(module, (image_tokens, text_tokens, batch), count)
+    return counted(module, (image_tokens, text_tokens, batch, key), count)
 
 
 def sampling_work(
@@ -88,9 +97,13 @@ def sampling_work(
     text_tokens: int,
     batch: int,
     vectors: int,
+    inputs: Mapping[str, object] = {},
+    key: Hashable = (),
+    held: int = 0,
 ) -> Work:
-    """A run of the sampler; ``vectors`` is its steps times its prompts."""
-    size = transformer_bytes(transformer, image_tokens, text_tokens, batch)
+    """A run of the sampler; ``vectors`` is its steps times its prompts, ``inputs`` and ``key`` as
+    ``transformer_bytes`` has them, ``held`` bytes that are on the device for all steps."""
+    size = held + transformer_bytes(transformer, image_tokens, text_tokens, batch, inputs, key)
     known = min(vectors, WINDOW) + 1
     for body in (transformer, *nets):
         size += known * batch * transformer.dtype.itemsize * modulation_width(body)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from ..models.controlnet import FluxControlNet
@@ -50,6 +51,12 @@ class AttentionBias:
     values: Tensor
     rows: int
     columns: int
+
+    def bytes_for(self, tokens: int, itemsize: int) -> int:
+        """Bytes that it takes for so many tokens, of activations of so many bytes each."""
+        each = 1 if self.values.dtype == torch.bool else itemsize
+        rows = len(self.values) if self.values.ndim == 3 else 1
+        return rows * tokens**2 * each
 
 
 @dataclass(frozen=True)

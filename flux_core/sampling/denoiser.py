@@ -17,6 +17,7 @@ from torch import Tensor
 from ..models.families import family_of
 from ..models.transformer import ControlResiduals, FluxBody, FluxTransformer
 from ..offload.modulations import PrecomputedModulations
+from .adapters import AppliedAdapter, RunAdapters
 from .conditioning import Conditioning, Control
 from .inputs import model_inputs
 from .latents import expand, unpack
@@ -47,6 +48,7 @@ class Denoiser:
         table: SigmaTable,
         shape: Sequence[int],
         device: torch.device,
+        adapters: Sequence[AppliedAdapter] = (),
     ) -> None:
         self.transformer, self.cfg, self.table = transformer, cfg, table
         self.vae = family_of(transformer).vae
@@ -66,6 +68,9 @@ class Denoiser:
             prompt.name: [control_condition(c, prompt, shape, self.vae) for c in self.controls]
             for prompt in self.prompts
         }
+        self.adapters = RunAdapters(
+            adapters, transformer, self.positive, self.negative or [], table, shape, device
+        )
         self.bodies: list[FluxBody] = [transformer, *(c.net for c in self.controls)]
         self.precomputed: dict[FluxBody, list[PrecomputedModulations]] = {}
 
@@ -146,6 +151,8 @@ class Denoiser:
             inputs["attention_mask"] = prompt.mask
         if prompt.still_tokens:
             inputs["still_tokens"] = prompt.still_tokens
+        if (adapters := self.adapters.at(sigma, prompt.name)) is not None:
+            inputs["adapters"] = adapters
         out = self.transformer(**inputs, control=control)
         return unpack(out[:, :tokens].float(), prompt.height, prompt.width)
 

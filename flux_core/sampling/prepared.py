@@ -120,6 +120,9 @@ def prepare_prompt(
     if prompt.references is not None and prompt.references.latents:
         latents = [standardise(z.float(), vae).to(device) for z in prompt.references.latents]
         references, ids = reference_tokens(latents, prompt.references.method, height, width, batch)
+    mask = attention_mask(prompt.attention, context.shape[1], height, width, references, device)
+    if mask is not None and mask.dtype != torch.bool:
+        mask = mask.to(transformer.dtype)  # once, and not in every block
     whole = placed.area is None and placed.mask is None
     return PreparedPrompt(
         name,
@@ -138,7 +141,7 @@ def prepare_prompt(
         references,
         ids,
         prompt.references is not None and prompt.references.still,
-        attention_mask(prompt.attention, context.shape[1], height, width, references, device),
+        mask,
     )
 
 

@@ -30,6 +30,7 @@ from ..offload.plan import Plan
 from ..offload.turns import turn_of
 from ..offload.workload import sampling_work
 from ..quant import set_compute
+from .adapters import AppliedAdapter, adapter_cost, check_adapter, made_ready
 from .conditioning import Conditioning, Control
 from .denoiser import Denoiser, keep_outside
 from .images import scaled_to
@@ -129,9 +130,10 @@ class DrawRequest:
         negative: read where ``settings.cfg`` is not 1; one or several as ``positive``.
         mask: (1 or B, 1, h, w) in [0, 1], 1 where to draw and 0 where to keep ``latents``.
         loras: with their strengths, beside the transformer's layers for this run.
+        adapters: IP-Adapters with their pictures.
 
-    Raises ``ValueError`` for latents of another VAE, and for prompts that the transformer's family
-    does not read.
+    Raises ``ValueError`` for latents of another VAE, for prompts that the transformer's family
+    does not read, and for adapters of another transformer.
     """
 
     transformer: FluxTransformer
@@ -142,6 +144,7 @@ class DrawRequest:
     mask: Tensor | None = None
     controls: Sequence[Control] = ()
     loras: LoraStack = ()
+    adapters: Sequence[AppliedAdapter] = ()
 
     def __post_init__(self) -> None:
         family = family_of(self.transformer)
@@ -162,6 +165,8 @@ class DrawRequest:
             check_control(control)
         for _, strength in self.loras:
             check_number(strength, "a LoRA's strength", -1000, 1000)
+        for adapter in self.adapters:
+            check_adapter(adapter, self.transformer, len(self.latents))
         if self.settings.sigmas is not None:
             check_sigmas(self.settings.sigmas)
 
@@ -202,16 +207,29 @@ class DrawRequest:
     def work(self) -> Work:
         """What the run takes beside the weights."""
         prompts = self.positives
-        if self.negatives is not None and self.settings.cfg != 1.0:
+        guided = self.negatives is not None and self.settings.cfg != 1.0
+        if self.negatives is not None and guided:
             prompts = prompts + self.negatives
         behind = max(prompt.references.tokens if prompt.references else 0 for prompt in prompts)
+        image = image_tokens(*self.latents.shape[-2:]) + behind
+        text = max(prompt.context.shape[1] for prompt in prompts)
+        adapters = adapter_cost(self.adapters, self.transformer, image, text, len(prompts), guided)
+        itemsize = self.transformer.dtype.itemsize
+        masks = sum(
+            prompt.attention.bytes_for(text + image, itemsize)
+            for prompt in prompts
+            if prompt.attention is not None
+        )
         return sampling_work(
             self.transformer,
             [control.net for control in self.controls],
-            image_tokens=image_tokens(*self.latents.shape[-2:]) + behind,
-            text_tokens=max(prompt.context.shape[1] for prompt in prompts),
+            image_tokens=image,
+            text_tokens=text,
             batch=len(self.latents),
             vectors=self.steps * len(prompts),
+            inputs=adapters.inputs,
+            key=adapters.key,
+            held=adapters.held + masks,
         )
 
 
@@ -254,6 +272,12 @@ def while_drawing(
     know what happens meanwhile. Arguments and errors as ``draw`` has them.
     """
     requests = [with_fitting_controls(request) for request in requests]
+    requests = [
+        replace(request, adapters=made_ready(runner, request.adapters))
+        if request.adapters
+        else request
+        for request in requests
+    ]
     first = requests[0]
     if any(
         request.modules != first.modules or request.loras != first.loras for request in requests
@@ -344,6 +368,7 @@ def sample(
         schedule.table,
         request.latents.shape,
         device,
+        request.adapters,
     )
     if not len(sigmas):
         return request.latents.float().cpu()
