@@ -85,7 +85,8 @@ def vision_pixels(images: Tensor, config: VisionConfig, crop: bool = True) -> Te
 
     Scaled bicubically with antialiasing so that the shorter side fits, and cut around the middle;
     without ``crop`` both sides are scaled, as SigLIP was trained. Then rounded to 8 bits, as both
-    ``transformers`` and ComfyUI have it.
+    ``transformers`` and ComfyUI have it. Of a side that does not come out whole ``transformers``
+    drops the rest, ComfyUI rounds, which is done here.
     """
     side = config.image_size
     pixels = images[..., :3].movedim(-1, 1).float()

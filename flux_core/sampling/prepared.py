@@ -26,6 +26,9 @@ from .sigmas import SigmaTable
 
 log = logging.getLogger(__name__)
 
+#: A logit that leaves nothing of what it is of, in float16 as well.
+HIDDEN = -30_000.0
+
 
 @dataclass(frozen=True, eq=False)
 class PreparedPrompt:
@@ -120,9 +123,11 @@ def prepare_prompt(
     if prompt.references is not None and prompt.references.latents:
         latents = [standardise(z.float(), vae).to(device) for z in prompt.references.latents]
         references, ids = reference_tokens(latents, prompt.references.method, height, width, batch)
-    mask = attention_mask(prompt.attention, context.shape[1], height, width, references, device)
-    if mask is not None and mask.dtype != torch.bool:
-        mask = mask.to(transformer.dtype)  # once, and not in every block
+    mask = attention_mask(
+        prompt.attention, context.shape[1], height, width, references, torch.device("cpu")
+    )
+    if mask is not None:  # cast once, and not in every block
+        mask = (mask if mask.dtype == torch.bool else mask.to(transformer.dtype)).to(device)
     whole = placed.area is None and placed.mask is None
     return PreparedPrompt(
         name,
@@ -196,8 +201,9 @@ def attention_mask(
     if grid != (bias.rows, bias.columns):
         is_bool = values.dtype == torch.bool
         source = (bias.rows, bias.columns)
+        values = values.float().clamp_min(HIDDEN)  # infinities times a weight of 0 are no numbers
         for axis in (1, 2):
-            values = stretched(values.float(), axis, text, source, grid)
+            values = stretched(values, axis, text, source, grid)
         values = values > 0.5 if is_bool else values
     if references is not None:
         more = references.shape[1]

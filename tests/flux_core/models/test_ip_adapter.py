@@ -107,9 +107,7 @@ class InstantX:
 
     def __init__(self, model: FluxTransformer, file: dict, vectors: Tensor, scale: float) -> None:
         self.model, self.file, self.scale = model, file, scale
-        hidden = F.linear(
-            vectors, file["image_proj.proj.0.weight"], file["image_proj.proj.0.bias"]
-        )
+        hidden = F.linear(vectors, file["image_proj.proj.0.weight"], file["image_proj.proj.0.bias"])
         tokens = F.linear(
             F.gelu(hidden), file["image_proj.proj.2.weight"], file["image_proj.proj.2.bias"]
         )

@@ -56,7 +56,7 @@ def conditioning(seed: int = 0) -> Conditioning:
 
 
 def request(transformer, *adapters: AppliedAdapter, **options) -> DrawRequest:
-    options = {"settings": SamplingSettings(steps=3), "positive": conditioning()} | options
+    options = {"settings": SamplingSettings(steps=2), "positive": conditioning()} | options
     positive = options.pop("positive")
     latents = options.pop("latents", torch.zeros(1, 16, 8, 8))
     return DrawRequest(transformer, positive, latents, adapters=adapters, **options)
@@ -77,7 +77,7 @@ class TestSameBits:
         ]
         plain = drawn(request(transformer))
         first = None
-        for policy in POLICIES:
+        for policy in POLICIES if precision == "fp32" else POLICIES[:3:2]:
             fresh = [  # nothing is known of the pictures
                 replace(each, adapter=load_ip_adapter(path, precision=precision))
                 for each, path in zip(pair, files.values(), strict=True)
@@ -204,31 +204,31 @@ class TestMemory:
         (ready,) = made_ready(None, [masked])
         asked = request(transformer, ready, latents=torch.zeros(1, 16, 48, 48))
         runner = OffloadRunner(OffloadPolicy("stream", separate_memory=True), CPU)
-        counted, plans = LiveBytes(), []
+        counted, plans, work = LiveBytes(), [], asked.work
 
         def run(plan):
             plans.append(plan)
             return sample(asked)
 
         with counted:
-            runner.run("transformer", [transformer], run, asked.work)
+            runner.run("transformer", [transformer], run, work)
         keys = sum(x.nbytes for x in ready.ready[0])  # on a CPU they are where they were
         plain = replace(asked, adapters=()).work.activations
-        assert asked.work.activations - plain > keys
+        assert work.activations - plain > keys
         assert abs(counted.peak + keys - plans[-1].peak) < 0.05 * plans[-1].peak
 
     @pytest.mark.parametrize("mode", ["none", "stream"])
     def test_its_own_phase_too(self, files, mode):
         one = applied(files["instantx"], count=30)
         runner = OffloadRunner(OffloadPolicy(mode, separate_memory=True), CPU)
+        plan = runner.plan([one.adapter], adapter_work(one.adapter, 30))
         with LiveBytes() as counted:
             keys_of(runner, one.adapter, one.embeds)
-        plan = runner.plan([one.adapter], adapter_work(one.adapter, 30))
         assert abs(counted.peak - plan.peak) < 0.05 * plan.peak
         assert (plan.streamed > 0) == (mode == "stream")
 
 
-class Broken(Exception):
+class BrokenError(Exception):
     pass
 
 
@@ -241,9 +241,9 @@ class TestFaults:
 
         def stop(step, total, latents):
             if step == 1:
-                raise Broken
+                raise BrokenError
 
-        with pytest.raises(Broken):
+        with pytest.raises(BrokenError):
             draw(OffloadRunner(policy, CPU), [request(transformer, one)], callback=stop)
         assert [name for name, _ in transformer.named_modules()] == names
         assert all("forward" not in block.__dict__ for block in transformer.offload_blocks())
@@ -256,11 +256,11 @@ class TestFaults:
 
         def broken(self, embeds):
             original(self, embeds)
-            raise Broken
+            raise BrokenError
 
         monkeypatch.setattr(IPAdapter, "forward", broken)
         runner = OffloadRunner(POLICIES[2], CPU)
-        with pytest.raises(Broken):
+        with pytest.raises(BrokenError):
             draw(runner, [request(transformer, one)])
         monkeypatch.undo()
         assert placement_of(one.adapter, CPU).held == 0
