@@ -28,9 +28,12 @@ from .errors import CheckpointError
 from .lora import load_lora, merge_loras
 from .models.compile import compile_blocks
 from .models.controlnet import FluxControlNet
+from .models.ip_adapter import IPAdapter
+from .models.redux import ReduxModel
 from .models.text_encoders import TextEncoders
 from .models.transformer import FluxTransformer
 from .models.vae import AutoEncoder
+from .models.vision import VisionEncoder
 from .offload import OffloadPolicy
 from .pipeline import FluxPipeline, Images
 from .quant import (
@@ -40,6 +43,7 @@ from .quant import (
     set_compute,
 )
 from .sampling.conditioning import Conditioning, Control
+from .sampling.image_prompts import IPAdapterPrompt, ReduxPrompt
 from .version import read_version
 
 __version__ = read_version()
@@ -52,10 +56,15 @@ __all__ = [
     "FluxControlNet",
     "FluxPipeline",
     "FluxTransformer",
+    "IPAdapter",
+    "IPAdapterPrompt",
     "Images",
     "OffloadPolicy",
     "PrecisionPlan",
+    "ReduxModel",
+    "ReduxPrompt",
     "TextEncoders",
+    "VisionEncoder",
     "calibrate",
     "compile_blocks",
     "kernels_used",

@@ -28,6 +28,7 @@ from .pocket import pocket_file
 from .quant import full_dtype
 from .sampling.concat import extra_channels
 from .sampling.conditioning import Conditioning, Control
+from .sampling.image_prompts import ImagePrompt, apply_image_prompts, check_image_prompt
 from .sampling.images import (
     as_masks,
     as_pictures,
@@ -142,6 +143,7 @@ class FluxPipeline:
         condition_mask: Picture | None = None,
         controls: Sequence[Control] = (),
         loras: Sequence[tuple[Lora | str | Path, float]] = (),
+        image_prompts: Sequence[ImagePrompt] = (),
         callback: StepCallback | None = None,
     ) -> Images:
         """Draw pictures.
@@ -162,6 +164,7 @@ class FluxPipeline:
             condition_mask: (1 or B, H, W) in [0, 1], 1 where a Fill model paints.
             loras: LoRAs, or their files, with their strengths, for the transformer and the text
                 encoders.
+            image_prompts: pictures that say what to draw, ``ReduxPrompt`` and ``IPAdapterPrompt``.
             shift: ``host``, ``resolution`` or ``diffsynth``; see ``schedule.SHIFTS``.
             callback: called at every step.
 
@@ -204,12 +207,16 @@ class FluxPipeline:
             raise ValueError("condition_mask belongs to a condition, but there is none")
         for control in controls:
             check_control(control)
+        shown = listed(image_prompts, "image_prompts")
+        for each in shown:
+            check_image_prompt(each)
         parts = [self.transformer, self.text_encoders, self.vae, *(c.net for c in controls)]
         with turn_of(*parts):
             runner = OffloadRunner(self.policy, self.device)
             positive, negative = self._encode(
                 runner, prompts, negative_prompt, cfg, guidance, opened
             )
+            positive, adapters = apply_image_prompts(runner, shown, positive)
             latents = zero_latents(family_of(self.transformer).vae, batch, height, width)
             if pictures is not None:
                 encoded = encode_pixels(runner, self.vae, to_pixels(pictures))
@@ -230,6 +237,7 @@ class FluxPipeline:
                 mask=masks,
                 controls=controls,
                 loras=opened,
+                adapters=adapters,
             )
             (drawn,) = draw(runner, [request], callback=callback)
             (decoded,) = decode_pictures(runner, self.vae, [drawn])

@@ -9,6 +9,7 @@ from . import host, live_plan
 from .calibration import FluxFitCalibrate, FluxFitMeasurePrecision
 from .control import ControlNetUpscalerFP8, FluxFitControlNet
 from .dataset import FluxFitDataset
+from .ip_adapter import FluxFitApplyIPAdapter, FluxFitIPAdapterLoader
 from .loaders import FluxFitTransformerLoader, FluxLoaderFP8
 from .lora import FluxFitLoraLoader, FluxFitMergeLoras
 from .pictures import FluxFitCompare, FluxFitGrid
@@ -17,8 +18,10 @@ from .precision import FluxFitPrecisionPlan, FluxFitSaveQuantized
 from .sampler import FluxSampler
 from .text import FluxTextEncode
 from .train import FluxFitResumeTraining, FluxFitTrainLora, FluxFitTrainSettings
+from .vision import FluxFitRedux, FluxFitReduxLoader, FluxFitVisionLoader
 
 host.register_pocket()
+host.register_ip_adapters()
 host.add_route("/fluxfit/plan", live_plan.live_plan)
 
 #: Every node, by the name of its class, with the name that a person sees.
@@ -30,6 +33,11 @@ NODES: dict[type, str] = {
     FluxFitControlNet: "FLUX ControlNet",
     FluxFitLoraLoader: "FLUX LoRA Loader",
     FluxFitMergeLoras: "FLUX Merge LoRAs",
+    FluxFitVisionLoader: "FLUX Vision Loader",
+    FluxFitReduxLoader: "FLUX Redux Loader",
+    FluxFitRedux: "FLUX Redux",
+    FluxFitIPAdapterLoader: "FLUX IP-Adapter Loader",
+    FluxFitApplyIPAdapter: "FLUX Apply IP-Adapter",
     OffloadPolicy: "Offload Policy",
     FluxFitMemoryReport: "FLUX Memory Report",
     FluxFitTransformerLoader: "FLUX Transformer Loader",

@@ -150,6 +150,11 @@ class FluxSampler:
                     "ControlNets on the control input draw with FluxSampler's own samplers: take "
                     "sampler_object and guider away, or use ControlNetApplyAdvanced"
                 )
+            if model.adapters:
+                raise ValueError(
+                    "IP-Adapters on the model draw with FluxSampler's own samplers: take "
+                    "sampler_object and guider away"
+                )
             guider = guider or guider_of(model, positive, negative, cfg)
             drawn, report, done = self.by_the_host(model, guider, sampler_object, latent, settings)
         kept = {k: v for k, v in latent.items() if k != "downscale_ratio_spacial"}
@@ -178,6 +183,7 @@ class FluxSampler:
             mask=mask_of(latent, start),
             controls=controls_of(control),
             loras=model.loras,
+            adapters=model.adapters,
         )
         runner = HostOffloadRunner(model.policy, host.device())
         with host.progress(request.steps, "drawing") as bar:

@@ -18,10 +18,12 @@ from flux_core import (
     set_compute,
 )
 from flux_core.lora import LoraStack
+from flux_core.sampling.adapters import AppliedAdapter
 
 FLUX_MODEL = "FLUX_MODEL"
 FLUX_TEXT_ENCODERS = "FLUX_TEXT_ENCODERS"
 FLUX_CONTROL = "FLUX_CONTROL"
+FLUX_IP_ADAPTER = "FLUX_IP_ADAPTER"
 OFFLOAD_POLICY = "OFFLOAD_POLICY"
 PRECISION_PLAN = "PRECISION_PLAN"
 FLUX_DATASET = "FLUX_DATASET"
@@ -33,6 +35,7 @@ LOADING = f"{CATEGORY}/loading"
 SAMPLING = f"{CATEGORY}/sampling"
 CONTROLS = f"{CATEGORY}/controlnet"
 LORAS = f"{CATEGORY}/lora"
+IMAGE_PROMPTS = f"{CATEGORY}/image prompts"
 MEMORY = f"{CATEGORY}/memory"
 PRECISION = f"{CATEGORY}/precision"
 PICTURES = f"{CATEGORY}/pictures"
@@ -66,6 +69,7 @@ class FluxModel:
     loras: LoraStack = ()
     compute: str | None = None
     compiled: bool | None = None
+    adapters: tuple[AppliedAdapter, ...] = ()
 
     @property
     def transformer(self) -> FluxTransformer:
