@@ -207,8 +207,8 @@ class FluxFitRedux:
                 ),
                 "strength_type": choice(
                     STRENGTH_TYPES,
-                    "multiply: the pictures' tokens are scaled. attn_bias: less or more is looked "
-                    "at them, which follows the strength more evenly and takes longer.",
+                    "multiply: the pictures' tokens are scaled. attn_bias: they are attended to "
+                    "less or more, which follows the strength evenly and takes longer.",
                     default=STRENGTH_TYPES[0],
                 ),
                 "grid": integer(
