@@ -12,6 +12,7 @@ from .stock_custom import STOCK_CUSTOM
 from .stock_loaders import STOCK_LOADERS
 from .stock_nodes import STOCK
 from .stock_sampling import STOCK_SAMPLING
+from .stock_vision import STOCK_VISION
 
 #: Every node that there is without the host, by the name of its class.
 KNOWN_NODES: dict[str, type] = {
@@ -19,6 +20,7 @@ KNOWN_NODES: dict[str, type] = {
     **STOCK_LOADERS,
     **STOCK_SAMPLING,
     **STOCK_CUSTOM,
+    **STOCK_VISION,
     **NODE_CLASS_MAPPINGS,
 }
 WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN")

@@ -160,6 +160,34 @@ class TestRedux:
         (read,) = conditioning_of([entry])
         assert read.attention is not None and torch.equal(read.attention.values, bias)
 
+    def test_a_graph_of_stock_nodes_runs_without_the_host(self, positive):
+        from fluxfit.nodes.headless.graph import KNOWN_NODES
+
+        def run(name, **inputs):
+            stock = KNOWN_NODES[name]()
+            return getattr(stock, stock.FUNCTION)(**inputs)[0]
+
+        encoder = run("CLIPVisionLoader", clip_name="siglip.safetensors")
+        seen = run("CLIPVisionEncode", clip_vision=encoder, image=PICTURE, crop="center")
+        values = {
+            "conditioning": positive,
+            "style_model": run("StyleModelLoader", style_model_name="redux.safetensors"),
+            "clip_vision_output": seen,
+            "strength": 0.6,
+            "strength_type": "attn_bias",
+        }
+        stock = run("StyleModelApply", **values)
+        assert stock[0][0].shape[1] == positive[0][0].shape[1] + 16
+        ours = with_redux(
+            positive,
+            clip_vision=vision("siglip"),
+            image=PICTURE,
+            strength=0.6,
+            strength_type="attn_bias",
+        )
+        assert tiny_models.relative(stock[0][0], ours[0][0]) < 1e-2  # in bf16
+        assert torch.equal(stock[0][1]["attention_mask"], ours[0][1]["attention_mask"])
+
     def test_a_graph_without_a_picture_says_so(self, positive):
         with pytest.raises(ValueError, match="wire clip_vision_output, or clip_vision and image"):
             with_redux(positive)
