@@ -150,10 +150,10 @@ class FluxSampler:
                     "ControlNets on the control input draw with FluxSampler's own samplers: take "
                     "sampler_object and guider away, or use ControlNetApplyAdvanced"
                 )
-            if model.adapters:
+            if model.adapters and guider is not None:
                 raise ValueError(
-                    "IP-Adapters on the model draw with FluxSampler's own samplers: take "
-                    "sampler_object and guider away"
+                    "IP-Adapters are on the model, and guider draws with a model of its own: take "
+                    "guider away"
                 )
             guider = guider or guider_of(model, positive, negative, cfg)
             drawn, report, done = self.by_the_host(model, guider, sampler_object, latent, settings)

@@ -32,6 +32,7 @@ from ..offload.workload import counted
 from ..quant import quantized_linears, set_compute
 from .latents import token_grid
 from .prepared import PreparedPrompt, sigma_at
+from .regions import Area
 from .sigmas import SigmaTable
 
 #: Pictures whose keys and values are kept for an adapter; InstantX's take 90 MB each.
@@ -202,24 +203,40 @@ def token_scales(
     applied: AppliedAdapter, prompt: PreparedPrompt, shape: Sequence[int]
 ) -> dict[str, Tensor]:
     """How much an adapter counts for each token of a prompt's area in latents of a shape
-    (B, C, h, w), (1 or B, Q, 1) by the kind of block.
+    (B, C, h, w), (1 or B, Q, 1) by the kind of block."""
+    behind = 0 if prompt.references is None else prompt.references.shape[1]
+    inner = (prompt.height, prompt.width)
+    text = prompt.context.shape[1]
+    return scales_of(applied, shape[-2:], inner, prompt.area, text, behind)
 
-    Text and references have no place in the picture: for them it is the mask's average.
+
+def scales_of(
+    applied: AppliedAdapter,
+    whole: Sequence[int],
+    inner: tuple[int, int] | Sequence[int],
+    area: Area | None,
+    text: int,
+    behind: int,
+) -> dict[str, Tensor]:
+    """How much an adapter counts for each token, (1 or B, Q, 1) by the kind of block.
+
+    Args:
+        whole, inner: rows and columns of latents of the picture, and of the ``area`` of it.
+        text, behind: tokens of text and of references. They have no place in the picture: for
+            them it is the mask's average.
     """
-    rows, columns = token_grid(prompt.height, prompt.width)
+    rows, columns = token_grid(inner[0], inner[1])
     grid = torch.ones(1, 1, rows, columns)
     if applied.mask is not None:
-        mask = F.interpolate(applied.mask.float()[:, None], tuple(shape[-2:]), mode="area")
-        mask = mask if prompt.area is None else prompt.area.cut(mask)
+        mask = F.interpolate(applied.mask.float()[:, None], tuple(whole), mode="area")
+        mask = mask if area is None else area.cut(mask)
         grid = F.interpolate(mask, (rows, columns), mode="area")
     image = applied.weight * grid.flatten(1)[..., None]
     average = image.mean(1, keepdim=True)
-    behind = 0 if prompt.references is None else prompt.references.shape[1]
     image = torch.cat([image, average.expand(-1, behind, -1)], dim=1)
     scales = {DOUBLE: image}
     if applied.adapter.config.wide:
-        text = average.expand(-1, prompt.context.shape[1], -1)
-        scales[SINGLE] = torch.cat([text, image], dim=1)
+        scales[SINGLE] = torch.cat([average.expand(-1, text, -1), image], dim=1)
     return scales
 
 

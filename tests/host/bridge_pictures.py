@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import tempfile
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge_conditioning import both
-from bridge_setup import FLUX, RED, check, close, differs
+from bridge_setup import FLUX, GREEN, RED, check, close, differs, flux_sampler
 from in_process import call, module, torch
 from safetensors.torch import save_file
 
@@ -121,16 +122,61 @@ def redux() -> None:
         close(seen["ours"].last_hidden_state, seen["theirs"].last_hidden_state)
         for strength, kind in ((0.7, "multiply"), (0.4, "attn_bias")):
             options = {"strength": strength, "strength_type": kind, "conditioning": RED}
-            made = []
+            conds = []
             for name, (_, model) in models.items():
                 more = options | {"style_model": model, "clip_vision_output": seen[name]}
-                made += [call("StyleModelApply", **more)[0], call("FluxFitRedux", **more)[0]]
-            for each in made[1:]:
-                close(each[0][0], made[0][0][0])
-                masks = [entry[0][1].get("attention_mask") for entry in (each, made[0])]
+                conds += [call("StyleModelApply", **more)[0], call("FluxFitRedux", **more)[0]]
+            for each in conds[1:]:
+                close(each[0][0], conds[0][0][0])
+                masks = [entry[0][1].get("attention_mask") for entry in (each, conds[0])]
                 assert (masks[0] is None) == (masks[1] is None) == (kind == "multiply")
                 if masks[0] is not None:
                     assert torch.equal(*masks)
-            drawn = both(positive=made[0])
-            close(both(positive=made[1]), drawn)
+            drawn = both(positive=conds[0])
+            close(both(positive=conds[1]), drawn)
             differs(drawn, plain)
+
+
+def ip_adapter_file(wide: bool) -> Path:
+    """An IP-Adapter of either kind for the pocket model."""
+    config = FLUX.transformer.config
+    context, hidden = config.context_in_dim, config.hidden_size
+    tensors = {"norm.weight": normal(context, mean=1.0), "norm.bias": normal(context)}
+    blocks = config.depth + (config.depth_single_blocks if wide else 0)
+    for name, rows, columns in (
+        (("proj.0", 2 * WIDTH, WIDTH), ("proj.2", 6 * context, 2 * WIDTH))
+        if wide
+        else (("proj", 4 * context, WIDTH),)
+    ):
+        tensors |= {f"{name}.weight": normal(rows, columns), f"{name}.bias": normal(rows)}
+    tensors = {f"image_proj.{name}": tensor for name, tensor in tensors.items()}
+    for i in range(blocks):
+        for kind in "kv":
+            name = f"ip_adapter.{i}.to_{kind}_ip"
+            tensors[f"{name}.weight"] = 4 * normal(hidden, context)
+            if not wide:
+                tensors[f"{name}.bias"] = normal(hidden)
+    path = FOLDER / f"ip_adapter_{wide}.safetensors"
+    save_file(tensors, path)
+    return path
+
+
+@check("KSamplerSelect", "ConditioningCombine")
+def ip_adapters() -> None:
+    """FluxSampler draws the same by its own samplers and by the host's."""
+    core = module("nodes.ip_adapter")
+    (euler,) = call("KSamplerSelect", sampler_name="euler")
+    mask = torch.zeros(1, 16, 16)
+    mask[:, :, :7] = 1
+    model = FLUX
+    for wide, more in ((False, {"end": 0.6}), (True, {"mask": mask, "start": 0.2})):
+        adapter = flux_core.load_ip_adapter(ip_adapter_file(wide), precision="fp32")
+        embeds, negative = normal(2, WIDTH), normal(1, WIDTH)
+        applied = core.AppliedAdapter(adapter, 20 * embeds, 0.9, negative=20 * negative, **more)
+        model = dataclasses.replace(model, adapters=(*model.adapters, applied))
+        for options in ({}, {"negative": GREEN, "cfg": 2.0}):
+            plain = flux_sampler(**options)
+            own = flux_sampler(model=model, **options)
+            close(flux_sampler(model=model, sampler_object=euler, **options), own)
+            differs(own, plain)
+    assert FLUX.adapters == ()

@@ -94,12 +94,11 @@ def ksampler(model: Any, positive: list = RED, negative: list = GREEN, **more: A
 
 def flux_sampler(positive: list = RED, negative: list = GREEN, **more: Any) -> Tensor:
     """Latents by our own sampler."""
-    values = {"seed": SEED, "steps": STEPS, "cfg": 2.0, "latent": latent(), "denoise": 1.0} | more
+    values = {"model": FLUX, "seed": SEED, "steps": STEPS, "cfg": 2.0, "denoise": 1.0}
+    values |= {"latent": latent()} | more
     if "latent_image" in values:
         values["latent"] = values.pop("latent_image")
-    return call("FluxSampler", model=FLUX, positive=positive, negative=negative, **values)[0][
-        "samples"
-    ]
+    return call("FluxSampler", positive=positive, negative=negative, **values)[0]["samples"]
 
 
 def close(ours: Tensor, theirs: Tensor, bound: float = 5e-4) -> None:

@@ -229,11 +229,9 @@ class TestIPAdapters:
         ):
             with pytest.raises(ValueError, match=message):
                 applied(loaded[0], "xlabs", "clip", **options)
-        with pytest.raises(
-            ValueError, match="IP-Adapters on the model draw with FluxSampler's own"
-        ):
-            model = applied(loaded[0], "xlabs", "clip")
-            sample((model, *loaded[1:]), positive, empty(), sampler_object=object())
+        model = applied(loaded[0], "xlabs", "clip")
+        with pytest.raises(ValueError, match="guider draws with a model of its own"):
+            sample((model, *loaded[1:]), positive, empty(), guider=object())
 
 
 class TestPipeline:
