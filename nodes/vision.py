@@ -198,7 +198,7 @@ class FluxFitRedux:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "conditioning": socket("CONDITIONING", "The words."),
+                "conditioning": socket("CONDITIONING", "The prompt in words."),
                 "style_model": socket(
                     "STYLE_MODEL", "From FLUX Redux Loader, or Load Style Model."
                 ),
