@@ -15,19 +15,25 @@ from .calibration.second_moments import record_second_moments
 from .checkpoint.load import (
     load_clip_l,
     load_controlnet,
+    load_ip_adapter,
+    load_redux,
     load_t5,
     load_text_encoders,
     load_transformer,
     load_vae,
+    load_vision_encoder,
 )
 from .checkpoint.save import save_module
 from .errors import CheckpointError
 from .lora import LoraRegion, LoraUse, load_lora, merge_loras
 from .models.compile import compile_blocks
 from .models.controlnet import FluxControlNet
+from .models.ip_adapter import IPAdapter
+from .models.redux import ReduxModel
 from .models.text_encoders import TextEncoders
 from .models.transformer import FluxTransformer
 from .models.vae import AutoEncoder
+from .models.vision import VisionEncoder
 from .offload import OffloadPolicy
 from .pipeline import FluxPipeline, Images
 from .quant import (
@@ -37,6 +43,7 @@ from .quant import (
     set_compute,
 )
 from .sampling.conditioning import Conditioning, Control
+from .sampling.image_prompts import IPAdapterPrompt, ReduxPrompt
 from .version import read_version
 
 __version__ = read_version()
@@ -49,22 +56,30 @@ __all__ = [
     "FluxControlNet",
     "FluxPipeline",
     "FluxTransformer",
+    "IPAdapter",
+    "IPAdapterPrompt",
     "Images",
     "LoraRegion",
     "LoraUse",
     "OffloadPolicy",
     "PrecisionPlan",
+    "ReduxModel",
+    "ReduxPrompt",
     "TextEncoders",
+    "VisionEncoder",
     "calibrate",
     "compile_blocks",
     "kernels_used",
     "load_clip_l",
     "load_controlnet",
+    "load_ip_adapter",
     "load_lora",
+    "load_redux",
     "load_t5",
     "load_text_encoders",
     "load_transformer",
     "load_vae",
+    "load_vision_encoder",
     "merge_loras",
     "quantize",
     "record_second_moments",

@@ -38,6 +38,7 @@ from .sampling.conditioning import (
 from .sampling.differential import check_differential
 from .sampling.guidance import PLAIN_GUIDANCE, GuidanceOptions
 from .sampling.hires import Hires, draw_twice
+from .sampling.image_prompts import ImagePrompt, apply_image_prompts, check_image_prompt
 from .sampling.images import (
     as_masks,
     as_pictures,
@@ -183,6 +184,7 @@ class FluxPipeline:
         regions: Sequence[RegionPrompt] = (),
         regional: RegionalOptions | None = None,
         guidance_options: GuidanceOptions | None = None,
+        image_prompts: Sequence[ImagePrompt] = (),
         callback: StepCallback | None = None,
     ) -> Images:
         """Draw pictures.
@@ -221,6 +223,7 @@ class FluxPipeline:
                 ``regional`` says over which steps and how strictly.
             guidance_options: over which steps and how the negative prompt is guided away from; with
                 NAG it is read at cfg 1 too.
+            image_prompts: pictures that say what to draw, ``ReduxPrompt`` and ``IPAdapterPrompt``.
             shift: ``host``, ``resolution`` or ``diffsynth``; see ``schedule.SHIFTS``.
             callback: called at every step.
 
@@ -287,6 +290,9 @@ class FluxPipeline:
         check_differential(differential)
         for control in controls:
             check_control(control)
+        pictures_said = listed(image_prompts, "image_prompts")
+        for each in pictures_said:
+            check_image_prompt(each)
         more = [*controls, *(hires.controls if hires else ())]
         parts = [self.transformer, self.text_encoders, self.vae, *(c.net for c in more)]
         with turn_of(*parts):
@@ -296,6 +302,7 @@ class FluxPipeline:
             )
             if parts_of_picture:
                 positive = self._with_regions(runner, positive, parts_of_picture, regional, opened)
+            positive, adapters = apply_image_prompts(runner, pictures_said, positive)
             latents = zero_latents(family_of(self.transformer).vae, batch, height, width)
             if pictures is not None:
                 encoded = encode_pixels(runner, self.vae, to_pixels(pictures))
@@ -329,6 +336,7 @@ class FluxPipeline:
                 loras=opened,
                 tiles=tiles,
                 differential=differential,
+                adapters=adapters,
             )
             drawn = self._drawn(runner, request, hires, callback)
             (decoded,) = decode_pictures(runner, self.vae, [drawn])

@@ -19,6 +19,7 @@ from .inpaint import (
     FluxFitStitch,
 )
 from .large import FluxFitHiresFix, FluxFitTiledDrawing
+from .ip_adapter import FluxFitApplyIPAdapter, FluxFitIPAdapterLoader
 from .loaders import FluxFitTransformerLoader, FluxLoaderFP8
 from .lora import FluxFitLoraLoader, FluxFitMergeLoras
 from .lora_control import FluxFitLoraControl
@@ -30,8 +31,10 @@ from .regions import FluxFitRegion, FluxFitRegionalPrompts
 from .sampler import FluxSampler
 from .text import FluxTextEncode
 from .train import FluxFitResumeTraining, FluxFitTrainLora, FluxFitTrainSettings
+from .vision import FluxFitRedux, FluxFitReduxLoader, FluxFitVisionLoader
 
 host.register_pocket()
+host.register_ip_adapters()
 host.add_route("/fluxfit/plan", live_plan.live_plan)
 
 #: Every node, by the name of its class, with the name that a person sees.
@@ -47,6 +50,11 @@ NODES: dict[type, str] = {
     FluxFitLoraLoader: "FLUX LoRA Loader",
     FluxFitLoraControl: "FLUX LoRA Control",
     FluxFitMergeLoras: "FLUX Merge LoRAs",
+    FluxFitVisionLoader: "FLUX Vision Loader",
+    FluxFitReduxLoader: "FLUX Redux Loader",
+    FluxFitRedux: "FLUX Redux",
+    FluxFitIPAdapterLoader: "FLUX IP-Adapter Loader",
+    FluxFitApplyIPAdapter: "FLUX Apply IP-Adapter",
     OffloadPolicy: "Offload Policy",
     FluxFitMemoryReport: "FLUX Memory Report",
     FluxFitTransformerLoader: "FLUX Transformer Loader",

@@ -73,6 +73,7 @@ def observe_drawing(
             settings,
             controls=controls,
             loras=model.loras,
+            adapters=model.adapters,
         )
         for prompt in prompts
         if prompt is not None

@@ -32,6 +32,9 @@ from flux_core.pocket import ASSETS, POCKET
 log = logging.getLogger("fluxfit")
 
 FOLDERS = ("diffusion_models", "text_encoders", "vae", "controlnet", "loras", "checkpoints")
+#: Where IP-Adapters of FLUX.1 lie, by the packs that use them, below the folder of all models.
+IP_ADAPTERS = "fluxfit_ip_adapters"
+IP_ADAPTER_FOLDERS = ("ipadapter", "ipadapter-flux", "xlabs/ipadapters")
 SUFFIXES = (".safetensors", ".sft", ".index.json", ".gguf")
 PLANS = "precision_plans"
 
@@ -55,6 +58,16 @@ def register_pocket() -> None:
     for name in FOLDERS:
         if (POCKET / name).is_dir():
             folder_paths.add_model_folder_path(name, str(POCKET / name))
+
+
+def register_ip_adapters() -> None:
+    """Let the host list IP-Adapters wherever other packs keep them."""
+    folder_paths = comfy("folder_paths")
+    if folder_paths is None:
+        return
+    for name in IP_ADAPTER_FOLDERS:
+        path = os.path.join(folder_paths.models_dir, name)
+        folder_paths.add_model_folder_path(IP_ADAPTERS, path)
 
 
 class RunningPrompt(NamedTuple):
@@ -125,6 +138,8 @@ def add_route(path: str, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> 
 def model_roots(folder: str) -> list[Path]:
     """Where models of a kind lie outside of the host."""
     models_home = os.environ.get("FLUXFIT_MODELS")
+    if folder == IP_ADAPTERS:
+        return [root for name in IP_ADAPTER_FOLDERS for root in model_roots(name)]
     roots = [POCKET / folder, output_folder() / folder]
     return [Path(models_home) / folder, *roots] if models_home else roots
 

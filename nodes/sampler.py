@@ -165,6 +165,11 @@ class FluxSampler:
                     "FluxFitTiledDrawing and FluxFitDifferentialDiffusion draw with FluxSampler's "
                     "own samplers: take sampler_object and guider away"
                 )
+            if model.adapters and guider is not None:
+                raise ValueError(
+                    "IP-Adapters are on the model, and guider draws with a model of its own: take "
+                    "guider away"
+                )
             guider = guider or guider_of(model, positive, negative, cfg)
             drawn, report, done = self.by_the_host(model, guider, sampler_object, latent, settings)
         kept = {k: v for k, v in latent.items() if k != "downscale_ratio_spacial"}
@@ -240,6 +245,7 @@ def request_of(
         mask=mask_of(latent, start),
         controls=controls_of(control),
         loras=model.loras,
+        adapters=model.adapters,
         tiles=model.tiles,
         differential=model.differential,
         between=host.check_interrupt,

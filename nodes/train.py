@@ -362,6 +362,11 @@ def trained_with(
         raise ConfigError(
             "there are LoRAs on this model: training begins at the base; wire it from the loader"
         )
+    if model.adapters:
+        raise ConfigError(
+            "there are IP-Adapters on this model, which training does not see: wire it from the "
+            "loader"
+        )
     parts = TrainingModels(model.transformer, text_encoders.encoders, vae.first_stage_model)
     runner = HostOffloadRunner(model.policy, host.device())
     text = RunningText()

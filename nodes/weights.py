@@ -28,8 +28,11 @@ SHARDS = (".safetensors", ".sft")
 ASKING = {
     "ControlNetUpscalerFP8",
     "FluxFitControlNet",
+    "FluxFitIPAdapterLoader",
     "FluxFitLoraLoader",
+    "FluxFitReduxLoader",
     "FluxFitTransformerLoader",
+    "FluxFitVisionLoader",
     "FluxLoaderFP8",
 }
 #: The share of memory that has to be free for weights to wait for nodes that may ask for them.

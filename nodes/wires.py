@@ -22,10 +22,12 @@ from flux_core.sampling.conditioning import Conditioning
 from flux_core.sampling.guidance import PLAIN_GUIDANCE, GuidanceOptions
 from flux_core.sampling.references import JOINT
 from flux_core.sampling.tiles import Tiling
+from flux_core.sampling.adapters import AppliedAdapter
 
 FLUX_MODEL = "FLUX_MODEL"
 FLUX_TEXT_ENCODERS = "FLUX_TEXT_ENCODERS"
 FLUX_CONTROL = "FLUX_CONTROL"
+FLUX_IP_ADAPTER = "FLUX_IP_ADAPTER"
 OFFLOAD_POLICY = "OFFLOAD_POLICY"
 PRECISION_PLAN = "PRECISION_PLAN"
 FLUX_REGIONS = "FLUX_REGIONS"
@@ -39,6 +41,7 @@ LOADING = f"{CATEGORY}/loading"
 SAMPLING = f"{CATEGORY}/sampling"
 CONTROLS = f"{CATEGORY}/controlnet"
 LORAS = f"{CATEGORY}/lora"
+IMAGE_PROMPTS = f"{CATEGORY}/image prompts"
 MEMORY = f"{CATEGORY}/memory"
 PRECISION = f"{CATEGORY}/precision"
 PICTURES = f"{CATEGORY}/pictures"
@@ -80,6 +83,7 @@ class FluxModel:
     reference_attention: str = JOINT
     tiles: Tiling | None = None
     differential: float | None = None
+    adapters: tuple[AppliedAdapter, ...] = ()
 
     @property
     def transformer(self) -> FluxTransformer:

@@ -22,6 +22,7 @@ CLIP_EMBEDDING = "text_model.embeddings.token_embedding.weight"
 FLAT_CLIP_EMBEDDING = "embeddings.token_embedding.weight"
 OPENAI_CLIP_EMBEDDING = "token_embedding.weight"
 OPENAI_CLIP_LAYER = "transformer.resblocks.0.ln_1.weight"
+PATCHES = "embeddings.patch_embedding.weight"
 T5_QUERY = "encoder.block.0.layer.0.SelfAttention.q.weight"
 
 
@@ -103,7 +104,18 @@ T5_PREFIXES = (
     "text_encoders.t5xxl.",
     "t5xxl.",
 )
+VISION_PREFIXES = ("", "image_encoder.", "clip_vision.")
 CLIP_G_WIDTH = 1280
+
+
+def is_vision(shapes: Shapes) -> bool:
+    """Whether patches are of pictures, which some newer encoders' are not, and layers are CLIP's or
+    SigLIP's."""
+    inner = "vision_model." if f"vision_model.{PATCHES}" in shapes else ""
+    layer = f"{inner}encoder.layers.0.self_attn.q_proj.weight"
+    return len(shapes[inner + PATCHES]) == 4 and layer in shapes
+
+
 #: Of all parts but transformers, whose families have theirs.
 RULES = (
     Rule("controlnet", "native", NATIVE_QKV, MODEL_PREFIXES, is_controlnet),
@@ -160,6 +172,29 @@ RULES = (
         (*T5_PREFIXES, "encoder."),
         lambda s: "embed_tokens.weight" in s and not is_multilingual_t5(s),
     ),
+    Rule(
+        "style_model",
+        "native",
+        "redux_up.weight",
+        ("", "image_embedder."),
+        lambda s: "redux_down.weight" in s,
+    ),
+    Rule("clip_vision", "native", f"vision_model.{PATCHES}", VISION_PREFIXES, is_vision),
+    Rule("clip_vision", "transformers 5", PATCHES, VISION_PREFIXES, is_vision),
+    Rule(
+        "ip_adapter",
+        "XLabs",
+        "ip_adapter_proj_model.norm.weight",
+        ("",),
+        lambda s: any("ip_adapter_double_stream_k_proj" in name for name in s),
+    ),
+    Rule(
+        "ip_adapter",
+        "diffusers",
+        "image_proj.norm.weight",
+        ("",),
+        lambda s: any(name.startswith("ip_adapter.") and ".to_k_ip." in name for name in s),
+    ),
 )
 
 
@@ -204,6 +239,9 @@ NAMES = {
     "vae": "a FLUX.1 VAE (16 latent channels)",
     "clip_l": "a CLIP-L text encoder",
     "t5": "a T5 encoder",
+    "style_model": "a FLUX.1 Redux model",
+    "clip_vision": "a vision encoder",
+    "ip_adapter": "an IP-Adapter",
 }
 
 

@@ -16,6 +16,9 @@ from ..models.controlnet import FluxControlNet
 from ..models.families import new_transformer, recognize
 from ..models.family import Family
 from ..models.keymaps import native_shapes
+from ..models.families import new_transformer
+from ..models.ip_adapter import IPAdapter, IPAdapterConfig
+from ..models.redux import ReduxConfig, ReduxModel
 from ..models.text_encoders import (
     ClipEncoder,
     T5Encoder,
@@ -26,6 +29,8 @@ from ..models.text_encoders import (
 )
 from ..models.transformer import FluxTransformer
 from ..models.vae import AutoEncoder
+from ..models.vision import VisionEncoder
+from ..models.vision_config import VisionConfig
 from ..quant import Precision, full_dtype
 from ..quant.registry import FULL_PRECISIONS
 from .build import Progress, load_part, outline_part
@@ -70,6 +75,18 @@ def new_vae(_: str, shapes: Shapes) -> AutoEncoder:
     return AutoEncoder(VAEConfig.from_shapes(shapes))
 
 
+def new_style_model(_: str, shapes: Shapes) -> ReduxModel:
+    return ReduxModel(ReduxConfig.from_shapes(shapes))
+
+
+def new_clip_vision(_: str, shapes: Shapes) -> VisionEncoder:
+    return VisionEncoder(VisionConfig.from_shapes(shapes))
+
+
+def new_ip_adapter(_: str, shapes: Shapes) -> IPAdapter:
+    return IPAdapter(IPAdapterConfig.from_shapes(shapes))
+
+
 #: What makes each kind of part from its layout and native shapes.
 NEW_PARTS: dict[str, Callable[[str, Shapes], nn.Module]] = {
     "transformer": new_transformer,
@@ -77,6 +94,9 @@ NEW_PARTS: dict[str, Callable[[str, Shapes], nn.Module]] = {
     "clip_l": new_clip_l,
     "t5": new_t5,
     "vae": new_vae,
+    "style_model": new_style_model,
+    "clip_vision": new_clip_vision,
+    "ip_adapter": new_ip_adapter,
 }
 
 
@@ -84,7 +104,7 @@ def outline(path: str | Path, kind: str, precision: Precision = "bf16") -> nn.Mo
     """A part of a file without its numbers, on the meta device, to be planned with.
 
     Args:
-        kind: ``transformer``, ``controlnet``, ``clip_l``, ``t5`` or ``vae``.
+        kind: one of ``NEW_PARTS``.
 
     Raises ``CheckpointError`` as loading does.
     """
@@ -137,6 +157,24 @@ def load_vae(
         raise ValueError(f"VAE dtype is {dtype}, expected one of {', '.join(map(str, precisions))}")
     loaded = load_part(path, "vae", new_vae, precision=precisions[dtype], **options)
     return cast(AutoEncoder, loaded)
+
+
+def load_redux(path: str | Path, **options: Unpack[Options]) -> ReduxModel:
+    """Open a Redux model (a "style model"), alone or in its folder ``image_embedder``; arguments as
+    ``load_transformer``."""
+    return cast(ReduxModel, load_part(path, "style_model", new_style_model, **options))
+
+
+def load_vision_encoder(path: str | Path, **options: Unpack[Options]) -> VisionEncoder:
+    """Open CLIP's or SigLIP's vision encoder, ComfyUI's file or Hugging Face's folder; arguments as
+    ``load_transformer``."""
+    return cast(VisionEncoder, load_part(path, "clip_vision", new_clip_vision, **options))
+
+
+def load_ip_adapter(path: str | Path, **options: Unpack[Options]) -> IPAdapter:
+    """Open an IP-Adapter for FLUX.1, XLabs' or InstantX's, as safetensors; arguments as
+    ``load_transformer``."""
+    return cast(IPAdapter, load_part(path, "ip_adapter", new_ip_adapter, **options))
 
 
 def load_text_encoders(

@@ -28,7 +28,9 @@ from .layers import (
     modulated,
     modulated_mlp,
     own_attention,
+    split_heads,
 )
+from .picture_attention import PictureAttention, attend_pictures
 from .side_tokens import SideInput
 
 
@@ -113,6 +115,7 @@ class DoubleStreamBlock(Block):
         mask: Tensor | None = None,
         attend: Attention | None = None,
         side: SideInput | None = None,
+        adapters: Sequence[PictureAttention] = (),
     ) -> tuple[Tensor, ...]:
         """The image (B, L, D) and the text (B, N, D) after the block.
 
@@ -120,7 +123,8 @@ class DoubleStreamBlock(Block):
         (B, tokens, D); ``rotary`` are cosines and sines of both, text first, each
         (B or 1, N + L, 1, d). ``mask`` over both as ``layers.attention`` has it; ``attend`` stands
         in the place of that function. ``side``: what both attend to as well; where it came as
-        tokens, those after the block (B, R, D), their keys and values follow.
+        tokens, those after the block (B, R, D), their keys and values follow. ``adapters`` are
+        attended to by the image.
         """
         beyond, behind = (None, ()) if side is None else self.side_stream(side)
         img_mod1, img_mod2, txt_mod1, txt_mod2 = mods
@@ -130,9 +134,15 @@ class DoubleStreamBlock(Block):
         ]
         joint = joint_attention(streams, self.img_attn.num_heads, rotary, mask, attend, beyond)
         txt_out, img_out = joint.split([txt.shape[1], img.shape[1]], dim=1)
+        after: Tensor | None = None
+        if adapters:
+            q, _, _ = split_heads(streams[1][0], self.img_attn.num_heads)
+            q = self.img_attn.norm.query_norm(q)
+            img_out, after = attend_pictures(adapters, q, img_out)
 
         img = torch.addcmul(img, img_mod1.gate, self.img_attn.proj(img_out))
         img = torch.addcmul(img, img_mod2.gate, modulated_mlp(self.img_mlp, img_mod2, img))
+        img = img if after is None else img + after
         txt = torch.addcmul(txt, txt_mod1.gate, self.txt_attn.proj(txt_out))
         txt = torch.addcmul(txt, txt_mod2.gate, modulated_mlp(self.txt_mlp, txt_mod2, txt))
         return img, txt, *behind
@@ -200,17 +210,24 @@ class SingleStreamBlock(Block):
         mask: Tensor | None = None,
         attend: Attention | None = None,
         side: SideInput | None = None,
+        adapters: Sequence[PictureAttention] = (),
     ) -> Tensor | tuple[Tensor, ...]:
         """Text and image as one sequence, (B, N + L, D), after the block.
 
         ``mods`` is one, of tensors (B, 1, D) or (B, N + L, D); ``rotary`` are cosines and sines,
-        each (B or 1, N + L, 1, d). ``mask``, ``attend`` and ``side`` are those of a double block.
+        each (B or 1, N + L, 1, d). ``mask``, ``attend`` and ``side`` are those of a double block;
+        ``adapters`` are attended to by all tokens.
         """
         beyond, behind = (None, ()) if side is None else self.side_stream(side)
         (mod,) = mods
         qkv, hidden = split_linear(self.linear1, mod, x, self.sizes)
         joint = joint_attention([(qkv, self.norm)], self.num_heads, rotary, mask, attend, beyond)
+        after: Tensor | None = None
+        if adapters:
+            q = self.norm.query_norm(split_heads(qkv, self.num_heads)[0])
+            joint, after = attend_pictures(adapters, q, joint)
         out = torch.addcmul(x, mod.gate, after_gelu(self.linear2, hidden, joint))
+        out = out if after is None else out + after
         return (out, *behind) if behind else out
 
     def side_stream(self, side: SideInput) -> tuple[KeysValues, tuple[Tensor, ...]]:

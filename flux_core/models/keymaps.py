@@ -207,6 +207,45 @@ def openai_clip(shapes: Shapes) -> Recipes:
     return table
 
 
+def vision_native(shapes: Shapes) -> Recipes:
+    """A vision encoder, alone or in a whole CLIP or SigLIP, as ComfyUI and transformers have it."""
+    prefix, projection = "vision_model.", "visual_projection.weight"
+    table = {n.removeprefix(prefix): Recipe((n,)) for n in shapes if n.startswith(prefix)}
+    if projection in shapes:
+        table[projection] = Recipe((projection,))
+    return table
+
+
+#: The public spellings of what an IP-Adapter has beside its layers, and in them.
+IP_ADAPTER_PARTS = (("ip_adapter_proj_model.", "image_proj."), ("image_proj.", "image_proj."))
+IP_ADAPTER_LAYERS = (
+    ("processor.ip_adapter_double_stream_k_proj.", "to_k."),
+    ("processor.ip_adapter_double_stream_v_proj.", "to_v."),
+    ("ip_adapter_double_stream_k_proj.", "to_k."),
+    ("ip_adapter_double_stream_v_proj.", "to_v."),
+    ("processor.to_k_ip.", "to_k."),
+    ("processor.to_v_ip.", "to_v."),
+    ("to_k_ip.", "to_k."),
+    ("to_v_ip.", "to_v."),
+)
+
+
+def ip_adapter(shapes: Shapes) -> Recipes:
+    """An IP-Adapter in XLabs' names, or as diffusers and converters call both kinds."""
+    table: Recipes = {}
+    for name in shapes:
+        for theirs, ours in IP_ADAPTER_PARTS:
+            if name.startswith(theirs):
+                table[ours + name[len(theirs) :]] = Recipe((name,))
+        owner, _, rest = name.partition(".")
+        number, _, inner = rest.partition(".")
+        if owner in ("double_blocks", "ip_adapter") and number.isdigit():
+            for theirs, ours in IP_ADAPTER_LAYERS:
+                if inner.startswith(theirs):
+                    table[f"layers.{number}.{ours}{inner[len(theirs) :]}"] = Recipe((name,))
+    return table
+
+
 #: diffusers' names in the VAE's attention, newer and older.
 VAE_ATTENTION = {
     "norm": ("group_norm",),
@@ -273,6 +312,11 @@ KEYMAPS = {
     ("clip_l", "openai"): openai_clip,
     ("t5", "native"): t5,
     ("t5", "stack"): t5_stack,
+    ("style_model", "native"): native,
+    ("clip_vision", "native"): vision_native,
+    ("clip_vision", "transformers 5"): native,
+    ("ip_adapter", "XLabs"): ip_adapter,
+    ("ip_adapter", "diffusers"): ip_adapter,
 }
 
 __all__ = ["KEYMAPS", "Recipe", "Recipes", "native_shapes"]

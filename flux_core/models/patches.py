@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from .layers import Attention
+from .picture_attention import PictureSource
 from .side_tokens import SideTokens
 
 DOUBLE, SINGLE = "double", "single"
@@ -38,6 +39,7 @@ class ForwardState:
     blocks at once those, (B, vectors, D); 2 B of them where the last ``still_tokens`` image tokens
     have one of their own. ``rotary`` are cosines and sines, each (B or 1, N + L, 1, d).
     ``mask`` and ``attend``: see ``layers.attention``. ``side``: tokens beside all blocks.
+    ``adapters`` are what IP-Adapters bring.
     """
 
     vec: Tensor
@@ -47,6 +49,7 @@ class ForwardState:
     mask: Tensor | None = None
     attend: Attention | None = None
     side: SideTokens | None = None
+    adapters: PictureSource | None = None
 
 
 #: A block's tokens: (img, txt) of a double block, (joint,) of a single one.

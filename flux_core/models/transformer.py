@@ -31,6 +31,7 @@ from .layers import (
     timestep_embedding,
 )
 from .patches import DOUBLE, SINGLE, BlockPatches, EmbeddedInputs, ForwardState, Tokens
+from .picture_attention import PictureAttention, PictureSource
 from .side_tokens import ModulationSource, SideTokens
 
 
@@ -185,6 +186,7 @@ class FluxTransformer(FluxBody):
         still_tokens: int = 0,
         patches: BlockPatches | None = None,
         side: SideTokens | None = None,
+        adapters: PictureSource | None = None,
     ) -> Tensor:
         """Predict the velocity.
 
@@ -201,6 +203,7 @@ class FluxTransformer(FluxBody):
             still_tokens: the last so many image tokens are references, modulated as at time 0.
             patches: other code around the blocks.
             side: references that attend to themselves alone; not with patches (``ValueError``).
+            adapters: what IP-Adapters bring to each block.
 
         Returns (B, L, out_channels).
         """
@@ -212,7 +215,9 @@ class FluxTransformer(FluxBody):
             img, txt, img_ids, txt_ids = patches.embedded(inputs)
         rotary = rotary_table(torch.cat([txt_ids, img_ids], dim=-2), self.axes_dim, self.theta)
         start = txt.shape[1]
-        state = ForwardState(vec, rotary, start, still_tokens, attention_mask, side=side)
+        state = ForwardState(
+            vec, rotary, start, still_tokens, attention_mask, side=side, adapters=adapters
+        )
         controls = [control] if isinstance(control, ControlResiduals) else control or []
 
         for i in range(len(self.double_blocks)):
@@ -265,14 +270,20 @@ class FluxTransformer(FluxBody):
         block = (self.double_blocks if kind == DOUBLE else self.single_blocks)[index]
 
         def itself(tokens: Tokens, changed: ForwardState) -> Tokens:
-            return self.run_block(block, tokens, changed, known=changed.vec is state.vec)
+            brought = () if changed.adapters is None else changed.adapters.of(kind, index)
+            return self.run_block(block, tokens, changed, changed.vec is state.vec, brought)
 
         if patches is None:
             return itself(tokens, state)
         return patches.block(kind, index, tokens, state, itself)
 
     def run_block(
-        self, block: nn.Module, tokens: Tokens, state: ForwardState, known: bool = True
+        self,
+        block: nn.Module,
+        tokens: Tokens,
+        state: ForwardState,
+        known: bool = True,
+        adapters: Sequence[PictureAttention] = (),
     ) -> Tokens:
         """A block's tokens after it: (img, txt) of (B, L, D) and (B, N, D), or (joint,).
 
@@ -287,9 +298,10 @@ class FluxTransformer(FluxBody):
                 mod.by_token(batch, count, state.still_tokens) if i < images else mod.first(batch)
                 for i, mod in enumerate(mods)
             ]
-        more = [] if state.mask is None and state.attend is None else [state.mask, state.attend]
-        if state.side is not None:
-            more = [state.mask, None, state.side.input(block)]
+        brought = None if state.side is None else state.side.input(block)
+        more: list[object] = []
+        if any(each is not None for each in (state.mask, state.attend, brought)) or adapters:
+            more = [state.mask, state.attend, brought, tuple(adapters)]
         out = block(*tokens, mods, state.rotary, *more)
         out = out if isinstance(out, tuple) else (out,)
         if state.side is not None:

@@ -154,10 +154,11 @@ def sampling_work(
     batch: int,
     vectors: int,
     options: Mapping[str, Any] | None = None,
+    held: int = 0,
 ) -> Work:
     """A run of a transformer alone; ``vectors`` is its steps times its prompts, ``options`` are
-    further arguments of its calls."""
-    size = transformer_bytes(transformer, image_tokens, text_tokens, batch, options)
+    further arguments of its calls, ``held`` bytes that are on the device for all steps."""
+    size = held + transformer_bytes(transformer, image_tokens, text_tokens, batch, options)
     size += standing_bytes(transformer, [], image_tokens=image_tokens, batch=batch, vectors=vectors)
     ahead = precomputing_bytes(transformer, vectors, batch)
     return Work(max(size, ahead), image_tokens, text_tokens, batch)

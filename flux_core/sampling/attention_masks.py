@@ -17,6 +17,9 @@ from torch.nn import functional as F
 from .conditioning import AttentionBias
 from .latents import token_grid
 
+#: A logit that leaves nothing of what it is of, in float16 as well.
+HIDDEN = -30_000.0
+
 
 def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A mask, boolean or added to logits, of any shape (...), as what is added to logits."""
@@ -87,8 +90,9 @@ def attention_mask(
     is_bool = values.dtype == torch.bool
     if grid != (bias.rows, bias.columns):
         source = (bias.rows, bias.columns)
+        values = values.float().clamp_min(HIDDEN)  # infinities times a weight of 0 are no numbers
         for axis in (1, 2):
-            values = stretched(values.float(), axis, text, source, grid)
+            values = stretched(values, axis, text, source, grid)
         values = values > 0.5 if is_bool else values
     if references:
         values = F.pad(values, (0, references, 0, references), value=is_bool)

@@ -21,6 +21,7 @@ from ..models.side_tokens import SideTokens
 from ..models.transformer import ControlResiduals, FluxBody, FluxTransformer
 from ..offload.blocks import modulation_width
 from ..offload.modulations import PrecomputedModulations
+from .adapters import AppliedAdapter, RunAdapters
 from .conditioning import Conditioning, Control
 from .differential import MaskBySteps
 from .guidance import PLAIN_GUIDANCE, GuidanceOptions
@@ -62,6 +63,7 @@ class Denoiser:
         loras: LoraFactors | None = None,
         tiles: Tiles | None = None,
         keep: bool = True,
+        adapters: Sequence[AppliedAdapter] = (),
     ) -> None:
         """Above ``zero_sigma`` nothing is drawn: the velocity is 0. With ``keep`` side tokens keep
         what they can over the steps."""
@@ -100,6 +102,9 @@ class Denoiser:
             if prompt.name in self.changing and not self._splits(prompt)
         }
         self.window_readings: dict[tuple[str, Area | None], PromptReading] = {}
+        self.adapters = RunAdapters(
+            adapters, transformer, self.positive, self.negative or [], table, shape, device
+        )
         self.bodies: list[FluxBody] = [transformer, *(c.net for c in self.controls)]
         self.precomputed: dict[FluxBody, list[PrecomputedModulations]] = {}
 
@@ -289,8 +294,10 @@ class Denoiser:
             prompt.side.depend_on(current_strengths(self.transformer))
         if reading is not None:
             inputs |= reading.at(sigma)
+        tokens_read = inputs["txt"].shape[1], inputs["img"].shape[1]
+        if (adapters := self.adapters.at(sigma, prompt, tokens_read[0])) is not None:
+            inputs["adapters"] = adapters
         if self.loras is not None:
-            tokens_read = inputs["txt"].shape[1], inputs["img"].shape[1]
             self.loras.set_call(sigma, prompt, *tokens_read)
         out = self.transformer(**inputs, control=control)
         return unpack(out[:, :tokens].float(), prompt.height, prompt.width)

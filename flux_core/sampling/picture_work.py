@@ -120,6 +120,7 @@ def held_bytes(denoiser: Denoiser) -> int:
     kept = [value for prompt in denoiser.prompts for value in vars(prompt).values()]
     for conditions in denoiser.conditions.values():
         kept += conditions
+    kept += denoiser.adapters.tensors
     for side in denoiser.sides:
         kept += [side.tokens, side.ids]
     on_meta = {id(t): t.nbytes for t in kept if isinstance(t, Tensor) and t.is_meta}

@@ -29,6 +29,7 @@ from ..offload import OffloadPolicy, OffloadRunner, Work
 from ..offload.plan import Plan
 from ..offload.turns import turn_of
 from ..quant import set_compute
+from .adapters import AppliedAdapter, check_adapter, made_ready
 from .conditioning import Conditioning, Control
 from .denoiser import Denoiser, keep_outside
 from .differential import MaskBySteps, check_differential, mask_by_steps
@@ -151,9 +152,10 @@ class DrawRequest:
         differential: a grey ``mask`` says from which step on a place is kept (differential
             diffusion), at a strength from 0 to 1 as ComfyUI has it; None blends by the mask.
         between: called before each window is read; an exception that it raises ends the run.
+        adapters: IP-Adapters with their pictures.
 
-    Raises ``ValueError`` for latents of another VAE, and for prompts that the transformer's family
-    does not read.
+    Raises ``ValueError`` for latents of another VAE, for prompts that the transformer's family
+    does not read, and for adapters of another transformer.
     """
 
     transformer: FluxTransformer
@@ -167,6 +169,7 @@ class DrawRequest:
     tiles: Tiling | None = None
     differential: float | None = None
     between: Callable[[], None] | None = None
+    adapters: Sequence[AppliedAdapter] = ()
 
     def __post_init__(self) -> None:
         family = family_of(self.transformer)
@@ -196,6 +199,8 @@ class DrawRequest:
             )
         for use in lora_uses(self.loras):
             use.check(self.transformer)
+        for adapter in self.adapters:
+            check_adapter(adapter, self.transformer, len(self.latents))
         if self.settings.sigmas is not None:
             check_sigmas(self.settings.sigmas)
         check_tiling(self.tiles)
@@ -301,6 +306,7 @@ class DrawRequest:
             loras=loras,
             tiles=tiles,
             keep=keep,
+            adapters=self.adapters,
         )
 
 
@@ -343,6 +349,12 @@ def while_drawing(
     know what happens meanwhile. Arguments and errors as ``draw`` has them.
     """
     requests = [with_fitting_controls(request) for request in requests]
+    requests = [
+        replace(request, adapters=made_ready(runner, request.adapters))
+        if request.adapters
+        else request
+        for request in requests
+    ]
     first = requests[0]
     loras = lora_uses(first.loras)
     if any(

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..bounds import brief, check_number
+from .attention_masks import HIDDEN
 from .conditioning import AttentionBias
 from .images import MOST_SIDE
 from .latents import LATENTS_A_TOKEN, latent_size, token_grid
@@ -196,7 +197,7 @@ def bias_in(bias: AttentionBias, height: int, width: int, area: Area) -> Attenti
     down = linear_weights(bias.rows, tall)[top : top + rows]
     across = linear_weights(bias.columns, wide)[left : left + columns]
     is_bool = values.dtype == torch.bool
-    values = values.float()
+    values = values.float().clamp_min(HIDDEN)  # as ``attention_mask`` has it
     for axis in (1, 2):
         moved = values.movedim(axis, -1)
         words, image = moved[..., :text], moved[..., text:].unflatten(-1, (bias.rows, bias.columns))

@@ -24,6 +24,7 @@ from flux_core.sampling.latents import LATENTS_A_TOKEN, image_ids, pack, text_id
 from flux_core.sampling.references import reference_tokens
 
 from .. import host
+from .adapters import HostAdapters
 from .patches import HostPatches, has_patches, refuse_unknown
 
 log = logging.getLogger("fluxfit")
@@ -110,6 +111,8 @@ class HostFlux(nn.Module):
         self.run: RunModulations | None = None
         #: whether that run draws all prompts of a step at once; None outside of one
         self.together: bool | None = None
+        #: IP-Adapters of that run
+        self.adapters: HostAdapters | None = None
 
     @property
     def transformer(self) -> FluxTransformer:
@@ -240,6 +243,10 @@ class HostFlux(nn.Module):
         }
         if control or has_patches(options):
             inputs["patches"] = HostPatches(options, control, self.blocks)
+        if self.adapters is not None:
+            behind = img.shape[1] - tokens
+            sigma = float(timestep.max())
+            inputs["adapters"] = self.adapters.at(x, sigma, context.shape[1], behind, options)
         if self.run is None:
             raise RuntimeError(
                 "FluxFit's model was called outside of the host's sampling: the node that does so "

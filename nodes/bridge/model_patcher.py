@@ -24,12 +24,14 @@ from flux_core.models.families import family_of
 from flux_core.offload import Work
 from flux_core.offload.placement import placement_of
 from flux_core.offload.workload import sampling_work
+from flux_core.sampling.adapters import AppliedAdapter, adapter_cost, made_ready
 from flux_core.sampling.concat import MASKED_AND_CONTROL, extra_channels
 from flux_core.sampling.latents import image_tokens
 
 from .. import accounts, host
 from ..memory_manager import HostOffloadRunner, PartPatching, patcher_class, set_patcher
 from ..wires import FluxModel
+from .adapters import HostAdapters
 from .concat import flex_latents
 from .model import HostFlux, RunModulations
 from .patches import has_patches
@@ -260,30 +262,45 @@ class ModelPatching(PartPatching):
                 )
 
     @contextmanager
-    def run_state(self, together: bool) -> Iterator[None]:
+    def run_state(
+        self, together: bool, adapters: Sequence[AppliedAdapter], shape: Sequence[int]
+    ) -> Iterator[None]:
         """What the transformer knows while it draws."""
         flux = self.diffusion
         flux.run, flux.together = RunModulations(flux.transformer), together
+        if adapters:
+            sampling = self.get_model_object("model_sampling")  # type: ignore[attr-defined]
+            device = torch.device(self.load_device)
+            flux.adapters = HostAdapters(
+                adapters, flux.transformer, shape, sampling.percent_to_sigma, device
+            )
         try:
             yield
         finally:
             flux.transformer.precomputed = None
-            flux.run = flux.together = None
+            flux.run = flux.together = flux.adapters = None
 
-    def holding(self, function: Callable[[], Any], work: Work, together: bool = False) -> Any:
+    def holding(
+        self,
+        function: Callable[[], Any],
+        work: Work,
+        together: bool = False,
+        shape: Sequence[int] = (),
+    ) -> Any:
         """Call a function with the transformer on the device and everything beside it."""
         assert self.flux is not None
         transformer = self.flux.transformer  # computed as this wire wants it
         self.refuse()
         policy = self.flux.policy
         runner = HostOffloadRunner(policy, torch.device(self.load_device))
+        adapters = made_ready(runner, self.flux.adapters) if shape else []
         with ExitStack() as stack:
             branches = self.branches_now = self.branches(transformer)
             if branches is not None:
                 stack.enter_context(attached(transformer, branches))
 
             def run(_: Any) -> Any:
-                with self.run_state(together):
+                with self.run_state(together, adapters, shape):
                     result = function()
                 if branches is not None:  # hooks may have left others
                     self.current_hooks = None
@@ -307,16 +324,22 @@ class ModelPatching(PartPatching):
         prompts = [prompt for conds in guider.conds.values() for prompt in conds or ()]
         batch = noise.shape[0] * (len(prompts) if together else 1)
         still = reference_count(prompts, "index_timestep_zero")
+        image = image_tokens(*noise.shape[-2:]) + reference_count(prompts)
+        text = max((text_count(prompt) for prompt in prompts), default=512)
+        transformer = self.diffusion.transformer
+        applied = () if self.flux is None else self.flux.adapters
+        cost = adapter_cost(applied, transformer, image, text, max(1, len(prompts)), True)
         work = sampling_work(
-            self.diffusion.transformer,
-            image_tokens=image_tokens(*noise.shape[-2:]) + reference_count(prompts),
-            text_tokens=max((text_count(prompt) for prompt in prompts), default=512),
+            transformer,
+            image_tokens=image,
+            text_tokens=text,
             batch=batch,
             vectors=(len(sigmas) - 1) * max(1, len(prompts)),
-            options={"still_tokens": still} if still else None,
+            options=cost.options | ({"still_tokens": still} if still else {}),
+            held=cost.held,
         )
         work = work_beside(work, other_models(guider.conds, guider.model_options))
-        return self.holding(function, work, together)
+        return self.holding(function, work, together, noise.shape)
 
 
 @cache

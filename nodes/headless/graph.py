@@ -13,6 +13,7 @@ from .stock_loaders import STOCK_LOADERS
 from .stock_nodes import STOCK
 from .stock_references import STOCK_REFERENCES
 from .stock_sampling import STOCK_SAMPLING
+from .stock_vision import STOCK_VISION
 
 #: Every node that there is without the host, by the name of its class.
 KNOWN_NODES: dict[str, type] = {
@@ -21,6 +22,7 @@ KNOWN_NODES: dict[str, type] = {
     **STOCK_SAMPLING,
     **STOCK_CUSTOM,
     **STOCK_REFERENCES,
+    **STOCK_VISION,
     **NODE_CLASS_MAPPINGS,
 }
 WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN")

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import bridge_conditioning
 import bridge_kin
 import bridge_patches
+import bridge_pictures
 import bridge_sampling
 import bridge_weights
 from bridge_setup import CHECKS
@@ -27,6 +28,7 @@ __all__ = [
     "bridge_conditioning",
     "bridge_kin",
     "bridge_patches",
+    "bridge_pictures",
     "bridge_sampling",
     "bridge_weights",
 ]

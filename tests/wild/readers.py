@@ -18,7 +18,16 @@ from fluxfit.nodes import headless
 from PIL import Image
 from safetensors.torch import save
 
-from flux_core import PrecisionPlan, load_clip_l, load_t5, load_transformer, load_vae
+from flux_core import (
+    PrecisionPlan,
+    load_clip_l,
+    load_ip_adapter,
+    load_redux,
+    load_t5,
+    load_transformer,
+    load_vae,
+    load_vision_encoder,
+)
 from flux_core.checkpoint.gguf import GGUFFile
 from flux_core.checkpoint.inspect import describe_file
 from flux_core.errors import FileError
@@ -35,7 +44,7 @@ from flux_core.train import read_config
 from flux_core.train.config import DataConfig
 from flux_core.train.dataset import DataProblems, read_items
 from flux_core.train.state import read_checkpoint, read_run
-from tests import tiny_models
+from tests import adapter_files, tiny_models
 
 from .mutations import as_json, damaged_bytes, damaged_safetensors, damaged_text, damaged_tree
 
@@ -87,6 +96,12 @@ def pocket_bytes(part: str, suffix: str) -> bytes:
 @lru_cache
 def vae_bytes() -> bytes:
     return save(dict(tiny_models.randomise(AutoEncoder(TINY_VAE)).state_dict()))
+
+
+@lru_cache
+def vision_bytes() -> bytes:
+    state = adapter_files.siglip_vision().state_dict()
+    return save({f"vision_model.{name}": tensor for name, tensor in state.items()})
 
 
 @lru_cache
@@ -271,6 +286,18 @@ READERS = (
         "t5", lambda: pocket_bytes("text_encoders", "_t5"), inspected_and_read(load_t5)
     ),
     safetensors_reader("vae", vae_bytes, inspected_and_read(load_vae)),
+    safetensors_reader(
+        "redux", lambda: save(adapter_files.redux()), inspected_and_read(load_redux)
+    ),
+    safetensors_reader("clip_vision", vision_bytes, inspected_and_read(load_vision_encoder)),
+    safetensors_reader(
+        "ip_adapter", lambda: save(adapter_files.xlabs()), inspected_and_read(load_ip_adapter)
+    ),
+    safetensors_reader(
+        "wide ip_adapter",
+        lambda: save(adapter_files.instantx()),
+        inspected_and_read(load_ip_adapter),
+    ),
     safetensors_reader("embedding", lambda: save({"clip_l": torch.ones(2, 8)}), read_embedding),
     Reader("lora", write_adapter, read_adapter),
     Reader(

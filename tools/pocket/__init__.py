@@ -13,6 +13,6 @@
     export               writes assets/pocket/
     checker, score       what a picture shows, told from pixels; how often it is what was asked
 
-``make pocket`` runs all of it but for edits. Every stage keeps its state under ``.cache/pocket`` and goes on from
-there when it is started again.
+``make pocket`` runs all of it but for edits. Every stage keeps its state under ``.cache/pocket``
+and goes on from there when it is started again.
 """
