@@ -254,7 +254,7 @@ def checked(prompt: Conditioning, transformer: FluxTransformer) -> tuple[Tensor,
 
 
 def extra_of(
-    prompt: Conditioning, transformer: FluxTransformer, shape: Sequence[int], warn: bool
+    prompt: Conditioning, transformer: FluxTransformer, shape: Sequence[int], warn: bool = True
 ) -> tuple[Tensor | None, Tensor | None]:
     """What a model with a wider input reads beside latents of a shape (B, C, h, w), and what while
     a control picture does not count, where that is something else.
