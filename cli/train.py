@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from flux_core.models.families import family_of
     from flux_core.report.pictures import write_picture
     from flux_core.sampling.latents import image_tokens, latent_size
     from flux_core.train import Trainer, TrainingEvent, TrainingModels, read_config
@@ -46,8 +47,9 @@ def run(args: argparse.Namespace) -> None:
         trained = trainer.run(args.resume)
     if not trained.files:  # another process writes them
         return
-    side = max(config.data[0].resolutions)
-    picture = times_histogram(config.objective, image_tokens(*latent_size(side, side)))
+    side, family = max(config.data[0].resolutions), family_of(models.transformer)
+    tokens = image_tokens(*latent_size(side, side, family.vae), geometry=family.tokens)
+    picture = times_histogram(config.objective, tokens)
     write_picture(picture, config.folder / "timesteps.png")
     print(trained.report)
     for path in trained.files:

@@ -256,7 +256,9 @@ class FluxPipeline:
 
     def _refuse_condition(self, loras: LoraStack) -> None:
         """Raise ``ValueError`` where nothing reads a picture beside the noise."""
-        if not extra_channels(self.transformer.reads) and not any(
+        family = family_of(self.transformer)
+        extra = extra_channels(self.transformer.reads, family.tokens, family.vae)
+        if not extra and not any(
             WIDENED_LAYER in match_lora(lora, self.transformer).deltas for lora, _ in loras
         ):
             raise ValueError(

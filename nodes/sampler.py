@@ -241,7 +241,7 @@ def start_latents(samples: Tensor, model: FluxModel) -> Tensor:
         raise ValueError(f"latent has shape {tuple(samples.shape)}, expected (B, 16, h, w)")
     if not bool(samples.count_nonzero()):
         vae = family_of(model.transformer).vae
-        shape = (samples.shape[0], vae.z_channels, *samples.shape[2:])
+        shape = (samples.shape[0], vae.latent_channels, *samples.shape[2:])
         return destandardise(torch.zeros(shape), vae)
     return samples
 

@@ -132,7 +132,10 @@ class ControlNetConfig(BodyConfig):
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """Sizes of the autoencoder: ``ch`` times ``ch_mult`` channels at each level."""
+    """Sizes of the autoencoder: ``ch`` times ``ch_mult`` channels at each level.
+
+    ``patch``: so many of its own latents along a side are one latent of the transformer's.
+    """
 
     in_channels: int = 3
     ch: int = 128
@@ -141,6 +144,12 @@ class VAEConfig:
     z_channels: int = 16
     scale_factor: float = 0.3611
     shift_factor: float = 0.1159
+    patch: int = 1
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent as it travels."""
+        return self.z_channels * self.patch**2
 
     @property
     def norm_groups(self) -> int:
@@ -153,7 +162,7 @@ class VAEConfig:
     @property
     def compression(self) -> int:
         """Pixels along one side of a latent."""
-        return 2 ** (len(self.ch_mult) - 1)
+        return 2 ** (len(self.ch_mult) - 1) * self.patch
 
     @classmethod
     def from_shapes(cls, shapes: Shapes) -> VAEConfig:

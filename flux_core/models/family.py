@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from .config import Shapes, TransformerConfig, VAEConfig
+from .geometry import FLUX1_TOKENS, TokenGeometry
 from .keymaps import Recipes
 
 
@@ -41,6 +42,7 @@ class Family:
         read_config: the configuration from native shapes; raises ``KeyError`` on a missing key.
         encoders: the text encoders that its prompts need, ``clip_l`` and ``t5``.
         vae: channels and constants of its latents.
+        tokens: how its transformer reads them.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Family:
     read_config: Callable[[Shapes], Any] = TransformerConfig.from_shapes
     encoders: tuple[str, ...] = ("clip_l", "t5")
     vae: VAEConfig = field(default_factory=VAEConfig)
+    tokens: TokenGeometry = FLUX1_TOKENS
 
     @property
     def needs_pooled(self) -> bool:

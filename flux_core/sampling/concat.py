@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..models.config import VAEConfig
+from ..models.geometry import FLUX1_TOKENS, TokenGeometry
 from .latents import CONSTANTS, expand, standardise
 
 CHANNELS, SIDE = CONSTANTS.z_channels, CONSTANTS.compression
@@ -21,14 +22,19 @@ CHANNELS, SIDE = CONSTANTS.z_channels, CONSTANTS.compression
 PICTURE, PICTURE_AND_MASK = CHANNELS, CHANNELS + SIDE * SIDE
 
 
-def extra_channels(in_channels: int) -> int:
+def extra_channels(
+    in_channels: int, geometry: TokenGeometry = FLUX1_TOKENS, vae: VAEConfig = CONSTANTS
+) -> int:
     """Channels of a latent that a model reads beside the noisy ones, for packed ``in_channels``.
 
     Raises ``ValueError`` for a width that no known model has.
     """
-    extra = in_channels // 4 - CHANNELS
-    if in_channels % 4 or extra not in (0, PICTURE, PICTURE_AND_MASK):
-        widths = ", ".join(str(4 * (CHANNELS + n)) for n in (0, PICTURE, PICTURE_AND_MASK))
+    latents, channels = geometry.patch**2, vae.latent_channels
+    # what stands beside the noise was trained for FLUX.1's latents alone
+    known = (0, PICTURE, PICTURE_AND_MASK) if channels == CHANNELS else (0,)
+    extra = in_channels // latents - channels
+    if in_channels % latents or extra not in known:
+        widths = ", ".join(str(latents * (channels + n)) for n in known)
         raise ValueError(
             f"this transformer reads {in_channels} packed channels, known are {widths}"
         )

@@ -49,7 +49,7 @@ class Denoiser:
         device: torch.device,
     ) -> None:
         self.transformer, self.cfg, self.table = transformer, cfg, table
-        self.vae = family_of(transformer).vae
+        self.vae, self.geometry = family_of(transformer).vae, family_of(transformer).tokens
         self.shape, self.device = tuple(shape), device
         self.controls = [control for control in controls if control.strength]
         size = (shape[-2], shape[-1])
@@ -131,7 +131,15 @@ class Denoiser:
             body.precomputed = next(known, None)
         timesteps, pooled, guidance = prompt.vector_inputs(sigma)
         latents = x if prompt.extra is None else torch.cat([x, prompt.extra], dim=1)
-        inputs = model_inputs(latents, prompt.img_ids, prompt.context, pooled, timesteps, guidance)
+        inputs = model_inputs(
+            latents,
+            prompt.img_ids,
+            prompt.context,
+            pooled,
+            timesteps,
+            guidance,
+            self.geometry,
+        )
         control = self._residuals(sigma, prompt, inputs)
         tokens = inputs["img"].shape[1]
         if prompt.references is not None and prompt.reference_ids is not None:
@@ -147,7 +155,7 @@ class Denoiser:
         if prompt.still_tokens:
             inputs["still_tokens"] = prompt.still_tokens
         out = self.transformer(**inputs, control=control)
-        return unpack(out[:, :tokens].float(), prompt.height, prompt.width)
+        return unpack(out[:, :tokens].float(), prompt.height, prompt.width, self.geometry)
 
     def _picture(self, x: Tensor, sigma: Tensor, prompts: Sequence[PreparedPrompt]) -> Tensor:
         """The picture (B, C, h, w) that all entries of a prompt see together."""

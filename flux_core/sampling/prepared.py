@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ..models.config import VAEConfig
 from ..models.families import family_of
+from ..models.geometry import FLUX1_TOKENS, TokenGeometry
 from ..models.transformer import FluxBody, FluxTransformer
 from .concat import extra_channels, extra_latents
 from .conditioning import AttentionBias, Conditioning, Control
@@ -33,7 +34,7 @@ class PreparedPrompt:
 
     ``weight`` (B, 1, h, w) is what it counts, None where it is alone; ``first`` and ``last`` are
     the sigmas between which it does. ``extra`` (B, E, h, w) stands beside the noise. ``references``
-    are tokens (B, R, 4 C) with positions ``reference_ids`` (R, 3).
+    are tokens (B, R, p^2 C) with positions ``reference_ids`` (R, axes).
     """
 
     name: str
@@ -110,7 +111,7 @@ def prepare_prompt(
     """
     prompt, area = placed.prompt, placed.area
     batch, height, width = shape[0], shape[-2], shape[-1]
-    vae = family_of(transformer).vae
+    vae, geometry = family_of(transformer).vae, family_of(transformer).tokens
     context, pooled = checked(prompt, transformer)
     extra = extra_of(prompt, transformer, shape)
     if area is not None:
@@ -119,7 +120,8 @@ def prepare_prompt(
     references = ids = None
     if prompt.references is not None and prompt.references.latents:
         latents = [standardise(z.float(), vae).to(device) for z in prompt.references.latents]
-        references, ids = reference_tokens(latents, prompt.references.method, height, width, batch)
+        method = prompt.references.method
+        references, ids = reference_tokens(latents, method, height, width, batch, geometry)
     whole = placed.area is None and placed.mask is None
     return PreparedPrompt(
         name,
@@ -128,7 +130,7 @@ def prepare_prompt(
         prompt.guidance,
         height,
         width,
-        image_ids(height, width).to(device),
+        image_ids(height, width, geometry=geometry).to(device),
         area,
         None if alone and whole else weights(placed, shape).to(device),
         prompt.region.background,
@@ -138,14 +140,16 @@ def prepare_prompt(
         references,
         ids,
         prompt.references is not None and prompt.references.still,
-        attention_mask(prompt.attention, context.shape[1], height, width, references, device),
+        attention_mask(
+            prompt.attention, context.shape[1], height, width, references, device, geometry
+        ),
     )
 
 
 def checked(prompt: Conditioning, transformer: FluxTransformer) -> tuple[Tensor, Tensor]:
     """Context (1 or B, N, D) and pooled (1 or B, P) of the widths that a transformer reads."""
     config, pooled = transformer.config, prompt.pooled
-    if pooled is None:  # of a family that reads none, and looks at nothing of it
+    if pooled is None or not config.vec_in_dim:  # of a family that looks at nothing of it
         pooled = prompt.context.new_zeros(1, config.vec_in_dim)
     for name, width, expected in (
         ("T5 context", prompt.context.shape[-1], config.context_in_dim),
@@ -163,10 +167,10 @@ def extra_of(
     prompt: Conditioning, transformer: FluxTransformer, shape: Sequence[int]
 ) -> Tensor | None:
     """What a model with a wider input reads beside latents of a shape (B, C, h, w)."""
-    extra = extra_channels(transformer.reads)
+    vae = family_of(transformer).vae
+    extra = extra_channels(transformer.reads, family_of(transformer).tokens, vae)
     if extra and prompt.picture is None:
         log.warning("this model reads a picture beside the noise, and none was given")
-    vae = family_of(transformer).vae
     return extra_latents(extra, prompt.picture, prompt.mask, shape[0], shape[-2], shape[-1], vae)
 
 
@@ -177,6 +181,7 @@ def attention_mask(
     width: int,
     references: Tensor | None,
     device: torch.device,
+    geometry: TokenGeometry = FLUX1_TOKENS,
 ) -> Tensor | None:
     """An attention bias (1 or B, T, T) for the tokens of a picture of ``height`` x ``width``
     latents, stretched bilinearly as ComfyUI does; references, behind them, are open to all."""
@@ -189,7 +194,7 @@ def attention_mask(
             f"attention_mask is {tuple(values.shape)}, expected {text_tokens} text tokens and "
             f"{bias.rows}x{bias.columns} image tokens on both axes"
         )
-    grid = token_grid(height, width)
+    grid = token_grid(height, width, geometry)
     if grid != (bias.rows, bias.columns):
         is_bool = values.dtype == torch.bool
         source = (bias.rows, bias.columns)

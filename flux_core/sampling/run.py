@@ -97,8 +97,9 @@ class SamplingSettings:
 
     def noise_schedule(self, transformer: FluxTransformer, shape: Sequence[int]) -> NoiseSchedule:
         """The host's noise and sigmas for latents of a shape (B, 16, h, w)."""
-        tokens = image_tokens(shape[-2], shape[-1])
-        table = table_for(family_of(transformer), self.shift, tokens)
+        family = family_of(transformer)
+        tokens = image_tokens(shape[-2], shape[-1], geometry=family.tokens)
+        table = table_for(family, self.shift, tokens)
         sigmas = self.sigmas
         if sigmas is None:
             sigmas = make_sigmas(table, self.scheduler, self.steps, self.denoise)
@@ -145,10 +146,10 @@ class DrawRequest:
 
     def __post_init__(self) -> None:
         family = family_of(self.transformer)
-        if self.latents.shape[1] != family.vae.z_channels:
+        if self.latents.shape[1] != family.vae.latent_channels:
             raise ValueError(
                 f"latents have {self.latents.shape[1]} channels, {family.name} takes "
-                f"{family.vae.z_channels}: they were encoded with another model's VAE"
+                f"{family.vae.latent_channels}: they were encoded with another model's VAE"
             )
         for name, prompts in (("positive", self.positives), ("negative", self.negatives or ())):
             if family.needs_pooled and any(prompt.pooled is None for prompt in prompts):
@@ -204,11 +205,12 @@ class DrawRequest:
         prompts = self.positives
         if self.negatives is not None and self.settings.cfg != 1.0:
             prompts = prompts + self.negatives
-        behind = max(prompt.references.tokens if prompt.references else 0 for prompt in prompts)
+        geometry = family_of(self.transformer).tokens
+        behind = max(p.references.token_count(geometry) if p.references else 0 for p in prompts)
         return sampling_work(
             self.transformer,
             [control.net for control in self.controls],
-            image_tokens=image_tokens(*self.latents.shape[-2:]) + behind,
+            image_tokens=image_tokens(*self.latents.shape[-2:], geometry=geometry) + behind,
             text_tokens=max(prompt.context.shape[1] for prompt in prompts),
             batch=len(self.latents),
             vectors=self.steps * len(prompts),

@@ -31,7 +31,7 @@ def vae_bytes(vae: AutoEncoder, height: int, width: int, batch: int, decoding: b
     def count() -> int:
         small = cast(AutoEncoder, on_meta(vae))
         if decoding:
-            z = torch.empty(batch, vae.config.z_channels, height, width, device="meta")
+            z = torch.empty(batch, vae.config.latent_channels, height, width, device="meta")
             return peak_bytes(lambda: small.decode(z))
         side = vae.config.compression
         x = torch.empty(batch, 3, side * height, side * width, device="meta")
@@ -81,7 +81,7 @@ def encode(vae: AutoEncoder, pixels: Tensor, plan: Plan, device: torch.device) -
         (side * plan.tile, side * plan.tile),
         side * (plan.tile // OVERLAP),
         1 / side,
-        vae.config.z_channels,
+        vae.config.latent_channels,
     )
 
 

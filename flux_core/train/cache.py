@@ -130,7 +130,9 @@ class EncodingCache:
             on_progress("encoding pictures", done, len(missing))
             try:
                 pixels = to_pixels(picture_of_size(item.picture, item.size))
-                mask = {"mask": mask_of_size(item.mask, item.size)} if item.mask else {}
+                mask = {}
+                if item.mask:
+                    mask["mask"] = mask_of_size(item.mask, item.size, vae.config)
             except FileError as error:
                 problems.add(item.picture, f"is broken ({error})", on_fault)
                 lost.add(id(item))
