@@ -102,5 +102,5 @@ def reference_tokens(
         tokens.append(pack(expand(z, batch), geometry))
         patch = geometry.patch
         first = [(place + patch // 2) // patch for place in (row, column)]
-        ids.append(image_ids(*z.shape[-2:], index, *first, geometry=geometry))
+        ids.append(image_ids(z.shape[-2], z.shape[-1], index, *first, geometry=geometry))
     return torch.cat(tokens, dim=1), torch.cat(ids).to(latents[0].device)
