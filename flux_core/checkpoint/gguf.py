@@ -19,7 +19,7 @@ from ..errors import CheckpointError
 from ..files import reading
 from .source import Source, TensorInfo
 
-ARCHITECTURES = ("flux", "t5", "t5encoder")
+ARCHITECTURES = ("flux", "flux2", "t5", "t5encoder")
 #: llama.cpp's names of T5's tensors, in native names.
 T5_NAMES = {
     "token_embd": "shared",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..models.config import count_blocks
-from ..models.keymaps import diffusers_body, openai_clip_layers
+from ..models.keymaps import openai_clip_layers
 from ..models.layers import RMSNorm
 from ..models.transformer import FluxBody
 from ..quant import QuantizedLinear
@@ -138,7 +138,7 @@ def diffusers_targets(module: FluxBody) -> dict[str, LoraTarget]:
     layers = linears_of(module)
     hidden = int(module.img_in.out_features)
     targets: dict[str, LoraTarget] = {}
-    table = diffusers_body(len(module.double_blocks), len(module.single_blocks))
+    table = module.diffusers_names(len(module.double_blocks), len(module.single_blocks))
     for ours, recipe in table.items():
         name, _, kind = ours.rpartition(".")
         if kind != "weight" or name not in layers:
@@ -185,7 +185,8 @@ def diffsynth_targets(module: FluxBody, targets: Mapping[str, LoraTarget]) -> di
     renamed: dict[str, LoraTarget] = {}
     for i in range(len(module.double_blocks)):
         for theirs, ours in DIFFSYNTH_DOUBLE.items():
-            renamed[f"blocks.{i}.{theirs}"] = targets[f"double_blocks.{i}.{ours}"]
+            if f"double_blocks.{i}.{ours}" in targets:  # not every model has modulations there
+                renamed[f"blocks.{i}.{theirs}"] = targets[f"double_blocks.{i}.{ours}"]
         for member in "qkv":
             block = f"transformer_blocks.{i}.attn"
             renamed[f"blocks.{i}.attn.a_to_{member}"] = targets[f"{block}.to_{member}"]
@@ -193,7 +194,10 @@ def diffsynth_targets(module: FluxBody, targets: Mapping[str, LoraTarget]) -> di
     for i in range(len(module.single_blocks)):
         block, theirs_block = f"single_blocks.{i}", f"single_transformer_blocks.{i}"
         for theirs, ours in DIFFSYNTH_SINGLE.items():
-            renamed[f"{block}.{theirs}"] = targets[f"{block}.{ours}"]
+            if f"{block}.{ours}" in targets:
+                renamed[f"{block}.{theirs}"] = targets[f"{block}.{ours}"]
+        if f"{theirs_block}.proj_mlp" not in targets:  # fused there as well
+            continue
         for member in "qkv":
             renamed[f"{block}.a_to_{member}"] = targets[f"{theirs_block}.attn.to_{member}"]
         renamed[f"{block}.proj_in_besides_attn"] = targets[f"{theirs_block}.proj_mlp"]
@@ -220,7 +224,7 @@ def norm_names(module: nn.Module) -> dict[str, str]:
     """Native names of the norms that a LoRA may overwrite, by every name that they go by."""
     names = {name: name for name, m in module.named_modules() if isinstance(m, RMSNorm)}
     if isinstance(module, FluxBody):
-        table = diffusers_body(len(module.double_blocks), len(module.single_blocks))
+        table = module.diffusers_names(len(module.double_blocks), len(module.single_blocks))
         for ours, recipe in table.items():
             name, _, kind = ours.rpartition(".")
             if kind == "scale" and name in names:

@@ -76,6 +76,8 @@ class Block(nn.Module):
 class DoubleStreamBlock(Block):
     """Text and image with weights of their own and one attention over both."""
 
+    feed_forward = staticmethod(modulated_mlp)
+
     def __init__(self, dim: int, num_heads: int, mlp_hidden: int) -> None:
         super().__init__()
         self.img_mod = ModulationLayer(dim, 2)
@@ -120,9 +122,9 @@ class DoubleStreamBlock(Block):
         txt_out, img_out = joint.split([txt.shape[1], img.shape[1]], dim=1)
 
         img = torch.addcmul(img, img_mod1.gate, self.img_attn.proj(img_out))
-        img = torch.addcmul(img, img_mod2.gate, modulated_mlp(self.img_mlp, img_mod2, img))
+        img = torch.addcmul(img, img_mod2.gate, self.feed_forward(self.img_mlp, img_mod2, img))
         txt = torch.addcmul(txt, txt_mod1.gate, self.txt_attn.proj(txt_out))
-        txt = torch.addcmul(txt, txt_mod2.gate, modulated_mlp(self.txt_mlp, txt_mod2, txt))
+        txt = torch.addcmul(txt, txt_mod2.gate, self.feed_forward(self.txt_mlp, txt_mod2, txt))
         return img, txt
 
 
@@ -137,7 +139,8 @@ def split_linear(
     whole.
     """
     if type(linear) is Linear and not linear._forward_pre_hooks:
-        parts = zip(linear.weight.split(sizes), linear.bias.split(sizes), strict=True)
+        biases = [None] * len(sizes) if linear.bias is None else linear.bias.split(sizes)
+        parts = zip(linear.weight.split(sizes), biases, strict=True)
         x = mod.modulate(x)
         return [product(x, weight, bias) for weight, bias in parts]
     return modulated(linear, mod, x).split(sizes, dim=-1)

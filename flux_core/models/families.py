@@ -19,9 +19,11 @@ from typing import Any, cast
 
 from torch import nn
 
-from .config import Shapes
+from .config import Shapes, VAEConfig
 from .family import Family, Layout
-from .keymaps import diffusers_transformer, native
+from .flux2 import Flux2Config, Flux2Transformer
+from .geometry import TokenGeometry
+from .keymaps import diffusers_flux2, diffusers_transformer, native
 from .transformer import FluxTransformer
 
 #: A native and a diffusers key that every FLUX.1 transformer and ControlNet has.
@@ -46,6 +48,10 @@ def is_flux1_diffusers(shapes: Shapes) -> bool:
 def is_controlnet(shapes: Shapes) -> bool:
     return "controlnet_blocks.0.weight" in shapes
 
+
+#: What every FLUX.2 transformer has, by its native name and by diffusers'.
+FLUX2_NATIVE = "double_stream_modulation_img.lin.weight"
+FLUX2_DIFFUSERS = "double_stream_modulation_img.linear.weight"
 
 FLUX1_LAYOUTS = (
     Layout(
@@ -87,8 +93,54 @@ FLUX1_LITE = replace(
     matches=lambda config: config.guidance_embed and config.depth == 8,
 )
 
+
+def empirical_mu(tokens: int, steps: int) -> float:
+    """FLUX.2's exponent for so many image tokens and steps: between two lines over the tokens, fit
+    for 10 and for 200 steps; beyond 4300 tokens it is the latter's."""
+    few, many = 8.73809524e-05 * tokens + 1.89833333, 0.00016927 * tokens + 0.45666666
+    if tokens > 4300:
+        return many
+    slope = (many - few) / 190
+    return slope * steps + (many - 200 * slope)
+
+
+FLUX2_LAYOUTS = (
+    Layout("FLUX.2 native", FLUX2_NATIVE, lambda shapes: NATIVE_QKV in shapes, native, "FLUX.2"),
+    Layout(
+        "FLUX.2 diffusers",
+        FLUX2_DIFFUSERS,
+        lambda shapes: DIFFUSERS_QKV in shapes,
+        diffusers_flux2,
+        "FLUX.2",
+    ),
+)
+FLUX2_DEV = Family(
+    name="FLUX.2-dev",
+    members=("FLUX.2 dev",),
+    layouts=FLUX2_LAYOUTS,
+    matches=lambda config: isinstance(config, Flux2Config) and config.guidance_embed,
+    transformer=Flux2Transformer,
+    sigma_shift=2.02,
+    sigma_entries=10_000,
+    read_config=Flux2Config.from_shapes,
+    encoders=("mistral",),
+    # the VAE standardises them itself
+    vae=VAEConfig(z_channels=32, scale_factor=1.0, shift_factor=0.0, patch=2),
+    tokens=TokenGeometry(1, 4, 3, 10.0, "index"),
+    resolution_shift=empirical_mu,
+    context_length=512,
+    takes_controls=False,
+)
+FLUX2_KLEIN = replace(
+    FLUX2_DEV,
+    name="FLUX.2-klein",
+    members=("FLUX.2 klein 4B", "FLUX.2 klein 9B", "FLUX.2 klein base"),
+    matches=lambda config: isinstance(config, Flux2Config) and not config.guidance_embed,
+    encoders=("qwen3",),
+)
+
 #: The first that matches is taken.
-FAMILIES = (FLUX1_LITE, FLUX1_SCHNELL, FLUX1_DEV)
+FAMILIES = (FLUX2_DEV, FLUX2_KLEIN, FLUX1_LITE, FLUX1_SCHNELL, FLUX1_DEV)
 
 
 def recognize(layout: str, shapes: Shapes) -> tuple[Family, Any]:

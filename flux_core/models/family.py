@@ -38,11 +38,15 @@ class Family:
         matches: whether a configuration is its, among the families that share a layout.
         transformer: makes its transformer from a configuration.
         sigma_shift: the exponent mu with which the host shifts its sigmas.
+        resolution_shift: mu for so many image tokens and steps, as it was trained; None is as
+            FLUX.1 was.
         sigma_entries: the length of the host's table of sigmas.
         read_config: the configuration from native shapes; raises ``KeyError`` on a missing key.
         encoders: the text encoders that its prompts need, ``clip_l`` and ``t5``.
         vae: channels and constants of its latents.
         tokens: how its transformer reads them.
+        context_length: text tokens that it reads at least; zeros stand in front of fewer.
+        takes_controls: whether FLUX.1's ControlNets are made for it.
     """
 
     name: str
@@ -56,6 +60,9 @@ class Family:
     encoders: tuple[str, ...] = ("clip_l", "t5")
     vae: VAEConfig = field(default_factory=VAEConfig)
     tokens: TokenGeometry = FLUX1_TOKENS
+    resolution_shift: Callable[[int, int], float] | None = None
+    context_length: int = 0
+    takes_controls: bool = True
 
     @property
     def needs_pooled(self) -> bool:

@@ -113,6 +113,51 @@ def diffusers_body(double: int, single: int) -> Recipes:
     return table
 
 
+FLUX2_BODY = {
+    "time_in.in_layer": "time_guidance_embed.timestep_embedder.linear_1",
+    "time_in.out_layer": "time_guidance_embed.timestep_embedder.linear_2",
+    "guidance_in.in_layer": "time_guidance_embed.guidance_embedder.linear_1",
+    "guidance_in.out_layer": "time_guidance_embed.guidance_embedder.linear_2",
+    "double_stream_modulation_img.lin": "double_stream_modulation_img.linear",
+    "double_stream_modulation_txt.lin": "double_stream_modulation_txt.linear",
+    "single_stream_modulation.lin": "single_stream_modulation.linear",
+    "txt_in": "context_embedder",
+    "img_in": "x_embedder",
+    "final_layer.linear": "proj_out",
+}
+FLUX2_DOUBLE = {
+    "img_attn.proj": "attn.to_out.0",
+    "txt_attn.proj": "attn.to_add_out",
+    "img_mlp.0": "ff.linear_in",
+    "img_mlp.2": "ff.linear_out",
+    "txt_mlp.0": "ff_context.linear_in",
+    "txt_mlp.2": "ff_context.linear_out",
+}
+FLUX2_SINGLE = {"linear1": "attn.to_qkv_mlp_proj", "linear2": "attn.to_out"}
+
+
+def diffusers_flux2_body(double: int, single: int) -> Recipes:
+    """FLUX.2's transformer in diffusers' names, with so many double and single blocks."""
+    table: Recipes = {f"{ours}.weight": Recipe((f"{o}.weight",)) for ours, o in FLUX2_BODY.items()}
+    table["final_layer.adaLN_modulation.1.weight"] = Recipe(("norm_out.linear.weight",), "swap")
+    kinds = (
+        ("double_blocks", "", double, FLUX2_DOUBLE, DOUBLE_ROWS, DOUBLE_NORMS),
+        ("single_blocks", "single_", single, FLUX2_SINGLE, {}, SINGLE_NORMS),
+    )
+    for native_name, prefix, count, *tables in kinds:
+        for i in range(count):
+            some = block(f"{native_name}.{i}", f"{prefix}transformer_blocks.{i}", *tables)
+            table |= {name: recipe for name, recipe in some.items() if not name.endswith(".bias")}
+    return table
+
+
+def diffusers_flux2(shapes: Shapes) -> Recipes:
+    """FLUX.2 in diffusers' names."""
+    double = count_blocks(shapes, "transformer_blocks.")
+    single = count_blocks(shapes, "single_transformer_blocks.")
+    return present(diffusers_flux2_body(double, single), shapes)
+
+
 def diffusers_transformer(shapes: Shapes) -> Recipes:
     """FLUX.1 in diffusers' names; serves its ControlNets too."""
     double = count_blocks(shapes, "transformer_blocks.")

@@ -8,13 +8,13 @@ Axis letters: B pictures, L image tokens, N text tokens, D width, H heads, d wid
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from .layers import Attention
+from .layers import Attention, Modulation
 
 DOUBLE, SINGLE = "double", "single"
 
@@ -35,7 +35,8 @@ class ForwardState:
 
     ``vec`` is the modulation vector, (B, D), or (2 B, D) where the last ``still_tokens`` image
     tokens have one of their own. ``rotary`` are cosines and sines, each (B or 1, N + L, 1, d).
-    ``mask`` and ``attend``: see ``layers.attention``.
+    ``mask`` and ``attend``: see ``layers.attention``. ``shared``: modulations of double and of
+    single blocks, made of ``vec``, where all blocks of a kind read the same.
     """
 
     vec: Tensor
@@ -44,6 +45,7 @@ class ForwardState:
     still_tokens: int = 0
     mask: Tensor | None = None
     attend: Attention | None = None
+    shared: Sequence[Sequence[Modulation]] | None = None
 
 
 #: A block's tokens: (img, txt) of a double block, (joint,) of a single one.

@@ -42,7 +42,7 @@ class Placement:
         self._module = weakref.ref(module)
         self.device, self.separate = device, separate
         blocks = blocks_of(module)
-        inside = set[int]().union(*map(parts_of, blocks))
+        inside = set[int]().union(*map(parts_of, (*blocks, *modulations_of(module))))
         self.rest = HostWeights(module, inside)
         self.blocks = [HostWeights(block, modulation_parts(block)) for block in blocks]
         self.modulations = [HostWeights(layer, set()) for layer in modulations_of(module)]

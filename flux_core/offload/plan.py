@@ -65,7 +65,7 @@ def cost_of(
 ) -> Cost:
     """A module's bytes, and its blocks' seconds for so many tokens."""
     blocks = blocks_of(module)
-    inside = set[int]().union(*map(parts_of, blocks))
+    inside = set[int]().union(*map(parts_of, (*blocks, *modulations_of(module))))
     return Cost(
         rest=packed_bytes(module, inside),
         blocks=tuple(packed_bytes(block, modulation_parts(block)) for block in blocks),

@@ -147,12 +147,17 @@ def prepare_prompt(
 
 
 def checked(prompt: Conditioning, transformer: FluxTransformer) -> tuple[Tensor, Tensor]:
-    """Context (1 or B, N, D) and pooled (1 or B, P) of the widths that a transformer reads."""
+    """Context (1 or B, N, D) and pooled (1 or B, P) of the widths and of the length that a
+    transformer reads."""
     config, pooled = transformer.config, prompt.pooled
     if pooled is None or not config.vec_in_dim:  # of a family that looks at nothing of it
         pooled = prompt.context.new_zeros(1, config.vec_in_dim)
     for name, width, expected in (
-        ("T5 context", prompt.context.shape[-1], config.context_in_dim),
+        (
+            "text's context" if not config.vec_in_dim else "T5 context",
+            prompt.context.shape[-1],
+            config.context_in_dim,
+        ),
         ("CLIP vector", pooled.shape[-1], config.vec_in_dim),
     ):
         if width != expected:
@@ -160,7 +165,8 @@ def checked(prompt: Conditioning, transformer: FluxTransformer) -> tuple[Tensor,
                 f"the {name} is {width} wide, this transformer expects {expected}: "
                 "the text encoders do not belong to it"
             )
-    return prompt.context, pooled
+    missing = family_of(transformer).context_length - prompt.context.shape[1]
+    return F.pad(prompt.context, (0, 0, max(0, missing), 0)), pooled
 
 
 def extra_of(

@@ -99,7 +99,7 @@ class SamplingSettings:
         """The host's noise and sigmas for latents of a shape (B, 16, h, w)."""
         family = family_of(transformer)
         tokens = image_tokens(shape[-2], shape[-1], geometry=family.tokens)
-        table = table_for(family, self.shift, tokens)
+        table = table_for(family, self.shift, tokens, self.steps)
         sigmas = self.sigmas
         if sigmas is None:
             sigmas = make_sigmas(table, self.scheduler, self.steps, self.denoise)
@@ -161,6 +161,8 @@ class DrawRequest:
                 check_number(prompt.guidance, "guidance", 0, 1000)
         for control in self.controls:
             check_control(control)
+        if self.controls and not family.takes_controls:
+            raise ValueError(f"{family.name} takes no FLUX.1 ControlNet: they were not made for it")
         for _, strength in self.loras:
             check_number(strength, "a LoRA's strength", -1000, 1000)
         if self.settings.sigmas is not None:
@@ -199,6 +201,10 @@ class DrawRequest:
         """Of each of ``modules``, where it has one of its own."""
         return [None, *(control.policy for control in self.controls)]
 
+    def context_tokens(self, prompt: Conditioning) -> int:
+        """Text tokens that the transformer reads of a prompt."""
+        return max(int(prompt.context.shape[1]), family_of(self.transformer).context_length)
+
     @property
     def work(self) -> Work:
         """What the run takes beside the weights."""
@@ -211,7 +217,7 @@ class DrawRequest:
             self.transformer,
             [control.net for control in self.controls],
             image_tokens=image_tokens(*self.latents.shape[-2:], geometry=geometry) + behind,
-            text_tokens=max(prompt.context.shape[1] for prompt in prompts),
+            text_tokens=max(self.context_tokens(prompt) for prompt in prompts),
             batch=len(self.latents),
             vectors=self.steps * len(prompts),
         )
