@@ -64,3 +64,42 @@ def to_diffusers(kwargs: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same arguments under diffusers' names."""
     names = {"img": "hidden_states", "txt": "encoder_hidden_states", "timesteps": "timestep"}
     return {names.get(name, name): value for name, value in kwargs.items()}
+
+
+def diffusers_vae(decoder: tuple[int, ...] | None = None) -> Any:
+    """diffusers' autoencoder of FLUX.2, of random float32 numbers and statistics."""
+    from diffusers import AutoencoderKLFlux2
+
+    model = AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(32, 64, 128, 128),
+        decoder_block_out_channels=decoder,
+        layers_per_block=1,
+        norm_num_groups=8,
+    )
+    model = cast(Any, randomise(model))
+    generator = torch.Generator().manual_seed(3)
+    model.bn.running_mean.copy_(torch.randn(128, generator=generator))
+    model.bn.running_var.copy_(torch.rand(128, generator=generator) + 0.2)
+    return model
+
+
+def their_latents(vae: Any, pixels: Tensor) -> Tensor:
+    """Pixels (B, 3, H, W) to standardised latents (B, 128, H/16, W/16), as diffusers' pipelines
+    make them."""
+    z = vae.encode(pixels).latent_dist.mean
+    batch, channels, height, width = z.shape
+    z = z.view(batch, channels, height // 2, 2, width // 2, 2).permute(0, 1, 3, 5, 2, 4)
+    z = z.reshape(batch, 4 * channels, height // 2, width // 2)
+    deviation = torch.sqrt(vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps)
+    return (z - vae.bn.running_mean.view(1, -1, 1, 1)) / deviation
+
+
+def their_pixels(vae: Any, latents: Tensor) -> Tensor:
+    """Inverse of ``their_latents``, by the decoder."""
+    deviation = torch.sqrt(vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps)
+    z = latents * deviation + vae.bn.running_mean.view(1, -1, 1, 1)
+    batch, channels, height, width = z.shape
+    z = z.reshape(batch, channels // 4, 2, 2, height, width).permute(0, 1, 4, 2, 5, 3)
+    return vae.decode(z.reshape(batch, channels // 4, 2 * height, 2 * width)).sample

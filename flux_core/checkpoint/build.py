@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 
+#: What training counted, which nobody reads.
+COUNTERS = (".num_batches_tracked",)
 #: The precision that leaves every layer as its file holds it.
 AS_STORED = "as_stored"
 
@@ -174,7 +176,7 @@ def fill(
             )
         if progress is not None:
             progress(done + 1, len(slots))
-    left = sorted(set(weights.shapes) - used)
+    left = sorted(name for name in set(weights.shapes) - used if not name.endswith(COUNTERS))
     if left:
         shown = ", ".join(left[:5]) + (", ..." if len(left) > 5 else "")
         log.warning("%s: %d tensors of %s were not used: %s", path, len(left), part, shown)

@@ -62,8 +62,10 @@ class Rule:
     also: Callable[[Shapes], bool] = lambda shapes: True
 
 
-def latent_channels(shapes: Shapes) -> int:
-    return (*shapes.get("decoder.conv_in.weight", ()), 0, 0)[1]
+def is_vae(shapes: Shapes) -> bool:
+    """Whether an autoencoder is FLUX.1's or FLUX.2's, by the channels of its latents."""
+    channels = (*shapes.get("decoder.conv_in.weight", ()), 0, 0)[1]
+    return channels == (32 if "bn.running_mean" in shapes else 16)
 
 
 def is_clip_l(embedding: str) -> Callable[[Shapes], bool]:
@@ -119,14 +121,14 @@ RULES = (
         "native",
         "decoder.mid.block_1.conv1.weight",
         ("", "vae.", "first_stage_model."),
-        lambda s: latent_channels(s) == 16,
+        is_vae,
     ),
     Rule(
         "vae",
         "diffusers",
         "decoder.mid_block.resnets.0.conv1.weight",
         ("", "vae.", "first_stage_model."),
-        lambda s: latent_channels(s) == 16,
+        is_vae,
     ),
     Rule("clip_l", "native", CLIP_EMBEDDING, CLIP_PREFIXES, is_clip_l(CLIP_EMBEDDING)),
     Rule(
@@ -201,7 +203,7 @@ def refuse_packed(source: Source, part: Part) -> None:
 NAMES = {
     "transformer": "a FLUX.1 transformer",
     "controlnet": "a FLUX.1 ControlNet",
-    "vae": "a FLUX.1 VAE (16 latent channels)",
+    "vae": "a FLUX.1 VAE (16 latent channels) or FLUX.2's (32, and their statistics)",
     "clip_l": "a CLIP-L text encoder",
     "t5": "a T5 encoder",
 }

@@ -252,6 +252,29 @@ def openai_clip(shapes: Shapes) -> Recipes:
     return table
 
 
+#: What a VAE may have around encoder and decoder, by where it is native.
+VAE_AROUND = {"quant_conv.": "encoder.quant_conv.", "post_quant_conv.": "decoder.post_quant_conv."}
+
+
+def vae_around(shapes: Shapes) -> Recipes:
+    """What a VAE has beside encoder and decoder: convolutions and statistics."""
+    table: Recipes = {}
+    for name in shapes:
+        for theirs, ours in VAE_AROUND.items():
+            if name.startswith((theirs, ours)):
+                table[ours + name.removeprefix(ours).removeprefix(theirs)] = Recipe((name,))
+        if name.startswith("bn."):
+            table[name] = Recipe((name,))
+    return table
+
+
+def native_vae(shapes: Shapes) -> Recipes:
+    """The autoencoder in its native names."""
+    around = vae_around(shapes)
+    outside = {name for recipe in around.values() for name in recipe.names}
+    return {name: r for name, r in native(shapes).items() if name not in outside} | around
+
+
 #: diffusers' names in the VAE's attention, newer and older.
 VAE_ATTENTION = {
     "norm": ("group_norm",),
@@ -294,7 +317,7 @@ def diffusers_vae(shapes: Shapes) -> Recipes:
                 names = [f"{side}.mid_block.attentions.0.{name}.{kind}" for name in theirs]
                 name = next((name for name in names if name in shapes), names[0])
                 table[f"{side}.mid.attn_1.{ours}.{kind}"] = Recipe((name,))
-    return table
+    return table | vae_around(shapes)
 
 
 def present(table: Recipes, shapes: Shapes) -> Recipes:
@@ -311,7 +334,7 @@ def native_shapes(table: Recipes, shapes: Shapes) -> Shapes:
 KEYMAPS = {
     ("controlnet", "native"): native,
     ("controlnet", "diffusers"): diffusers_controlnet,
-    ("vae", "native"): native,
+    ("vae", "native"): native_vae,
     ("vae", "diffusers"): diffusers_vae,
     ("clip_l", "native"): native,
     ("clip_l", "transformers 5"): clip_flat,

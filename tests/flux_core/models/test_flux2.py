@@ -322,10 +322,10 @@ class TestLoras:
         lora = load_lora(tiny_models.save(file, tmp_path / "lora.safetensors"))
         before = model(**kwargs)
         with lora_applied(model, [(lora, 0.5)]):
-            beside = model(**kwargs)
-        assert torch.equal(model(**kwargs), before) and not torch.equal(beside, before)
+            with_it = model(**kwargs)
+        assert torch.equal(model(**kwargs), before) and not torch.equal(with_it, before)
         weight.data += 0.5 * up @ down
-        assert tiny_models.relative(beside, model(**kwargs)) < 1e-5
+        assert tiny_models.relative(with_it, model(**kwargs)) < 1e-5
 
     def test_a_member_of_a_fused_layer(self, tmp_path):
         model = flux2_models.transformer()
