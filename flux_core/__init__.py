@@ -15,6 +15,7 @@ from .calibration.second_moments import record_second_moments
 from .checkpoint.load import (
     load_clip_l,
     load_controlnet,
+    load_language_encoders,
     load_t5,
     load_text_encoders,
     load_transformer,
@@ -25,6 +26,7 @@ from .errors import CheckpointError
 from .lora import load_lora, merge_loras
 from .models.compile import compile_blocks
 from .models.controlnet import FluxControlNet
+from .models.language_encoders import LanguageTextEncoders
 from .models.text_encoders import TextEncoders
 from .models.transformer import FluxTransformer
 from .models.vae import AutoEncoder
@@ -50,6 +52,7 @@ __all__ = [
     "FluxPipeline",
     "FluxTransformer",
     "Images",
+    "LanguageTextEncoders",
     "OffloadPolicy",
     "PrecisionPlan",
     "TextEncoders",
@@ -58,6 +61,7 @@ __all__ = [
     "kernels_used",
     "load_clip_l",
     "load_controlnet",
+    "load_language_encoders",
     "load_lora",
     "load_t5",
     "load_text_encoders",

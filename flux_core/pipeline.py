@@ -19,7 +19,8 @@ from .checkpoint.load import load_text_encoders, load_transformer, load_vae
 from .lora import Lora, LoraStack, load_lora, match_lora
 from .lora.match import WIDENED_LAYER, is_whole, lora_report, refuse_unmatched
 from .models.families import family_of
-from .models.text_encoders import TextEncoders
+from .models.language_encoders import LanguageTextEncoders
+from .models.text_encoders import TextEncoders, TextEncoding
 from .models.transformer import FluxTransformer
 from .models.vae import AutoEncoder
 from .offload import MemoryReport, OffloadPolicy, OffloadRunner
@@ -77,18 +78,22 @@ class Images:
 
 
 class FluxPipeline:
-    """All parts of FLUX.1 and the order in which they run."""
+    """All parts of a FLUX model and the order in which they run.
+
+    Raises ``ValueError`` for a VAE or text encoders of another family.
+    """
 
     def __init__(
         self,
         transformer: FluxTransformer,
-        text_encoders: TextEncoders,
+        text_encoders: TextEncoders | LanguageTextEncoders,
         vae: AutoEncoder,
         *,
         policy: OffloadPolicy | str | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         self.transformer, self.text_encoders, self.vae = transformer, text_encoders, vae
+        self._refuse_strangers()
         self.policy = (
             OffloadPolicy(policy) if isinstance(policy, str) else policy or OffloadPolicy()
         )
@@ -96,6 +101,22 @@ class FluxPipeline:
             self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         except RuntimeError as error:
             raise ValueError(f"device is {device!r}, expected cpu, cuda or the like") from error
+
+    def _refuse_strangers(self) -> None:
+        """Raise ``ValueError`` for parts that another family draws with."""
+        family, vae = family_of(self.transformer), self.vae.config
+        if vae.latent_channels != family.vae.latent_channels:
+            raise ValueError(
+                f"the VAE has latents of {vae.latent_channels} channels, {family.name} takes "
+                f"{family.vae.latent_channels}: they do not belong together"
+            )
+        theirs = getattr(self.text_encoders, "kind", None)
+        name = "clip_l" if theirs is None else theirs.name
+        if name not in family.encoders and (theirs is not None or "t5" not in family.encoders):
+            raise ValueError(
+                f"{family.name} reads prompts by {' and '.join(family.encoders)}, and these text "
+                f"encoders are {'CLIP-L and T5' if theirs is None else theirs.title}"
+            )
 
     @classmethod
     def from_pocket(
@@ -246,7 +267,7 @@ class FluxPipeline:
                 raise ValueError(f"loras has {brief(lora)}, expected a LoRA or its file")
             lora = lora if isinstance(lora, Lora) else load_lora(lora)
             check_number(strength, f"the strength of {lora.path}", -1000, 1000)
-            parts = (self.transformer, self.text_encoders.clip_l, self.text_encoders.t5)
+            parts = (self.transformer, *self.text_encoders.parts)
             matches = [match_lora(lora, part) for part in parts]
             refuse_unmatched(lora, matches)
             if not is_whole(matches):
@@ -279,8 +300,8 @@ class FluxPipeline:
         encodings = encode_prompts(
             runner, self.text_encoders, prompts, t5_length=length, loras=loras
         )
-        context = torch.cat([e.context for e in encodings])
-        positive = Conditioning(context, torch.cat([e.pooled for e in encodings]), guidance)
+        text = TextEncoding.joined(encodings)
+        positive = Conditioning(text.context, text.pooled, guidance)
         if cfg == 1.0:
             return positive, None
         (other,) = encode_prompts(runner, self.text_encoders, [negative_prompt], loras=loras)

@@ -103,3 +103,72 @@ def their_pixels(vae: Any, latents: Tensor) -> Tensor:
     batch, channels, height, width = z.shape
     z = z.reshape(batch, channels // 4, 2, 2, height, width).permute(0, 1, 4, 2, 5, 3)
     return vae.decode(z.reshape(batch, channels // 4, 2 * height, 2 * width)).sample
+
+
+#: What a chat's prompt becomes, in the notation of Hugging Face's templates.
+QWEN_CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "<|im_start|>assistant\n{% if not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+)
+MISTRAL_CHAT = (
+    "<s>{% for m in messages %}{% if m.role == 'system' %}[SYSTEM_PROMPT]{{ m.content[0].text }}"
+    "[/SYSTEM_PROMPT]{% else %}[INST]{{ m.content[0].text }}[/INST]{% endif %}{% endfor %}"
+)
+#: Sizes of tiny language models by ``transformers``' names.
+QWEN_SIZES = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "num_hidden_layers": 29,
+    "head_dim": 128,
+}
+MISTRAL_SIZES = QWEN_SIZES | {"hidden_size": 288, "num_hidden_layers": 31}
+
+
+def language_tokenizer(chat: str, marks: tuple[str, ...], pad: str, side: str) -> Any:
+    """A tokenizer of single bytes, with the marks of a language model."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens(list(marks))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token=pad, padding_side=side, chat_template=chat
+    )
+
+
+def qwen_tokenizer() -> Any:
+    marks = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
+    return language_tokenizer(QWEN_CHAT, marks, "<|endoftext|>", "right")
+
+
+def mistral_tokenizer() -> Any:
+    marks = ("<s>", "<pad>", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[INST]", "[/INST]")
+    return language_tokenizer(MISTRAL_CHAT, marks, "<pad>", "left")
+
+
+def qwen_model() -> Any:
+    """transformers' Qwen3, of random float32 numbers."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(**QWEN_SIZES, rope_theta=1e6, rms_norm_eps=1e-6, tie_word_embeddings=False)
+    return cast(Any, randomise(Qwen3ForCausalLM(config), deviation=0.2))
+
+
+def mistral_model() -> Any:
+    """transformers' Mistral, of random float32 numbers."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    config = MistralConfig(
+        **MISTRAL_SIZES,
+        rope_theta=1e9,
+        rms_norm_eps=1e-5,
+        sliding_window=None,
+        tie_word_embeddings=False,
+    )
+    return cast(Any, randomise(MistralForCausalLM(config)))

@@ -15,6 +15,7 @@ from ..models.families import (
     transformer_layouts,
 )
 from ..models.keymaps import KEYMAPS, Recipes
+from ..models.language import FIRST_QUERY, kind_of
 from .foreign import INSTEAD, is_multilingual_t5, packed_as, stranger
 from .source import Source
 
@@ -105,6 +106,17 @@ T5_PREFIXES = (
     "text_encoders.t5xxl.",
     "t5xxl.",
 )
+LANGUAGE_PREFIXES = (
+    "",
+    "model.",
+    "language_model.model.",
+    "model.language_model.",
+    *(
+        f"text_encoders.{name}.transformer.model."
+        for name in ("qwen3_4b", "qwen3_8b", "mistral3_24b")
+    ),
+    "text_encoder.model.",
+)
 CLIP_G_WIDTH = 1280
 #: Of all parts but transformers, whose families have theirs.
 RULES = (
@@ -162,6 +174,13 @@ RULES = (
         (*T5_PREFIXES, "encoder."),
         lambda s: "embed_tokens.weight" in s and not is_multilingual_t5(s),
     ),
+    Rule(
+        "language_model",
+        "native",
+        FIRST_QUERY,
+        LANGUAGE_PREFIXES,
+        lambda s: kind_of(s) is not None,
+    ),
 )
 
 
@@ -206,6 +225,7 @@ NAMES = {
     "vae": "a FLUX.1 VAE (16 latent channels) or FLUX.2's (32, and their statistics)",
     "clip_l": "a CLIP-L text encoder",
     "t5": "a T5 encoder",
+    "language_model": "a language model that FLUX.2 reads (Qwen3 or Mistral Small)",
 }
 
 

@@ -13,6 +13,12 @@ from typing_extensions import Unpack
 from ..models.config import ControlNetConfig, Shapes, VAEConfig
 from ..models.controlnet import FluxControlNet
 from ..models.families import new_transformer
+from ..models.language import LanguageConfig, LanguageEncoder
+from ..models.language_encoders import (
+    LanguageTextEncoders,
+    find_language_tokenizer,
+    open_language_tokenizer,
+)
 from ..models.text_encoders import (
     ClipEncoder,
     T5Encoder,
@@ -64,6 +70,10 @@ def new_vae(_: str, shapes: Shapes) -> AutoEncoder:
     return AutoEncoder(VAEConfig.from_shapes(shapes))
 
 
+def new_language_model(_: str, shapes: Shapes) -> LanguageEncoder:
+    return LanguageEncoder(LanguageConfig.from_shapes(shapes))
+
+
 #: What makes each kind of part from its layout and native shapes.
 NEW_PARTS: dict[str, Callable[[str, Shapes], nn.Module]] = {
     "transformer": new_transformer,
@@ -71,6 +81,7 @@ NEW_PARTS: dict[str, Callable[[str, Shapes], nn.Module]] = {
     "clip_l": new_clip_l,
     "t5": new_t5,
     "vae": new_vae,
+    "language_model": new_language_model,
 }
 
 
@@ -78,7 +89,7 @@ def outline(path: str | Path, kind: str, precision: Precision = "bf16") -> nn.Mo
     """A part of a file without its numbers, on the meta device, to be planned with.
 
     Args:
-        kind: ``transformer``, ``controlnet``, ``clip_l``, ``t5`` or ``vae``.
+        kind: ``transformer``, ``controlnet``, ``clip_l``, ``t5``, ``vae`` or ``language_model``.
 
     Raises ``CheckpointError`` as loading does.
     """
@@ -148,6 +159,23 @@ def load_text_encoders(
         load_t5(t5, precision=precision, compute=compute, device=device),
         Tokenizers.load(*tokenizer_folders),
     )
+
+
+def load_language_encoders(
+    path: str | Path, *, tokenizer: str | Path | None = None, **options: Unpack[Options]
+) -> LanguageTextEncoders:
+    """Open the language model that FLUX.2 reads prompts with: Qwen3 4B or 8B for klein, Mistral
+    Small for dev, in a file of its own, a folder or a host checkpoint.
+
+    Args:
+        tokenizer: a folder with ``tokenizer.json``, or ``vocab.json`` and ``merges.txt``; by
+            default found beside the weights.
+        options: as ``load_transformer`` has them.
+    """
+    folder = find_language_tokenizer(path) if tokenizer is None else Path(tokenizer)
+    loaded = load_part(path, "language_model", new_language_model, **options)
+    language = cast(LanguageEncoder, loaded)
+    return LanguageTextEncoders(language, open_language_tokenizer(folder, language.config.kind))
 
 
 def both_in(folder: Path) -> tuple[Path, Path]:

@@ -27,7 +27,12 @@ WIDENED_LAYER = "img_in"
 #: What the layers of CLIP's text model begin with.
 CLIP_LAYERS = "text_model.encoder.layers."
 #: What a part is called in messages.
-PART_NAMES = {"transformer": "the transformer", "clip_l": "CLIP-L", "t5": "T5"}
+PART_NAMES = {
+    "transformer": "the transformer",
+    "clip_l": "CLIP-L",
+    "t5": "T5",
+    "language_model": "the language model",
+}
 #: A transformer's layers as XLabs calls them: 1 is the image's stream, 2 the text's.
 XLABS_DOUBLE = {
     "qkv_lora1": "img_attn.qkv",

@@ -341,6 +341,7 @@ KEYMAPS = {
     ("clip_l", "openai"): openai_clip,
     ("t5", "native"): t5,
     ("t5", "stack"): t5_stack,
+    ("language_model", "native"): native,
 }
 
 __all__ = ["KEYMAPS", "Recipe", "Recipes", "native_shapes"]

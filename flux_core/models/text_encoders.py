@@ -45,10 +45,23 @@ CACHED_PROMPTS = 64
 
 @dataclass(frozen=True)
 class TextEncoding:
-    """What the transformer reads: context (B, N, D) and pooled (B, P)."""
+    """What the transformer reads: context (B, N, D) and pooled (B, P), None for families that read
+    none."""
 
     context: Tensor
-    pooled: Tensor
+    pooled: Tensor | None
+
+    @classmethod
+    def joined(cls, encodings: Sequence[TextEncoding]) -> TextEncoding:
+        """Several, of one length, as one of all their prompts."""
+        pooled = [e.pooled for e in encodings if e.pooled is not None]
+        context = torch.cat([e.context for e in encodings])
+        return cls(context, torch.cat(pooled) if pooled else None)
+
+    def to(self, device: torch.device) -> TextEncoding:
+        """The same on a device."""
+        pooled = None if self.pooled is None else self.pooled.to(device)
+        return TextEncoding(self.context.to(device), pooled)
 
 
 def clip_l_config(shapes: Shapes) -> CLIPTextConfig:
@@ -166,6 +179,16 @@ class TextEncoders(nn.Module):
         #: Where embeddings that a prompt names are looked for.
         self.embedding_folders: tuple[Path, ...] = ()
 
+    @property
+    def parts(self) -> list[nn.Module]:
+        """What is brought to the device."""
+        return [self.clip_l, self.t5]
+
+    @property
+    def context_encoder(self) -> T5Encoder:
+        """What takes most of the memory."""
+        return self.t5
+
     @torch.no_grad()
     def encode(
         self,
@@ -279,6 +302,7 @@ class TextEncoders(nn.Module):
         encoding = self.encode(
             [prompt], clip_l_prompts=clip_l_prompts, t5_length=t5_length, literal=literal
         )
+        assert encoding.pooled is not None
         encoding = TextEncoding(encoding.context.cpu(), encoding.pooled.cpu())
         self.encodings[self._key(prompt, clip_l_prompt, t5_length, loras, literal)] = encoding
         if len(self.encodings) > CACHED_PROMPTS:

@@ -62,7 +62,7 @@ class Batch:
         return replace(
             self,
             latents=self.latents.to(device),
-            text=TextEncoding(self.text.context.to(device), self.text.pooled.to(device)),
+            text=self.text.to(device),
             noise=self.noise.to(device),
             times=self.times.to(device),
             weights=self.weights.to(device),
@@ -96,7 +96,7 @@ def build_batch(
         mask = torch.stack([everywhere if m is None else m for m in masks])
         mask = mask.clamp_min(objective.mask_floor)
     texts = [data.cache.text(caption) for caption in captions]
-    text = TextEncoding(torch.cat([t.context for t in texts]), torch.cat([t.pooled for t in texts]))
+    text = TextEncoding.joined(texts)
     return Batch(latents, text, noise, times, loss_weights(objective, times), mask)
 
 

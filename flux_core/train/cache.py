@@ -159,7 +159,9 @@ class EncodingCache:
             some = missing[start : start + CACHED_PROMPTS]
             encodings = encode_prompts(runner, encoders, some, literal=True)
             for text, encoding in zip(some, encodings, strict=True):
-                tensors = {"context": encoding.context, "pooled": encoding.pooled}
+                tensors = {"context": encoding.context}
+                if encoding.pooled is not None:
+                    tensors["pooled"] = encoding.pooled
                 self.store.put(self.text_key(text), tensors)
         if missing:
             on_progress("encoding captions", len(missing), len(missing))
@@ -170,9 +172,9 @@ class EncodingCache:
         return tensors["latents"], tensors.get("mask")
 
     def text(self, caption: str) -> TextEncoding:
-        """The encoding of a caption: context (1, N, D) and pooled (1, P)."""
+        """The encoding of a caption: context (1, N, D) and pooled (1, P) or None."""
         tensors = self._get(self.text_key(caption), repr(caption))
-        return TextEncoding(tensors["context"], tensors["pooled"])
+        return TextEncoding(tensors["context"], tensors.get("pooled"))
 
     def _get(self, key: str, what: str) -> dict[str, Tensor]:
         tensors = self.store.get(key)
