@@ -11,6 +11,7 @@ from .control import ControlNetUpscalerFP8, FluxFitControlNet
 from .dataset import FluxFitDataset
 from .loaders import FluxFitTransformerLoader, FluxLoaderFP8
 from .lora import FluxFitLoraLoader, FluxFitMergeLoras
+from .part_loaders import FluxFitTextEncoderLoader, FluxFitVAELoader
 from .pictures import FluxFitCompare, FluxFitGrid
 from .policy import FluxFitMemoryReport, OffloadPolicy
 from .precision import FluxFitPrecisionPlan, FluxFitSaveQuantized
@@ -33,6 +34,8 @@ NODES: dict[type, str] = {
     OffloadPolicy: "Offload Policy",
     FluxFitMemoryReport: "FLUX Memory Report",
     FluxFitTransformerLoader: "FLUX Transformer Loader",
+    FluxFitTextEncoderLoader: "FLUX Text Encoder Loader",
+    FluxFitVAELoader: "FLUX VAE Loader",
     FluxFitMeasurePrecision: "FLUX Measure Precision",
     FluxFitCalibrate: "FLUX Calibrate",
     FluxFitPrecisionPlan: "FLUX Precision Plan",

@@ -80,8 +80,7 @@ class FluxFitLoraLoader:
         opened: Lora = self.opened.one(wanted_lora(host.model_path(lora, FOLDER)))
         parts = [match_lora(opened, model.transformer)]
         if text_encoders is not None:
-            encoders = text_encoders.encoders
-            parts += [match_lora(opened, part) for part in (encoders.clip_l, encoders.t5)]
+            parts += [match_lora(opened, part) for part in text_encoders.encoders.parts]
         refuse_unmatched(opened, parts)
         changed = replace(model, loras=(*model.loras, (opened, strength)))
         if text_encoders is not None:

@@ -169,12 +169,13 @@ class FluxSampler:
         control: Sequence[Control] | None,
     ) -> tuple[Tensor, MemoryReport, int]:
         """Latents (B, 16, h, w) by the core's own samplers, what it took, and its steps."""
+        family = family_of(model.transformer)
         request = DrawRequest(
             model.transformer,
-            conditioning_of(positive),
-            start := start_latents(latent["samples"], model),
+            conditioning_of(positive, family=family),
+            start := start_latents(latent["samples"], model, latent.get("downscale_ratio_spacial")),
             settings,
-            negative=None if negative is None else conditioning_of(negative, "negative"),
+            negative=None if negative is None else conditioning_of(negative, "negative", family),
             mask=mask_of(latent, start),
             controls=controls_of(control),
             loras=model.loras,
@@ -232,16 +233,19 @@ def summary(report: MemoryReport, steps: int) -> str:
     return f"{memory}{each}, mode {part.mode}{again}"
 
 
-def start_latents(samples: Tensor, model: FluxModel) -> Tensor:
+def start_latents(samples: Tensor, model: FluxModel, pixels: int | None = None) -> Tensor:
     """Raw latents (B, 16, h, w) to start from, as the model's VAE has them.
 
-    An empty one of any channels (B, C, h, w) is what the model takes for nothing.
+    An empty one of any channels (B, C, h, w) is what the model takes for nothing; where it says
+    how many ``pixels`` one of its latents is, it becomes one of the same picture.
     """
     if samples.ndim != 4:
         raise ValueError(f"latent has shape {tuple(samples.shape)}, expected (B, 16, h, w)")
     if not bool(samples.count_nonzero()):
         vae = family_of(model.transformer).vae
-        shape = (samples.shape[0], vae.latent_channels, *samples.shape[2:])
+        scale = (pixels or vae.compression) / vae.compression
+        sides = (round(side * scale) for side in samples.shape[2:])
+        shape = (samples.shape[0], vae.latent_channels, *sides)
         return destandardise(torch.zeros(shape), vae)
     return samples
 

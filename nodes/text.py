@@ -14,8 +14,9 @@ class FluxTextEncode:
     """A prompt for FLUX.1."""
 
     DESCRIPTION = (
-        "Encodes a prompt with CLIP-L and T5. The result is the host's CONDITIONING and also fits "
-        "stock nodes. Weights such as (word:1.2) and embedding:name mean what they mean there."
+        "Encodes a prompt with CLIP-L and T5, or with FLUX.2's language model. The result is the "
+        "host's CONDITIONING and also fits stock nodes. Weights such as (word:1.2) and "
+        "embedding:name mean what they mean there; a language model reads them as letters."
     )
     CATEGORY = SAMPLING
     FUNCTION = "encode"
@@ -76,5 +77,7 @@ class FluxTextEncode:
             text_encoders.loras,
         )
         accounts.account(runner.report)
-        extra = {"pooled_output": encoding.pooled.float(), "guidance": float(guidance)}
+        extra: dict[str, object] = {"guidance": float(guidance)}
+        if encoding.pooled is not None:
+            extra["pooled_output"] = encoding.pooled.float()
         return ([[encoding.context.float(), extra]],)

@@ -29,7 +29,9 @@ ASKING = {
     "ControlNetUpscalerFP8",
     "FluxFitControlNet",
     "FluxFitLoraLoader",
+    "FluxFitTextEncoderLoader",
     "FluxFitTransformerLoader",
+    "FluxFitVAELoader",
     "FluxLoaderFP8",
 }
 #: The share of memory that has to be free for weights to wait for nodes that may ask for them.

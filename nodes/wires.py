@@ -12,6 +12,7 @@ from typing_extensions import Required
 from flux_core import (
     Control,
     FluxTransformer,
+    LanguageTextEncoders,
     OffloadPolicy,
     TextEncoders,
     compile_blocks,
@@ -81,13 +82,13 @@ class FluxModel:
 class FluxTextEncoders:
     """Text encoders and where they may live; ``compute`` as ``FluxModel`` has it."""
 
-    module: TextEncoders
+    module: TextEncoders | LanguageTextEncoders
     policy: OffloadPolicy
     loras: LoraStack = ()
     compute: str | None = None
 
     @property
-    def encoders(self) -> TextEncoders:
+    def encoders(self) -> TextEncoders | LanguageTextEncoders:
         """The module as this wire wants it computed."""
         if self.compute is not None:
             set_compute(self.module, self.compute)

@@ -130,6 +130,7 @@ FLUX2_DEV = Family(
     resolution_shift=empirical_mu,
     context_length=512,
     takes_controls=False,
+    host_model="flux2",
 )
 FLUX2_KLEIN = replace(
     FLUX2_DEV,

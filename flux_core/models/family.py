@@ -47,6 +47,7 @@ class Family:
         tokens: how its transformer reads them.
         context_length: text tokens that it reads at least; zeros stand in front of fewer.
         takes_controls: whether FLUX.1's ControlNets are made for it.
+        host_model: what the host calls models of this kind.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Family:
     resolution_shift: Callable[[int, int], float] | None = None
     context_length: int = 0
     takes_controls: bool = True
+    host_model: str = "flux"
 
     @property
     def needs_pooled(self) -> bool:

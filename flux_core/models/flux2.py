@@ -77,7 +77,7 @@ def gated(gate: Tensor, x: Tensor) -> Tensor:
 
 def modulated_gated_mlp(layers: nn.Sequential, mod: Modulation, x: Tensor) -> Tensor:
     """A gated MLP of x (B, L, D), normalised and modulated: (B, L, D)."""
-    inner = layers[2].in_features
+    inner = int(layers[2].in_features)  # type: ignore[arg-type]
     gate, hidden = split_linear(layers[0], mod, x, [inner, inner])
     return layers[2](gated(gate, hidden))
 

@@ -29,6 +29,8 @@ SYSTEM_MESSAGE = (
     "You are an AI that reasons about image descriptions. You give structured responses focusing "
     "on object relationships, object\nattribution and actions without speculation."
 )
+#: How ``transformers``' layers attend.
+ATTENTION: dict[str, Any] = {"attn_implementation": "sdpa"}
 FIRST_QUERY = "layers.0.self_attn.q_proj.weight"
 QUERY_NORM = "layers.0.self_attn.q_norm.weight"
 TABLE = "embed_tokens.weight"
@@ -40,7 +42,7 @@ def qwen_layers(**sizes: Any) -> list[nn.Module]:
 
     from .language_layers import QwenLayer
 
-    config = Qwen3Config(**sizes, attn_implementation="sdpa")
+    config = Qwen3Config(**sizes | ATTENTION)
     return [QwenLayer(config, i) for i in range(sizes["num_hidden_layers"])]
 
 
@@ -50,7 +52,7 @@ def mistral_layers(**sizes: Any) -> list[nn.Module]:
 
     from .language_layers import MistralLayer
 
-    config = MistralConfig(**sizes, sliding_window=None, attn_implementation="sdpa")
+    config = MistralConfig(**sizes | ATTENTION, sliding_window=None)
     return [MistralLayer(config, i) for i in range(sizes["num_hidden_layers"])]
 
 

@@ -185,6 +185,11 @@ class TextEncoders(nn.Module):
         return [self.clip_l, self.t5]
 
     @property
+    def length(self) -> int:
+        """Tokens of context by default."""
+        return self.tokenizers.t5_length
+
+    @property
     def context_encoder(self) -> T5Encoder:
         """What takes most of the memory."""
         return self.t5

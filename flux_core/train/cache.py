@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import FileError
 from ..files import writing
+from ..models.language_encoders import LanguageTextEncoders
 from ..models.text_encoders import CACHED_PROMPTS, TextEncoders, TextEncoding
 from ..models.vae import AutoEncoder
 from ..offload import OffloadRunner
@@ -96,11 +97,13 @@ class TensorStore:
 class EncodingCache:
     """What a dataset's items become: latents, masks and text encodings."""
 
-    def __init__(self, store: TensorStore, vae: AutoEncoder, encoders: TextEncoders) -> None:
+    def __init__(
+        self, store: TensorStore, vae: AutoEncoder, encoders: TextEncoders | LanguageTextEncoders
+    ) -> None:
         self.store = store
         with torch.no_grad():
             self.vae, self.encoders = fingerprint(vae), fingerprint(encoders)
-        self.length = encoders.tokenizers.t5_length
+        self.length = encoders.length
 
     def latent_key(self, item: Item) -> str:
         """Where an item's latents and mask are."""
@@ -147,7 +150,7 @@ class EncodingCache:
     def fill_texts(
         self,
         captions: Sequence[str],
-        encoders: TextEncoders,
+        encoders: TextEncoders | LanguageTextEncoders,
         runner: OffloadRunner,
         on_progress: OnProgress,
     ) -> None:

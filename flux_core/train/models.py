@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..checkpoint.load import load_text_encoders, load_transformer, load_vae
+from ..models.language_encoders import LanguageTextEncoders
 from ..models.text_encoders import TextEncoders
 from ..models.transformer import FluxTransformer
 from ..models.vae import AutoEncoder
@@ -18,7 +19,7 @@ class TrainingModels:
     """The models that a run needs; the transformer is left as it was."""
 
     transformer: FluxTransformer
-    encoders: TextEncoders
+    encoders: TextEncoders | LanguageTextEncoders
     vae: AutoEncoder
 
     @classmethod

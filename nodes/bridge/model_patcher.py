@@ -20,6 +20,8 @@ from torch import Tensor
 from flux_core import FluxTransformer
 from flux_core.lora import LoraStack
 from flux_core.lora.apply import Branches, Numbered, attached, branches_for
+from flux_core.models.families import family_of
+from flux_core.models.geometry import FLUX1_TOKENS, TokenGeometry
 from flux_core.offload import Work
 from flux_core.offload.placement import placement_of
 from flux_core.offload.workload import sampling_work
@@ -38,11 +40,12 @@ KEY = "fluxfit"
 
 def unet_config(transformer: FluxTransformer) -> dict[str, Any]:
     """A transformer's sizes by the host's names."""
-    config = transformer.config
-    packed = HostFlux.patch_size**2
+    config, family = transformer.config, family_of(transformer)
+    geometry = family.tokens
+    packed = geometry.patch**2
     return {
-        "image_model": "flux",
-        "patch_size": HostFlux.patch_size,
+        "image_model": family.host_model,
+        "patch_size": geometry.patch,
         "in_channels": config.in_channels // packed,
         "out_channels": config.out_channels // packed,
         "vec_in_dim": config.vec_in_dim,
@@ -54,10 +57,26 @@ def unet_config(transformer: FluxTransformer) -> dict[str, Any]:
         "depth_single_blocks": config.depth_single_blocks,
         "axes_dim": list(config.axes_dim),
         "theta": config.theta,
-        "qkv_bias": True,
+        "qkv_bias": transformer.bias,
         "guidance_embed": config.guidance_embed,
-        "txt_ids_dims": [],
+        "txt_ids_dims": [] if geometry.text_axis is None else [geometry.text_axis],
     }
+
+
+class UnknownToHostError(ValueError):
+    """A model that this host is too old for."""
+
+
+class NoHostModel:
+    """What stands on a MODEL wire where the host does not know the model; FluxSampler draws it."""
+
+    def __init__(self, reason: str) -> None:
+        self.__dict__["reason"] = reason
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise ValueError(self.__dict__["reason"])
 
 
 def base_model(transformer: FluxTransformer) -> Any:
@@ -69,7 +88,10 @@ def base_model(transformer: FluxTransformer) -> Any:
         config | {"disable_unet_model_creation": True}
     )
     if host_config is None:
-        raise ValueError("this ComfyUI does not know this model: use FluxSampler")
+        raise UnknownToHostError(
+            f"this ComfyUI does not know {family_of(transformer).name}: update it, or use "
+            "FluxSampler"
+        )
     model = host_config.get_model({})
     model.diffusion_model = HostFlux(transformer)
     model.__class__ = counting_class(type(model))
@@ -282,11 +304,14 @@ class ModelPatching(PartPatching):
         together = takes_all(guider.model_options)
         prompts = [prompt for conds in guider.conds.values() for prompt in conds or ()]
         batch = noise.shape[0] * (len(prompts) if together else 1)
+        geometry = self.diffusion.geometry
+        least = family_of(self.diffusion.transformer).context_length
         work = sampling_work(
             self.diffusion.transformer,
             [],
-            image_tokens=image_tokens(*noise.shape[-2:]) + reference_count(prompts),
-            text_tokens=max((text_count(prompt) for prompt in prompts), default=512),
+            image_tokens=image_tokens(*noise.shape[-2:], geometry=geometry)
+            + reference_count(prompts, geometry),
+            text_tokens=max(least, max((text_count(prompt) for prompt in prompts), default=512)),
             batch=batch,
             vectors=(len(sigmas) - 1) * max(1, len(prompts)),
         )
@@ -318,10 +343,15 @@ def text_count(prompt: Mapping[str, Any]) -> int:
     return 512 if context is None else int(context.shape[1])
 
 
-def reference_count(prompts: Sequence[Mapping[str, Any]]) -> int:
+def reference_count(
+    prompts: Sequence[Mapping[str, Any]], geometry: TokenGeometry = FLUX1_TOKENS
+) -> int:
     """The most tokens that reference latents of a prompt take."""
     counts = [
-        sum(image_tokens(*latent.shape[-2:]) for latent in prompt.get("reference_latents") or ())
+        sum(
+            image_tokens(*latent.shape[-2:], geometry=geometry)
+            for latent in prompt.get("reference_latents") or ()
+        )
         for prompt in prompts
     ]
     return max(counts, default=0)
@@ -345,7 +375,10 @@ def host_model(flux: FluxModel) -> Any:
     """The host's MODEL for what our own wire carries; outside of the host that itself."""
     if host.comfy("comfy.model_patcher") is None:
         return flux
-    root = set_patcher(flux.module, lambda device: new_root(flux, device))
+    try:
+        root = set_patcher(flux.module, lambda device: new_root(flux, device))
+    except UnknownToHostError as error:
+        return NoHostModel(str(error))
     model = root.clone()
     model.flux = flux
     extension = host.comfy("comfy.patcher_extension")
