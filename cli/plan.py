@@ -1,10 +1,10 @@
-"""Say what a card will do with FLUX.1-dev, before it is bought."""
+"""Say what a card will do with a model, before it is bought."""
 
 from __future__ import annotations
 
 import argparse
 
-HELP = "what a card will do with FLUX.1-dev"
+HELP = "what a card will do with FLUX.1-dev or a FLUX.2 model"
 
 #: Gigabytes, link in GB/s and effective TFLOP/s of linear layers, as such cards commonly have them.
 COMMON_GPUS = (
@@ -29,13 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--height", type=int, default=1024)
     parser.add_argument("--precision", default="fp8_scaled")
+    parser.add_argument(
+        "--model", default="FLUX.1-dev", help="or FLUX.2-dev, FLUX.2-klein-4B, FLUX.2-klein-9B"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     from flux_core.bounds import MOST_STEPS, check_number
     from flux_core.offload.machine import Machine
     from flux_core.quant import PRECISIONS
-    from flux_core.sampling.estimate import plan_picture
+    from flux_core.sampling.estimate import named_models, plan_picture
     from flux_core.sampling.images import check_size
 
     check_size(args.width, args.height)
@@ -48,7 +51,8 @@ def run(args: argparse.Namespace) -> None:
         if value is not None:
             check_number(value, name, 1e-3, 1e9)
     check_number(args.steps, "steps", 1, MOST_STEPS, whole=True)
-    print(f"FLUX.1-dev in {args.precision}, {args.width}x{args.height}, {args.steps} steps")
+    models = named_models(args.model, args.precision)
+    print(f"{args.model} in {args.precision}, {args.width}x{args.height}, {args.steps} steps")
     gpus = COMMON_GPUS
     if args.vram:
         gpus = ((args.vram, args.link, args.tflops, f"{args.link:g} GB/s"),)
@@ -60,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
             width=args.width,
             height=args.height,
             steps=args.steps,
-            precision=args.precision,
+            models=models,
         )
         line = f"{vram:>4g} GB, {tflops:g} TFLOP/s ({name}): {picture}"
         print(line + f", {picture.seconds(args.steps):.0f} s a picture" * picture.fits)

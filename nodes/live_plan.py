@@ -21,7 +21,13 @@ from flux_core.models.text_encoders import ClipEncoder, T5Encoder
 from flux_core.offload.machine import known_machine
 from flux_core.offload.memory import free_bytes
 from flux_core.offload.plan import UNKNOWN
-from flux_core.sampling.estimate import PictureModels, PicturePlan, flux1_dev, plan_picture
+from flux_core.sampling.estimate import (
+    PictureModels,
+    PicturePlan,
+    flux1_dev,
+    models_like,
+    plan_picture,
+)
 from flux_core.units import GB, readable_bytes, readable_seconds
 
 from . import host
@@ -106,7 +112,7 @@ def plan_lines(planned: PicturePlan) -> list[str]:
         ),
     ]
     if planned.vae.tile:
-        lines.append(f"VAE in tiles of {8 * planned.vae.tile} pixels")
+        lines.append(f"VAE in tiles of {planned.pixels * planned.vae.tile} pixels")
     return lines
 
 
@@ -122,14 +128,16 @@ def whole(question: Mapping[str, Any], key: str, default: int) -> int:
 
 def models_of(loader: Mapping[str, Any]) -> tuple[PictureModels, str]:
     """The parts that a loader's widgets name, and what to call them; FLUX.1-dev for the rest."""
-    usual = flux1_dev("fp8_scaled")
     file = loader.get("transformer")
     if not file:
-        return usual, "FLUX.1-dev in fp8_scaled"
+        return flux1_dev("fp8_scaled"), "FLUX.1-dev in fp8_scaled"
     path = host.model_path(str(file), *PLACES["transformer"])
     precision = str(loader.get("transformer_precision") or loader.get("precision") or "bf16")
 
-    def part(kind: str, default: nn.Module) -> nn.Module:
+    transformer = cast(FluxTransformer, outlined(path, "transformer", precision))
+    usual = models_like(transformer, "fp8_scaled")
+
+    def part(kind: str, default: nn.Module | None) -> nn.Module | None:
         name = loader.get(kind)
         if not name:
             return default
@@ -137,7 +145,7 @@ def models_of(loader: Mapping[str, Any]) -> tuple[PictureModels, str]:
         return outlined(own, kind, str(loader.get(f"{kind}_precision") or "bf16"))
 
     models = PictureModels(
-        cast(FluxTransformer, outlined(path, "transformer", precision)),
+        transformer,
         cast(ClipEncoder, part("clip_l", usual.clip_l)),
         cast(T5Encoder, part("t5", usual.t5)),
         cast(AutoEncoder, part("vae", usual.vae)),

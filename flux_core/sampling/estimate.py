@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, T5Config
 
 from ..models.config import TransformerConfig, VAEConfig
+from ..models.families import family_of
+from ..models.flux2 import Flux2Config, Flux2Transformer
+from ..models.language import MISTRAL, QWEN3, LanguageConfig, LanguageEncoder
 from ..models.text_encoders import ClipEncoder, T5Encoder
 from ..models.tokenizers import T5_LENGTH
 from ..models.transformer import FluxTransformer
@@ -27,7 +30,7 @@ from ..offload.plan import Cost, Plan, cost_of, make_plan
 from ..offload.workload import sampling_work
 from ..quant import quantize, set_compute
 from ..units import readable_bytes
-from .latents import image_tokens, latent_size
+from .latents import PIXELS_A_LATENT, image_tokens, latent_size
 from .prompts import t5_work
 from .vae import vae_work
 
@@ -58,12 +61,20 @@ RAM_SHARE = 0.75
 
 
 class PictureModels(NamedTuple):
-    """All parts that a picture takes; they may be without numbers."""
+    """All parts that a picture takes; they may be without numbers.
+
+    ``t5`` is what makes the context, T5 or a language model; ``clip_l`` None where there is none.
+    """
 
     transformer: FluxTransformer
-    clip_l: ClipEncoder
-    t5: T5Encoder
+    clip_l: ClipEncoder | None
+    t5: T5Encoder | LanguageEncoder
     vae: AutoEncoder
+
+    @property
+    def encoders(self) -> list[nn.Module]:
+        """What encodes prompts."""
+        return [self.t5] if self.clip_l is None else [self.clip_l, self.t5]
 
 
 @cache
@@ -78,6 +89,72 @@ def flux1_dev(precision: str) -> PictureModels:
         quantize(transformer, precision)
         quantize(t5, precision)
     return parts
+
+
+#: Sizes of FLUX.2's public models and of their language models.
+FLUX2_SIZES = {
+    "FLUX.2-dev": (
+        Flux2Config(),
+        LanguageConfig(MISTRAL, 131_072, 5120, 32_768, 32, 8),
+    ),
+    "FLUX.2-klein-4B": (
+        Flux2Config(
+            context_in_dim=7680,
+            hidden_size=3072,
+            depth=5,
+            depth_single_blocks=20,
+            guidance_embed=False,
+        ),
+        LanguageConfig(QWEN3, 151_936, 2560, 9728, 32, 8),
+    ),
+    "FLUX.2-klein-9B": (
+        Flux2Config(
+            context_in_dim=12_288,
+            hidden_size=4096,
+            depth=8,
+            depth_single_blocks=24,
+            guidance_embed=False,
+        ),
+        LanguageConfig(QWEN3, 151_936, 4096, 12_288, 32, 8),
+    ),
+}
+FLUX2_VAE = VAEConfig(z_channels=32, scale_factor=1.0, shift_factor=0.0, patch=2, quant_conv=True)
+
+
+@cache
+def flux2(name: str, precision: str) -> PictureModels:
+    """A FLUX.2 model without numbers, transformer and language model at a precision."""
+    config, language = FLUX2_SIZES[name]
+    with torch.device("meta"):
+        transformer = Flux2Transformer(config).bfloat16()
+        encoder = LanguageEncoder(language).bfloat16()
+        vae = AutoEncoder(FLUX2_VAE).bfloat16()
+        quantize(transformer, precision)
+        quantize(encoder, precision)
+    return PictureModels(transformer, None, encoder, vae)
+
+
+#: Models by name, at a precision.
+MODELS: dict[str, Callable[[str], PictureModels]] = {
+    "FLUX.1-dev": flux1_dev,
+    **{name: partial(flux2, name) for name in FLUX2_SIZES},
+}
+
+
+def named_models(name: str, precision: str) -> PictureModels:
+    """A public model's parts; raises ``ValueError`` for an unknown name."""
+    if name not in MODELS:
+        raise ValueError(f"model is {name!r}, expected one of {', '.join(MODELS)}")
+    return MODELS[name](precision)
+
+
+def models_like(transformer: FluxTransformer, precision: str) -> PictureModels:
+    """The public model that a transformer's other parts are most likely those of."""
+    family, width = family_of(transformer), transformer.config.context_in_dim
+    like = [model(precision) for model in MODELS.values()]
+    same = [m for m in like if family_of(m.transformer).encoders == family.encoders]
+    exact = [m for m in same if m.transformer.config.context_in_dim == width]
+    return (exact or same or like)[0]
 
 
 def flops(function: Callable[[], object]) -> float:
@@ -95,7 +172,7 @@ def vae_flops(vae: AutoEncoder, height: int, width: int) -> float:
 
 
 @lru_cache(16)
-def t5_flops(t5: T5Encoder, text_tokens: int) -> float:
+def t5_flops(t5: T5Encoder | LanguageEncoder, text_tokens: int) -> float:
     small = set_compute(on_meta(t5), "dequantize")
     ids = torch.empty(1, text_tokens, dtype=torch.long, device="meta")
     return flops(lambda: small(ids))
@@ -112,6 +189,7 @@ class PicturePlan:
     step: float
     after: float
     from_disk: float
+    pixels: int = PIXELS_A_LATENT  # along a side of a latent
 
     @property
     def peak(self) -> int:
@@ -133,7 +211,7 @@ class PicturePlan:
     def __str__(self) -> str:
         if not self.fits:
             return f"does not fit: it needs {readable_bytes(self.least)} at least"
-        tiles = f", VAE in tiles of {8 * self.vae.tile} pixels" if self.vae.tile else ""
+        tiles = f", VAE in tiles of {self.pixels * self.vae.tile} pixels" if self.vae.tile else ""
         disk = f", {readable_bytes(self.from_disk)} from disk a step" if self.from_disk else ""
         blocks = self.drawing.modules[0]
         stay = f"{len(blocks.resident)} of {blocks.blocks} blocks stay"
@@ -191,8 +269,9 @@ def plan_picture(
         policy: ``auto`` unless given; its ``vram_budget`` counts where it is smaller.
     """
     parts, policy = models or flux1_dev(precision), policy or OffloadPolicy()
-    rows, columns = latent_size(height, width)
-    image = image_tokens(rows, columns)
+    family = family_of(parts.transformer)
+    rows, columns = latent_size(height, width, family.vae)
+    image = image_tokens(rows, columns, geometry=family.tokens)
 
     def planned(modules: list[nn.Module], work: Work, tokens: int) -> Plan:
         costs = [
@@ -209,12 +288,12 @@ def plan_picture(
         batch=batch,
         vectors=steps,
     )
-    text = planned([parts.clip_l, parts.t5], t5_work(parts.t5, text_tokens), 0)
+    text = planned(parts.encoders, t5_work(parts.t5, text_tokens), 0)
     body = planned([parts.transformer], drawing, image)
     vae = planned([parts.vae], vae_work(parts.vae, rows, columns, batch), 0)
     streamed = body.modules[0].streamed
     from_disk = 0.0 if ram is None else max(0.0, streamed - RAM_SHARE * ram)
-    moved = cost_of(parts.clip_l).all_blocks + cost_of(parts.t5).all_blocks
+    moved = sum(cost_of(encoder).all_blocks for encoder in parts.encoders)
     modulations = cost_of(parts.transformer).modulations
     brought = body.modules[0].held + (0 if body.modules[0].modulations else modulations)
     return PicturePlan(
@@ -226,4 +305,5 @@ def plan_picture(
         after=vae.weights / machine.link
         + batch * vae_flops(parts.vae, rows, columns) / machine.flops,
         from_disk=from_disk,
+        pixels=family.vae.compression,
     )
