@@ -167,7 +167,7 @@ def flops(function: Callable[[], object]) -> float:
 @lru_cache(16)
 def vae_flops(vae: AutoEncoder, height: int, width: int) -> float:
     small = on_meta(vae)
-    z = torch.empty(1, vae.config.z_channels, height, width, device="meta")
+    z = torch.empty(1, vae.config.latent_channels, height, width, device="meta")
     return flops(lambda: small.decode(z))  # type: ignore[operator]
 
 

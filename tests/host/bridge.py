@@ -16,13 +16,20 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import bridge_conditioning
+import bridge_flux2
 import bridge_patches
 import bridge_sampling
 import bridge_weights
 from bridge_setup import CHECKS
 from in_process import CHOSEN, has, torch
 
-__all__ = ["bridge_conditioning", "bridge_patches", "bridge_sampling", "bridge_weights"]
+__all__ = [
+    "bridge_conditioning",
+    "bridge_flux2",
+    "bridge_patches",
+    "bridge_sampling",
+    "bridge_weights",
+]
 
 if __name__ == "__main__":
     with torch.inference_mode():
