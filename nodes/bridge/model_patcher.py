@@ -48,7 +48,7 @@ def unet_config(transformer: FluxTransformer) -> dict[str, Any]:
         "patch_size": geometry.patch,
         "in_channels": config.in_channels // packed,
         "out_channels": config.out_channels // packed,
-        "vec_in_dim": config.vec_in_dim,
+        "vec_in_dim": config.vec_in_dim or None,
         "context_in_dim": config.context_in_dim,
         "hidden_size": config.hidden_size,
         "mlp_ratio": config.mlp_hidden / config.hidden_size,
