@@ -264,8 +264,7 @@ def plan_picture(
     Args:
         models: FLUX.1-dev at ``precision`` unless given.
         vram: bytes of the card that may be used.
-        ram: bytes of the host's memory; streamed weights beyond three quarters of it come from
-            the disk at every step.
+        ram: bytes of the host's memory; what is streamed beyond 3/4 of it is read from disk.
         policy: ``auto`` unless given; its ``vram_budget`` counts where it is smaller.
     """
     parts, policy = models or flux1_dev(precision), policy or OffloadPolicy()
@@ -291,11 +290,10 @@ def plan_picture(
     text = planned(parts.encoders, t5_work(parts.t5, text_tokens), 0)
     body = planned([parts.transformer], drawing, image)
     vae = planned([parts.vae], vae_work(parts.vae, rows, columns, batch), 0)
-    streamed = body.modules[0].streamed
-    from_disk = 0.0 if ram is None else max(0.0, streamed - RAM_SHARE * ram)
     moved = sum(cost_of(encoder).all_blocks for encoder in parts.encoders)
-    modulations = cost_of(parts.transformer).modulations
-    brought = body.modules[0].held + (0 if body.modules[0].modulations else modulations)
+    placed, modulations = body.modules[0], cost_of(parts.transformer).modulations
+    from_disk = 0.0 if ram is None else max(0.0, placed.streamed - RAM_SHARE * ram)
+    brought = placed.held + (0 if placed.modulations else modulations)
     return PicturePlan(
         text,
         body,
