@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..bounds import brief, check_number, check_span
+from ..models.families import family_of
+from ..models.geometry import FLUX1_TOKENS, TokenGeometry
 from ..models.ip_adapter import IPAdapter, KeysAndValues
 from ..models.patches import DOUBLE, SINGLE
 from ..models.picture_attention import PictureAttention
@@ -214,6 +216,7 @@ def scales_of(
     area: Area | None,
     text: int,
     behind: int,
+    geometry: TokenGeometry = FLUX1_TOKENS,
 ) -> dict[str, Tensor]:
     """How much an adapter counts for each token, (1 or B, Q, 1) by the kind of block.
 
@@ -222,7 +225,7 @@ def scales_of(
         text, behind: tokens of text and of references. They have no place in the picture: for
             them it is the mask's average.
     """
-    rows, columns = token_grid(inner[0], inner[1])
+    rows, columns = token_grid(inner[0], inner[1], geometry)
     grid = torch.ones(1, 1, rows, columns)
     if applied.mask is not None:
         mask = F.interpolate(applied.mask.float()[:, None], tuple(whole), mode="area")
@@ -259,6 +262,7 @@ class RunAdapters:
         device: torch.device,
     ) -> None:
         self.transformer, self.table, self.device = transformer, table, device
+        self.geometry = family_of(transformer).tokens
         self.shape, self.depth = tuple(shape), transformer.config.depth
         self.of_prompt: dict[str, list[ReadyAdapter]] = {}
         self.scales: dict[Hashable, list[dict[str, Tensor]]] = {}
@@ -315,7 +319,13 @@ class RunAdapters:
                 {
                     kind: scale.to(self.device)
                     for kind, scale in scales_of(
-                        each.applied, self.shape[-2:], inner, prompt.area, text_tokens, behind
+                        each.applied,
+                        self.shape[-2:],
+                        inner,
+                        prompt.area,
+                        text_tokens,
+                        behind,
+                        self.geometry,
                     ).items()
                 }
                 for each in ready
