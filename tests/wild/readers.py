@@ -21,6 +21,7 @@ from safetensors.torch import save
 from flux_core import PrecisionPlan, load_clip_l, load_t5, load_transformer, load_vae
 from flux_core.checkpoint.gguf import GGUFFile
 from flux_core.checkpoint.inspect import describe_file
+from flux_core.checkpoint.load import outline
 from flux_core.errors import FileError
 from flux_core.lora import load_lora, match_lora
 from flux_core.lora.match import lora_report, refuse_unmatched
@@ -37,6 +38,13 @@ from flux_core.train.dataset import DataProblems, read_items
 from flux_core.train.state import read_checkpoint, read_run
 from tests import tiny_models
 
+from .flux2_files import (
+    flux2_bytes,
+    flux2_vae_bytes,
+    language_bytes,
+    read_language_tokenizer,
+    write_language_tokenizer,
+)
 from .mutations import as_json, damaged_bytes, damaged_safetensors, damaged_text, damaged_tree
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -271,6 +279,12 @@ READERS = (
         "t5", lambda: pocket_bytes("text_encoders", "_t5"), inspected_and_read(load_t5)
     ),
     safetensors_reader("vae", vae_bytes, inspected_and_read(load_vae)),
+    safetensors_reader("FLUX.2", flux2_bytes, inspected_and_read(load_transformer)),
+    safetensors_reader("FLUX.2 vae", flux2_vae_bytes, inspected_and_read(load_vae)),
+    safetensors_reader(
+        "language model", language_bytes, inspected_and_read(lambda p: outline(p, "language_model"))
+    ),
+    Reader("language tokenizer", write_language_tokenizer, read_language_tokenizer),
     safetensors_reader("embedding", lambda: save({"clip_l": torch.ones(2, 8)}), read_embedding),
     Reader("lora", write_adapter, read_adapter),
     Reader(
