@@ -20,12 +20,14 @@ from flux_core import (
 from flux_core.checkpoint.inspect import describe_file
 from flux_core.lora import lora_applied
 from flux_core.lora.match import match_lora
+from flux_core.lora.trained import TrainedLora
 from flux_core.models.families import FLUX2_DEV, FLUX2_KLEIN, family_of
 from flux_core.offload import OffloadRunner
 from flux_core.offload.activations import LiveBytes
 from flux_core.offload.blocks import blocks_of, modulations_of
 from flux_core.offload.placement import placement_of
 from flux_core.offload.plan import cost_of
+from flux_core.offload.workload import training_work
 from flux_core.quant import PRECISIONS, quantized_linears
 from flux_core.quant.apply import module_bytes
 from flux_core.sampling.references import References
@@ -350,3 +352,36 @@ class TestLoras:
         ]
         assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0], drawn[2])
         assert not torch.equal(drawn[0], sample(request(model)))
+
+
+class TestTraining:
+    """A LoRA on every kind of layer, the shared modulations among them."""
+
+    def gradients(self, mode: str | None) -> torch.Tensor:
+        model, kwargs = flux2_models.transformer(), inputs()
+        lora = TrainedLora(model, ["attention", "mlp", "modulation"], 2, 4)
+        generator = torch.Generator().manual_seed(3)
+        for branch in lora.layer_branches:
+            branch.up.data.normal_(0, 0.02, generator=generator)
+
+        def run() -> None:
+            model(**kwargs).square().mean().backward()
+
+        with lora.on(model):
+            if mode is None:
+                run()
+            else:
+                work = training_work(
+                    model, image_tokens=12, text_tokens=5, batch=2, on_host=False, kept=0
+                )
+                runner = OffloadRunner(OffloadPolicy(mode, separate_memory=True), "cpu")
+                with runner.hold("training", model, work=work):
+                    run()
+        assert {"double_stream_modulation_img.lin", "single_blocks.0.linear2"} <= set(lora.names)
+        return torch.cat([p.grad.flatten() for p in lora.parameters() if p.grad is not None])
+
+    def test_gradients_are_the_same_wherever_weights_are(self):
+        expected = self.gradients(None)
+        assert expected.count_nonzero() > 0.9 * expected.numel()
+        for mode in ("none", "component", "stream"):
+            assert torch.equal(self.gradients(mode), expected)

@@ -88,7 +88,7 @@ class TestModelsByName:
         small = plan_picture(machine, vram=8e9, models=models)
         large = plan_picture(machine, vram=80e9, models=models)
         assert small.fits and small.drawing.streamed > 0 == large.drawing.streamed
-        assert small.peak <= 8e9 and small.step > large.step
+        assert small.peak <= 8e9 and small.step > 0.99 * large.step
         assert "tiles of" not in str(large) or large.pixels == 16
 
     def test_an_unknown_name_lists_the_known_ones(self):
