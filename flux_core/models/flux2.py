@@ -157,7 +157,7 @@ class Flux2Transformer(FluxTransformer):
     double_block = Flux2DoubleBlock
     single_block = Flux2SingleBlock
     bias = False
-    takes_side = False
+    takes_side = takes_adapters = False
     #: What all blocks read beside what FLUX.1 keeps exact: it leaves the device for a run, so it
     #: costs no memory there.
     high_precision = (

@@ -139,6 +139,8 @@ class FluxTransformer(FluxBody):
     part = "transformer"
     #: Whether it draws with references that attend to themselves alone.
     takes_side = True
+    #: Whether FLUX.1's IP-Adapters are made for models of its kind.
+    takes_adapters = True
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)

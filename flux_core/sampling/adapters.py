@@ -75,6 +75,9 @@ def check_adapter(applied: AppliedAdapter, transformer: FluxTransformer, batch: 
         raise ValueError(f"adapters has {brief(applied)}, expected an AppliedAdapter")
     check_number(applied.weight, "an IP-Adapter's weight", -1000, 1000)
     check_span(applied.start, applied.end, "an IP-Adapter's")
+    if not transformer.takes_adapters:
+        name = family_of(transformer).name
+        raise ValueError(f"{name} takes no IP-Adapters: those of FLUX.1 were not made for it")
     config, body = applied.adapter.config, transformer.config
     blocks = body.depth + (body.depth_single_blocks if config.wide else 0)
     if config.hidden_size != body.hidden_size or config.depth != blocks:

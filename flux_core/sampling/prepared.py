@@ -275,12 +275,18 @@ def whole_context(prompt: Conditioning, family: Family) -> Conditioning:
         prompt = replace(prompt, regional=replace(prompt.regional, prompts=regions))
     if missing <= 0:
         return prompt
-    mask = None if prompt.text_mask is None else F.pad(prompt.text_mask, (missing, 0), value=True)
-    return replace(prompt, context=F.pad(prompt.context, (0, 0, missing, 0)), text_mask=mask)
+    mask, bias = prompt.text_mask, prompt.attention
+    if mask is not None:
+        mask = F.pad(mask, (missing, 0), value=True)
+    if bias is not None:  # which leaves them as open as they are without one
+        value = bias.values.dtype == torch.bool
+        bias = replace(bias, values=F.pad(bias.values, (missing, 0, missing, 0), value=value))
+    context = F.pad(prompt.context, (0, 0, missing, 0))
+    return replace(prompt, context=context, text_mask=mask, attention=bias)
 
 
 def extra_of(
-    prompt: Conditioning, transformer: FluxTransformer, shape: Sequence[int], warn: bool
+    prompt: Conditioning, transformer: FluxTransformer, shape: Sequence[int], warn: bool = True
 ) -> tuple[Tensor | None, Tensor | None]:
     """What a model with a wider input reads beside latents of a shape (B, C, h, w), and what while
     a control picture does not count, where that is something else.

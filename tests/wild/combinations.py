@@ -26,7 +26,7 @@ from flux_core.offload.blocks import blocks_of, has_attached
 from flux_core.offload.placement import placement_of
 from flux_core.sampling.run import DrawRequest, draw
 
-from .scenes import Combination, set_up
+from .scenes import REFUSED, Combination, set_up
 
 CPU = torch.device("cpu")
 POLICIES = {
@@ -72,7 +72,17 @@ def broken(request: DrawRequest, rng: random.Random) -> None:
 
 
 def problem_of(combination: Combination, folder: Path) -> str:
-    """What is wrong with a combination, empty where nothing is."""
+    """What is wrong with a combination, empty where nothing is, or where it is refused in words."""
+    try:
+        return drawing_problem(combination, folder)
+    except ValueError as error:
+        if str(error).startswith(REFUSED):
+            return ""
+        raise
+
+
+def drawing_problem(combination: Combination, folder: Path) -> str:
+    """What is wrong with what a combination draws, empty where nothing is."""
     with set_up(combination, folder) as request:
         (expected,) = draw(OffloadRunner(OffloadPolicy("none"), CPU), [request])
         if not bool(expected.isfinite().all()):

@@ -16,15 +16,34 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from flux_core import Conditioning, Control, FluxControlNet, FluxTransformer, load_lora, quantize
+from flux_core import (
+    Conditioning,
+    Control,
+    FluxControlNet,
+    FluxTransformer,
+    LoraRegion,
+    LoraUse,
+    load_ip_adapter,
+    load_lora,
+    quantize,
+)
 from flux_core.models.families import family_of
 from flux_core.quant import full_dtype
-from flux_core.sampling.conditioning import AttentionBias, Region
+from flux_core.sampling.adapters import AppliedAdapter
+from flux_core.sampling.conditioning import (
+    AttentionBias,
+    Region,
+    RegionalOptions,
+    RegionalPrompts,
+)
+from flux_core.sampling.guidance import GuidanceOptions
 from flux_core.sampling.latents import token_grid
-from flux_core.sampling.references import ATTENTIONS, METHODS, References
+from flux_core.sampling.nag import NormalizedAttentionGuidance
+from flux_core.sampling.references import ATTENTIONS, JOINT, METHODS, References
 from flux_core.sampling.run import DrawRequest, SamplingSettings
 from flux_core.sampling.samplers import SAMPLERS
-from tests import tiny_models
+from flux_core.sampling.tiles import Tiling
+from tests import adapter_files, flux2_models, tiny_chroma, tiny_models
 
 PRECISIONS = ("fp32", "bf16", "fp8_e4m3fn", "fp8_e5m2", "fp8_scaled", "int8")
 TEXT = 12  # tokens
@@ -50,7 +69,7 @@ class Scene:
 
     @property
     def channels(self) -> int:
-        return family_of(self.transformer).vae.z_channels
+        return family_of(self.transformer).vae.latent_channels
 
     def mask(self) -> Tensor:
         """A rectangle of ones (1, rows, columns)."""
@@ -65,7 +84,7 @@ class Scene:
         return Conditioning(self.normal(1, TEXT, config.context_in_dim), pooled, **options)
 
     def request(self) -> DrawRequest:
-        settings: dict[str, Any] = {"steps": 2, "seed": self.rng.randrange(1000)} | self.settings
+        settings: dict[str, Any] = {"steps": 3, "seed": self.rng.randrange(1000)} | self.settings
         return DrawRequest(
             self.transformer,
             [self.conditioning(**prompt) for prompt in self.prompts],
@@ -87,6 +106,33 @@ def lora(scene: Scene) -> None:
         scene.options["loras"] = [*scene.options.get("loras", ()), (load_lora(path), 0.7)]
 
 
+def lora_control(scene: Scene) -> None:
+    """A LoRA with weights a block, a schedule and a region."""
+    lora(scene)
+    if not scene.options.get("loras"):
+        return
+    *others, (file, strength) = scene.options["loras"]
+    blocks = scene.rng.choice((None, "double 0-1: 0.5, single 1: 1.5, else 1"))
+    schedule = scene.rng.choice(("0:1, 0.5:0.3, 1:0", "step 0:1, 0.6:0"))
+    region = scene.rng.choice((None, LoraRegion(scene.mask(), text=0.5)))
+    use = LoraUse(file, strength, blocks=blocks, schedule=schedule, region=region)
+    scene.options["loras"] = [*others, use]
+
+
+def adapter(scene: Scene) -> None:
+    """An IP-Adapter for double blocks or for all, over a part of the picture and of the steps."""
+    config, wide = scene.transformer.config, scene.rng.random() < 0.5
+    blocks = config.depth + config.depth_single_blocks
+    file = adapter_files.instantx(blocks) if wide else adapter_files.xlabs(config.depth)
+    path = tiny_models.save(file, scene.folder / f"{scene.rng.random()}.safetensors")
+    opened = load_ip_adapter(path, precision=scene.rng.choice(("fp32", "int8")))
+    embeds = scene.normal(scene.rng.choice((1, 2)), opened.config.embed_dim)
+    mask = scene.rng.choice((None, scene.mask()))
+    end = scene.rng.choice((0.5, 1.0))
+    applied = AppliedAdapter(opened, embeds, 0.7, end=end, mask=mask)
+    scene.options["adapters"] = [*scene.options.get("adapters", ()), applied]
+
+
 def controlnet(scene: Scene) -> None:
     """A ControlNet over a part of the steps, in bf16 or a byte a weight."""
     net = cast(FluxControlNet, tiny_models.randomise(FluxControlNet(tiny_models.UPSCALER), 5))
@@ -104,9 +150,48 @@ def reference(scene: Scene) -> None:
         for _ in range(scene.rng.choice((1, 2)))
     ]
     for prompt in scene.prompts:
-        prompt["references"] = References(
-            latents, scene.rng.choice(METHODS), scene.rng.choice(ATTENTIONS)
-        )
+        method, attention = scene.rng.choice(METHODS), scene.rng.choice(ATTENTIONS)
+        attention = attention if scene.transformer.takes_side else JOINT
+        prompt["references"] = References(latents, method, attention)
+
+
+def regional(scene: Scene) -> None:
+    """Regions that are read by attention in the call of the first prompt."""
+    area = Region((1.0, 0.5, 0.0, 0.0), shares=True)
+    options = RegionalOptions(share=0.6, across=scene.rng.choice((0.0, 1.0)))
+    prompts = (
+        scene.conditioning(region=Region(mask=scene.mask())),
+        scene.conditioning(region=area),
+    )
+    scene.prompts[0]["regional"] = RegionalPrompts(prompts, options)
+
+
+def nag(scene: Scene) -> None:
+    """A negative prompt that attention is guided away from, for a part of the steps."""
+    end = scene.rng.choice((0.5, 1.0))
+    guidance = GuidanceOptions(nag=NormalizedAttentionGuidance(end=end))
+    scene.settings["guidance_options"] = guidance
+    scene.options.setdefault("negative", scene.conditioning())
+
+
+def span(scene: Scene) -> None:
+    """Guidance over a part of the steps, in one of its forms."""
+    cfg(scene)
+    scene.settings["guidance_options"] = GuidanceOptions(
+        end=0.6, cfg_zero=scene.rng.choice(("off", "velocity")), zero_steps=1
+    )
+
+
+def tiles(scene: Scene) -> None:
+    """Windows that overlap, still or moving."""
+    moving = scene.rng.random() < 0.5
+    scene.options["tiles"] = Tiling(96, 32, moving=moving)
+
+
+def differential(scene: Scene) -> None:
+    """A grey mask that says from which step on a place is kept."""
+    scene.options["mask"] = scene.normal(1, 1, scene.rows, scene.columns).sigmoid()
+    scene.options["differential"] = scene.rng.choice((0.5, 1.0))
 
 
 def mask(scene: Scene) -> None:
@@ -130,7 +215,8 @@ def regions(scene: Scene) -> None:
 
 def bias(scene: Scene) -> None:
     """Numbers added to the attention of the first prompt."""
-    rows, columns = token_grid(scene.rows, scene.columns)
+    geometry = family_of(scene.transformer).tokens
+    rows, columns = token_grid(scene.rows, scene.columns, geometry)
     side = TEXT + rows * columns
     scene.prompts[0]["attention"] = AttentionBias(scene.normal(1, side, side), rows, columns)
 
@@ -145,18 +231,34 @@ Feature = Callable[[Scene], None]
 FEATURES: dict[str, Feature] = {
     "lora": lora,
     "second lora": lora,
+    "lora control": lora_control,
+    "adapter": adapter,
+    "second adapter": adapter,
     "controlnet": controlnet,
     "reference": reference,
     "regions": regions,
     "bias": bias,
+    "regional": regional,
     "cfg": cfg,
+    "nag": nag,
+    "span": span,
+    "tiles": tiles,
     "mask": mask,
+    "differential": differential,
     "sampler": sampler,
 }
+#: How a request is refused whose features do not go together.
+REFUSED = "references that attend to themselves alone are drawn without"
+#: What takes the place of another, and so does not stand with it.
+ALIKE = (("nag", "span"), ("mask", "differential"))
 
 
 def flux1(**sizes: Any) -> Callable[[], nn.Module]:
     return lambda: tiny_models.flux_transformer(replace(tiny_models.DEV, **sizes))
+
+
+def flux2(**sizes: Any) -> Callable[[], nn.Module]:
+    return lambda: flux2_models.transformer(replace(flux2_models.DEV, **sizes))
 
 
 @dataclass(frozen=True)
@@ -167,11 +269,16 @@ class Kind:
     without: tuple[str, ...] = ()
 
 
+#: What is made for FLUX.1 alone.
+OF_FLUX1 = ("adapter", "second adapter", "controlnet")
 FAMILIES: dict[str, Kind] = {
     "FLUX.1-dev": Kind(flux1()),
     "FLUX.1-schnell": Kind(flux1(guidance_embed=False)),
     "FLUX.1-lite": Kind(flux1(depth=8, depth_single_blocks=2)),
     "FLUX.1 Fill": Kind(flux1(in_channels=384), ("reference",)),
+    "Chroma": Kind(tiny_chroma.chroma_transformer, ("controlnet",)),
+    "FLUX.2-klein": Kind(flux2(guidance_embed=False), OF_FLUX1),
+    "FLUX.2-dev": Kind(flux2(), OF_FLUX1),
 }
 
 
@@ -193,6 +300,9 @@ class Combination:
         family = rng.choice(list(FAMILIES))
         fitting = [name for name in FEATURES if name not in FAMILIES[family].without]
         chosen = set(rng.sample(fitting, rng.randint(2, 5)))
+        for one, other in ALIKE:
+            if {one, other} <= chosen:
+                chosen.remove(other)
         return cls(
             number,
             family,

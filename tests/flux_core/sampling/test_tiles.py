@@ -316,7 +316,7 @@ def everything(transformer) -> DrawRequest:
         controls=[Control(net, numbers(1, 16, 9, 13), 0.7, end=0.8)],
         mask=mask,
         differential=0.8,
-        settings={"cfg": 2.0, "steps": 2, "sampler": "heun"},
+        settings={"cfg": 2.0, "steps": 2},
         tiles=replace(TILES, moving=True),
     )
 
@@ -329,10 +329,10 @@ class TestBits:
             assert torch.equal(drawn(replace(plain, tiles=tiles)), drawn(plain))
             assert replace(plain, tiles=tiles).work == plain.work
 
-    def test_all_policies_draw_the_same_bits_twice(self, transformer):
+    def test_all_policies_draw_the_same_bits(self, transformer):
         request = everything(transformer)
         policies = [OffloadPolicy(mode) for mode in ("none", "component", "stream", "auto")]
-        expected, *others = [drawn(request, policy) for policy in (*policies, policies[2])]
+        expected, *others = [drawn(request, policy) for policy in policies]
         assert expected.isfinite().all()
         assert all(torch.equal(expected, other) for other in others)
         assert not torch.equal(expected, drawn(replace(request, tiles=TILES)))
