@@ -119,7 +119,7 @@ def calibrated(
     requests = [
         DrawRequest(
             transformer,
-            Conditioning(text.context.float(), text.pooled.float()),
+            Conditioning(text.context.float(), text.pooled),
             start,
             settings,
         )

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +14,30 @@ HELP = "train a LoRA"
 
 #: What DiffSynth-Studio's trainer calls them.
 DIFFSYNTH_PRECISIONS = {"float8_e4m3fn": "fp8_e4m3fn", "float8_e5m2": "fp8_e5m2"}
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[Callable[[], None]]:
+    """Ctrl-C waits until what is yielded is called, which then raises; a second one raises at
+    once."""
+    asked = False
+
+    def handle(number: int, frame: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        print("\nstopping after this step; once more stops at once", file=sys.stderr)
+
+    def check() -> None:
+        if asked:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from flux_core.models.families import family_of
     from flux_core.report.pictures import write_picture
     from flux_core.sampling.latents import image_tokens, latent_size
     from flux_core.train import Trainer, TrainingEvent, TrainingModels, read_config
@@ -35,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
         precision = DIFFSYNTH_PRECISIONS.get(args.quantize, args.quantize)
         config = replace(config, model=replace(config.model, precision=precision))
     models = TrainingModels.open(config.model, config.offload.policy.ram_budget)
-    with host.stages() as show, host.deferred_interrupt() as check:
+    with host.stages() as show, deferred_interrupt() as check:
 
         def on_event(event: TrainingEvent) -> None:
             if trainer.workers.main:
@@ -46,8 +75,9 @@ def run(args: argparse.Namespace) -> None:
         trained = trainer.run(args.resume)
     if not trained.files:  # another process writes them
         return
-    side = max(config.data[0].resolutions)
-    picture = times_histogram(config.objective, image_tokens(*latent_size(side, side)))
+    side, family = max(config.data[0].resolutions), family_of(models.transformer)
+    tokens = image_tokens(*latent_size(side, side, family.vae), geometry=family.tokens)
+    picture = times_histogram(config.objective, tokens)
     write_picture(picture, config.folder / "timesteps.png")
     print(trained.report)
     for path in trained.files:

@@ -16,6 +16,7 @@ from .checkpoint.load import (
     load_clip_l,
     load_controlnet,
     load_ip_adapter,
+    load_language_encoders,
     load_redux,
     load_t5,
     load_text_encoders,
@@ -29,6 +30,7 @@ from .lora import LoraRegion, LoraUse, load_lora, merge_loras
 from .models.compile import compile_blocks
 from .models.controlnet import FluxControlNet
 from .models.ip_adapter import IPAdapter
+from .models.language_encoders import LanguageTextEncoders
 from .models.redux import ReduxModel
 from .models.text_encoders import TextEncoders
 from .models.transformer import FluxTransformer
@@ -59,6 +61,7 @@ __all__ = [
     "IPAdapter",
     "IPAdapterPrompt",
     "Images",
+    "LanguageTextEncoders",
     "LoraRegion",
     "LoraUse",
     "OffloadPolicy",
@@ -73,6 +76,7 @@ __all__ = [
     "load_clip_l",
     "load_controlnet",
     "load_ip_adapter",
+    "load_language_encoders",
     "load_lora",
     "load_redux",
     "load_t5",

@@ -6,28 +6,35 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from .bounds import brief, check_number, check_span
 from .checkpoint.load import load_text_encoders, load_transformer, load_vae
-from .lora import Lora, LoraStack, LoraUse, load_lora, lora_uses, match_lora
-from .lora.match import WIDENED_LAYER, is_whole, lora_report, refuse_unmatched
+from .lora import Lora, LoraStack, LoraUse
 from .models.families import family_of
+from .models.language_encoders import LanguageTextEncoders
 from .models.text_encoders import TextEncoders
 from .models.text_encoding import joined
 from .models.transformer import FluxTransformer
 from .models.vae import AutoEncoder
 from .offload import MemoryReport, OffloadPolicy, OffloadRunner
 from .offload.turns import turn_of
+from .pipeline_inputs import (
+    Picture,
+    batch_of,
+    control_pixels,
+    listed,
+    opened_loras,
+    refuse_condition,
+    refuse_strangers,
+)
 from .pocket import pocket_file
 from .quant import full_dtype
-from .sampling.concat import MASKED_AND_CONTROL, NO_CONTROL, extra_channels
+from .sampling.concat import channels_beside
 from .sampling.conditioning import (
     Conditioning,
     Control,
@@ -60,41 +67,6 @@ from .sampling.vae import decode_pictures, encode_pixels
 
 log = logging.getLogger(__name__)
 
-#: What a picture may be.
-Picture = Tensor | np.ndarray | Image.Image | Sequence[Image.Image]
-
-
-def batch_of(prompts: Sequence[object], batch_size: int) -> int:
-    """Pictures that some prompts and a batch size ask for; raises ``ValueError`` where the two do
-    not agree."""
-    if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
-        raise ValueError(f"prompt is {brief(prompts)}, expected a text or one for each picture")
-    check_number(batch_size, "batch_size", 1, whole=True)
-    if len(prompts) > 1 and batch_size not in (1, len(prompts)):
-        raise ValueError(
-            f"{len(prompts)} prompts and a batch_size of {batch_size}: expected one prompt, or as "
-            "many as pictures"
-        )
-    return max(batch_size, len(prompts))
-
-
-def listed(value: object, name: str) -> list[Any]:
-    """Several of something, none where it is None; raises ``ValueError`` for anything else."""
-    if value is not None and not isinstance(value, list | tuple):
-        raise ValueError(f"{name} is {brief(value)}, expected a list")
-    return list(cast("Sequence[Any]", value or ()))
-
-
-def use_of(pair: object) -> LoraUse:
-    """A LoRA, opened where it is a file, with its strength; raises ``ValueError`` for anything
-    else."""
-    if not isinstance(pair, list | tuple) or len(pair) != 2:
-        raise ValueError(f"loras has {brief(pair)}, expected a file and its strength")
-    lora, strength = cast("tuple[Any, Any]", pair)
-    if not isinstance(lora, Lora | str | Path):
-        raise ValueError(f"loras has {brief(lora)}, expected a LoRA or its file")
-    return LoraUse(lora if isinstance(lora, Lora) else load_lora(lora), strength)
-
 
 @dataclass(frozen=True)
 class Images:
@@ -105,18 +77,22 @@ class Images:
 
 
 class FluxPipeline:
-    """All parts of FLUX.1 and the order in which they run."""
+    """All parts of a FLUX model and the order in which they run.
+
+    Raises ``ValueError`` for a VAE or text encoders of another family.
+    """
 
     def __init__(
         self,
         transformer: FluxTransformer,
-        text_encoders: TextEncoders,
+        text_encoders: TextEncoders | LanguageTextEncoders,
         vae: AutoEncoder,
         *,
         policy: OffloadPolicy | str | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         self.transformer, self.text_encoders, self.vae = transformer, text_encoders, vae
+        refuse_strangers(transformer, text_encoders, vae)
         self.policy = (
             OffloadPolicy(policy) if isinstance(policy, str) else policy or OffloadPolicy()
         )
@@ -172,7 +148,7 @@ class FluxPipeline:
         control_strength: float = 1.0,
         control_end: float = 1.0,
         reference: Picture | Sequence[Picture] | None = None,
-        reference_method: str = "offset",
+        reference_method: str | None = None,
         reference_size: str = PREFERRED,
         reference_attention: str = JOINT,
         controls: Sequence[Control] = (),
@@ -208,7 +184,8 @@ class FluxPipeline:
                 the schedule.
             reference: what Kontext and models like it look at beside the prompt: a picture, or a
                 list of pictures, each (1 or B, H, W, 3) in [0, 1] of any size.
-            reference_method: how they are placed; see ``sampling.references``.
+            reference_method: how they are placed, by default as the model was trained; see
+                ``sampling.references``.
             reference_size: ``preferred`` of Kontext, their ``own``, or the ``drawn`` picture's.
             reference_attention: ``joint``, or ``self`` for what is computed once a run.
             loras: LoRAs, or their files, with their strengths, for the transformer and the text
@@ -259,16 +236,16 @@ class FluxPipeline:
         parts_of_picture = checked_regions(regions, batch)
         if regional is not None and not isinstance(regional, RegionalOptions):
             raise ValueError(f"regional is {brief(regional)}, expected RegionalOptions")
-        opened = self._loras(loras)
+        opened = opened_loras(loras, self.transformer, self.text_encoders)
         if condition is not None:
-            self._refuse_condition(opened)
+            refuse_condition(self.transformer, opened)
             read_picture = rows_for(batch, as_pictures(condition, "condition"), "condition")
             if condition_mask is not None:
                 read_mask = as_masks(condition_mask, "condition_mask")
                 read_mask = rows_for(batch, read_mask, "condition_mask")[:, None]
         elif condition_mask is not None:
             raise ValueError("condition_mask belongs to a condition, but there is none")
-        guide = self._control_picture(control_picture, batch, condition, condition_mask)
+        guide = control_pixels(self.transformer, control_picture, batch, condition, condition_mask)
         check_number(control_strength, "control_strength", -1000, 1000)
         check_span(0.0, control_end, "a control picture's")
         if keep_pixels is not None:
@@ -277,7 +254,7 @@ class FluxPipeline:
                 raise ValueError("keep_pixels keeps those outside of a mask, but there is none")
         references, shown = None, []
         if reference is not None:
-            if extra_channels(self.transformer.reads):
+            if channels_beside(self.transformer):
                 raise ValueError(
                     "a reference is read by Kontext and dev, and this model reads a picture beside "
                     "the noise: is it meant as condition?"
@@ -363,55 +340,6 @@ class FluxPipeline:
             return encode_pixels(runner, self.vae, pixels)
 
         return draw_twice(runner, request, hires, decode, encode, callback)[1]
-
-    def _loras(self, loras: Sequence[tuple[Lora | str | Path, float] | LoraUse]) -> LoraStack:
-        """LoRAs, opened where they are files; raises where nothing of one fits."""
-        opened = []
-        for item in loras:
-            use = item if isinstance(item, LoraUse) else use_of(item)
-            use.check(self.transformer)
-            lora = use.lora
-            parts = (self.transformer, *self.text_encoders.modules_used)
-            matches = [match_lora(lora, part) for part in parts]
-            refuse_unmatched(lora, matches)
-            if not is_whole(matches):
-                log.warning("%s", lora_report(lora, matches))
-            opened.append(use)
-        return opened
-
-    def _refuse_condition(self, loras: LoraStack) -> None:
-        """Raise ``ValueError`` where nothing reads a picture beside the noise."""
-        if not extra_channels(self.transformer.reads) and not any(
-            WIDENED_LAYER in match_lora(use.lora, self.transformer).deltas
-            for use in lora_uses(loras)
-        ):
-            raise ValueError(
-                "a condition is read by Fill, Canny, Depth, Flex.2 and control LoRAs, and this "
-                "model reads none: is it meant as image, or for a ControlNet?"
-            )
-
-    def _control_picture(
-        self,
-        picture: Picture | None,
-        batch: int,
-        condition: Picture | None,
-        condition_mask: Picture | None,
-    ) -> Tensor | None:
-        """A control picture as pixels (1 or B, 3, H, W) in [-1, 1]; raises ``ValueError`` where the
-        model does not read it, and where it would see nothing of a condition."""
-        reads = extra_channels(self.transformer.reads) == MASKED_AND_CONTROL
-        if reads and condition is not None and condition_mask is None:
-            raise ValueError(
-                "condition is read where condition_mask keeps it, and there is no condition_mask: "
-                "is it meant as control_picture?"
-            )
-        if picture is None:
-            return None
-        if not reads:
-            raise ValueError(NO_CONTROL)
-        return to_pixels(
-            rows_for(batch, as_pictures(picture, "control_picture"), "control_picture")
-        )
 
     def _encode(
         self,

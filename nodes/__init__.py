@@ -18,11 +18,12 @@ from .inpaint import (
     FluxFitKeepPixels,
     FluxFitStitch,
 )
-from .large import FluxFitHiresFix, FluxFitTiledDrawing
 from .ip_adapter import FluxFitApplyIPAdapter, FluxFitIPAdapterLoader
+from .large import FluxFitHiresFix, FluxFitTiledDrawing
 from .loaders import FluxFitTransformerLoader, FluxLoaderFP8
 from .lora import FluxFitLoraLoader, FluxFitMergeLoras
 from .lora_control import FluxFitLoraControl
+from .part_loaders import FluxFitTextEncoderLoader, FluxFitVAELoader
 from .pictures import FluxFitCompare, FluxFitGrid
 from .policy import FluxFitMemoryReport, OffloadPolicy
 from .precision import FluxFitPrecisionPlan, FluxFitSaveQuantized
@@ -58,6 +59,8 @@ NODES: dict[type, str] = {
     OffloadPolicy: "Offload Policy",
     FluxFitMemoryReport: "FLUX Memory Report",
     FluxFitTransformerLoader: "FLUX Transformer Loader",
+    FluxFitTextEncoderLoader: "FLUX Text Encoder Loader",
+    FluxFitVAELoader: "FLUX VAE Loader",
     FluxFitMeasurePrecision: "FLUX Measure Precision",
     FluxFitCalibrate: "FLUX Calibrate",
     FluxFitPrecisionPlan: "FLUX Precision Plan",

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from flux_core import Conditioning
+from flux_core.models.family import Family
 from flux_core.sampling.conditioning import AttentionBias, Region, RegionalPrompts
 from flux_core.sampling.references import JOINT, References
 
@@ -69,19 +70,24 @@ STOCK_ONLY = {
 
 
 def conditioning_of(
-    value: object, name: str = "positive", attention: str = JOINT
+    value: object,
+    name: str = "positive",
+    attention: str = JOINT,
+    family: Family | None = None,
 ) -> list[Conditioning]:
-    """Read the host's CONDITIONING; raises ``ValueError`` where it is not FLUX's, or where it says
-    what FluxSampler does not draw.
+    """Read the host's CONDITIONING for a model's family; raises ``ValueError`` where it is not
+    FLUX's, or where it says what FluxSampler does not draw.
 
     ``attention``: what its references attend to.
     """
     if not isinstance(value, list | tuple) or len(value) == 0:
         raise ValueError(f"{name} is {type(value).__name__}, expected CONDITIONING")
-    return [entry_of(entry, name, attention) for entry in value]
+    return [entry_of(entry, name, attention, family) for entry in value]
 
 
-def entry_of(entry: Sequence[Any], name: str, attention: str = JOINT) -> Conditioning:
+def entry_of(
+    entry: Sequence[Any], name: str, attention: str = JOINT, family: Family | None = None
+) -> Conditioning:
     """One entry; errors as ``conditioning_of``."""
     context, extra = entry
     for key, what in STOCK_ONLY.items():
@@ -107,7 +113,7 @@ def entry_of(entry: Sequence[Any], name: str, attention: str = JOINT) -> Conditi
         max(share(extra, "start_percent", 0.0), share(extra, "clip_start_percent", 0.0)),
         min(share(extra, "end_percent", 1.0), share(extra, "clip_end_percent", 1.0)),
         references_of(extra, attention),
-        attention_of(extra, name),
+        attention_of(extra, name, family),
         control=extra.get(CONTROL_PICTURE),
         regional=regions_of(extra, name),
     )
@@ -150,15 +156,20 @@ def references_of(extra: Mapping[str, Any], attention: str = JOINT) -> Reference
     latents = extra.get("reference_latents")
     if not latents:
         return None
-    method = extra.get("reference_latents_method") or "offset"
+    method = extra.get("reference_latents_method") or None
     return References(tuple(latents), method, attention)
 
 
-def attention_of(extra: Mapping[str, Any], name: str) -> AttentionBias | None:
-    """The attention mask over text and image tokens."""
+def attention_of(
+    extra: Mapping[str, Any], name: str, family: Family | None = None
+) -> AttentionBias | None:
+    """The attention mask over text and image tokens; one over text alone says which tokens are
+    padding, and models of language encoders read all of them, as the host's do."""
     mask: Tensor | None = extra.get("attention_mask")
     shape = extra.get("attention_mask_img_shape")
     if mask is None:
+        return None
+    if shape is None and family is not None and "t5" not in family.encoders:
         return None
     if shape is None:
         raise ValueError(

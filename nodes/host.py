@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -215,18 +214,29 @@ def file_below(folder: str, parts: Path) -> Path | None:
     return None
 
 
-def host_tokenizers() -> tuple[Path, Path] | None:
-    """The tokenizers that a ComfyUI installation carries: CLIP's folder and T5's."""
+def host_code() -> Path | None:
+    """The folder of the host's models' code; None where no installation is known."""
     code = comfy("comfy.sd1_clip")  # the host's models may lie elsewhere than its code
     installed = os.environ.get("COMFYUI_PATH")
     if code is not None:
-        inner = Path(str(code.__file__)).parent
-    elif installed:
-        inner = Path(installed) / "comfy"
-    else:
+        return Path(str(code.__file__)).parent
+    return Path(installed) / "comfy" if installed else None
+
+
+def host_tokenizers() -> tuple[Path, Path] | None:
+    """The tokenizers that a ComfyUI installation carries: CLIP's folder and T5's."""
+    inner = host_code()
+    if inner is None:
         return None
     clip, t5 = inner / "sd1_tokenizer", inner / "text_encoders" / "t5_tokenizer"
     return (clip, t5) if clip.is_dir() and t5.is_dir() else None
+
+
+def host_qwen_tokenizer() -> Path | None:
+    """Qwen's tokenizer, which a ComfyUI installation carries as well."""
+    inner = host_code()
+    folder = None if inner is None else inner / "text_encoders" / "qwen25_tokenizer"
+    return folder if folder is not None and folder.is_dir() else None
 
 
 def plan_folders() -> list[Path]:
@@ -367,30 +377,6 @@ def stages() -> Iterator[Callable[..., None]]:
     finally:
         if bar is not None:
             bar.close()
-
-
-@contextmanager
-def deferred_interrupt() -> Iterator[Callable[[], None]]:
-    """Ctrl-C waits until what is yielded is called, which then raises; a second one raises at
-    once."""
-    asked = False
-
-    def handle(number: int, frame: object) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        print("\nstopping after this step; once more stops at once", file=sys.stderr)
-
-    def check() -> None:
-        if asked:
-            raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield check
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def check_interrupt() -> None:

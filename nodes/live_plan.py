@@ -22,7 +22,13 @@ from flux_core.models.text_encoders import ClipEncoder, T5Encoder
 from flux_core.offload.machine import known_machine
 from flux_core.offload.memory import free_bytes
 from flux_core.offload.plan import UNKNOWN
-from flux_core.sampling.estimate import PictureModels, PicturePlan, flux1_dev, plan_picture
+from flux_core.sampling.estimate import (
+    PictureModels,
+    PicturePlan,
+    flux1_dev,
+    models_like,
+    plan_picture,
+)
 from flux_core.units import GB, readable_bytes, readable_seconds
 
 from . import host
@@ -107,7 +113,7 @@ def plan_lines(planned: PicturePlan) -> list[str]:
         ),
     ]
     if planned.vae.tile:
-        lines.append(f"VAE in tiles of {8 * planned.vae.tile} pixels")
+        lines.append(f"VAE in tiles of {planned.pixels * planned.vae.tile} pixels")
     return lines
 
 
@@ -123,14 +129,14 @@ def whole(question: Mapping[str, Any], key: str, default: int) -> int:
 
 def models_of(loader: Mapping[str, Any]) -> tuple[PictureModels, str]:
     """The parts that a loader's widgets name, and what to call them; FLUX.1-dev for the rest."""
-    usual = flux1_dev("fp8_scaled")
     file = loader.get("transformer")
     if not file:
-        return usual, "FLUX.1-dev in fp8_scaled"
+        return flux1_dev("fp8_scaled"), "FLUX.1-dev in fp8_scaled"
     path = host.model_path(str(file), *PLACES["transformer"])
     precision = str(loader.get("transformer_precision") or loader.get("precision") or "bf16")
 
     transformer = cast(FluxTransformer, outlined(path, "transformer", precision))
+    usual = models_like(transformer, "fp8_scaled")
 
     def part(kind: str, default: nn.Module | None) -> nn.Module | None:
         name = loader.get(kind)

@@ -102,7 +102,8 @@ class FluxFitSaveQuantized:
         if model is not None:
             wanted.append(("diffusion_models", name, model.transformer))
         if text_encoders is not None:
-            wanted.append(("clip", f"{name}_t5", text_encoders.encoders.t5))
+            encoder = text_encoders.encoders.context_encoder
+            wanted.append(("clip", f"{name}_{encoder.part}", encoder))
         nets = [c.net for c in controls_of(control)]
         for i, net in enumerate(nets):
             number = f"_{i + 1}" if len(nets) > 1 else ""

@@ -150,26 +150,7 @@ class FluxSampler:
         if sampler_object is None and guider is None:
             drawn, report, done = self.by_ours(model, positive, negative, latent, settings, control)
         else:
-            if control:
-                raise ValueError(
-                    "ControlNets on the control input draw with FluxSampler's own samplers: take "
-                    "sampler_object and guider away, or use ControlNetApplyAdvanced"
-                )
-            if model.guidance_options != PLAIN_GUIDANCE:
-                raise ValueError(
-                    "FLUX Guidance Options and FLUX NAG draw with FluxSampler's own samplers: take "
-                    "sampler_object and guider away, or use the host's nodes on the loader's MODEL"
-                )
-            if model.tiles is not None or model.differential is not None:
-                raise ValueError(
-                    "FluxFitTiledDrawing and FluxFitDifferentialDiffusion draw with FluxSampler's "
-                    "own samplers: take sampler_object and guider away"
-                )
-            if model.adapters and guider is not None:
-                raise ValueError(
-                    "IP-Adapters are on the model, and guider draws with a model of its own: take "
-                    "guider away"
-                )
+            refuse_own(model, control, guider)
             guider = guider or guider_of(model, positive, negative, cfg)
             drawn, report, done = self.by_the_host(model, guider, sampler_object, latent, settings)
         kept = {k: v for k, v in latent.items() if k != "downscale_ratio_spacial"}
@@ -226,6 +207,30 @@ class FluxSampler:
         return drawn, accounts.last, steps
 
 
+def refuse_own(model: FluxModel, control: Sequence[Control] | None, guider: Any) -> None:
+    """Raise ``ValueError`` for what only our own samplers draw, where the host's are asked for."""
+    if control:
+        raise ValueError(
+            "ControlNets on the control input draw with FluxSampler's own samplers: take "
+            "sampler_object and guider away, or use ControlNetApplyAdvanced"
+        )
+    if model.guidance_options != PLAIN_GUIDANCE:
+        raise ValueError(
+            "FLUX Guidance Options and FLUX NAG draw with FluxSampler's own samplers: take "
+            "sampler_object and guider away, or use the host's nodes on the loader's MODEL"
+        )
+    if model.tiles is not None or model.differential is not None:
+        raise ValueError(
+            "FluxFitTiledDrawing and FluxFitDifferentialDiffusion draw with FluxSampler's "
+            "own samplers: take sampler_object and guider away"
+        )
+    if model.adapters and guider is not None:
+        raise ValueError(
+            "IP-Adapters are on the model, and guider draws with a model of its own: take "
+            "guider away"
+        )
+
+
 def request_of(
     model: FluxModel,
     positive: list,
@@ -235,13 +240,15 @@ def request_of(
     control: Sequence[Control] | None,
 ) -> DrawRequest:
     """What a node's wires ask the core to draw."""
-    attend = model.reference_attention
+    attend, family = model.reference_attention, family_of(model.transformer)
     return DrawRequest(
         model.transformer,
-        conditioning_of(positive, attention=attend),
-        start := start_latents(latent["samples"], model),
+        conditioning_of(positive, "positive", attend, family),
+        start := start_latents(latent["samples"], model, latent.get("downscale_ratio_spacial")),
         settings,
-        negative=None if negative is None else conditioning_of(negative, "negative", attend),
+        negative=None
+        if negative is None
+        else conditioning_of(negative, "negative", attend, family),
         mask=mask_of(latent, start),
         controls=controls_of(control),
         loras=model.loras,
@@ -276,16 +283,19 @@ def summary(report: MemoryReport, steps: int) -> str:
     return f"{memory}{each}, mode {part.mode}{again}"
 
 
-def start_latents(samples: Tensor, model: FluxModel) -> Tensor:
+def start_latents(samples: Tensor, model: FluxModel, pixels: int | None = None) -> Tensor:
     """Raw latents (B, 16, h, w) to start from, as the model's VAE has them.
 
-    An empty one of any channels (B, C, h, w) is what the model takes for nothing.
+    An empty one of any channels (B, C, h, w) is what the model takes for nothing; where it says
+    how many ``pixels`` one of its latents is, it becomes one of the same picture.
     """
     if samples.ndim != 4:
         raise ValueError(f"latent has shape {tuple(samples.shape)}, expected (B, 16, h, w)")
     if not bool(samples.count_nonzero()):
         vae = family_of(model.transformer).vae
-        shape = (samples.shape[0], vae.z_channels, *samples.shape[2:])
+        scale = (pixels or vae.compression) / vae.compression
+        sides = (round(side * scale) for side in samples.shape[2:])
+        shape = (samples.shape[0], vae.latent_channels, *sides)
         return destandardise(torch.zeros(shape), vae)
     return samples
 

@@ -14,9 +14,10 @@ class FluxTextEncode:
     """A prompt for FLUX.1."""
 
     DESCRIPTION = (
-        "Encodes a prompt with CLIP-L and T5, or with T5 alone for Chroma. The result is the "
-        "host's CONDITIONING and also fits stock nodes. Weights such as (word:1.2) and "
-        "embedding:name mean what they mean there."
+        "Encodes a prompt with CLIP-L and T5, with T5 alone for Chroma, or with FLUX.2's language "
+        "model. The result is the host's CONDITIONING and also fits stock nodes. Weights such as "
+        "(word:1.2) and embedding:name mean what they mean there; a language model reads them as "
+        "letters."
     )
     CATEGORY = SAMPLING
     FUNCTION = "encode"
@@ -82,6 +83,8 @@ class FluxTextEncode:
         )
         accounts.account(runner.report)
         extra: dict[str, object] = {"pooled_output": None}
-        if encoders.clip_l is not None:
-            extra = {"pooled_output": encoding.pooled.float(), "guidance": float(guidance)}
+        if not encoders.masks_padding:  # whose models read no guidance
+            extra["guidance"] = float(guidance)
+        if encoding.pooled.numel():
+            extra["pooled_output"] = encoding.pooled.float()
         return ([[encoding.context.float(), extra]],)

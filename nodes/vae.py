@@ -20,7 +20,6 @@ from .memory_manager import run
 class HostVAE:
     """Latents are raw on both sides; pictures are (B, H, W, 3) in [0, 1]."""
 
-    latent_channels = 16
     latent_dim = 2
     output_channels = 3
 
@@ -28,6 +27,7 @@ class HostVAE:
         self.first_stage_model = model
         self.policy = policy
         self.downscale_ratio = self.upscale_ratio = model.config.compression
+        self.latent_channels = model.config.latent_channels
 
     def run(self, name: str, function: Callable[[Plan], Tensor], work: Work) -> Tensor:
         """Call a function with the model on the device, under its policy."""

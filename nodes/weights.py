@@ -33,6 +33,8 @@ ASKING = {
     "FluxFitReduxLoader",
     "FluxFitTransformerLoader",
     "FluxFitVisionLoader",
+    "FluxFitTextEncoderLoader",
+    "FluxFitVAELoader",
     "FluxLoaderFP8",
 }
 #: The share of memory that has to be free for weights to wait for nodes that may ask for them.

@@ -12,17 +12,18 @@ from typing_extensions import Required
 from flux_core import (
     Control,
     FluxTransformer,
+    LanguageTextEncoders,
     OffloadPolicy,
     TextEncoders,
     compile_blocks,
     set_compute,
 )
 from flux_core.lora import LoraStack
+from flux_core.sampling.adapters import AppliedAdapter
 from flux_core.sampling.conditioning import Conditioning
 from flux_core.sampling.guidance import PLAIN_GUIDANCE, GuidanceOptions
 from flux_core.sampling.references import JOINT
 from flux_core.sampling.tiles import Tiling
-from flux_core.sampling.adapters import AppliedAdapter
 
 FLUX_MODEL = "FLUX_MODEL"
 FLUX_TEXT_ENCODERS = "FLUX_TEXT_ENCODERS"
@@ -99,13 +100,13 @@ class FluxModel:
 class FluxTextEncoders:
     """Text encoders and where they may live; ``compute`` as ``FluxModel`` has it."""
 
-    module: TextEncoders
+    module: TextEncoders | LanguageTextEncoders
     policy: OffloadPolicy
     loras: LoraStack = ()
     compute: str | None = None
 
     @property
-    def encoders(self) -> TextEncoders:
+    def encoders(self) -> TextEncoders | LanguageTextEncoders:
         """The module as this wire wants it computed."""
         if self.compute is not None:
             set_compute(self.module, self.compute)

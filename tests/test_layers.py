@@ -54,6 +54,7 @@ def test_importing_the_core_touches_no_gpu_and_no_network():
 #: The core's parts; one imports only from itself and from those below it.
 LAYERS = (
     "pipeline",
+    "pipeline_inputs",
     "train",
     "calibration",
     "report",

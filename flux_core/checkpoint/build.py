@@ -7,6 +7,7 @@ load holds the result and one tensor more. A module is handed out whole or not a
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +40,8 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 
+#: What training counted, which nobody reads.
+COUNTERS = re.compile(r".*\.num_batches_tracked")
 #: The precision that leaves every layer as its file holds it.
 AS_STORED = "as_stored"
 
@@ -174,7 +177,8 @@ def fill(
             )
         if progress is not None:
             progress(done + 1, len(slots))
-    left = sorted(set(weights.shapes) - used)
+    unread = getattr(module, "unread", COUNTERS)
+    left = sorted(n for n in set(weights.shapes) - used if not unread.fullmatch(n))
     if left:
         shown = ", ".join(left[:5]) + (", ..." if len(left) > 5 else "")
         log.warning("%s: %d tensors of %s were not used: %s", path, len(left), part, shown)

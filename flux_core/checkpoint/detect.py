@@ -15,6 +15,7 @@ from ..models.families import (
     transformer_layouts,
 )
 from ..models.keymaps import KEYMAPS, Recipes
+from ..models.language import FIRST_QUERY, kind_of
 from .foreign import INSTEAD, is_multilingual_t5, packed_as, stranger
 from .source import Source
 
@@ -63,8 +64,10 @@ class Rule:
     also: Callable[[Shapes], bool] = lambda shapes: True
 
 
-def latent_channels(shapes: Shapes) -> int:
-    return (*shapes.get("decoder.conv_in.weight", ()), 0, 0)[1]
+def is_vae(shapes: Shapes) -> bool:
+    """Whether an autoencoder is FLUX.1's or FLUX.2's, by the channels of its latents."""
+    channels = (*shapes.get("decoder.conv_in.weight", ()), 0, 0)[1]
+    return channels == (32 if "bn.running_mean" in shapes else 16)
 
 
 def is_clip_l(embedding: str) -> Callable[[Shapes], bool]:
@@ -105,6 +108,17 @@ T5_PREFIXES = (
     "t5xxl.",
 )
 VISION_PREFIXES = ("", "image_encoder.", "clip_vision.")
+LANGUAGE_PREFIXES = (
+    "",
+    "model.",
+    "language_model.model.",
+    "model.language_model.",
+    *(
+        f"text_encoders.{name}.transformer.model."
+        for name in ("qwen3_4b", "qwen3_8b", "mistral3_24b")
+    ),
+    "text_encoder.model.",
+)
 CLIP_G_WIDTH = 1280
 
 
@@ -131,14 +145,14 @@ RULES = (
         "native",
         "decoder.mid.block_1.conv1.weight",
         ("", "vae.", "first_stage_model."),
-        lambda s: latent_channels(s) == 16,
+        is_vae,
     ),
     Rule(
         "vae",
         "diffusers",
         "decoder.mid_block.resnets.0.conv1.weight",
         ("", "vae.", "first_stage_model."),
-        lambda s: latent_channels(s) == 16,
+        is_vae,
     ),
     Rule("clip_l", "native", CLIP_EMBEDDING, CLIP_PREFIXES, is_clip_l(CLIP_EMBEDDING)),
     Rule(
@@ -195,6 +209,13 @@ RULES = (
         ("",),
         lambda s: any(name.startswith("ip_adapter.") and ".to_k_ip." in name for name in s),
     ),
+    Rule(
+        "language_model",
+        "native",
+        FIRST_QUERY,
+        LANGUAGE_PREFIXES,
+        lambda s: kind_of(s) is not None,
+    ),
 )
 
 
@@ -236,12 +257,13 @@ def refuse_packed(source: Source, part: Part) -> None:
 NAMES = {
     "transformer": "a FLUX.1 transformer",
     "controlnet": "a FLUX.1 ControlNet",
-    "vae": "a FLUX.1 VAE (16 latent channels)",
+    "vae": "a FLUX.1 VAE (16 latent channels) or FLUX.2's (32, and their statistics)",
     "clip_l": "a CLIP-L text encoder",
     "t5": "a T5 encoder",
     "style_model": "a FLUX.1 Redux model",
     "clip_vision": "a vision encoder",
     "ip_adapter": "an IP-Adapter",
+    "language_model": "a language model that FLUX.2 reads (Qwen3 or Mistral Small)",
 }
 
 

@@ -44,7 +44,6 @@ ADAPTERS = re.compile(
 #: What names of other models begin with, below whatever prefix.
 STRANGERS = (
     (r"conditioner\.embedders\.1\.", "an SDXL checkpoint"),
-    (r"double_stream_modulation_img\.", "a FLUX.2 transformer"),
     (r"nerf_(image_embedder|blocks\.0)\.", "a Chroma Radiance transformer, which draws pixels"),
     (r"joint_blocks\.0\.", "a Stable Diffusion 3 transformer"),
     (r"pos_embed\.proj\.", "a Stable Diffusion 3 model in diffusers layout"),

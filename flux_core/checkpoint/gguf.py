@@ -19,7 +19,7 @@ from ..errors import CheckpointError
 from ..files import reading
 from .source import Source, TensorInfo
 
-ARCHITECTURES = ("flux", "chroma", "t5", "t5encoder")
+ARCHITECTURES = ("flux", "flux2", "chroma", "t5", "t5encoder", "qwen3")
 #: llama.cpp's names of T5's tensors, in native names.
 T5_NAMES = {
     "token_embd": "shared",
@@ -37,6 +37,21 @@ T5_BLOCK = {
     "ffn_up": "layer.1.DenseReluDense.wi_1",
     "ffn_down": "layer.1.DenseReluDense.wo",
 }
+#: The same of Qwen3's.
+QWEN_NAMES = {"token_embd": "embed_tokens", "output_norm": "norm", "output": "lm_head"}
+QWEN_BLOCK = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
 #: Bytes of numbers in lists, and of what stands before a list's members.
 NUMBER_BYTES = {
     **dict.fromkeys(("UINT8", "INT8", "BOOL"), 1),
@@ -46,10 +61,17 @@ NUMBER_BYTES = {
 }
 LIST_HEAD = 12
 BLOCK = re.compile(r"enc\.blk\.(\d+)\.(\w+)\.(weight|bias)")
+LANGUAGE_BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 
 
-def native_name(name: str) -> str:
-    """A GGUF tensor's name in the native layout; those of FLUX.1 are native already."""
+def native_name(name: str, architecture: object = None) -> str:
+    """A GGUF tensor's name in the native layout; those of FLUX are native already."""
+    if architecture == "qwen3":
+        layer = LANGUAGE_BLOCK.fullmatch(name)
+        if layer and layer[2] in QWEN_BLOCK:
+            return f"layers.{layer[1]}.{QWEN_BLOCK[layer[2]]}.{layer[3]}"
+        stem, _, kind = name.rpartition(".")
+        return f"{QWEN_NAMES.get(stem, stem)}.{kind}"
     block = BLOCK.fullmatch(name)
     if block and block[2] in T5_BLOCK:
         return f"encoder.block.{block[1]}.{T5_BLOCK[block[2]]}.{block[3]}"
@@ -116,7 +138,7 @@ class GGUFFile(Source):
             architecture = None if field is None else field.contents()
             split = reader.get_field("split.count")
             parts = 1 if split is None else int(split.contents())
-            self._tensors = {native_name(t.name): t for t in reader.tensors}
+            self._tensors = {native_name(t.name, architecture): t for t in reader.tensors}
         # stable-diffusion.cpp writes none, and its names tell what it is
         if architecture is not None and architecture not in ARCHITECTURES:
             raise CheckpointError(

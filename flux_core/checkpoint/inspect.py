@@ -11,6 +11,7 @@ from ..files import reading, reason
 from ..models.config import ControlNetConfig, Shapes, VAEConfig
 from ..models.families import recognize
 from ..models.keymaps import native_shapes
+from ..models.language import LanguageConfig
 from .detect import Part, describe, find_parts, refuse_packed
 from .reader import open_source
 from .source import Source, total_bytes
@@ -20,6 +21,7 @@ CONFIGS: dict[str, Callable[[str, Shapes], object]] = {
     "transformer": lambda layout, shapes: recognize(layout, shapes)[1],
     "controlnet": lambda _, shapes: ControlNetConfig.from_shapes(shapes),
     "vae": lambda _, shapes: VAEConfig.from_shapes(shapes),
+    "language_model": lambda _, shapes: LanguageConfig.from_shapes(shapes).sizes,
 }
 MIB = 2**20
 #: What is done with what is no part of FLUX.1.

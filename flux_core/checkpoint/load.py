@@ -15,9 +15,14 @@ from ..models.config import ControlNetConfig, Shapes, VAEConfig
 from ..models.controlnet import FluxControlNet
 from ..models.families import new_transformer, recognize
 from ..models.family import Family
-from ..models.keymaps import native_shapes
-from ..models.families import new_transformer
 from ..models.ip_adapter import IPAdapter, IPAdapterConfig
+from ..models.keymaps import native_shapes
+from ..models.language import LanguageConfig, LanguageEncoder
+from ..models.language_encoders import (
+    LanguageTextEncoders,
+    find_language_tokenizer,
+    open_language_tokenizer,
+)
 from ..models.redux import ReduxConfig, ReduxModel
 from ..models.text_encoders import (
     ClipEncoder,
@@ -87,6 +92,10 @@ def new_ip_adapter(_: str, shapes: Shapes) -> IPAdapter:
     return IPAdapter(IPAdapterConfig.from_shapes(shapes))
 
 
+def new_language_model(_: str, shapes: Shapes) -> LanguageEncoder:
+    return LanguageEncoder(LanguageConfig.from_shapes(shapes))
+
+
 #: What makes each kind of part from its layout and native shapes.
 NEW_PARTS: dict[str, Callable[[str, Shapes], nn.Module]] = {
     "transformer": new_transformer,
@@ -97,6 +106,7 @@ NEW_PARTS: dict[str, Callable[[str, Shapes], nn.Module]] = {
     "style_model": new_style_model,
     "clip_vision": new_clip_vision,
     "ip_adapter": new_ip_adapter,
+    "language_model": new_language_model,
 }
 
 
@@ -209,6 +219,25 @@ def load_text_encoders(
 
 #: The folder of T5's tokenizer in repositories that have CLIP-L's too, and of T5 alone.
 T5_TOKENIZER, T5_TOKENIZER_ALONE = "tokenizer_2", "tokenizer"
+#: The folder of T5's tokenizer in repositories that have CLIP-L's too, and of T5 alone.
+T5_TOKENIZER, T5_TOKENIZER_ALONE = "tokenizer_2", "tokenizer"
+
+
+def load_language_encoders(
+    path: str | Path, *, tokenizer: str | Path | None = None, **options: Unpack[Options]
+) -> LanguageTextEncoders:
+    """Open the language model that FLUX.2 reads prompts with: Qwen3 4B or 8B for klein, Mistral
+    Small for dev, in a file of its own, a folder or a host checkpoint.
+
+    Args:
+        tokenizer: a folder with ``tokenizer.json``, or ``vocab.json`` and ``merges.txt``; by
+            default found beside the weights.
+        options: as ``load_transformer`` has them.
+    """
+    folder = find_language_tokenizer(path) if tokenizer is None else Path(tokenizer)
+    loaded = load_part(path, "language_model", new_language_model, **options)
+    language = cast(LanguageEncoder, loaded)
+    return LanguageTextEncoders(language, open_language_tokenizer(folder, language.config.kind))
 
 
 def both_in(folder: Path, with_clip_l: bool = True) -> tuple[Path | None, Path]:

@@ -27,7 +27,12 @@ WIDENED_LAYER = "img_in"
 #: What the layers of CLIP's text model begin with.
 CLIP_LAYERS = "text_model.encoder.layers."
 #: What a part is called in messages.
-PART_NAMES = {"transformer": "the transformer", "clip_l": "CLIP-L", "t5": "T5"}
+PART_NAMES = {
+    "transformer": "the transformer",
+    "clip_l": "CLIP-L",
+    "t5": "T5",
+    "language_model": "the language model",
+}
 #: A transformer's layers as XLabs calls them: 1 is the image's stream, 2 the text's.
 XLABS_DOUBLE = {
     "qkv_lora1": "img_attn.qkv",
@@ -189,7 +194,7 @@ def diffsynth_targets(module: FluxBody, targets: Mapping[str, LoraTarget]) -> di
     renamed: dict[str, LoraTarget] = {}
     for i in range(len(module.double_blocks)):
         for theirs, ours in DIFFSYNTH_DOUBLE.items():
-            if f"double_blocks.{i}.{ours}" in targets:  # some families modulate elsewhere
+            if f"double_blocks.{i}.{ours}" in targets:  # not every model has modulations there
                 renamed[f"blocks.{i}.{theirs}"] = targets[f"double_blocks.{i}.{ours}"]
         for member in "qkv":
             block = f"transformer_blocks.{i}.attn"
@@ -200,6 +205,8 @@ def diffsynth_targets(module: FluxBody, targets: Mapping[str, LoraTarget]) -> di
         for theirs, ours in DIFFSYNTH_SINGLE.items():
             if f"{block}.{ours}" in targets:
                 renamed[f"{block}.{theirs}"] = targets[f"{block}.{ours}"]
+        if f"{theirs_block}.proj_mlp" not in targets:  # fused there as well
+            continue
         for member in "qkv":
             renamed[f"{block}.a_to_{member}"] = targets[f"{theirs_block}.attn.to_{member}"]
         renamed[f"{block}.proj_in_besides_attn"] = targets[f"{theirs_block}.proj_mlp"]

@@ -26,7 +26,8 @@ from .match import linears_of
 KINDS = {
     "attention": r"(double_blocks\.\d+\.(img|txt)_attn\.(qkv|proj)|single_blocks\.\d+\.linear[12])",
     "mlp": r"double_blocks\.\d+\.(img|txt)_mlp\.[02]",
-    "modulation": r"(double_blocks\.\d+\.(img|txt)_mod|single_blocks\.\d+\.modulation)\.lin",
+    "modulation": r"(double_blocks\.\d+\.(img|txt)_mod|single_blocks\.\d+\.modulation|"
+    r"(double|single)_stream_modulation(_img|_txt)?)\.lin",
 }
 
 

@@ -87,6 +87,8 @@ class DoubleStreamBlock(Block):
     Without ``modulation`` the model makes its modulations elsewhere.
     """
 
+    feed_forward = staticmethod(modulated_mlp)
+
     def __init__(self, dim: int, num_heads: int, mlp_hidden: int, modulation: bool = True) -> None:
         super().__init__()
         self.img_mod = ModulationLayer(dim, 2) if modulation else None
@@ -141,10 +143,10 @@ class DoubleStreamBlock(Block):
             img_out, after = attend_pictures(adapters, q, img_out)
 
         img = torch.addcmul(img, img_mod1.gate, self.img_attn.proj(img_out))
-        img = torch.addcmul(img, img_mod2.gate, modulated_mlp(self.img_mlp, img_mod2, img))
-        img = img if after is None else img + after
+        img = torch.addcmul(img, img_mod2.gate, self.feed_forward(self.img_mlp, img_mod2, img))
         txt = torch.addcmul(txt, txt_mod1.gate, self.txt_attn.proj(txt_out))
-        txt = torch.addcmul(txt, txt_mod2.gate, modulated_mlp(self.txt_mlp, txt_mod2, txt))
+        txt = torch.addcmul(txt, txt_mod2.gate, self.feed_forward(self.txt_mlp, txt_mod2, txt))
+        img = img if after is None else img + after
         return img, txt, *behind
 
     def side_stream(self, side: SideInput) -> tuple[KeysValues, tuple[Tensor, ...]]:
@@ -157,7 +159,7 @@ class DoubleStreamBlock(Block):
         qkv = modulated(self.img_attn.qkv, mod1, x)
         out, known = own_attention(qkv, self.img_attn.norm, self.img_attn.num_heads, side.rotary)
         x = torch.addcmul(x, mod1.gate, self.img_attn.proj(out))
-        x = torch.addcmul(x, mod2.gate, modulated_mlp(self.img_mlp, mod2, x))
+        x = torch.addcmul(x, mod2.gate, self.feed_forward(self.img_mlp, mod2, x))
         return known, (x, *known)
 
 
@@ -172,7 +174,8 @@ def split_linear(
     whole.
     """
     if type(linear) is Linear and not linear._forward_pre_hooks:
-        parts = zip(linear.weight.split(sizes), linear.bias.split(sizes), strict=True)
+        biases = [None] * len(sizes) if linear.bias is None else linear.bias.split(sizes)
+        parts = zip(linear.weight.split(sizes), biases, strict=True)
         x = mod.modulate(x)
         return [product(x, weight, bias) for weight, bias in parts]
     return modulated(linear, mod, x).split(sizes, dim=-1)

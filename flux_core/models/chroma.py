@@ -183,7 +183,7 @@ class ChromaTransformer(FluxTransformer):
         """What is computed before a run, for all blocks together."""
         return [self.distilled_guidance_layer]
 
-    def embed_vector(self, timesteps: Tensor, y: Tensor, guidance: Tensor | None) -> Tensor:
+    def embed_vector(self, timesteps: Tensor, y: Tensor | None, guidance: Tensor | None) -> Tensor:
         """Timesteps (B,) to the approximator's input, (B, in / 2), for a guidance of 0; ``y`` and
         ``guidance`` are not read."""
         size = self.config.approximator_in // 4
@@ -191,7 +191,7 @@ class ChromaTransformer(FluxTransformer):
         return torch.cat([timestep_embedding(t, size) for t in both], dim=-1).to(self.dtype)
 
     def modulation_state(
-        self, timesteps: Tensor, y: Tensor, guidance: Tensor | None, still: bool
+        self, timesteps: Tensor, y: Tensor | None, guidance: Tensor | None, still: bool
     ) -> Tensor:
         """The vectors of all blocks, (B, n, D), or (2 B, n, D) with those of time 0: computed
         ahead where somebody did, else live."""

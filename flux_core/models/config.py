@@ -7,8 +7,9 @@ Every class is a small frozen dataclass with the defaults of the public FLUX.1-d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -132,7 +133,12 @@ class ControlNetConfig(BodyConfig):
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """Sizes of the autoencoder: ``ch`` times ``ch_mult`` channels at each level."""
+    """Sizes of the autoencoder: ``ch`` times ``ch_mult`` channels at each level.
+
+    ``patch``: so many of its own latents along a side are one latent of the transformer's, and
+    these are standardised by the VAE itself. ``decoder_ch``: ``ch`` of its decoder where that has
+    another. ``quant_conv``: a 1x1 convolution behind the encoder and in front of the decoder.
+    """
 
     in_channels: int = 3
     ch: int = 128
@@ -141,6 +147,14 @@ class VAEConfig:
     z_channels: int = 16
     scale_factor: float = 0.3611
     shift_factor: float = 0.1159
+    patch: int = 1
+    decoder_ch: int | None = None
+    quant_conv: bool = False
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent as it travels."""
+        return self.z_channels * self.patch**2
 
     @property
     def norm_groups(self) -> int:
@@ -153,7 +167,7 @@ class VAEConfig:
     @property
     def compression(self) -> int:
         """Pixels along one side of a latent."""
-        return 2 ** (len(self.ch_mult) - 1)
+        return 2 ** (len(self.ch_mult) - 1) * self.patch
 
     @classmethod
     def from_shapes(cls, shapes: Shapes) -> VAEConfig:
@@ -161,10 +175,18 @@ class VAEConfig:
         ch, in_channels = shapes["encoder.conv_in.weight"][:2]
         levels = count_blocks(shapes, "encoder.down.")
         widths = [shapes[f"encoder.down.{i}.block.0.conv1.weight"][0] for i in range(levels)]
-        return cls(
+        decoder, z_channels = shapes["decoder.conv_in.weight"][:2]
+        decoder_ch = decoder * ch // widths[-1]
+        config = cls(
             in_channels=in_channels,
             ch=ch,
             ch_mult=tuple(width // ch for width in widths),
             num_res_blocks=count_blocks(shapes, "encoder.down.0.block."),
-            z_channels=shapes["decoder.conv_in.weight"][1],
+            z_channels=z_channels,
+            decoder_ch=None if decoder_ch == ch else decoder_ch,
+            quant_conv="encoder.quant_conv.weight" in shapes,
         )
+        if "bn.running_mean" not in shapes:
+            return config
+        patch = math.isqrt(shapes["bn.running_mean"][0] // z_channels)
+        return replace(config, patch=patch, scale_factor=1.0, shift_factor=0.0)

@@ -27,9 +27,11 @@ from .chroma import (
     is_chroma_native,
     native_chroma,
 )
-from .config import Shapes, TransformerConfig
+from .config import Shapes, TransformerConfig, VAEConfig
 from .family import Family, Layout
-from .keymaps import diffusers_transformer, native
+from .flux2 import Flux2Config, Flux2Transformer
+from .geometry import TokenGeometry
+from .keymaps import diffusers_flux2, diffusers_transformer, native
 from .transformer import FluxTransformer
 
 #: A native and a diffusers key that every FLUX.1 transformer and ControlNet has.
@@ -55,6 +57,10 @@ def is_controlnet(shapes: Shapes) -> bool:
     return "controlnet_blocks.0.weight" in shapes
 
 
+#: What every FLUX.2 transformer has, by its native name and by diffusers'.
+FLUX2_NATIVE = "double_stream_modulation_img.lin.weight"
+FLUX2_DIFFUSERS = "double_stream_modulation_img.linear.weight"
+
 FLUX1_LAYOUTS = (
     Layout(
         "native",
@@ -78,6 +84,7 @@ FLUX1_DEV = Family(
     transformer=FluxTransformer,
     sigma_shift=1.15,
     sigma_entries=10_000,
+    published={"FLUX.1-dev": TransformerConfig()},
 )
 FLUX1_SCHNELL = replace(
     FLUX1_DEV,
@@ -86,7 +93,7 @@ FLUX1_SCHNELL = replace(
     matches=lambda config: not config.guidance_embed,
     sigma_shift=0.0,
     sigma_entries=1_000,
-    published=TransformerConfig(guidance_embed=False),
+    published={"FLUX.1-schnell": TransformerConfig(guidance_embed=False)},
 )
 #: Distilled to 8 double blocks; drawn as dev is.
 FLUX1_LITE = replace(
@@ -94,7 +101,7 @@ FLUX1_LITE = replace(
     name="FLUX.1-lite",
     members=("FLUX.1 lite", "Flex.1", "Flex.2"),
     matches=lambda config: config.guidance_embed and config.depth == 8,
-    published=TransformerConfig(depth=8),
+    published={"FLUX.1-lite": TransformerConfig(depth=8)},
 )
 CHROMA = Family(
     name="Chroma",
@@ -110,21 +117,91 @@ CHROMA = Family(
     read_config=ChromaConfig.from_shapes,
     encoders=("t5",),
     masks_padding=True,
-    host_name="chroma",
-    published=ChromaConfig(),
+    takes_controls=False,
+    host_model="chroma",
+    published={"Chroma": ChromaConfig()},
+)
+
+
+def empirical_mu(tokens: int, steps: int) -> float:
+    """FLUX.2's exponent for so many image tokens and steps: between two lines over the tokens, fit
+    for 10 and for 200 steps; beyond 4300 tokens it is the latter's."""
+    few, many = 8.73809524e-05 * tokens + 1.89833333, 0.00016927 * tokens + 0.45666666
+    if tokens > 4300:
+        return many
+    slope = (many - few) / 190
+    return slope * steps + (many - 200 * slope)
+
+
+FLUX2_LAYOUTS = (
+    Layout("FLUX.2 native", FLUX2_NATIVE, lambda shapes: NATIVE_QKV in shapes, native, "FLUX.2"),
+    Layout(
+        "FLUX.2 diffusers",
+        FLUX2_DIFFUSERS,
+        lambda shapes: DIFFUSERS_QKV in shapes,
+        diffusers_flux2,
+        "FLUX.2",
+    ),
+)
+FLUX2_DEV = Family(
+    name="FLUX.2-dev",
+    members=("FLUX.2 dev",),
+    layouts=FLUX2_LAYOUTS,
+    matches=lambda config: isinstance(config, Flux2Config) and config.guidance_embed,
+    transformer=Flux2Transformer,
+    sigma_shift=2.02,
+    sigma_entries=10_000,
+    read_config=Flux2Config.from_shapes,
+    encoders=("mistral",),
+    # the VAE standardises them itself
+    vae=VAEConfig(z_channels=32, scale_factor=1.0, shift_factor=0.0, patch=2, quant_conv=True),
+    tokens=TokenGeometry(1, 4, 3, 10.0, "index"),
+    resolution_shift=empirical_mu,
+    context_length=512,
+    takes_controls=False,
+    host_model="flux2",
+    published={"FLUX.2-dev": Flux2Config()},
+)
+FLUX2_KLEIN = replace(
+    FLUX2_DEV,
+    name="FLUX.2-klein",
+    members=("FLUX.2 klein 4B", "FLUX.2 klein 9B", "FLUX.2 klein base"),
+    matches=lambda config: isinstance(config, Flux2Config) and not config.guidance_embed,
+    encoders=("qwen3",),
+    published={
+        "FLUX.2-klein-4B": Flux2Config(
+            context_in_dim=7680,
+            hidden_size=3072,
+            depth=5,
+            depth_single_blocks=20,
+            guidance_embed=False,
+        ),
+        "FLUX.2-klein-9B": Flux2Config(
+            context_in_dim=12_288,
+            hidden_size=4096,
+            depth=8,
+            depth_single_blocks=24,
+            guidance_embed=False,
+        ),
+    },
 )
 
 #: The first that matches is taken.
-FAMILIES = (CHROMA, FLUX1_LITE, FLUX1_SCHNELL, FLUX1_DEV)
+FAMILIES = (FLUX2_DEV, FLUX2_KLEIN, CHROMA, FLUX1_LITE, FLUX1_SCHNELL, FLUX1_DEV)
 
 
-def family_named(name: str) -> Family:
-    """The family of a name; raises ``ValueError`` where there is none."""
+def published_names() -> list[str]:
+    """The models that people have, those of FLUX.1 first."""
+    return [name for family in reversed(FAMILIES) for name in family.published]
+
+
+def published_as(name: str) -> tuple[Family, Any]:
+    """The family of a published model and its configuration; raises ``ValueError`` where there is
+    none of that name."""
     for family in FAMILIES:
-        if family.name == name:
-            return family
-    names = ", ".join(family.name for family in FAMILIES)
-    raise ValueError(f"model is {name!r}, expected one of {names}")
+        if name in family.published:
+            return family, family.published[name]
+    raise ValueError(f"model is {name!r}, expected one of {', '.join(published_names())}")
 
 
 def recognize(layout: str, shapes: Shapes) -> tuple[Family, Any]:

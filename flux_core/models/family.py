@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from .config import Shapes, TransformerConfig, VAEConfig
+from .geometry import FLUX1_TOKENS, TokenGeometry
 from .keymaps import Recipes
 
 
@@ -37,14 +38,20 @@ class Family:
         matches: whether a configuration is its, among the families that share a layout.
         transformer: makes its transformer from a configuration.
         sigma_shift: the exponent mu with which the host shifts its sigmas.
+        resolution_shift: mu for so many image tokens and steps, as it was trained; None is as
+            FLUX.1 was.
         sigma_entries: the length of the host's table of sigmas.
         read_config: the configuration from native shapes; raises ``KeyError`` on a missing key.
-        encoders: the text encoders that its prompts need, ``clip_l`` and ``t5``.
+        encoders: the text encoders that its prompts need: ``clip_l`` and ``t5``, or a language
+            model, ``qwen3`` or ``mistral``.
         masks_padding: its prompts end with one token of padding, of which T5's words know nothing;
             those of FLUX.1 are padded to a length, and the padding is read.
         vae: channels and constants of its latents.
-        host_name: what the host calls the family (``image_model``).
-        published: the configuration of the model that people have, to be planned with.
+        tokens: how its transformer reads them.
+        context_length: text tokens that it reads at least; zeros stand in front of fewer.
+        takes_controls: whether FLUX.1's ControlNets are made for it.
+        host_model: what the host calls the family (``image_model``).
+        published: configurations of the models that people have by name, to be planned with.
     """
 
     name: str
@@ -58,8 +65,12 @@ class Family:
     encoders: tuple[str, ...] = ("clip_l", "t5")
     vae: VAEConfig = field(default_factory=VAEConfig)
     masks_padding: bool = False
-    host_name: str = "flux"
-    published: Any = field(default_factory=TransformerConfig)
+    tokens: TokenGeometry = FLUX1_TOKENS
+    resolution_shift: Callable[[int, int], float] | None = None
+    context_length: int = 0
+    takes_controls: bool = True
+    host_model: str = "flux"
+    published: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def needs_pooled(self) -> bool:

@@ -113,6 +113,51 @@ def diffusers_body(double: int, single: int) -> Recipes:
     return table
 
 
+FLUX2_BODY = {
+    "time_in.in_layer": "time_guidance_embed.timestep_embedder.linear_1",
+    "time_in.out_layer": "time_guidance_embed.timestep_embedder.linear_2",
+    "guidance_in.in_layer": "time_guidance_embed.guidance_embedder.linear_1",
+    "guidance_in.out_layer": "time_guidance_embed.guidance_embedder.linear_2",
+    "double_stream_modulation_img.lin": "double_stream_modulation_img.linear",
+    "double_stream_modulation_txt.lin": "double_stream_modulation_txt.linear",
+    "single_stream_modulation.lin": "single_stream_modulation.linear",
+    "txt_in": "context_embedder",
+    "img_in": "x_embedder",
+    "final_layer.linear": "proj_out",
+}
+FLUX2_DOUBLE = {
+    "img_attn.proj": "attn.to_out.0",
+    "txt_attn.proj": "attn.to_add_out",
+    "img_mlp.0": "ff.linear_in",
+    "img_mlp.2": "ff.linear_out",
+    "txt_mlp.0": "ff_context.linear_in",
+    "txt_mlp.2": "ff_context.linear_out",
+}
+FLUX2_SINGLE = {"linear1": "attn.to_qkv_mlp_proj", "linear2": "attn.to_out"}
+
+
+def diffusers_flux2_body(double: int, single: int) -> Recipes:
+    """FLUX.2's transformer in diffusers' names, with so many double and single blocks."""
+    table: Recipes = {f"{ours}.weight": Recipe((f"{o}.weight",)) for ours, o in FLUX2_BODY.items()}
+    table["final_layer.adaLN_modulation.1.weight"] = Recipe(("norm_out.linear.weight",), "swap")
+    kinds = (
+        ("double_blocks", "", double, FLUX2_DOUBLE, DOUBLE_ROWS, DOUBLE_NORMS),
+        ("single_blocks", "single_", single, FLUX2_SINGLE, {}, SINGLE_NORMS),
+    )
+    for native_name, prefix, count, *tables in kinds:
+        for i in range(count):
+            some = block(f"{native_name}.{i}", f"{prefix}transformer_blocks.{i}", *tables)
+            table |= {name: recipe for name, recipe in some.items() if not name.endswith(".bias")}
+    return table
+
+
+def diffusers_flux2(shapes: Shapes) -> Recipes:
+    """FLUX.2 in diffusers' names."""
+    double = count_blocks(shapes, "transformer_blocks.")
+    single = count_blocks(shapes, "single_transformer_blocks.")
+    return present(diffusers_flux2_body(double, single), shapes)
+
+
 def diffusers_transformer(shapes: Shapes) -> Recipes:
     """FLUX.1 in diffusers' names; serves its ControlNets too."""
     double = count_blocks(shapes, "transformer_blocks.")
@@ -246,6 +291,29 @@ def ip_adapter(shapes: Shapes) -> Recipes:
     return table
 
 
+#: What a VAE may have around encoder and decoder, by where it is native.
+VAE_AROUND = {"quant_conv.": "encoder.quant_conv.", "post_quant_conv.": "decoder.post_quant_conv."}
+
+
+def vae_around(shapes: Shapes) -> Recipes:
+    """What a VAE has beside encoder and decoder: convolutions and statistics."""
+    table: Recipes = {}
+    for name in shapes:
+        for theirs, ours in VAE_AROUND.items():
+            if name.startswith((theirs, ours)):
+                table[ours + name.removeprefix(ours).removeprefix(theirs)] = Recipe((name,))
+        if name.startswith("bn."):
+            table[name] = Recipe((name,))
+    return table
+
+
+def native_vae(shapes: Shapes) -> Recipes:
+    """The autoencoder in its native names."""
+    around = vae_around(shapes)
+    outside = {name for recipe in around.values() for name in recipe.names}
+    return {name: r for name, r in native(shapes).items() if name not in outside} | around
+
+
 #: diffusers' names in the VAE's attention, newer and older.
 VAE_ATTENTION = {
     "norm": ("group_norm",),
@@ -288,7 +356,7 @@ def diffusers_vae(shapes: Shapes) -> Recipes:
                 names = [f"{side}.mid_block.attentions.0.{name}.{kind}" for name in theirs]
                 name = next((name for name in names if name in shapes), names[0])
                 table[f"{side}.mid.attn_1.{ours}.{kind}"] = Recipe((name,))
-    return table
+    return table | vae_around(shapes)
 
 
 def present(table: Recipes, shapes: Shapes) -> Recipes:
@@ -305,7 +373,7 @@ def native_shapes(table: Recipes, shapes: Shapes) -> Shapes:
 KEYMAPS = {
     ("controlnet", "native"): native,
     ("controlnet", "diffusers"): diffusers_controlnet,
-    ("vae", "native"): native,
+    ("vae", "native"): native_vae,
     ("vae", "diffusers"): diffusers_vae,
     ("clip_l", "native"): native,
     ("clip_l", "transformers 5"): clip_flat,
@@ -317,6 +385,7 @@ KEYMAPS = {
     ("clip_vision", "transformers 5"): native,
     ("ip_adapter", "XLabs"): ip_adapter,
     ("ip_adapter", "diffusers"): ip_adapter,
+    ("language_model", "native"): native,
 }
 
 __all__ = ["KEYMAPS", "Recipe", "Recipes", "native_shapes"]

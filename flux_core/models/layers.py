@@ -135,10 +135,10 @@ def attend_rotated(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tens
 class MLPEmbedder(nn.Module):
     """Two linear layers around a SiLU, from an embedding to the hidden size."""
 
-    def __init__(self, in_dim: int, hidden: int) -> None:
+    def __init__(self, in_dim: int, hidden: int, bias: bool = True) -> None:
         super().__init__()
-        self.in_layer = Linear(in_dim, hidden)
-        self.out_layer = Linear(hidden, hidden)
+        self.in_layer = Linear(in_dim, hidden, bias)
+        self.out_layer = Linear(hidden, hidden, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """An embedding (B, in) to the hidden size, (B, D)."""
@@ -173,10 +173,10 @@ class QKNorm(nn.Module):
 class ModulationLayer(nn.Module):
     """The vector (B, D) to ``count`` modulations."""
 
-    def __init__(self, dim: int, count: int) -> None:
+    def __init__(self, dim: int, count: int, bias: bool = True) -> None:
         super().__init__()
         self.count = count
-        self.lin = Linear(dim, 3 * count * dim)
+        self.lin = Linear(dim, 3 * count * dim, bias)
 
     @property
     def width(self) -> int:
@@ -200,12 +200,12 @@ class ModulationLayer(nn.Module):
 class SelfAttention(nn.Module):
     """Weights of one stream's attention; the product itself is made over both streams."""
 
-    def __init__(self, dim: int, num_heads: int) -> None:
+    def __init__(self, dim: int, num_heads: int, bias: bool = True) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = Linear(dim, 3 * dim)
+        self.qkv = Linear(dim, 3 * dim, bias)
         self.norm = QKNorm(dim // num_heads)
-        self.proj = Linear(dim, dim)
+        self.proj = Linear(dim, dim, bias)
 
 
 def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -232,7 +232,7 @@ def joint_attention(
     if attend is None and plain and size & (size - 1) == 0 and fused.serves(projected[0]):
         scales = [part.scale for part in parts]
         rotated = fused.norm_rotary(projected, scales, rotary, num_heads)
-        return attend_rotated(*(rotated if beyond is None else joined(*rotated, beyond)), mask)
+        return attend_rotated(*(rotated if beyond is None else extended(*rotated, beyond)), mask)
     heads = []
     for qkv, norm in streams:
         q, k, v = split_heads(qkv, num_heads)
@@ -243,11 +243,11 @@ def joint_attention(
     )
     if beyond is not None:
         rotated = (apply_rotary(q, rotary), apply_rotary(k, rotary), v)
-        return attend_rotated(*joined(*rotated, beyond), mask)
+        return attend_rotated(*extended(*rotated, beyond), mask)
     return (attend or attention)(q, k, v, rotary, mask)
 
 
-def joined(q: Tensor, k: Tensor, v: Tensor, beyond: KeysValues) -> tuple[Tensor, Tensor, Tensor]:
+def extended(q: Tensor, k: Tensor, v: Tensor, beyond: KeysValues) -> tuple[Tensor, Tensor, Tensor]:
     """Queries (B, L, H, d) as they are, keys and values of all tokens, (B, L + R, H, d) each."""
     return q, torch.cat([k, beyond.keys], dim=1), torch.cat([v, beyond.values], dim=1)
 
@@ -304,10 +304,10 @@ def mlp(dim: int, hidden: int) -> nn.Sequential:
 class LastLayer(nn.Module):
     """Hidden tokens to packed latent channels."""
 
-    def __init__(self, dim: int, out_channels: int) -> None:
+    def __init__(self, dim: int, out_channels: int, bias: bool = True) -> None:
         super().__init__()
-        self.linear = Linear(dim, out_channels)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(dim, 2 * dim))
+        self.linear = Linear(dim, out_channels, bias)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(dim, 2 * dim, bias))
 
     def forward(self, x: Tensor, vec: Tensor, still_tokens: int = 0) -> Tensor:
         """Tokens x (B, L, D) and the vector (B, D) to (B, L, out_channels).

@@ -8,13 +8,13 @@ Axis letters: B pictures, L image tokens, N text tokens, D width, H heads, d wid
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from .layers import Attention
+from .layers import Attention, Modulation
 from .picture_attention import PictureSource
 from .side_tokens import SideTokens
 
@@ -39,7 +39,8 @@ class ForwardState:
     blocks at once those, (B, vectors, D); 2 B of them where the last ``still_tokens`` image tokens
     have one of their own. ``rotary`` are cosines and sines, each (B or 1, N + L, 1, d).
     ``mask`` and ``attend``: see ``layers.attention``. ``side``: tokens beside all blocks.
-    ``adapters`` are what IP-Adapters bring.
+    ``adapters`` are what IP-Adapters bring. ``shared``: modulations of double and of single blocks,
+    made of ``vec``, where all blocks of a kind read the same.
     """
 
     vec: Tensor
@@ -50,6 +51,7 @@ class ForwardState:
     attend: Attention | None = None
     side: SideTokens | None = None
     adapters: PictureSource | None = None
+    shared: Sequence[Sequence[Modulation]] | None = None
 
 
 #: A block's tokens: (img, txt) of a double block, (joint,) of a single one.

@@ -181,6 +181,8 @@ class TextEncoders(nn.Module):
 
         Raises ``ValueError`` where one is missing.
         """
+        if "t5" not in family.encoders:
+            raise ValueError(f"{family.name} reads a language model's text, and T5 was opened")
         wants_clip = "clip_l" in family.encoders
         if wants_clip and self.clip_l is None:
             raise ValueError(f"{family.name} reads CLIP-L beside T5, and no CLIP-L was opened")
@@ -193,6 +195,16 @@ class TextEncoders(nn.Module):
             self.__dict__["other"] = other
         other.embedding_folders = self.embedding_folders
         return other
+
+    @property
+    def length(self) -> int:
+        """Tokens of context by default."""
+        return self.tokenizers.t5_length
+
+    @property
+    def context_encoder(self) -> T5Encoder:
+        """What takes most of the memory."""
+        return self.t5
 
     @torch.no_grad()
     def encode(

@@ -60,21 +60,25 @@ class FluxBody(nn.Module):
         "guidance_in",
         "final_layer",
     )
+    #: What its blocks are, and whether its linear layers have a bias.
+    double_block: type[nn.Module] = DoubleStreamBlock
+    single_block: type[nn.Module] = SingleStreamBlock
+    bias = True
 
     def __init__(self, config: BodyConfig) -> None:
         super().__init__()
         dim, sizes = config.hidden_size, (config.num_heads, config.mlp_hidden)
         self.axes_dim, self.theta = config.axes_dim, config.theta
-        self.img_in = Linear(config.in_channels, dim)
-        self.time_in = MLPEmbedder(256, dim)
-        self.vector_in = MLPEmbedder(config.vec_in_dim, dim)
-        self.guidance_in = MLPEmbedder(256, dim) if config.guidance_embed else None
-        self.txt_in = Linear(config.context_in_dim, dim)
+        self.img_in = Linear(config.in_channels, dim, self.bias)
+        self.time_in = MLPEmbedder(256, dim, self.bias)
+        self.vector_in = MLPEmbedder(config.vec_in_dim, dim) if config.vec_in_dim else None
+        self.guidance_in = MLPEmbedder(256, dim, self.bias) if config.guidance_embed else None
+        self.txt_in = Linear(config.context_in_dim, dim, self.bias)
         self.double_blocks = nn.ModuleList(
-            DoubleStreamBlock(dim, *sizes) for _ in range(config.depth)
+            self.double_block(dim, *sizes) for _ in range(config.depth)
         )
         self.single_blocks = nn.ModuleList(
-            SingleStreamBlock(dim, *sizes) for _ in range(config.depth_single_blocks)
+            self.single_block(dim, *sizes) for _ in range(config.depth_single_blocks)
         )
 
         #: Modulations that were computed before the run, or None to compute them in it.
@@ -115,15 +119,18 @@ class FluxBody(nn.Module):
         """The dtype of activations: that of the embedders, which stay in high precision."""
         return self.img_in.weight.dtype
 
-    def embed_vector(self, timesteps: Tensor, y: Tensor, guidance: Tensor | None) -> Tensor:
+    def embed_vector(self, timesteps: Tensor, y: Tensor | None, guidance: Tensor | None) -> Tensor:
         """Timesteps (B,), pooled text (B, P) and guidance (B,) to the modulation vector (B, D).
 
-        Without guidance nothing is added for it, as ComfyUI's FluxDisableGuidance has it.
+        Without guidance nothing is added for it, as ComfyUI's FluxDisableGuidance has it; pooled
+        text is None for models that read none.
         """
         vec = self.time_in(timestep_embedding(timesteps, 256).to(self.dtype))
         if self.guidance_in is not None and guidance is not None:
             vec = vec + self.guidance_in(timestep_embedding(guidance, 256).to(self.dtype))
-        return vec + self.vector_in(y.to(self.dtype))
+        if self.vector_in is not None and y is not None:
+            vec = vec + self.vector_in(y.to(self.dtype))
+        return vec
 
 
 class FluxTransformer(FluxBody):
@@ -132,16 +139,18 @@ class FluxTransformer(FluxBody):
     part = "transformer"
     #: Whether it draws with references that attend to themselves alone.
     takes_side = True
+    #: Whether FLUX.1's IP-Adapters are made for models of its kind.
+    takes_adapters = True
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
         self.config = config
         #: What it was opened as; None where it was made by hand (``families.family_of``).
         self.family: Family | None = None
-        self.final_layer = LastLayer(config.hidden_size, config.out_channels)
+        self.final_layer = LastLayer(config.hidden_size, config.out_channels, self.bias)
 
     def modulation_vector(
-        self, timesteps: Tensor, y: Tensor, guidance: Tensor | None, still: bool = False
+        self, timesteps: Tensor, y: Tensor | None, guidance: Tensor | None, still: bool = False
     ) -> Tensor:
         """``embed_vector``, (B, D); with ``still`` that of time 0 behind it, (2 B, D)."""
         vec = self.embed_vector(timesteps, y, guidance)
@@ -150,11 +159,22 @@ class FluxTransformer(FluxBody):
         return torch.cat([vec, self.embed_vector(torch.zeros_like(timesteps), y, guidance)])
 
     def modulation_state(
-        self, timesteps: Tensor, y: Tensor, guidance: Tensor | None, still: bool
+        self, timesteps: Tensor, y: Tensor | None, guidance: Tensor | None, still: bool
     ) -> Tensor:
         """What blocks and the last layer take their modulations from: the vector, (B, D) or
         (2 B, D)."""
         return self.modulation_vector(timesteps, y, guidance, still)
+
+    def shared_modulations(self, vec: Tensor) -> Sequence[Sequence[Modulation]] | None:
+        """What all blocks of a pass read of the vector (B, D), made once; None where each block has
+        modulations of its own."""
+        return None
+
+    def block_modulations(
+        self, block: nn.Module, state: ForwardState, known: bool
+    ) -> list[Modulation]:
+        """A block's modulations, each of tensors (B, 1, D); ``known`` as ``modulations`` has it."""
+        return self.modulations(block, state.vec, known)
 
     def meta_inputs(self, image_tokens: int, text_tokens: int, batch: int) -> dict[str, Tensor]:
         """What ``forward`` reads, without numbers, of the shapes that it gives."""
@@ -164,14 +184,15 @@ class FluxTransformer(FluxBody):
 
         return {
             "img": empty(batch, image_tokens, self.config.in_channels),
-            "img_ids": empty(image_tokens, 3),
+            "img_ids": empty(image_tokens, len(self.axes_dim)),
             "txt": empty(batch, text_tokens, self.config.context_in_dim),
-            "txt_ids": empty(text_tokens, 3),
+            "txt_ids": empty(text_tokens, len(self.axes_dim)),
             "timesteps": empty(batch),
             "y": empty(batch, self.config.vec_in_dim),
             "guidance": empty(batch),
         }
 
+    # long: its arguments are all that a call can read, each with its line
     def forward(
         self,
         img: Tensor,
@@ -179,7 +200,7 @@ class FluxTransformer(FluxBody):
         txt: Tensor,
         txt_ids: Tensor,
         timesteps: Tensor,
-        y: Tensor,
+        y: Tensor | None = None,
         guidance: Tensor | None = None,
         control: ControlResiduals | Sequence[ControlResiduals] | None = None,
         attention_mask: Tensor | None = None,
@@ -196,7 +217,7 @@ class FluxTransformer(FluxBody):
             txt: T5 output, (B, N, context_in_dim).
             txt_ids: positions of the text, zeros, (N, 3) or (B, N, 3).
             timesteps: (B,) in [0, 1], 1 is pure noise.
-            y: pooled CLIP output, (B, vec_in_dim).
+            y: pooled CLIP output, (B, vec_in_dim); None for models that read none.
             guidance: (B,), e.g. 3.5; None leaves it out.
             control: residuals of one ControlNet or of several, spread over the blocks.
             attention_mask: over all tokens, as ``layers.attention`` has it.
@@ -216,7 +237,14 @@ class FluxTransformer(FluxBody):
         rotary = rotary_table(torch.cat([txt_ids, img_ids], dim=-2), self.axes_dim, self.theta)
         start = txt.shape[1]
         state = ForwardState(
-            vec, rotary, start, still_tokens, attention_mask, side=side, adapters=adapters
+            vec,
+            rotary,
+            start,
+            still_tokens,
+            attention_mask,
+            side=side,
+            adapters=adapters,
+            shared=self.shared_modulations(vec),
         )
         controls = [control] if isinstance(control, ControlResiduals) else control or []
 
@@ -241,7 +269,7 @@ class FluxTransformer(FluxBody):
         self,
         side: SideTokens | None,
         timesteps: Tensor,
-        y: Tensor,
+        y: Tensor | None,
         guidance: Tensor | None,
         patches: BlockPatches | None,
     ) -> None:
@@ -289,7 +317,7 @@ class FluxTransformer(FluxBody):
 
         ``known``: whether the modulations of ``state.vec`` may have been precomputed.
         """
-        mods = self.modulations(block, state.vec, known)
+        mods = self.block_modulations(block, state, known)
         batch = tokens[0].shape[0]
         if state.still_tokens:
             count = tokens[0].shape[1]

@@ -1,7 +1,8 @@
-"""The FLUX.1 autoencoder: pictures in [-1, 1] to 16-channel latents of an eighth of the side.
+"""The FLUX autoencoders: pictures in [-1, 1] to latents of an eighth of the side, or a sixteenth.
 
-Names are the reference implementation's. ``encode`` gives the mean of the posterior, raw: the
-sampler, not the VAE, applies ``(z - shift) * scale``, as latents on the graph are raw too.
+Names are the reference implementation's. ``encode`` gives the mean of the posterior, raw: FLUX.1's
+sampler, not the VAE, applies ``(z - shift) * scale``, as latents on the graph are raw too. FLUX.2's
+VAE packs its latents 2x2 to 128 channels and standardises these with statistics that it carries.
 Axis letters: B batch, C channels, H and W pixels, h and w latents.
 """
 
@@ -11,6 +12,7 @@ from itertools import pairwise
 from typing import cast
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,6 +23,10 @@ from .config import VAEConfig
 
 def group_norm(channels: int, groups: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+def quant_conv(channels: int) -> Conv2d:
+    return Conv2d(channels, channels, 1)
 
 
 class ResnetBlock(nn.Module):
@@ -132,6 +138,7 @@ class Encoder(nn.Module):
         self.mid = Middle(last, groups)
         self.norm_out = group_norm(last, groups)
         self.conv_out = Conv2d(last, 2 * config.z_channels, 3, padding=1)
+        self.quant_conv = quant_conv(2 * config.z_channels) if config.quant_conv else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) to mean and log variance (B, 2 z, h, w)."""
@@ -139,7 +146,8 @@ class Encoder(nn.Module):
         for level in self.down:
             for layer in cast(Level, level).layers():
                 x = layer(x)
-        return norm_silu_conv(self.norm_out, self.conv_out, self.mid(x))
+        x = norm_silu_conv(self.norm_out, self.conv_out, self.mid(x))
+        return x if self.quant_conv is None else self.quant_conv(x)
 
 
 class Decoder(nn.Module):
@@ -147,7 +155,9 @@ class Decoder(nn.Module):
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
-        widths, groups = [config.ch * m for m in config.ch_mult], config.norm_groups
+        ch = config.decoder_ch or config.ch
+        widths, groups = [ch * m for m in config.ch_mult], config.norm_groups
+        self.post_quant_conv = quant_conv(config.z_channels) if config.quant_conv else None
         self.conv_in = Conv2d(config.z_channels, widths[-1], 3, padding=1)
         self.mid = Middle(widths[-1], groups)
         levels: list[Level] = []
@@ -162,6 +172,7 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """(B, z, h, w) to (B, 3, H, W)."""
+        z = z if self.post_quant_conv is None else self.post_quant_conv(z)
         x = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             for layer in cast(Level, level).layers():
@@ -169,8 +180,34 @@ class Decoder(nn.Module):
         return norm_silu_conv(self.norm_out, self.conv_out, x)
 
 
+class LatentStatistics(nn.Module):
+    """Mean and variance of each channel of packed latents, as a batch norm learned them."""
+
+    eps = 1e-4
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.running_mean = nn.Parameter(torch.zeros(channels), requires_grad=False)
+        self.running_var = nn.Parameter(torch.ones(channels), requires_grad=False)
+
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation, each (C, 1, 1) float32."""
+        mean, variance = (t.float().view(-1, 1, 1) for t in (self.running_mean, self.running_var))
+        return mean, (variance + self.eps).sqrt()
+
+    def standardise(self, z: Tensor) -> Tensor:
+        """Latents (B, C, h, w) to mean 0 and deviation 1, in their dtype."""
+        mean, deviation = self.parts()
+        return ((z.float() - mean) / deviation).to(z.dtype)
+
+    def restore(self, z: Tensor) -> Tensor:
+        """Inverse of ``standardise``, (B, C, h, w) float32."""
+        mean, deviation = self.parts()
+        return z.float() * deviation + mean
+
+
 class AutoEncoder(nn.Module):
-    """The VAE of FLUX.1; scaling constants are in ``config``."""
+    """The VAE of FLUX.1 or FLUX.2; scaling constants are in ``config``."""
 
     part = "vae"
 
@@ -179,23 +216,43 @@ class AutoEncoder(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
+        self.bn = LatentStatistics(config.latent_channels) if config.patch > 1 else None
 
     @property
     def dtype(self) -> torch.dtype:
         return self.decoder.conv_in.weight.dtype
 
     def encode(self, x: Tensor) -> Tensor:
-        """Encode pictures (B, 3, H, W) in [-1, 1] to raw latents (B, 16, H/8, W/8), the mean.
+        """Encode pictures (B, 3, H, W) in [-1, 1] to latents, the mean: raw ones (B, 16, H/8, W/8)
+        of FLUX.1, standardised ones (B, 128, H/16, W/16) of FLUX.2.
 
-        Raises ``ValueError`` for sides that are no multiples of eight.
+        Raises ``ValueError`` for sides that are no multiples of eight or sixteen.
         """
         side = self.config.compression
         if x.shape[-1] % side or x.shape[-2] % side:
             raise ValueError(
                 f"picture is {x.shape[-1]}x{x.shape[-2]}, sides must be multiples of {side}"
             )
-        return self.encoder(x.to(self.dtype)).chunk(2, dim=1)[0]
+        z = self.encoder(x.to(self.dtype)).chunk(2, dim=1)[0]
+        if self.bn is None:
+            return z
+        patch = self.config.patch
+        packed = rearrange(z, "b c (h p) (w q) -> b (c p q) h w", p=patch, q=patch)
+        return self.bn.standardise(packed)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Decode raw latents (B, 16, h, w) to pictures (B, 3, 8 h, 8 w), unclamped, of [-1, 1]."""
+        """Decode latents (B, C, h, w), as ``encode`` gives them, to pictures (B, 3, H, W),
+        unclamped, of [-1, 1].
+
+        Raises ``ValueError`` for latents of another VAE.
+        """
+        if z.shape[1] != self.config.latent_channels:
+            raise ValueError(
+                f"latents have {z.shape[1]} channels, this VAE decodes "
+                f"{self.config.latent_channels}: they are another model's"
+            )
+        if self.bn is not None:
+            patch = self.config.patch
+            packed = self.bn.restore(z)
+            z = rearrange(packed, "b (c p q) h w -> b c (h p) (w q)", p=patch, q=patch)
         return self.decoder(z.to(self.dtype))

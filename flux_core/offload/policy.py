@@ -10,7 +10,7 @@ from .memory import host_bytes
 
 MODES = ("auto", "none", "component", "stream")
 #: Kinds of modules that may have a mode of their own.
-PARTS = ("transformer", "controlnet", "t5", "clip_l", "vae")
+PARTS = ("transformer", "controlnet", "t5", "clip_l", "vae", "language_model")
 
 
 @dataclass(frozen=True)

@@ -105,12 +105,12 @@ def transformer_bytes(
 
         return peak_bytes(step)
 
-    of_options = tuple((name, described(value)) for name, value in options.items())
+    of_options = tuple((name, part_of_key(value)) for name, value in options.items())
     key = (image_tokens, text_tokens, batch, of_options, attached_shapes(module))
     return counted(module, key, count)
 
 
-def described(value: object) -> Hashable:
+def part_of_key(value: object) -> Hashable:
     """An argument as a part of a key: a tensor by its shape and dtype, what holds tensors by what
     it says of itself."""
     if isinstance(value, Tensor):
@@ -160,8 +160,8 @@ def sampling_work(
     further arguments of its calls, ``held`` bytes that are on the device for all steps."""
     size = held + transformer_bytes(transformer, image_tokens, text_tokens, batch, options)
     size += standing_bytes(transformer, [], image_tokens=image_tokens, batch=batch, vectors=vectors)
-    ahead = precomputing_bytes(transformer, vectors, batch)
-    return Work(max(size, ahead), image_tokens, text_tokens, batch)
+    precomputing = precomputing_bytes(transformer, vectors, batch)
+    return Work(max(size, precomputing), image_tokens, text_tokens, batch)
 
 
 @contextmanager

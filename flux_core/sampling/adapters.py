@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..bounds import brief, check_number, check_span
+from ..models.families import family_of
+from ..models.geometry import FLUX1_TOKENS, TokenGeometry
 from ..models.ip_adapter import IPAdapter, KeysAndValues
 from ..models.patches import DOUBLE, SINGLE
 from ..models.picture_attention import PictureAttention
@@ -73,6 +75,9 @@ def check_adapter(applied: AppliedAdapter, transformer: FluxTransformer, batch: 
         raise ValueError(f"adapters has {brief(applied)}, expected an AppliedAdapter")
     check_number(applied.weight, "an IP-Adapter's weight", -1000, 1000)
     check_span(applied.start, applied.end, "an IP-Adapter's")
+    if not transformer.takes_adapters:
+        name = family_of(transformer).name
+        raise ValueError(f"{name} takes no IP-Adapters: those of FLUX.1 were not made for it")
     config, body = applied.adapter.config, transformer.config
     blocks = body.depth + (body.depth_single_blocks if config.wide else 0)
     if config.hidden_size != body.hidden_size or config.depth != blocks:
@@ -214,6 +219,7 @@ def scales_of(
     area: Area | None,
     text: int,
     behind: int,
+    geometry: TokenGeometry = FLUX1_TOKENS,
 ) -> dict[str, Tensor]:
     """How much an adapter counts for each token, (1 or B, Q, 1) by the kind of block.
 
@@ -222,7 +228,7 @@ def scales_of(
         text, behind: tokens of text and of references. They have no place in the picture: for
             them it is the mask's average.
     """
-    rows, columns = token_grid(inner[0], inner[1])
+    rows, columns = token_grid(inner[0], inner[1], geometry)
     grid = torch.ones(1, 1, rows, columns)
     if applied.mask is not None:
         mask = F.interpolate(applied.mask.float()[:, None], tuple(whole), mode="area")
@@ -259,6 +265,7 @@ class RunAdapters:
         device: torch.device,
     ) -> None:
         self.transformer, self.table, self.device = transformer, table, device
+        self.geometry = family_of(transformer).tokens
         self.shape, self.depth = tuple(shape), transformer.config.depth
         self.of_prompt: dict[str, list[ReadyAdapter]] = {}
         self.scales: dict[Hashable, list[dict[str, Tensor]]] = {}
@@ -315,7 +322,13 @@ class RunAdapters:
                 {
                     kind: scale.to(self.device)
                     for kind, scale in scales_of(
-                        each.applied, self.shape[-2:], inner, prompt.area, text_tokens, behind
+                        each.applied,
+                        self.shape[-2:],
+                        inner,
+                        prompt.area,
+                        text_tokens,
+                        behind,
+                        self.geometry,
                     ).items()
                 }
                 for each in ready

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..models.geometry import FLUX1_TOKENS, TokenGeometry
 from .conditioning import AttentionBias
 from .latents import token_grid
 
@@ -74,6 +75,7 @@ def attention_mask(
     references: int,
     device: torch.device,
     dtype: torch.dtype,
+    geometry: TokenGeometry = FLUX1_TOKENS,
 ) -> Tensor | None:
     """An attention bias (1 or B, T, T) for the tokens of a picture of ``height`` x ``width``
     latents, stretched bilinearly as ComfyUI does; references, behind them, are open to all."""
@@ -86,7 +88,7 @@ def attention_mask(
             f"attention_mask is {tuple(values.shape)}, expected {text_tokens} text tokens and "
             f"{bias.rows}x{bias.columns} image tokens on both axes"
         )
-    grid = token_grid(height, width)
+    grid = token_grid(height, width, geometry)
     is_bool = values.dtype == torch.bool
     if grid != (bias.rows, bias.columns):
         source = (bias.rows, bias.columns)

@@ -17,6 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..models.config import VAEConfig
+from ..models.families import family_of
+from ..models.geometry import FLUX1_TOKENS, TokenGeometry
+from ..models.transformer import FluxTransformer
 from .latents import CONSTANTS, expand, standardise
 
 CHANNELS, SIDE = CONSTANTS.z_channels, CONSTANTS.compression
@@ -31,18 +34,29 @@ NO_CONTROL = (
 KNOWN = (0, PICTURE, MASKED_AND_CONTROL, PICTURE_AND_MASK)
 
 
-def extra_channels(in_channels: int) -> int:
+def extra_channels(
+    in_channels: int, geometry: TokenGeometry = FLUX1_TOKENS, vae: VAEConfig = CONSTANTS
+) -> int:
     """Channels of a latent that a model reads beside the noisy ones, for packed ``in_channels``.
 
     Raises ``ValueError`` for a width that no known model has.
     """
-    extra = in_channels // 4 - CHANNELS
-    if in_channels % 4 or extra not in KNOWN:
-        widths = ", ".join(str(4 * (CHANNELS + n)) for n in KNOWN)
+    latents, channels = geometry.patch**2, vae.latent_channels
+    # what stands beside the noise was trained for FLUX.1's latents alone
+    known = KNOWN if channels == CHANNELS else (0,)
+    extra = in_channels // latents - channels
+    if in_channels % latents or extra not in known:
+        widths = ", ".join(str(latents * (channels + n)) for n in known)
         raise ValueError(
             f"this transformer reads {in_channels} packed channels, known are {widths}"
         )
     return extra
+
+
+def channels_beside(transformer: FluxTransformer) -> int:
+    """``extra_channels`` of a transformer, with what a control LoRA widens."""
+    family = family_of(transformer)
+    return extra_channels(transformer.reads, family.tokens, family.vae)
 
 
 def extra_latents(

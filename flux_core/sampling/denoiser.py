@@ -28,7 +28,13 @@ from .guidance import PLAIN_GUIDANCE, GuidanceOptions
 from .inputs import model_inputs
 from .latents import expand, pack, unpack
 from .lora_factors import LoraFactors
-from .prepared import PreparedPrompt, control_condition, prepare_prompt, sigma_at
+from .prepared import (
+    PreparedPrompt,
+    control_condition,
+    prepare_prompt,
+    sigma_at,
+    whole_contexts,
+)
 from .reading import Guiding, PromptReading, guiding_of, within
 from .regions import Area, Placed, background_weights, is_alone, opposites, place_prompt
 from .samplers import Model
@@ -67,24 +73,24 @@ class Denoiser:
     ) -> None:
         """Above ``zero_sigma`` nothing is drawn: the velocity is 0. With ``keep`` side tokens keep
         what they can over the steps."""
-        self.keep = keep
-        self.transformer, self.cfg, self.table = transformer, cfg, table
+        self.keep, self.cfg, self.table = keep, cfg, table
         self.options, self.zero_sigma = options, zero_sigma
-        self.vae = family_of(transformer).vae
+        self.transformer, family = transformer, family_of(transformer)
+        self.vae, self.geometry = family.vae, family.tokens
+        positive = whole_contexts(positive, family)
+        negative = None if negative is None else whole_contexts(negative, family)
         self.shape, self.device, self.loras = tuple(shape), device, loras
         self.controls = [control for control in controls if control.strength]
         #: where a picture is drawn in tiles
         self.reader: WindowReader | None = None
         if tiles is not None:
-            self.reader = WindowReader(
-                tiles, self.controls, shape, self.vae, device, transformer.dtype
-            )
+            about = (shape, family, device, transformer.dtype)
+            self.reader = WindowReader(tiles, self.controls, *about)
         size = (shape[-2], shape[-1])
         ours = [place_prompt(prompt, *size) for prompt in positive]
         theirs = []
         if negative is not None and cfg != 1.0:
-            theirs = [place_prompt(prompt, *size) for prompt in negative]
-            theirs = opposites(theirs, ours)
+            theirs = opposites([place_prompt(prompt, *size) for prompt in negative], ours)
             ours = opposites(ours, theirs)
         self.positive = self._prepared(ours, "positive")
         self.negative = self._prepared(theirs, "negative") or None
@@ -279,12 +285,13 @@ class Denoiser:
             known = (group for group in groups if group.select((sigma, prompt.name)))
             body.precomputed = next(known, None)
         timesteps, pooled, guidance = prompt.vector_inputs(sigma)
-        inputs = model_inputs(x, prompt.img_ids, prompt.context, pooled, timesteps, guidance)
+        about = (prompt.img_ids, prompt.context, pooled, timesteps, guidance, self.geometry)
+        inputs = model_inputs(x, *about)
         # a ControlNet reads the noisy latents alone, whatever stands beside them
         control = self._residuals(sigma, prompt, inputs)
         extra = prompt.beside_noise(sigma)
         if extra is not None:
-            inputs["img"] = pack(torch.cat([x, extra], dim=1))
+            inputs["img"] = pack(torch.cat([x, extra], dim=1), self.geometry)
         tokens = inputs["img"].shape[1]
         if prompt.references is not None and prompt.reference_ids is not None:
             inputs["img"] = torch.cat([inputs["img"], prompt.references], dim=1)
@@ -300,7 +307,7 @@ class Denoiser:
         if self.loras is not None:
             self.loras.set_call(sigma, prompt, *tokens_read)
         out = self.transformer(**inputs, control=control)
-        return unpack(out[:, :tokens].float(), prompt.height, prompt.width)
+        return unpack(out[:, :tokens].float(), prompt.height, prompt.width, self.geometry)
 
     def _in_windows(
         self, reader: WindowReader, x: Tensor, sigma: float, prompt: PreparedPrompt

@@ -15,7 +15,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, T5Config
 
-from ..models.families import family_named
+from ..models.families import family_of, published_as, published_names
+from ..models.family import Family
+from ..models.language import MISTRAL, QWEN3, LanguageConfig, LanguageEncoder
 from ..models.text_encoders import ClipEncoder, T5Encoder
 from ..models.tokenizers import T5_LENGTH
 from ..models.transformer import FluxTransformer
@@ -27,7 +29,7 @@ from ..offload.plan import Cost, Plan, cost_of, make_plan
 from ..offload.workload import sampling_work
 from ..quant import quantize, set_compute
 from ..units import readable_bytes
-from .latents import image_tokens, latent_size
+from .latents import PIXELS_A_LATENT, image_tokens, latent_size
 from .prompts import t5_work
 from .vae import vae_work
 
@@ -51,6 +53,12 @@ CLIP_L = CLIPTextConfig(
     num_attention_heads=12,
     projection_dim=768,
 )
+#: Those of the language models of FLUX.2, by the width of the context that they make.
+LANGUAGE_SIZES = {
+    15_360: LanguageConfig(MISTRAL, 131_072, 5120, 32_768, 32, 8),
+    7680: LanguageConfig(QWEN3, 151_936, 2560, 9728, 32, 8),
+    12_288: LanguageConfig(QWEN3, 151_936, 4096, 12_288, 32, 8),
+}
 #: Bytes a second that a disk gives where weights do not fit into the host's memory.
 DISK = 3e9
 #: Share of the host's memory that weights may take; the rest is the system's and the host's own.
@@ -58,11 +66,14 @@ RAM_SHARE = 0.75
 
 
 class PictureModels(NamedTuple):
-    """All parts that a picture takes; they may be without numbers."""
+    """All parts that a picture takes; they may be without numbers.
+
+    ``t5`` is what makes the context, T5 or a language model; ``clip_l`` None where there is none.
+    """
 
     transformer: FluxTransformer
     clip_l: ClipEncoder | None
-    t5: T5Encoder
+    t5: T5Encoder | LanguageEncoder
     vae: AutoEncoder
 
     @property
@@ -71,16 +82,27 @@ class PictureModels(NamedTuple):
         return [self.t5] if self.clip_l is None else [self.clip_l, self.t5]
 
 
+def text_models(
+    family: Family, width: int
+) -> tuple[ClipEncoder | None, T5Encoder | LanguageEncoder]:
+    """The text encoders of a family's published model whose context is so wide."""
+    if width in LANGUAGE_SIZES:
+        return None, LanguageEncoder(LANGUAGE_SIZES[width])
+    return ClipEncoder(CLIP_L) if family.needs_pooled else None, T5Encoder(T5_XXL)
+
+
 @cache
-def published_models(family: str, precision: str) -> PictureModels:
-    """The published model of a family without numbers, transformer and T5 at a precision."""
-    record = family_named(family)
+def published_models(name: str, precision: str) -> PictureModels:
+    """A published model's parts without numbers, transformer and what makes the context at a
+    precision; raises ``ValueError`` for an unknown name."""
+    family, config = published_as(name)
     with torch.device("meta"):
-        transformer = cast(FluxTransformer, record.transformer(record.published)).bfloat16()
-        transformer.family = record
-        clip_l = ClipEncoder(CLIP_L).bfloat16() if record.needs_pooled else None
-        t5 = T5Encoder(T5_XXL).bfloat16()
-        parts = PictureModels(transformer, clip_l, t5, AutoEncoder(record.vae).bfloat16())
+        transformer = cast(FluxTransformer, family.transformer(config)).bfloat16()
+        transformer.family = family
+        clip_l, t5 = text_models(family, config.context_in_dim)
+        clip_l = None if clip_l is None else clip_l.bfloat16()
+        vae = AutoEncoder(family.vae).bfloat16()
+        parts = PictureModels(transformer, clip_l, t5.bfloat16(), vae)
         quantize(transformer, precision)
         quantize(t5, precision)
     return parts
@@ -89,6 +111,15 @@ def published_models(family: str, precision: str) -> PictureModels:
 def flux1_dev(precision: str) -> PictureModels:
     """FLUX.1-dev without numbers, transformer and T5 at a precision."""
     return published_models("FLUX.1-dev", precision)
+
+
+def models_like(transformer: FluxTransformer, precision: str) -> PictureModels:
+    """The published model that a transformer's other parts are most likely those of."""
+    family, width = family_of(transformer), transformer.config.context_in_dim
+    like = {name: published_as(name) for name in published_names()}
+    same = [name for name, (other, _) in like.items() if other.encoders == family.encoders]
+    exact = [name for name in same if like[name][1].context_in_dim == width]
+    return published_models((exact or same or list(like))[0], precision)
 
 
 def flops(function: Callable[[], object]) -> float:
@@ -101,12 +132,12 @@ def flops(function: Callable[[], object]) -> float:
 @lru_cache(16)
 def vae_flops(vae: AutoEncoder, height: int, width: int) -> float:
     small = on_meta(vae)
-    z = torch.empty(1, vae.config.z_channels, height, width, device="meta")
+    z = torch.empty(1, vae.config.latent_channels, height, width, device="meta")
     return flops(lambda: small.decode(z))  # type: ignore[operator]
 
 
 @lru_cache(16)
-def t5_flops(t5: T5Encoder, text_tokens: int) -> float:
+def t5_flops(t5: T5Encoder | LanguageEncoder, text_tokens: int) -> float:
     small = set_compute(on_meta(t5), "dequantize")
     ids = torch.empty(1, text_tokens, dtype=torch.long, device="meta")
     return flops(lambda: small(ids))
@@ -123,6 +154,7 @@ class PicturePlan:
     step: float
     after: float
     from_disk: float
+    pixels: int = PIXELS_A_LATENT  # along a side of a latent
 
     @property
     def peak(self) -> int:
@@ -144,7 +176,7 @@ class PicturePlan:
     def __str__(self) -> str:
         if not self.fits:
             return f"does not fit: it needs {readable_bytes(self.least)} at least"
-        tiles = f", VAE in tiles of {8 * self.vae.tile} pixels" if self.vae.tile else ""
+        tiles = f", VAE in tiles of {self.pixels * self.vae.tile} pixels" if self.vae.tile else ""
         disk = f", {readable_bytes(self.from_disk)} from disk a step" if self.from_disk else ""
         blocks = self.drawing.modules[0]
         stay = f"{len(blocks.resident)} of {blocks.blocks} blocks stay"
@@ -197,13 +229,13 @@ def plan_picture(
     Args:
         models: FLUX.1-dev at ``precision`` unless given.
         vram: bytes of the card that may be used.
-        ram: bytes of the host's memory; streamed weights beyond three quarters of it come from
-            the disk at every step.
+        ram: bytes of the host's memory; what is streamed beyond 3/4 of it is read from disk.
         policy: ``auto`` unless given; its ``vram_budget`` counts where it is smaller.
     """
     parts, policy = models or flux1_dev(precision), policy or OffloadPolicy()
-    rows, columns = latent_size(height, width)
-    image = image_tokens(rows, columns)
+    family = family_of(parts.transformer)
+    rows, columns = latent_size(height, width, family.vae)
+    image = image_tokens(rows, columns, geometry=family.tokens)
 
     def planned(modules: Sequence[nn.Module], work: Work, tokens: int) -> Plan:
         costs = [
@@ -222,11 +254,10 @@ def plan_picture(
     text = planned(parts.encoders, t5_work(parts.t5, text_tokens), 0)
     body = planned([parts.transformer], drawing, image)
     vae = planned([parts.vae], vae_work(parts.vae, rows, columns, batch), 0)
-    streamed = body.modules[0].streamed
-    from_disk = 0.0 if ram is None else max(0.0, streamed - RAM_SHARE * ram)
-    moved = sum(cost_of(part).all_blocks for part in parts.encoders)
-    modulations = cost_of(parts.transformer).modulations
-    brought = body.modules[0].held + (0 if body.modules[0].modulations else modulations)
+    moved = sum(cost_of(encoder).all_blocks for encoder in parts.encoders)
+    placed, modulations = body.modules[0], cost_of(parts.transformer).modulations
+    from_disk = 0.0 if ram is None else max(0.0, placed.streamed - RAM_SHARE * ram)
+    brought = placed.held + (0 if placed.modulations else modulations)
     return PicturePlan(
         text,
         body,
@@ -236,4 +267,5 @@ def plan_picture(
         after=vae.weights / machine.link
         + batch * vae_flops(parts.vae, rows, columns) / machine.flops,
         from_disk=from_disk,
+        pixels=family.vae.compression,
     )

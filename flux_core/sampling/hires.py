@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..bounds import brief, check_number
+from ..models.families import family_of
+from ..models.geometry import FLUX1_TOKENS, TokenGeometry
 from ..offload import OffloadRunner
 from .conditioning import Conditioning, Control
 from .images import to_images, to_pixels
-from .latents import LATENTS_A_TOKEN
 from .run import DrawRequest, StepCallback, check_control, draw
 from .sigmas import check_steps
 from .stitch import resized
@@ -69,11 +70,13 @@ class Hires:
         for control in self.controls:
             check_control(control)
 
-    def larger(self, height: int, width: int) -> tuple[int, int]:
+    def larger(
+        self, height: int, width: int, geometry: TokenGeometry = FLUX1_TOKENS
+    ) -> tuple[int, int]:
         """Sides of the second run's latents, for those of the first."""
+        patch = geometry.patch
         rows, columns = (
-            max(1, round(side * self.scale / LATENTS_A_TOKEN)) * LATENTS_A_TOKEN
-            for side in (height, width)
+            max(1, round(side * self.scale / patch)) * patch for side in (height, width)
         )
         return rows, columns
 
@@ -90,7 +93,7 @@ def second_request(
             are called where ``hires`` needs them.
     """
     height, width = drawn.shape[-2:]
-    size = hires.larger(height, width)
+    size = hires.larger(height, width, family_of(first.transformer).tokens)
     pixels = None
     if hires.controls or not hires.enlarge.startswith(LATENT):
         side = first.vae.compression

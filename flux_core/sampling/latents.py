@@ -1,6 +1,8 @@
-"""Latents as tokens: scale, 2x2 packing, positions, and noise.
+"""Latents as tokens: scale, packing, positions, and noise.
 
-Axis letters: B batch, C latent channels (16), h and w latents, L = h/2 * w/2 tokens.
+Whose latents they are says a family's record: its ``vae`` and its ``tokens``, which are FLUX.1's
+here unless given. Axis letters: B batch, C latent channels (16), h and w latents, p latents along
+a side of a token (2), L = h/p * w/p tokens.
 """
 
 from __future__ import annotations
@@ -13,32 +15,33 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..models.config import VAEConfig
+from ..models.geometry import FLUX1_TOKENS, TokenGeometry
 
 CONSTANTS = VAEConfig()  # of FLUX.1's latents; a family's record has its own
 
-PIXELS_A_LATENT = 8
-LATENTS_A_TOKEN = 2  # to a side: the transformer reads latents packed 2x2
+PIXELS_A_LATENT = CONSTANTS.compression
+LATENTS_A_TOKEN = FLUX1_TOKENS.patch  # to a side: the transformer reads latents packed 2x2
 
 
-def latent_size(height: int, width: int) -> tuple[int, int]:
+def latent_size(height: int, width: int, vae: VAEConfig = CONSTANTS) -> tuple[int, int]:
     """Rows and columns of latents for a picture of so many pixels."""
-    return height // PIXELS_A_LATENT, width // PIXELS_A_LATENT
+    return height // vae.compression, width // vae.compression
 
 
-def image_tokens(height: int, width: int) -> int:
+def image_tokens(height: int, width: int, *, geometry: TokenGeometry = FLUX1_TOKENS) -> int:
     """Tokens that the transformer reads for latents of so many rows and columns."""
-    rows, columns = token_grid(height, width)
+    rows, columns = token_grid(height, width, geometry)
     return rows * columns
 
 
-def token_grid(height: int, width: int) -> tuple[int, int]:
+def token_grid(height: int, width: int, geometry: TokenGeometry = FLUX1_TOKENS) -> tuple[int, int]:
     """Rows and columns of tokens for latents of so many rows and columns, odd ones rounded up."""
-    return -(-height // LATENTS_A_TOKEN), -(-width // LATENTS_A_TOKEN)
+    return -(-height // geometry.patch), -(-width // geometry.patch)
 
 
 def zero_latents(vae: VAEConfig, batch: int, height: int, width: int) -> Tensor:
     """Zeros (B, C, h, w) for pictures of so many pixels, of which nothing is kept."""
-    return torch.zeros(batch, vae.z_channels, *latent_size(height, width))
+    return torch.zeros(batch, vae.latent_channels, *latent_size(height, width, vae))
 
 
 def standardise(latents: Tensor, vae: VAEConfig = CONSTANTS) -> Tensor:
@@ -58,43 +61,61 @@ def expand(x: Tensor, batch: int) -> Tensor:
     return x[torch.arange(batch, device=x.device) % x.shape[0]]
 
 
-def pack(latents: Tensor) -> Tensor:
-    """Pack latents (B, C, h, w) to tokens (B, L, 4 C), the channel varying slowest.
+def pack(latents: Tensor, geometry: TokenGeometry = FLUX1_TOKENS) -> Tensor:
+    """Pack latents (B, C, h, w) to tokens (B, L, p^2 C), the channel varying slowest.
 
-    Odd sides are padded with the row or column on the other side, as ComfyUI pads them.
+    Sides that are no multiples of p are padded with the rows or columns on the other side, as
+    ComfyUI pads them.
     """
-    height, width = latents.shape[-2:]
-    if height % LATENTS_A_TOKEN or width % LATENTS_A_TOKEN:
-        missing = (0, width % LATENTS_A_TOKEN, 0, height % LATENTS_A_TOKEN)
-        latents = F.pad(latents, missing, mode="circular")
-    return rearrange(latents, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
+    patch = geometry.patch
+    missing = [-side % patch for side in latents.shape[-2:]]
+    if any(missing):
+        latents = F.pad(latents, (0, missing[1], 0, missing[0]), mode="circular")
+    return rearrange(latents, "b c (h p) (w q) -> b (h w) (c p q)", p=patch, q=patch)
 
 
-def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
-    """Inverse of ``pack`` for latents of the given sides: (B, L, 4 C) to (B, C, h, w)."""
-    rows, columns = token_grid(height, width)
-    whole = rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=rows, w=columns, p=2, q=2)
+def unpack(
+    tokens: Tensor, height: int, width: int, geometry: TokenGeometry = FLUX1_TOKENS
+) -> Tensor:
+    """Inverse of ``pack`` for latents of the given sides: (B, L, p^2 C) to (B, C, h, w)."""
+    rows, columns = token_grid(height, width, geometry)
+    whole = rearrange(
+        tokens,
+        "b (h w) (c p q) -> b c (h p) (w q)",
+        h=rows,
+        w=columns,
+        p=geometry.patch,
+        q=geometry.patch,
+    )
     return whole[..., :height, :width]
 
 
 def image_ids(
-    height: int, width: int, index: float = 0, row: float = 0, column: float = 0
+    height: int,
+    width: int,
+    index: float = 0,
+    row: float = 0,
+    column: float = 0,
+    geometry: TokenGeometry = FLUX1_TOKENS,
 ) -> Tensor:
-    """Positions (index, row, column) of the tokens of latents: (L, 3) float32.
+    """Positions (index, row, column, and zeros) of the tokens of latents: (L, axes) float32.
 
     ``row`` and ``column`` are those of the first token.
     """
-    rows, columns = token_grid(height, width)
-    ids = torch.zeros(rows, columns, 3)
+    rows, columns = token_grid(height, width, geometry)
+    ids = torch.zeros(rows, columns, geometry.axes)
     ids[..., 0] = index
     ids[..., 1] += row + torch.arange(rows)[:, None]
     ids[..., 2] += column + torch.arange(columns)[None, :]
     return ids.flatten(0, 1)
 
 
-def text_ids(length: int) -> Tensor:
-    """Positions (N, 3) of text tokens: all zero."""
-    return torch.zeros(length, 3)
+def text_ids(length: int, geometry: TokenGeometry = FLUX1_TOKENS) -> Tensor:
+    """Positions (N, axes) of text tokens: zeros, but for the axis that counts them."""
+    ids = torch.zeros(length, geometry.axes)
+    if geometry.text_axis is not None:
+        ids[:, geometry.text_axis] = torch.arange(length)
+    return ids
 
 
 def host_noise(shape: Sequence[int], seed: int, batch_index: Sequence[int] | None = None) -> Tensor:

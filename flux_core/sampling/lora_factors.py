@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from ..lora import LoraStack, LoraUse
 from ..lora.apply import attached_factors, counting
 from ..lora.rows import IMAGE, JOINT, TEXT, VECTOR, RowFactors
+from ..models.families import family_of
+from ..models.geometry import FLUX1_TOKENS, TokenGeometry
 from .latents import expand, pack
 from .prepared import PreparedPrompt, sigma_at
 from .regions import Area
@@ -39,12 +41,18 @@ def step_factor(use: LoraUse, table: SigmaTable, sigma: float) -> float:
     return use.schedule.at(share_at(table, sigma, [share for share, _ in use.schedule.points]))
 
 
-def token_mask(mask: Tensor, prompt: PreparedPrompt, height: int, width: int) -> Tensor:
+def token_mask(
+    mask: Tensor,
+    prompt: PreparedPrompt,
+    height: int,
+    width: int,
+    geometry: TokenGeometry = FLUX1_TOKENS,
+) -> Tensor:
     """A mask (1 or B, H, W) at the image tokens (1 or B, L) of a prompt's area, for latents of
     ``height`` x ``width``: each token has the mean over its part of the picture."""
     latents = F.interpolate(mask[:, None], (height, width), mode="area")
     latents = latents if prompt.area is None else prompt.area.cut(latents)
-    return pack(latents).mean(dim=-1)
+    return pack(latents, geometry).mean(dim=-1)
 
 
 class LoraFactors:
@@ -57,11 +65,13 @@ class LoraFactors:
         table: SigmaTable,
         shape: Sequence[int],
         device: torch.device,
+        geometry: TokenGeometry = FLUX1_TOKENS,
     ) -> None:
         """``uses`` are those that have branches, in their order; ``shape`` is that of the latents,
         (B, C, h, w)."""
         self.factors, self.uses, self.table = factors, uses, table
         self.height, self.width, self.device = shape[-2], shape[-1], device
+        self.geometry = geometry
         self.regions = any(use.region is not None for use in uses)
         self.steps: dict[float, Tensor] = {}
         self.places: dict[tuple[str, Area | None, int, int], dict[str, Tensor]] = {}
@@ -106,7 +116,8 @@ class LoraFactors:
         for use, elsewhere in zip(self.uses, texts, strict=True):
             mask = torch.ones(1, image_tokens)
             if use.region is not None:
-                mask = token_mask(use.region.mask, prompt, self.height, self.width)
+                size = (self.height, self.width)
+                mask = token_mask(use.region.mask, prompt, *size, self.geometry)
                 # what stands behind the picture's tokens is not in it
                 mask = F.pad(mask, (0, image_tokens - mask.shape[1]), value=elsewhere)
             columns.append(mask if len(mask) == 1 else expand(mask, prompt.batch))
@@ -132,4 +143,5 @@ def lora_factors(
     factors = attached_factors(transformer)
     if factors is None:
         return None
-    return LoraFactors(factors, counting(loras), table, shape, device)
+    geometry = family_of(transformer).tokens
+    return LoraFactors(factors, counting(loras), table, shape, device, geometry)

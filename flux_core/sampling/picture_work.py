@@ -114,8 +114,8 @@ def picture_work(
     finally:
         if denoiser.loras is not None:
             denoiser.loras.clear()
-    ahead = precomputing_bytes(transformer, vectors, batch)
-    size = held_bytes(denoiser) + max(drawing, ahead)
+    precomputing = precomputing_bytes(transformer, vectors, batch)
+    size = held_bytes(denoiser) + max(drawing, precomputing)
     return Work(size, calls.image_tokens, calls.text_tokens, batch)
 
 

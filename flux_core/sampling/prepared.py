@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from torch.nn import functional as F
 
 from ..models.config import VAEConfig
 from ..models.families import family_of
+from ..models.family import Family
+from ..models.geometry import TokenGeometry
 from ..models.side_tokens import SideTokens
 from ..models.transformer import FluxBody, FluxTransformer
 from .attention_masks import added_up, attention_mask, open_to, padding_mask
@@ -25,7 +27,7 @@ from .concat import (
     NO_CONTROL,
     PICTURE,
     PICTURE_AND_MASK,
-    extra_channels,
+    channels_beside,
     extra_latents,
 )
 from .conditioning import Conditioning, Control, ControlPicture
@@ -44,8 +46,8 @@ class PreparedPrompt:
     ``weight`` (B, 1, h, w) is what it counts, None where it is alone; ``first`` and ``last`` are
     the sigmas between which it does. ``extra`` (B, E, h, w) stands beside the noise, and in its
     place ``extra_outside`` where the sigma is outside of ``control_span``, from its first to its
-    last. ``references`` are tokens (B, R, 4 C) with positions ``reference_ids`` (R, 3); ``side``
-    are those that attend to themselves alone. ``prompt`` is what it was made of.
+    last. ``references`` are tokens (B, R, p^2 C) with positions ``reference_ids`` (R, axes);
+    ``side`` are those that attend to themselves alone. ``prompt`` is what it was made of.
     """
 
     name: str
@@ -155,7 +157,7 @@ def prepare_prompt(
     """
     prompt, area = placed.prompt, placed.area
     batch, height, width = shape[0], shape[-2], shape[-1]
-    vae = family_of(transformer).vae
+    vae, geometry = family_of(transformer).vae, family_of(transformer).tokens
     context, pooled = checked(prompt, transformer)
     extra, outside = extra_of(prompt, transformer, shape, warn=device.type != "meta")
     if area is not None:
@@ -166,12 +168,13 @@ def prepare_prompt(
     aside = prompt.references is not None and prompt.references.aside
     if prompt.references is not None and prompt.references.latents:
         latents = [standardise(z.float(), vae).to(device) for z in prompt.references.latents]
-        references, ids = reference_tokens(latents, prompt.references.method, height, width, batch)
+        method = prompt.references.method
+        references, ids = reference_tokens(latents, method, height, width, batch, geometry)
         refuse_references(transformer, aside)
     if aside and references is not None and ids is not None:
         side, references, ids = SideTokens(references, ids.to(device), keep), None, None
     behind = 0 if references is None else references.shape[1]
-    beside = 0 if side is None else side.count
+    side_tokens = 0 if side is None else side.count
     whole = placed.area is None and placed.mask is None
     return PreparedPrompt(
         name,
@@ -181,7 +184,7 @@ def prepare_prompt(
         prompt.guidance,
         height,
         width,
-        image_ids(height, width).to(device),
+        image_ids(height, width, geometry=geometry).to(device),
         area,
         None if alone and whole else weights(placed, shape).to(device),
         prompt.region.background,
@@ -191,7 +194,7 @@ def prepare_prompt(
         references,
         ids,
         prompt.references is not None and prompt.references.still,
-        own_mask(prompt, height, width, behind, beside, device, transformer.dtype),
+        own_mask(prompt, height, width, behind, side_tokens, device, transformer.dtype, geometry),
         None if outside is None else outside.to(device),
         control_span(prompt.control, table),
         side=side,
@@ -201,7 +204,7 @@ def prepare_prompt(
 def refuse_references(transformer: FluxTransformer, aside: bool) -> None:
     """Raise ``ValueError`` for a model that takes no references, or none that attend to themselves
     alone."""
-    if extra_channels(transformer.reads):
+    if channels_beside(transformer):
         raise ValueError(
             "this transformer reads a picture beside the noise and takes no reference latents: "
             "those are for FLUX.1 Kontext and dev"
@@ -218,17 +221,18 @@ def own_mask(
     height: int,
     width: int,
     behind: int,
-    beside: int,
+    side_tokens: int,
     device: torch.device,
     dtype: torch.dtype,
+    geometry: TokenGeometry,
 ) -> Tensor | None:
     """What a prompt's own text may read and be read by, (1 or B, T or 1, T), for a picture of
-    ``height`` x ``width`` latents, with so many tokens of references ``behind`` it, and ``beside``
+    ``height`` x ``width`` latents, with so many tokens of references ``behind`` it, and beside
     it those that are read and read none of the others."""
     text = prompt.context.shape[1]
-    bias = attention_mask(prompt.attention, text, height, width, behind, device, dtype)
-    others = image_tokens(height, width) + behind + beside
-    return added_up([open_to(bias, beside), padding_mask(prompt.text_mask, others, device)])
+    bias = attention_mask(prompt.attention, text, height, width, behind, device, dtype, geometry)
+    others = image_tokens(height, width, geometry=geometry) + behind + side_tokens
+    return added_up([open_to(bias, side_tokens), padding_mask(prompt.text_mask, others, device)])
 
 
 def checked(prompt: Conditioning, transformer: FluxTransformer) -> tuple[Tensor, Tensor]:
@@ -242,7 +246,11 @@ def checked(prompt: Conditioning, transformer: FluxTransformer) -> tuple[Tensor,
     if pooled is None or not family_of(transformer).needs_pooled:  # nothing of it is looked at
         pooled = prompt.context.new_zeros(1, config.vec_in_dim)
     for name, width, expected in (
-        ("T5 context", prompt.context.shape[-1], config.context_in_dim),
+        (
+            "text's context" if not config.vec_in_dim else "T5 context",
+            prompt.context.shape[-1],
+            config.context_in_dim,
+        ),
         ("CLIP vector", pooled.shape[-1], config.vec_in_dim),
     ):
         if width != expected:
@@ -253,6 +261,30 @@ def checked(prompt: Conditioning, transformer: FluxTransformer) -> tuple[Tensor,
     return prompt.context, pooled
 
 
+def whole_contexts(prompts: Sequence[Conditioning], family: Family) -> list[Conditioning]:
+    """Prompts as ``whole_context`` has each."""
+    return [whole_context(prompt, family) for prompt in prompts]
+
+
+def whole_context(prompt: Conditioning, family: Family) -> Conditioning:
+    """A prompt, and those of its regions, as long as a family reads them at least: zeros stand in
+    front, as the host has them."""
+    missing = family.context_length - prompt.context.shape[1]
+    if prompt.regional is not None and family.context_length:
+        regions = tuple(whole_context(region, family) for region in prompt.regional.prompts)
+        prompt = replace(prompt, regional=replace(prompt.regional, prompts=regions))
+    if missing <= 0:
+        return prompt
+    mask, bias = prompt.text_mask, prompt.attention
+    if mask is not None:
+        mask = F.pad(mask, (missing, 0), value=True)
+    if bias is not None:  # which leaves them as open as they are without one
+        value = bias.values.dtype == torch.bool
+        bias = replace(bias, values=F.pad(bias.values, (missing, 0, missing, 0), value=value))
+    context = F.pad(prompt.context, (0, 0, missing, 0))
+    return replace(prompt, context=context, text_mask=mask, attention=bias)
+
+
 def extra_of(
     prompt: Conditioning, transformer: FluxTransformer, shape: Sequence[int], warn: bool = True
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -261,7 +293,7 @@ def extra_of(
 
     Raises ``ValueError`` for a control picture that the model does not read.
     """
-    extra, control = extra_channels(transformer.reads), prompt.control
+    extra, control = channels_beside(transformer), prompt.control
     if warn and extra in (PICTURE, PICTURE_AND_MASK) and prompt.picture is None:
         log.warning("this model reads a picture beside the noise, and none was given")
     if control is not None and extra != MASKED_AND_CONTROL:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from ..lora import LoraStack, lora_uses
+from ..models.language import LanguageEncoder
+from ..models.language_encoders import LanguageTextEncoders
 from ..models.text_encoders import T5Encoder, TextEncoders, TextEncoding
 from ..offload import OffloadRunner, Work
 from ..offload.activations import on_meta, peak_bytes
@@ -15,8 +17,8 @@ from ..quant import set_compute
 from .run import run_with_loras
 
 
-def t5_work(t5: T5Encoder, text_tokens: int) -> Work:
-    """Encoding one prompt of so many tokens; CLIP-L takes less."""
+def t5_work(t5: T5Encoder | LanguageEncoder, text_tokens: int) -> Work:
+    """Encoding one prompt of so many tokens by T5 or a language model; CLIP-L takes less."""
 
     def count() -> int:
         small = set_compute(on_meta(t5), "dequantize")
@@ -29,14 +31,14 @@ def t5_work(t5: T5Encoder, text_tokens: int) -> Work:
 
 def encode_prompts(
     runner: OffloadRunner,
-    encoders: TextEncoders,
+    encoders: TextEncoders | LanguageTextEncoders,
     prompts: Sequence[str],
     clip_l_prompt: str | None = None,
     t5_length: int | None = None,
     loras: LoraStack = (),
     literal: bool = False,
 ) -> list[TextEncoding]:
-    """Encodings of prompts, on the CPU: context (1, N, D) and pooled (1, P) of each.
+    """Encodings of prompts, on the CPU: context (1, N, D) and pooled (1, P), or None, of each.
 
     Prompts are encoded one by one, so that one that is known has the bits of one that is not; the
     encoders are not touched for those known already.
@@ -67,6 +69,8 @@ def encode_prompts(
             "text encoders",
             encoders.modules_used,
             lambda _: {prompt: encoders.encode_cached(prompt, *settings) for prompt in missing},
-            lambda: t5_work(encoders.t5, encoders.tokens_at_once(missing, t5_length, literal)),
+            lambda: t5_work(
+                encoders.context_encoder, encoders.tokens_at_once(missing, t5_length, literal)
+            ),
         )
     return [encodings[prompt] for prompt in prompts]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..models.families import family_of
 from ..models.transformer import FluxTransformer
 from .attention_masks import added_up, attention_mask, open_to, padding_mask
 from .conditioning import Conditioning
@@ -109,10 +110,11 @@ class PromptReading:
         """
         self.prompt, self.transformer, self.table = prompt, transformer, table
         self.guiding, self.entry = guiding, prompt.prompt
+        self.geometry = family_of(transformer).tokens
         regional = self.entry.regional
         self.cover = None
         if regional is not None:
-            self.cover = covers(regional, shape[-2], shape[-1], prompt.area)
+            self.cover = covers(regional, shape[-2], shape[-1], prompt.area, self.geometry)
             for region in regional.prompts:
                 checked(region, transformer)
         if guiding is not None:
@@ -139,25 +141,30 @@ class PromptReading:
         prompt, regional = self.prompt, self.entry.regional
         references = 0 if prompt.references is None else prompt.references.shape[1]
         size = (prompt.height, prompt.width)
-        spans = spans_of(self.entry, *size, stretch.level, references)
+        spans = spans_of(self.entry, *size, stretch.level, references, self.geometry)
         texts, bias = [prompt.context], prompt.mask
         if regional is not None and self.cover is not None and stretch.level:
             texts += [self.text(region) for region in regional.prompts]
             dtype, device = self.transformer.dtype, prompt.context.device
             bias = regional_bias(regional, self.cover, spans, stretch.level, dtype, device)
             entries = [self.entry, *regional.prompts]
-            bias = add_own_biases(bias, entries, spans, *size)
-            beside = 0 if prompt.side is None else prompt.side.count
-            others = spans.image + references + beside
-            bias = added_up([open_to(bias, beside), self.padding(entries, others)])
+            bias = add_own_biases(bias, entries, spans, *size, self.geometry)
+            side_tokens = 0 if prompt.side is None else prompt.side.count
+            others = spans.image + references + side_tokens
+            bias = added_up([open_to(bias, side_tokens), self.padding(entries, others)])
         inputs: dict[str, Any] = {"attention_mask": bias}
         if stretch.guided and self.guiding is not None:
             texts.insert(0, self.text(self.guiding.negative))
             inputs = {"patches": self.guided(self.guiding, spans, bias, stretch.level)}
             inputs["attention_mask"] = None
         inputs["txt"] = torch.cat(texts, dim=1)
-        inputs["txt_ids"] = text_ids(inputs["txt"].shape[1]).to(prompt.context.device)
+        inputs["txt_ids"] = self.positions(texts)
         return inputs
+
+    def positions(self, texts: Sequence[Tensor]) -> Tensor:
+        """Positions (N, axes) of texts (B, n, D) behind each other: each is counted by itself."""
+        ids = [text_ids(text.shape[1], self.geometry) for text in texts]
+        return torch.cat(ids).to(self.prompt.context.device)
 
     def padding(self, prompts: Sequence[Conditioning], others: int) -> Tensor | None:
         """Which tokens of texts behind each other, and of ``others`` behind them, are read,
@@ -184,7 +191,8 @@ class PromptReading:
         """Attention guided away from the negative text, for a mask (1 or B, T, T) of the rest."""
         device, dtype, first = self.prompt.context.device, self.transformer.dtype, guiding.tokens
         size, negative = (self.prompt.height, self.prompt.width), guiding.negative
-        masks = [attention_mask(negative.attention, first, *size, spans.references, device, dtype)]
+        about = (spans.references, device, dtype, self.geometry)
+        masks = [attention_mask(negative.attention, first, *size, *about)]
         masks.append(padding_mask(negative.text_mask, spans.image + spans.references, device))
         if bias is not None and keeps_images_apart(self.entry, level):
             images = bias[:, spans.text :, spans.text :]

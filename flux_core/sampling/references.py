@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from ..bounds import brief
-from .latents import LATENTS_A_TOKEN, expand, image_ids, pack, token_grid
+from ..models.geometry import FLUX1_TOKENS, TokenGeometry
+from .latents import expand, image_ids, image_tokens, pack, token_grid
 
 METHODS = ("offset", "index", "uxo", "index_timestep_zero")
 ATTENTIONS = JOINT, SELF = "joint", "self"
@@ -31,21 +32,22 @@ ATTENTIONS = JOINT, SELF = "joint", "self"
 class References:
     """Raw latents (1 or B, 16, h, w) of any sizes, and how they are placed.
 
-    Raises ``ValueError`` for an unknown method or attention.
+    ``method`` None is the family's own. Raises ``ValueError`` for an unknown method or attention.
     """
 
     latents: Sequence[Tensor]
-    method: str = "offset"
+    method: str | None = None
     attention: str = JOINT
 
     def __post_init__(self) -> None:
         for name, value, known in (
-            ("method", self.method, METHODS),
+            ("method", self.method, (None, *METHODS)),
             ("attention", self.attention, ATTENTIONS),
         ):
             if value not in known:
                 raise ValueError(
-                    f"reference {name} is {brief(value)}, expected one of {', '.join(known)}"
+                    f"reference {name} is {brief(value)}, expected one of "
+                    + ", ".join(filter(None, known))
                 )
 
     def check(self, channels: int) -> None:
@@ -68,30 +70,34 @@ class References:
         """Whether they attend to themselves alone."""
         return self.attention == SELF
 
-    @property
-    def tokens(self) -> int:
+    def token_count(self, geometry: TokenGeometry = FLUX1_TOKENS) -> int:
         """Tokens of all of them."""
-        grids = (token_grid(*latent.shape[-2:]) for latent in self.latents)
-        return sum(rows * columns for rows, columns in grids)
+        return sum(image_tokens(*latent.shape[-2:], geometry=geometry) for latent in self.latents)
 
 
 def places(
-    sizes: Sequence[tuple[int, int]], method: str, height: int, width: int
+    sizes: Sequence[tuple[int, int]],
+    method: str,
+    height: int,
+    width: int,
+    geometry: TokenGeometry = FLUX1_TOKENS,
 ) -> list[tuple[float, int, int]]:
     """Index, row and column of each reference's first latent.
 
     Args:
         sizes: rows and columns of latents of each.
         height, width: of the picture's latents.
+        geometry: of the family, which says how far apart indices are.
     """
     placed: list[tuple[float, int, int]] = []
     down = right = 0
     for number, (rows, columns) in enumerate(sizes):
         if method in ("index", "index_timestep_zero"):
-            placed.append((number + 1.0, 0, 0))
+            placed.append(((number + 1) * geometry.reference_step, 0, 0))
         elif method == "uxo":
-            grid = token_grid(height, width)
-            placed.append((0.0, grid[0] * 2 + down, grid[1] * 2 + right))
+            grid = token_grid(height, width, geometry)
+            patch = geometry.patch
+            placed.append((0.0, grid[0] * patch + down, grid[1] * patch + right))
             down, right = down + rows, right + columns
         else:
             row, column = (0, right) if rows + down > columns + right else (down, 0)
@@ -101,14 +107,22 @@ def places(
 
 
 def reference_tokens(
-    latents: Sequence[Tensor], method: str, height: int, width: int, batch: int
+    latents: Sequence[Tensor],
+    method: str | None,
+    height: int,
+    width: int,
+    batch: int,
+    geometry: TokenGeometry = FLUX1_TOKENS,
 ) -> tuple[Tensor, Tensor]:
-    """Standardised latents (1 or B, C, h, w) of some references as tokens (batch, R, 4 C) and their
-    positions (R, 3), for a picture of ``height`` x ``width`` latents."""
+    """Standardised latents (1 or B, C, h, w) of some references as tokens (batch, R, p^2 C) and
+    their positions (R, axes), for a picture of ``height`` x ``width`` latents; p latents are a
+    side of a token."""
     sizes = [(int(z.shape[-2]), int(z.shape[-1])) for z in latents]
+    placed = places(sizes, method or geometry.reference_method, height, width, geometry)
     tokens, ids = [], []
-    for z, (index, row, column) in zip(latents, places(sizes, method, height, width), strict=True):
-        tokens.append(pack(expand(z, batch)))
-        first = [(place + 1) // LATENTS_A_TOKEN for place in (row, column)]
-        ids.append(image_ids(z.shape[-2], z.shape[-1], index, *first))
+    for z, (index, row, column) in zip(latents, placed, strict=True):
+        tokens.append(pack(expand(z, batch), geometry))
+        patch = geometry.patch
+        first = [(place + patch // 2) // patch for place in (row, column)]
+        ids.append(image_ids(z.shape[-2], z.shape[-1], index, *first, geometry=geometry))
     return torch.cat(tokens, dim=1), torch.cat(ids).to(latents[0].device)

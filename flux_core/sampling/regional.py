@@ -24,17 +24,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..bounds import brief, check_number
+from ..models.geometry import FLUX1_TOKENS, TokenGeometry
 from .attention_masks import as_bias, attention_mask
 from .conditioning import USUAL_REGIONS, Conditioning, Region, RegionalOptions, RegionalPrompts
 from .images import as_masks, rows_for
-from .latents import LATENTS_A_TOKEN, expand, image_tokens
+from .latents import expand, image_tokens
 from .regions import Area, place_prompt
 
 #: Rows of image tokens whose pairs are computed at once.
 ROWS = 256
 
 
-def covers(regional: RegionalPrompts, height: int, width: int, area: Area | None = None) -> Tensor:
+def covers(
+    regional: RegionalPrompts,
+    height: int,
+    width: int,
+    area: Area | None = None,
+    geometry: TokenGeometry = FLUX1_TOKENS,
+) -> Tensor:
     """How much of each image token the regions cover, (1 or B, R, L) in [0, 1].
 
     Args:
@@ -45,7 +52,7 @@ def covers(regional: RegionalPrompts, height: int, width: int, area: Area | None
     rows = max(len(part) for part in parts)
     whole = torch.stack([expand(part, rows) for part in parts], dim=1)
     whole = whole if area is None else area.cut(whole)
-    tokens = F.avg_pool2d(whole, LATENTS_A_TOKEN, ceil_mode=True, count_include_pad=False)
+    tokens = F.avg_pool2d(whole, geometry.patch, ceil_mode=True, count_include_pad=False)
     return tokens.flatten(2).clamp(0, 1)
 
 
@@ -150,13 +157,13 @@ def add_own_biases(
     spans: TokenSpans,
     height: int,
     width: int,
+    geometry: TokenGeometry = FLUX1_TOKENS,
 ) -> Tensor:
     """A bias (1 or B, T, T) with what the prompts, the global one first, say of their own text and
     the image's ``height`` x ``width`` latents; raises ``ValueError`` for one of another size."""
     for number, prompt in enumerate(prompts):
-        own = attention_mask(
-            prompt.attention, spans.texts[number], height, width, 0, bias.device, bias.dtype
-        )
+        about = (height, width, 0, bias.device, bias.dtype, geometry)
+        own = attention_mask(prompt.attention, spans.texts[number], *about)
         if own is None:
             continue
         own = as_bias(own, bias.dtype)
@@ -172,14 +179,19 @@ def add_own_biases(
 
 
 def spans_of(
-    prompt: Conditioning, height: int, width: int, level: float, references: int = 0
+    prompt: Conditioning,
+    height: int,
+    width: int,
+    level: float,
+    references: int = 0,
+    geometry: TokenGeometry = FLUX1_TOKENS,
 ) -> TokenSpans:
     """The tokens of a prompt and of its regions, where they count as ``level`` says, for a picture
     of ``height`` x ``width`` latents."""
     texts = [prompt.context.shape[1]]
     if prompt.regional is not None and level > 0:
         texts += [region.context.shape[1] for region in prompt.regional.prompts]
-    return TokenSpans(tuple(texts), image_tokens(height, width), references)
+    return TokenSpans(tuple(texts), image_tokens(height, width, geometry=geometry), references)
 
 
 @dataclass(frozen=True, eq=False)

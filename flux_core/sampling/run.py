@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..bounds import MOST_SEED, brief, check_number, check_span
+from ..bounds import brief, check_number, check_span
 from ..lora import LoraStack, lora_applied, lora_uses
 from ..models.config import VAEConfig
 from ..models.controlnet import FluxControlNet
@@ -34,21 +34,13 @@ from .conditioning import Conditioning, Control
 from .denoiser import Denoiser, keep_outside
 from .differential import MaskBySteps, check_differential, mask_by_steps
 from .fitting import fitting_control
-from .guidance import PLAIN_GUIDANCE, GuidanceOptions
-from .latents import destandardise, host_noise, image_tokens, standardise
+from .latents import destandardise, standardise
 from .lora_factors import LoraFactors, lora_factors
 from .picture_work import picture_work
 from .reading import guiding_of
 from .samplers import SAMPLERS, step_noise
-from .sigmas import (
-    SHIFTS,
-    SigmaTable,
-    check_sigmas,
-    check_steps,
-    make_sigmas,
-    table_for,
-    wrong_shift,
-)
+from .settings import NoiseSchedule, SamplingSettings
+from .sigmas import check_sigmas
 from .tiles import Tiling, check_tiling
 from .windows import Tiles
 
@@ -58,72 +50,6 @@ META = torch.device("meta")
 #: Steps done before this one, steps in all, and the picture as it is believed now: standardised
 #: latents (B, 16, h, w). Over several requests the steps are those of all.
 StepCallback = Callable[[int, int, Tensor], None]
-
-
-class NoiseSchedule(NamedTuple):
-    """Where a run starts and how it goes.
-
-    ``noise`` is (B, 16, h, w), standard normal; ``sigmas`` are (steps + 1,), falling; ``table`` is
-    the shift behind them, for the span of controls.
-    """
-
-    noise: Tensor
-    sigmas: Tensor
-    table: SigmaTable
-
-
-@dataclass(frozen=True, eq=False)
-class SamplingSettings:
-    """How a run goes; names and numbers are checked when it is made (``ValueError``).
-
-    ``cfg``: true classifier-free guidance, 1 leaves the negative prompt out. ``sigmas`` (steps +
-    1,) stand in the place of ``steps``, ``scheduler`` and ``denoise``; they may end above 0, and
-    another run goes on from there. ``batch_index``: which picture of a larger batch each row is, so
-    that it gets that one's noise. ``add_noise``: False goes on with latents that hold noise.
-    ``guidance_options``: over which steps and how the negative prompt is guided away from.
-    """
-
-    seed: int = 0
-    steps: int = 20
-    cfg: float = 1.0
-    sampler: str = "euler"
-    scheduler: str = "simple"
-    shift: str = "host"
-    denoise: float = 1.0
-    sigmas: Tensor | None = None
-    batch_index: Sequence[int] | None = None
-    add_noise: bool = True
-    guidance_options: GuidanceOptions = PLAIN_GUIDANCE
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.sampler, str) or self.sampler not in SAMPLERS:
-            expected = f"expected one of {', '.join(SAMPLERS)}"
-            raise ValueError(f"sampler is {brief(self.sampler)}, {expected}")
-        if not isinstance(self.shift, str) or self.shift not in SHIFTS:
-            raise wrong_shift(self.shift)
-        check_steps(self.scheduler, self.steps, self.denoise)
-        check_number(self.seed, "seed", 0, MOST_SEED, whole=True)
-        object.__setattr__(self, "seed", int(self.seed))  # of numpy it may be
-        check_number(self.cfg, "cfg", -1000, 1000)
-        if not isinstance(self.guidance_options, GuidanceOptions):
-            value = brief(self.guidance_options)
-            raise ValueError(f"guidance_options is {value}, expected GuidanceOptions")
-
-    def noise_schedule(
-        self, transformer: FluxTransformer, shape: Sequence[int], tiles: Tiling | None = None
-    ) -> NoiseSchedule:
-        """The host's noise and sigmas for latents of a shape (B, 16, h, w); a shift that depends on
-        the size goes by what the model sees at once, which ``tiles`` make smaller."""
-        height, width = shape[-2], shape[-1]
-        tokens = image_tokens(*(tiles.window_size(height, width) if tiles else (height, width)))
-        table = table_for(family_of(transformer), self.shift, tokens)
-        sigmas = self.sigmas
-        if sigmas is None:
-            sigmas = make_sigmas(table, self.scheduler, self.steps, self.denoise)
-        noise = torch.zeros(tuple(shape))
-        if self.add_noise:
-            noise = host_noise(shape, self.seed, self.batch_index)
-        return NoiseSchedule(noise, sigmas, table)
 
 
 def check_control(control: Control) -> None:
@@ -161,7 +87,7 @@ class DrawRequest:
     transformer: FluxTransformer
     positive: Conditioning | Sequence[Conditioning]
     latents: Tensor
-    settings: SamplingSettings = SamplingSettings()
+    settings: SamplingSettings = field(default_factory=SamplingSettings)
     negative: Conditioning | Sequence[Conditioning] | None = None
     mask: Tensor | None = None
     controls: Sequence[Control] = ()
@@ -173,10 +99,10 @@ class DrawRequest:
 
     def __post_init__(self) -> None:
         family = family_of(self.transformer)
-        if self.latents.shape[1] != family.vae.z_channels:
+        if self.latents.shape[1] != family.vae.latent_channels:
             raise ValueError(
                 f"latents have {self.latents.shape[1]} channels, {family.name} takes "
-                f"{family.vae.z_channels}: they were encoded with another model's VAE"
+                f"{family.vae.latent_channels}: they were encoded with another model's VAE"
             )
         for name, prompts in (("positive", self.positives), ("negative", self.negatives or ())):
             if family.needs_pooled and any(prompt.pooled is None for prompt in prompts):
@@ -187,15 +113,14 @@ class DrawRequest:
             if prompt.guidance is not None:
                 check_number(prompt.guidance, "guidance", 0, 1000)
             if prompt.references is not None:
-                prompt.references.check(family.vae.z_channels)
+                prompt.references.check(family.vae.latent_channels)
         guiding_of(self.settings.guidance_options, self.negatives)
         self._refuse_changes()
         for control in self.controls:
             check_control(control)
-        if self.controls and not family.needs_pooled:
+        if self.controls and not family.takes_controls:
             raise ValueError(
-                f"{family.name} takes no ControlNets: those of FLUX.1 read CLIP's pooled vector, "
-                "which its prompts do not have"
+                f"{family.name} takes no ControlNets: those of FLUX.1 were not made for it"
             )
         for use in lora_uses(self.loras):
             use.check(self.transformer)
@@ -244,7 +169,7 @@ class DrawRequest:
         """What the run takes beside the weights."""
         denoiser = self.denoiser(META, self.lora_factors(META))
         kept = denoiser.kept_bytes
-        beside = max((side.count for side in denoiser.sides), default=0)
+        side_tokens = max((side.count for side in denoiser.sides), default=0)
         work = picture_work(
             denoiser,
             [control.net for control in self.controls],
@@ -254,7 +179,7 @@ class DrawRequest:
         )
         if not kept:
             return work
-        anew = replace(work, image_tokens=work.image_tokens + beside)
+        anew = replace(work, image_tokens=work.image_tokens + side_tokens)
         return replace(work, activations=work.activations + kept, recompute=anew)
 
     @cached_property

@@ -5,7 +5,7 @@
 Four ways to place the steps (``SCHEDULERS``) over a table of shifted sigmas, both as ComfyUI
 computes them, so that the same settings give the same steps there. The table depends on the shift
 alone: the family's in the host's default (1.15 for dev, none for schnell), growing with the number
-of image tokens as FLUX.1 was trained, or DiffSynth-Studio's factor 3.
+of image tokens as the family was trained, or DiffSynth-Studio's factor 3.
 """
 
 from __future__ import annotations
@@ -56,17 +56,22 @@ class SigmaTable:
         return self.sigma(torch.arange(1, self.size + 1) / self.size)
 
 
-def table_for(family: Family, shift: str = "host", tokens: int = MAX_TOKENS) -> SigmaTable:
+def table_for(
+    family: Family, shift: str = "host", tokens: int = MAX_TOKENS, steps: int = 20
+) -> SigmaTable:
     """The table for a model and a way of shifting.
 
     Args:
         family: of the model; its own shift is the host's.
-        shift: ``host``; ``resolution``, from 0.5 at 256 image tokens to 1.15 at 4096; or
-            ``diffsynth``, a fixed factor of 3.
+        shift: ``host``; ``resolution``, as the family was trained, for FLUX.1 from 0.5 at 256
+            image tokens to 1.15 at 4096; or ``diffsynth``, a fixed factor of 3.
         tokens: image tokens, a 256th of the pixels.
+        steps: of the run, which the shift of some families depends on.
     """
     if shift == "host":
         return SigmaTable(family.sigma_shift, family.sigma_entries)
+    if shift == "resolution" and family.resolution_shift is not None:
+        return SigmaTable(family.resolution_shift(tokens, steps), family.sigma_entries)
     if shift == "resolution":
         return resolution_table(tokens)
     if shift == "diffsynth":

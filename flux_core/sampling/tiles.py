@@ -22,13 +22,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..bounds import brief, check_number
+from ..models.geometry import FLUX1_TOKENS, TokenGeometry
 from .attention_masks import HIDDEN
 from .conditioning import AttentionBias
 from .images import MOST_SIDE
-from .latents import LATENTS_A_TOKEN, latent_size, token_grid
+from .latents import token_grid
 from .regions import Area
 
-#: Sides of windows, their overlap and their feather are multiples of this many pixels: a token.
+#: Sides of windows, their overlap and their feather are multiples of this many pixels: a token, of
+#: every family.
 UNIT = 16
 SMALLEST_TILE = 64
 #: How far the grid moves from step to step, down and to the right, in shares of a stride: powers
@@ -71,22 +73,29 @@ class Tiling:
         """Pixels over which one window fades into the next."""
         return self.overlap if self.feather is None else self.feather
 
-    def window_size(self, height: int, width: int) -> tuple[int, int]:
+    def window_size(
+        self, height: int, width: int, geometry: TokenGeometry = FLUX1_TOKENS
+    ) -> tuple[int, int]:
         """Sides of the largest window in latents, for a part of ``height`` x ``width`` latents."""
-        rows, columns = latent_size(self.size, self.size)
-        return min(rows, height), min(columns, width)
+        side = latents_of(self.size, geometry)
+        return min(side, height), min(side, width)
 
-    def splits(self, height: int, width: int) -> bool:
+    def splits(self, height: int, width: int, geometry: TokenGeometry = FLUX1_TOKENS) -> bool:
         """Whether a part of ``height`` x ``width`` latents needs more than one window."""
-        return self.window_size(height, width) != (height, width)
+        return self.window_size(height, width, geometry) != (height, width)
 
-    def windows(self, height: int, width: int, step: int = 0) -> list[Window]:
+    def windows(
+        self, height: int, width: int, step: int = 0, geometry: TokenGeometry = FLUX1_TOKENS
+    ) -> list[Window]:
         """The windows of a part of ``height`` x ``width`` latents, from the top and the left.
 
         ``step``: how many were drawn before; it counts where windows are ``moving``.
         """
         moves = [step * move % 1 if self.moving else None for move in MOVES]
-        rows, columns = (self._spans(*axis) for axis in zip((height, width), moves, strict=True))
+        rows, columns = (
+            self._spans(length, move, geometry)
+            for length, move in zip((height, width), moves, strict=True)
+        )
         return [
             Window(
                 Area(row.size, column.size, row.start, column.start),
@@ -96,14 +105,16 @@ class Tiling:
             for column in columns
         ]
 
-    def seams(self, height: int, width: int) -> tuple[list[int], list[int]]:
+    def seams(
+        self, height: int, width: int, geometry: TokenGeometry = FLUX1_TOKENS
+    ) -> tuple[list[int], list[int]]:
         """Rows and columns of pixels where windows of ``height`` x ``width`` latents begin, end,
         and count as much as their neighbours; where seams would be."""
-        side = self.size // latent_size(self.size, self.size)[0]
-        tile, overlap = latent_size(self.size, self.overlap)
+        side = UNIT // geometry.patch
+        tile, overlap = latents_of(self.size, geometry), latents_of(self.overlap, geometry)
         rows, columns = [], []
         for length, lines in ((height, rows), (width, columns)):
-            starts = starts_of(length, tile, overlap, None)
+            starts = starts_of(length, tile, overlap, None, geometry.patch)
             edges = [(start, min(start + tile, length)) for start in starts]
             places = {place for pair in edges for place in pair}
             places |= {
@@ -112,10 +123,15 @@ class Tiling:
             lines += sorted(side * place for place in places if 0 < place < length)
         return rows, columns
 
-    def _spans(self, length: int, move: float | None) -> list[AxisWindow]:
-        tile, overlap = latent_size(self.size, self.overlap)
-        _, fade = latent_size(self.size, self.fade)
-        return spans(length, tile, starts_of(length, tile, overlap, move), fade)
+    def _spans(self, length: int, move: float | None, geometry: TokenGeometry) -> list[AxisWindow]:
+        tile, overlap = latents_of(self.size, geometry), latents_of(self.overlap, geometry)
+        starts = starts_of(length, tile, overlap, move, geometry.patch)
+        return spans(length, tile, starts, latents_of(self.fade, geometry))
+
+
+def latents_of(pixels: int, geometry: TokenGeometry) -> int:
+    """Latents along a side of so many pixels, whole tokens."""
+    return pixels // UNIT * geometry.patch
 
 
 def check_tiling(tiles: object) -> None:
@@ -144,10 +160,12 @@ class Window(NamedTuple):
         return area._replace(top=area.top + outer.top, left=area.left + outer.left)
 
 
-def starts_of(length: int, tile: int, overlap: int, move: float | None) -> list[int]:
+def starts_of(
+    length: int, tile: int, overlap: int, move: float | None, patch: int = FLUX1_TOKENS.patch
+) -> list[int]:
     """Where windows begin on an axis, all in latents: evenly spread, or, moved by a share of a
     stride, one stride apart and the outermost cut off at the edges. They begin with a token."""
-    whole, side, common = (-(-n // LATENTS_A_TOKEN) for n in (length, tile, overlap))
+    whole, side, common = (-(-n // patch) for n in (length, tile, overlap))
     most, stride = whole - side, side - common
     if most <= 0:
         return [0]
@@ -158,7 +176,7 @@ def starts_of(length: int, tile: int, overlap: int, move: float | None) -> list[
         first = -round(move * stride)
         count = math.ceil((most - first) / stride)
         places = [min(max(first + i * stride, 0), most) for i in range(count + 1)]
-    return [LATENTS_A_TOKEN * place for place in dict.fromkeys(places)]
+    return [patch * place for place in dict.fromkeys(places)]
 
 
 def spans(length: int, tile: int, starts: Sequence[int], fade: int) -> list[AxisWindow]:
@@ -183,7 +201,13 @@ def rise(distance: Tensor, fade: int) -> Tensor:
     return torch.sin((distance / fade + 0.5).clamp(0, 1) * (math.pi / 2)) ** 2
 
 
-def bias_in(bias: AttentionBias, height: int, width: int, area: Area) -> AttentionBias:
+def bias_in(
+    bias: AttentionBias,
+    height: int,
+    width: int,
+    area: Area,
+    geometry: TokenGeometry = FLUX1_TOKENS,
+) -> AttentionBias:
     """A prompt's attention bias for one window of its part of ``height`` x ``width`` latents.
 
     The image's tokens are stretched to the part's grid, as an untiled one is, and cut to the
@@ -191,9 +215,9 @@ def bias_in(bias: AttentionBias, height: int, width: int, area: Area) -> Attenti
     """
     values = bias.values if bias.values.ndim == 3 else bias.values[None]
     text = values.shape[-1] - bias.rows * bias.columns
-    rows, columns = token_grid(area.height, area.width)
-    tall, wide = token_grid(height, width)
-    top, left = area.top // LATENTS_A_TOKEN, area.left // LATENTS_A_TOKEN
+    rows, columns = token_grid(area.height, area.width, geometry)
+    tall, wide = token_grid(height, width, geometry)
+    top, left = area.top // geometry.patch, area.left // geometry.patch
     down = linear_weights(bias.rows, tall)[top : top + rows]
     across = linear_weights(bias.columns, wide)[left : left + columns]
     is_bool = values.dtype == torch.bool

@@ -1,6 +1,6 @@
 """Latents to pictures and back, in tiles where the memory wants it.
 
-pixels (B, 3, H, W) in [-1, 1];  raw latents (B, 16, h, w)
+pixels (B, 3, H, W) in [-1, 1];  raw latents (B, 16, h, w), or FLUX.2's (B, 128, h, w)
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..offload.plan import Plan
 from ..offload.workload import counted
 from .images import to_images
 
-#: Sides of tiles in latents, from the largest on; the last one is taken whatever the budget.
+#: Sides of tiles, eight pixels each, from the largest on; the last one is taken in any case.
 TILES = (128, 96, 64, 48, 32)
 #: Neighbouring tiles share this part of their side.
 OVERLAP = 4
@@ -31,7 +31,7 @@ def vae_bytes(vae: AutoEncoder, height: int, width: int, batch: int, decoding: b
     def count() -> int:
         small = cast(AutoEncoder, on_meta(vae))
         if decoding:
-            z = torch.empty(batch, vae.config.z_channels, height, width, device="meta")
+            z = torch.empty(batch, vae.config.latent_channels, height, width, device="meta")
             return peak_bytes(lambda: small.decode(z))
         side = vae.config.compression
         x = torch.empty(batch, 3, side * height, side * width, device="meta")
@@ -46,8 +46,10 @@ def vae_work(vae: AutoEncoder, height: int, width: int, batch: int, decoding: bo
     def size(tile: int) -> int:
         return vae_bytes(vae, min(tile, height), min(tile, width), batch, decoding)
 
+    tiles = [tile // vae.config.patch for tile in TILES]
+
     def fit(room: int) -> tuple[int, int]:
-        tile = next((tile for tile in TILES if size(tile) <= room), TILES[-1])
+        tile = next((tile for tile in tiles if size(tile) <= room), tiles[-1])
         return tile, size(tile)
 
     whole = vae_bytes(vae, height, width, batch, decoding)
@@ -81,7 +83,7 @@ def encode(vae: AutoEncoder, pixels: Tensor, plan: Plan, device: torch.device) -
         (side * plan.tile, side * plan.tile),
         side * (plan.tile // OVERLAP),
         1 / side,
-        vae.config.z_channels,
+        vae.config.latent_channels,
     )
 
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..models.config import VAEConfig
+from ..models.family import Family
+from ..models.geometry import FLUX1_TOKENS, TokenGeometry
 from .conditioning import Conditioning, Control
 from .differential import MaskBySteps
 from .latents import image_ids
@@ -38,10 +39,12 @@ class Tiles:
     by_steps: MaskBySteps | None = None
     between: Callable[[], None] | None = None
 
-    def windows(self, height: int, width: int, sigma: float) -> list[Window]:
+    def windows(
+        self, height: int, width: int, sigma: float, geometry: TokenGeometry = FLUX1_TOKENS
+    ) -> list[Window]:
         """The windows of ``height`` x ``width`` latents at a sigma."""
         step = self.sigmas.index(sigma) if sigma in self.sigmas else 0
-        return self.tiling.windows(height, width, step)
+        return self.tiling.windows(height, width, step, geometry)
 
     def drawn(self, sigma: float) -> Tensor | None:
         """Where a step at a sigma draws anything of any picture, (h, w); None is everywhere."""
@@ -60,17 +63,18 @@ class WindowReader:
         tiles: Tiles,
         controls: Sequence[Control],
         shape: Sequence[int],
-        vae: VAEConfig,
+        family: Family,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
         """``dtype`` is that of the transformer's activations."""
-        self.tiles, self.shape, self.vae, self.device = tiles, tuple(shape), vae, device
-        self.dtype = dtype
+        self.tiles, self.shape, self.device, self.dtype = tiles, tuple(shape), device, dtype
+        self.vae, self.geometry = family.vae, family.tokens
+        self.kinds = (device, dtype, family.tokens)
         self.controls = list(controls)
         # the whole conditions wait on the host: a card holds those of one window
         host = torch.device("cpu")
-        self.conditions = [whole_condition(control, shape, vae, host) for control in controls]
+        self.conditions = [whole_condition(control, shape, self.vae, host) for control in controls]
         self.sources: dict[str, Conditioning] = {}
         self.counts: dict[str, Tensor] = {}
         self.ids: dict[tuple[int, int], Tensor] = {}
@@ -78,12 +82,13 @@ class WindowReader:
 
     def splits(self, prompt: PreparedPrompt) -> bool:
         """Whether a prompt is read in more than one window."""
-        return self.tiles.tiling.splits(prompt.height, prompt.width)
+        return self.tiles.tiling.splits(prompt.height, prompt.width, self.geometry)
 
     def without_attention(self, entry: Placed) -> Placed:
         """An entry that will be split, without the mask over all tokens, which would be large."""
         area = entry.area or Area(self.shape[-2], self.shape[-1], 0, 0)
-        if entry.prompt.attention is None or not self.tiles.tiling.splits(area.height, area.width):
+        size = (area.height, area.width)
+        if entry.prompt.attention is None or not self.tiles.tiling.splits(*size, self.geometry):
             return entry
         return replace(entry, prompt=replace(entry.prompt, attention=None))
 
@@ -95,8 +100,9 @@ class WindowReader:
             references = entry.prompt.references
             if prompt.side is not None and references is not None:
                 # all windows read what the first made of them, so that they stand in one place
-                size = self.tiles.tiling.window_size(prompt.height, prompt.width)
-                _, ids = reference_tokens(references.latents, references.method, *size, 1)
+                size = self.window_size(prompt)
+                about = (references.latents, references.method, *size, 1, self.geometry)
+                _, ids = reference_tokens(*about)
                 prompt.side.ids = ids.to(self.device)
 
     def windows(self, prompt: PreparedPrompt, sigma: float) -> list[Window]:
@@ -104,12 +110,16 @@ class WindowReader:
         counts, drawn = self.counts[prompt.name], self.tiles.drawn(sigma)
         if drawn is not None:
             counts = counts & (drawn if prompt.area is None else prompt.area.cut(drawn))
-        windows = self.tiles.windows(prompt.height, prompt.width, sigma)
+        windows = self.tiles.windows(prompt.height, prompt.width, sigma, self.geometry)
         return [window for window in windows if bool(window.area.cut(counts).any())]
+
+    def window_size(self, prompt: PreparedPrompt) -> tuple[int, int]:
+        """Sides of a prompt's largest window in latents."""
+        return self.tiles.tiling.window_size(prompt.height, prompt.width, self.geometry)
 
     def largest(self, prompt: PreparedPrompt) -> PreparedPrompt:
         """A prompt as it is read in a window of the full size."""
-        area = Area(*self.tiles.tiling.window_size(prompt.height, prompt.width), 0, 0)
+        area = Area(*self.window_size(prompt), 0, 0)
         return self.prompt(prompt, Window(area, torch.ones(())))
 
     def prompt(self, prompt: PreparedPrompt, window: Window) -> PreparedPrompt:
@@ -117,11 +127,11 @@ class WindowReader:
         area, whole = window.area, prompt.area or Area(self.shape[-2], self.shape[-1], 0, 0)
         source, size = self.sources[prompt.name], (area.height, area.width)
         if size not in self.ids:
-            self.ids[size] = image_ids(*size).to(self.device)
+            self.ids[size] = image_ids(*size, geometry=self.geometry).to(self.device)
         place = window.within(whole)
-        within = source_in(source, prompt.height, prompt.width, area)
+        within = source_in(source, prompt.height, prompt.width, area, self.geometry)
         behind = 0 if prompt.references is None else prompt.references.shape[1]
-        beside = 0 if prompt.side is None else prompt.side.count
+        side_tokens = 0 if prompt.side is None else prompt.side.count
         return replace(
             prompt,
             prompt=within,
@@ -137,31 +147,37 @@ class WindowReader:
                 cut_condition(control, cond, place, self.vae, prompt.batch, self.device)
                 for control, cond in zip(self.controls, self.conditions, strict=True)
             ],
-            mask=own_mask(within, *size, behind, beside, self.device, self.dtype),
+            mask=own_mask(
+                within, *size, behind, side_tokens, self.device, self.dtype, self.geometry
+            ),
         )
 
     def positions(
         self, prompt: PreparedPrompt, source: Conditioning, size: tuple[int, int]
     ) -> Tensor | None:
-        """Positions (R, 3) of a prompt's references beside a window; they begin where it ends."""
+        """Positions (R, axes) of a prompt's references beside a window, where it ends."""
         if prompt.references is None or source.references is None:
             return None
         key = (prompt.name, *size)
         if key not in self.reference_ids:
             latents = source.references.latents
-            _, ids = reference_tokens(latents, source.references.method, *size, 1)
+            method = source.references.method
+            _, ids = reference_tokens(latents, method, *size, 1, self.geometry)
             self.reference_ids[key] = ids.to(self.device)
         return self.reference_ids[key]
 
 
-def source_in(source: Conditioning, height: int, width: int, area: Area) -> Conditioning:
+def source_in(
+    source: Conditioning, height: int, width: int, area: Area, geometry: TokenGeometry
+) -> Conditioning:
     """A prompt for one window of its part of ``height`` x ``width`` latents: attention biases, its
     own and its regions', are cut to the window."""
     attention, regional = source.attention, source.regional
     if attention is not None:
-        attention = bias_in(attention, height, width, area)
+        attention = bias_in(attention, height, width, area, geometry)
     if regional is not None:
-        prompts = tuple(source_in(prompt, height, width, area) for prompt in regional.prompts)
+        about = (height, width, area, geometry)
+        prompts = tuple(source_in(prompt, *about) for prompt in regional.prompts)
         regional = replace(regional, prompts=prompts)
     if attention is source.attention and regional is None:
         return source

@@ -112,7 +112,9 @@ def training_batch(
     count = len(numbers)
     generator = torch.Generator().manual_seed(combined_seed(config.seed, TRAINING_STREAM, position))
     shape = noise_shape(data, count, data.items[numbers[0]].size)
-    times = draw_times(objective, count, image_tokens(*shape[-2:]), generator)
+    times = draw_times(
+        objective, count, image_tokens(*shape[-2:], geometry=data.geometry), generator
+    )
     noise = torch.randn(shape, generator=generator)
     dropped = torch.rand(count, generator=generator) < objective.caption_dropout
     share = workers.share(count)
@@ -142,4 +144,4 @@ def validation_batches(data: TrainingData, config: TrainConfig) -> Iterator[Batc
 
 def noise_shape(data: TrainingData, count: int, size: Size) -> tuple[int, int, int, int]:
     """(B, 16, h, w) of so many pictures of a size in pixels."""
-    return count, data.vae.z_channels, *latent_size(size.height, size.width)
+    return count, data.vae.latent_channels, *latent_size(size.height, size.width, data.vae)

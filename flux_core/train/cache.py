@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import FileError
 from ..files import writing
+from ..models.language_encoders import LanguageTextEncoders
 from ..models.text_encoders import CACHED_PROMPTS, TextEncoders, TextEncoding
 from ..models.vae import AutoEncoder
 from ..offload import OffloadRunner
@@ -96,11 +97,13 @@ class TensorStore:
 class EncodingCache:
     """What a dataset's items become: latents, masks and text encodings."""
 
-    def __init__(self, store: TensorStore, vae: AutoEncoder, encoders: TextEncoders) -> None:
+    def __init__(
+        self, store: TensorStore, vae: AutoEncoder, encoders: TextEncoders | LanguageTextEncoders
+    ) -> None:
         self.store = store
         with torch.no_grad():
             self.vae, self.encoders = fingerprint(vae), fingerprint(encoders)
-        self.length = encoders.tokenizers.t5_length
+        self.length = encoders.length
         self.masks_padding = encoders.masks_padding
 
     def latent_key(self, item: Item) -> str:
@@ -132,7 +135,9 @@ class EncodingCache:
             on_progress("encoding pictures", done, len(missing))
             try:
                 pixels = to_pixels(picture_of_size(item.picture, item.size))
-                mask = {"mask": mask_of_size(item.mask, item.size)} if item.mask else {}
+                mask = {}
+                if item.mask:
+                    mask["mask"] = mask_of_size(item.mask, item.size, vae.config)
             except FileError as error:
                 problems.add(item.picture, f"is broken ({error})", on_fault)
                 lost.add(id(item))
@@ -147,7 +152,7 @@ class EncodingCache:
     def fill_texts(
         self,
         captions: Sequence[str],
-        encoders: TextEncoders,
+        encoders: TextEncoders | LanguageTextEncoders,
         runner: OffloadRunner,
         on_progress: OnProgress,
     ) -> None:

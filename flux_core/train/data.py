@@ -16,6 +16,7 @@ import torch
 
 from ..models.config import VAEConfig
 from ..models.families import family_of
+from ..models.geometry import FLUX1_TOKENS, TokenGeometry
 from ..offload import OffloadRunner
 from ..sampling.latents import CONSTANTS, image_tokens, latent_size
 from .buckets import BatchSampler
@@ -32,7 +33,8 @@ log = logging.getLogger(__name__)
 class TrainingData:
     """Items to train on and to validate with, their encodings, and the order of batches.
 
-    ``vae``: channels and constants of the latents, as the transformer's family has them.
+    ``vae``: channels and constants of the latents, ``geometry``: their tokens, as the transformer's
+    family has them.
     """
 
     items: list[Item]
@@ -40,12 +42,15 @@ class TrainingData:
     cache: EncodingCache
     sampler: BatchSampler
     vae: VAEConfig = CONSTANTS
+    geometry: TokenGeometry = FLUX1_TOKENS
 
     @property
     def image_tokens(self) -> int:
         """Tokens of the largest picture."""
-        sizes = (latent_size(item.size.height, item.size.width) for item in self.all_items)
-        return max(image_tokens(*size) for size in sizes)
+        sizes = (
+            latent_size(item.size.height, item.size.width, self.vae) for item in self.all_items
+        )
+        return max(image_tokens(*size, geometry=self.geometry) for size in sizes)
 
     @property
     def all_items(self) -> tuple[Item, ...]:
@@ -131,5 +136,5 @@ def prepare(
         config.batch * workers,
         config.seed,
     )
-    vae = family_of(models.transformer).vae
-    return TrainingData(items, validation, cache, sampler, vae)
+    family = family_of(models.transformer)
+    return TrainingData(items, validation, cache, sampler, family.vae, family.tokens)

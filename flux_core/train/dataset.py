@@ -23,8 +23,9 @@ from torch import Tensor
 from ..bounds import brief
 from ..errors import ConfigError, FileError
 from ..files import below, folders_below, parse_json, read_text, reading
+from ..models.config import VAEConfig
 from ..pictures import is_picture, open_picture, over_white, to_tensor, upright_size
-from ..sampling.latents import latent_size
+from ..sampling.latents import CONSTANTS, latent_size
 from .buckets import Size, bucket_for, buckets
 from .config import DataConfig
 
@@ -268,8 +269,8 @@ def picture_of_size(path: Path, size: Size) -> Tensor:
     return to_tensor(covered(over_white(open_picture(path)), size))[None]
 
 
-def mask_of_size(path: Path, size: Size) -> Tensor:
-    """A mask of latents' size (1, h, w) in [0, 1], 1 where to learn."""
+def mask_of_size(path: Path, size: Size, vae: VAEConfig = CONSTANTS) -> Tensor:
+    """A mask in the size of a VAE's latents, (1, h, w) in [0, 1], 1 where to learn."""
     picture = covered(open_picture(path).convert("L"), size)
-    rows, columns = latent_size(size.height, size.width)
+    rows, columns = latent_size(size.height, size.width, vae)
     return to_tensor(picture.resize((columns, rows), Image.Resampling.BOX))[None]

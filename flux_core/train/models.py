@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..checkpoint.load import load_text_encoders, load_transformer, load_vae
+from ..checkpoint.load import (
+    load_language_encoders,
+    load_text_encoders,
+    load_transformer,
+    load_vae,
+)
 from ..models.families import family_of
+from ..models.language_encoders import LanguageTextEncoders
 from ..models.text_encoders import TextEncoders
 from ..models.transformer import FluxTransformer
 from ..models.vae import AutoEncoder
@@ -19,7 +25,7 @@ class TrainingModels:
     """The models that a run needs; the transformer is left as it was."""
 
     transformer: FluxTransformer
-    encoders: TextEncoders
+    encoders: TextEncoders | LanguageTextEncoders
     vae: AutoEncoder
 
     @classmethod
@@ -42,6 +48,14 @@ class TrainingModels:
         family = family_of(transformer)
         if family.needs_pooled and not config.clip_l:
             raise ConfigError(f"model.clip_l is empty, and {family.name} reads CLIP-L beside T5")
+        if "t5" not in family.encoders:
+            encoders = load_language_encoders(
+                config.t5,
+                precision=config.text_precision,
+                tokenizer=config.tokenizers or None,
+            )
+            vae = load_vae(config.vae, dtype=full_dtype(config.text_precision))
+            return cls(transformer, encoders, vae)
         encoders = load_text_encoders(
             config.clip_l if family.needs_pooled else None,
             config.t5,

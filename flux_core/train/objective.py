@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..models.families import family_of
+from ..models.geometry import FLUX1_TOKENS, TokenGeometry
 from ..models.text_encoders import TextEncoding
 from ..models.transformer import FluxTransformer
 from ..sampling.attention_masks import padding_mask
@@ -22,7 +24,10 @@ from .config import ObjectiveConfig
 
 def batch_loss(transformer: FluxTransformer, batch: Batch, config: ObjectiveConfig) -> Tensor:
     """The loss of each picture of a batch, (B,); the transformer has the LoRA on it."""
-    velocity = predict_velocity(transformer, batch.noisy, batch.times, batch.text, config.guidance)
+    geometry = family_of(transformer).tokens
+    velocity = predict_velocity(
+        transformer, batch.noisy, batch.times, batch.text, config.guidance, geometry
+    )
     return flow_matching_loss(velocity, batch.latents, batch.noise, batch.weights, batch.mask)
 
 
@@ -32,22 +37,25 @@ def predict_velocity(
     times: Tensor,
     text: TextEncoding,
     guidance: float,
+    geometry: TokenGeometry = FLUX1_TOKENS,
 ) -> Tensor:
     """The velocity (B, 16, h, w) float32 at noisy standardised latents of that shape.
 
     Args:
         times: (B,) noise levels in (0, 1).
         text: context (B, N, D) and pooled (B, P).
+        geometry: how the transformer's family reads latents.
     """
     height, width = noisy.shape[-2:]
-    img_ids = image_ids(height, width).to(noisy.device)
+    img_ids = image_ids(height, width, geometry=geometry).to(noisy.device)
     guidances = torch.full_like(times, guidance)
-    inputs = model_inputs(noisy, img_ids, text.context, text.pooled, times, guidances)
+    about = (img_ids, text.context, text.pooled, times, guidances, geometry)
+    inputs = model_inputs(noisy, *about)
     mask = padding_mask(text.mask, len(img_ids), noisy.device)
     if mask is not None:
         inputs["attention_mask"] = mask
     tokens = transformer(**inputs)
-    return unpack(tokens.float(), height, width)
+    return unpack(tokens.float(), height, width, geometry)
 
 
 def flow_matching_loss(

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +53,7 @@ class HostClipModel(nn.Module):
         assert module is not None
         self.__dict__["texts"] = texts
         self.patcher: Callable[[], Any] = lambda: None
-        encoders: TextEncoders = texts.module
+        encoders = cast(TextEncoders, texts.module)
         tokenizers = encoders.tokenizers
         held_weakly = weakref.ref(self)  # or a CLIP that is dropped would keep its weights
 
@@ -318,7 +318,7 @@ def host_clip(texts: FluxTextEncoders) -> Any:
     clip = clip_class()(no_init=True)
     model = HostClipModel(texts)
     clip.cond_stage_model = model
-    clip.tokenizer = FluxTokenizer(texts.module)
+    clip.tokenizer = FluxTokenizer(cast(TextEncoders, texts.module))
     clip.patcher = patcher_class()(model, host.device(), torch.device("cpu"), size=1)
     clip.patcher.is_clip = True
     hooks = host.comfy("comfy.hooks")

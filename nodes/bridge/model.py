@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from flux_core import FluxTransformer
+from flux_core.models.families import family_of
+from flux_core.models.geometry import FLUX1_TOKENS, TokenGeometry
 from flux_core.models.layers import RMSNorm
 from flux_core.offload.modulations import PrecomputedModulations
 from flux_core.quant import QuantizedLinear
-from flux_core.sampling.latents import LATENTS_A_TOKEN, image_ids, pack, text_ids, unpack
+from flux_core.sampling.latents import image_ids, pack, text_ids, unpack
 from flux_core.sampling.references import reference_tokens
 
 from .. import host
@@ -102,8 +104,6 @@ class WeightShape(nn.Module):
 class HostFlux(nn.Module):
     """The transformer behind the host's call."""
 
-    patch_size = LATENTS_A_TOKEN
-
     def __init__(self, transformer: FluxTransformer) -> None:
         super().__init__()
         self._transformer = weakref.ref(transformer)
@@ -119,6 +119,14 @@ class HostFlux(nn.Module):
         transformer = self._transformer()
         assert transformer is not None, "a MODEL wire holds its transformer"
         return transformer
+
+    @property
+    def geometry(self) -> TokenGeometry:
+        return family_of(self.transformer).tokens
+
+    @property
+    def patch_size(self) -> int:
+        return self.geometry.patch
 
     @property
     def dtype(self) -> torch.dtype:
@@ -179,7 +187,8 @@ class HostFlux(nn.Module):
         transformer_options: Mapping[str, Any] | None = None,
         **more: Any,
     ) -> Tensor:
-        """The velocity (B, 16, h, w) of standardised latents x (B, C, h, w), as ``host`` calls it.
+        """The velocity (B, 16, h, w) of standardised latents x (B, C, h, w), as ``host`` calls it;
+        of FLUX.2 it is (B, 128, h, w).
 
         Other packs' wrappers of this call are called around it.
         """
@@ -197,6 +206,15 @@ class HostFlux(nn.Module):
             x, timestep, context, y, guidance, ref_latents, control, options, **more
         )
 
+    def run_now(self) -> RunModulations:
+        """The run that is held; raises ``RuntimeError`` where there is none."""
+        if self.run is None:
+            raise RuntimeError(
+                "FluxFit's model was called outside of the host's sampling: the node that does so "
+                "needs the stock loader"
+            )
+        return self.run
+
     def velocity(
         self,
         x: Tensor,
@@ -213,18 +231,21 @@ class HostFlux(nn.Module):
         options = dict(transformer_options or {})
         refuse_unknown(options, self.blocks)
         warn_of(more)
-        transformer, config = self.transformer, self.transformer.config
+        transformer, config, geometry = self.transformer, self.transformer.config, self.geometry
         batch, _, height, width = x.shape
         if y is None:
             y = context.new_zeros(batch, config.vec_in_dim)
-        method = more.get("ref_latents_method") or "offset"
-        img, ids = pack(x), scaled_ids(height, width, options).to(x.device)
+        method = more.get("ref_latents_method") or geometry.reference_method
+        img = pack(x, geometry)
+        ids = scaled_ids(height, width, options, geometry).to(x.device)
         tokens = img.shape[1]
         still = 0
         if ref_latents:
-            behind, behind_ids = reference_tokens(ref_latents, method, height, width, batch)
+            behind, behind_ids = reference_tokens(
+                ref_latents, method, height, width, batch, geometry
+            )
             if behind.shape[-1] != img.shape[-1]:
-                raise ValueError("this FLUX.1 model takes no reference latents")
+                raise ValueError("this model takes no reference latents")
             if "rope_options" in options:
                 raise ValueError("scaled positions (rope_options) and reference latents together")
             still = behind.shape[1] if method == "index_timestep_zero" else 0
@@ -234,7 +255,7 @@ class HostFlux(nn.Module):
             "img": img,
             "img_ids": ids,
             "txt": context,
-            "txt_ids": text_ids(context.shape[1]).to(x.device),
+            "txt_ids": text_ids(context.shape[1], geometry).to(x.device),
             "timesteps": timestep,
             "y": y[:, : config.vec_in_dim],
             "guidance": guidance,
@@ -247,16 +268,12 @@ class HostFlux(nn.Module):
             behind = img.shape[1] - tokens
             sigma = float(timestep.max())
             inputs["adapters"] = self.adapters.at(x, sigma, context.shape[1], behind, options)
-        if self.run is None:
-            raise RuntimeError(
-                "FluxFit's model was called outside of the host's sampling: the node that does so "
-                "needs the stock loader"
-            )
+        run = self.run_now()
         sigmas = options.get("sample_sigmas")
         times = [] if sigmas is None else torch.as_tensor(sigmas).tolist()
-        self.run.select(times, timestep, inputs["y"], guidance, bool(still))
+        run.select(times, timestep, inputs["y"], guidance, bool(still))
         out = transformer(**inputs)
-        return unpack(out[:, :tokens], height, width)
+        return unpack(out[:, :tokens], height, width, geometry)
 
 
 def warn_of(more: Mapping[str, Any]) -> None:
@@ -268,10 +285,15 @@ def warn_of(more: Mapping[str, Any]) -> None:
             log.warning("FLUX.1 was given %r by the graph and does not read it", name)
 
 
-def scaled_ids(height: int, width: int, options: Mapping[str, Any]) -> Tensor:
-    """Positions (L, 3) of a picture's tokens, scaled and moved as the host's ``rope_options``
+def scaled_ids(
+    height: int,
+    width: int,
+    options: Mapping[str, Any],
+    geometry: TokenGeometry = FLUX1_TOKENS,
+) -> Tensor:
+    """Positions (L, axes) of a picture's tokens, scaled and moved as the host's ``rope_options``
     say."""
-    ids = image_ids(height, width)
+    ids = image_ids(height, width, geometry=geometry)
     rope = options.get("rope_options")
     if rope is None:
         return ids

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -25,7 +24,7 @@ from flux_core.offload import Work
 from flux_core.offload.placement import placement_of
 from flux_core.offload.workload import sampling_work
 from flux_core.sampling.adapters import AppliedAdapter, adapter_cost, made_ready
-from flux_core.sampling.concat import MASKED_AND_CONTROL, extra_channels
+from flux_core.sampling.concat import MASKED_AND_CONTROL, channels_beside
 from flux_core.sampling.latents import image_tokens
 
 from .. import accounts, host
@@ -33,36 +32,12 @@ from ..memory_manager import HostOffloadRunner, PartPatching, patcher_class, set
 from ..wires import FluxModel
 from .adapters import HostAdapters
 from .concat import flex_latents
+from .host_config import NoHostModel, UnknownToHostError, unet_config
+from .host_work import KEY, other_models, reference_count, takes_all, text_count, work_beside
 from .model import HostFlux, RunModulations
-from .patches import has_patches
 from .weight_patches import Entry, entries_of, numbered_together
 
 PREFIX = "diffusion_model."
-KEY = "fluxfit"
-
-
-def unet_config(transformer: FluxTransformer) -> dict[str, Any]:
-    """A transformer's sizes by the host's names."""
-    config = transformer.config
-    packed = HostFlux.patch_size**2
-    return {
-        "image_model": family_of(transformer).host_name,
-        "patch_size": HostFlux.patch_size,
-        "in_channels": config.in_channels // packed,
-        "out_channels": config.out_channels // packed,
-        "vec_in_dim": config.vec_in_dim,
-        "context_in_dim": config.context_in_dim,
-        "hidden_size": config.hidden_size,
-        "mlp_ratio": config.mlp_hidden / config.hidden_size,
-        "num_heads": config.num_heads,
-        "depth": config.depth,
-        "depth_single_blocks": config.depth_single_blocks,
-        "axes_dim": list(config.axes_dim),
-        "theta": config.theta,
-        "qkv_bias": True,
-        "guidance_embed": config.guidance_embed,
-        "txt_ids_dims": [],
-    }
 
 
 def base_model(transformer: FluxTransformer) -> Any:
@@ -74,7 +49,10 @@ def base_model(transformer: FluxTransformer) -> Any:
         config | {"disable_unet_model_creation": True}
     )
     if host_config is None:
-        raise ValueError("this ComfyUI does not know this model: use FluxSampler")
+        raise UnknownToHostError(
+            f"this ComfyUI does not know {family_of(transformer).name}: update it, or use "
+            "FluxSampler"
+        )
     model = host_config.get_model({})
     model.diffusion_model = HostFlux(transformer)
     model.__class__ = counting_class(type(model))
@@ -96,7 +74,7 @@ def counting_class(base: type) -> type:
     def concat_cond(self: Any, **conds: Any) -> Any:
         """What stands beside the noise: the host's own for all widths that it knows."""
         transformer = self.diffusion_model.transformer
-        if extra_channels(transformer.reads) != MASKED_AND_CONTROL:
+        if channels_beside(transformer) != MASKED_AND_CONTROL:
             return base.concat_cond(self, **conds)
         return flex_latents(transformer, conds)
 
@@ -323,10 +301,12 @@ class ModelPatching(PartPatching):
         together = takes_all(guider.model_options)
         prompts = [prompt for conds in guider.conds.values() for prompt in conds or ()]
         batch = noise.shape[0] * (len(prompts) if together else 1)
-        still = reference_count(prompts, "index_timestep_zero")
-        image = image_tokens(*noise.shape[-2:]) + reference_count(prompts)
-        text = max((text_count(prompt) for prompt in prompts), default=512)
-        transformer = self.diffusion.transformer
+        still = reference_count(prompts, "index_timestep_zero", self.diffusion.geometry)
+        transformer, geometry = self.diffusion.transformer, self.diffusion.geometry
+        image = image_tokens(*noise.shape[-2:], geometry=geometry)
+        image += reference_count(prompts, geometry=geometry)
+        least = family_of(transformer).context_length
+        text = max(least, max((text_count(prompt) for prompt in prompts), default=512))
         applied = () if self.flux is None else self.flux.adapters
         cost = adapter_cost(applied, transformer, image, text, max(1, len(prompts)), True)
         work = sampling_work(
@@ -348,54 +328,14 @@ def model_patcher_class() -> type:
     return type("FluxFitModelPatcher", (ModelPatching, patcher_class()), {})
 
 
-def takes_all(options: Mapping[str, Any]) -> bool:
-    """Whether other code may compare the prompts of one step, so that they are drawn at once:
-    patches, wrappers that are not ours (caches), a function around the model."""
-    inner = options.get("transformer_options", {})
-    wrappers = [key for by_key in inner.get("wrappers", {}).values() for key in by_key]
-    return (
-        has_patches(inner)
-        or "model_function_wrapper" in options
-        or any(key != KEY for key in wrappers)
-    )
-
-
-def text_count(prompt: Mapping[str, Any]) -> int:
-    """Text tokens of one of the host's prompts."""
-    context = prompt.get("cross_attn")
-    return 512 if context is None else int(context.shape[1])
-
-
-def reference_count(prompts: Sequence[Mapping[str, Any]], method: str = "") -> int:
-    """The most tokens that reference latents of a prompt take, of those that a method places where
-    one is named."""
-    counts = [
-        sum(image_tokens(*latent.shape[-2:]) for latent in prompt.get("reference_latents") or ())
-        for prompt in prompts
-        if method in ("", prompt.get("reference_latents_method"))
-    ]
-    return max(counts, default=0)
-
-
-def other_models(conds: Mapping[str, Any], options: Mapping[str, Any]) -> list[Any]:
-    """Patchers of what the host brings to the device beside the transformer: ControlNets."""
-    helpers = host.comfy("comfy.sampler_helpers")
-    assert helpers is not None
-    models, _ = helpers.get_additional_models(conds, torch.float32)
-    return [*models, *helpers.get_additional_models_from_model_options(options)]
-
-
-def work_beside(work: Work, others: Sequence[Any]) -> Work:
-    """A run's work with room for other models."""
-    room = sum(int(other.model_size()) for other in others)
-    return replace(work, activations=work.activations + room)
-
-
 def host_model(flux: FluxModel) -> Any:
     """The host's MODEL for what our own wire carries; outside of the host that itself."""
     if host.comfy("comfy.model_patcher") is None:
         return flux
-    root = set_patcher(flux.module, lambda device: new_root(flux, device))
+    try:
+        root = set_patcher(flux.module, lambda device: new_root(flux, device))
+    except UnknownToHostError as error:
+        return NoHostModel(str(error))
     model = root.clone()
     model.flux = flux
     extension = host.comfy("comfy.patcher_extension")

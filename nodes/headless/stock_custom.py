@@ -8,14 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flux_core.models.families import family_of
+from flux_core.models.config import VAEConfig
+from flux_core.models.families import empirical_mu, family_of
+from flux_core.sampling.latents import zero_latents
 from flux_core.sampling.samplers import SAMPLERS
-from flux_core.sampling.sigmas import SCHEDULERS, make_sigmas, resolution_mu, table_for
+from flux_core.sampling.sigmas import SCHEDULERS, SigmaTable, make_sigmas, resolution_mu, table_for
 
 from ..sampler import FluxSampler
 from ..wires import FluxModel, Latent
 from .stock_sampling import CFG, DENOISE, SEED, STEPS
 
+FLUX2_LATENTS = VAEConfig(z_channels=32, patch=2)
 SIDE = {"default": 1024, "min": 16, "max": 16384, "step": 8}
 
 
@@ -213,11 +216,50 @@ class ModelSamplingFlux:
         return (model,)
 
 
+class EmptyFlux2LatentImage:
+    """Nothing, in the size of FLUX.2's latents."""
+
+    FUNCTION = "make"
+    RETURN_TYPES = ("LATENT",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "width": ("INT", SIDE),
+                "height": ("INT", SIDE),
+                "batch_size": ("INT", {"default": 1, "min": 1, "max": 4096}),
+            }
+        }
+
+    def make(self, width: int, height: int, batch_size: int):
+        return ({"samples": zero_latents(FLUX2_LATENTS, batch_size, height, width)},)
+
+
+class Flux2Scheduler:
+    """Sigmas by the number of steps and the size of the picture, as FLUX.2 was trained."""
+
+    FUNCTION = "make"
+    RETURN_TYPES = ("SIGMAS",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"steps": STEPS, "width": ("INT", SIDE), "height": ("INT", SIDE)}}
+
+    def make(self, steps: int, width: int, height: int):
+        table = SigmaTable(
+            empirical_mu(round(width * height / FLUX2_LATENTS.compression**2), steps)
+        )
+        return (table.sigma(torch.linspace(1, 0, steps + 1)),)
+
+
 STOCK_CUSTOM: dict[str, Any] = {
     "BasicGuider": BasicGuider,
     "BasicScheduler": BasicScheduler,
     "CFGGuider": CFGGuider,
     "DisableNoise": DisableNoise,
+    "EmptyFlux2LatentImage": EmptyFlux2LatentImage,
+    "Flux2Scheduler": Flux2Scheduler,
     "KSamplerSelect": KSamplerSelect,
     "ModelSamplingFlux": ModelSamplingFlux,
     "RandomNoise": RandomNoise,

@@ -35,7 +35,7 @@ GUIDANCE = ("FLOAT", {"default": 3.5, "min": 0.0, "max": 100.0, "step": 0.1})
 
 def t5_tokens(clip: FluxTextEncoders) -> int:
     """Tokens that T5's text is padded to, for these encoders."""
-    return min(T5_TOKENS, clip.module.tokenizers.t5_length)
+    return min(T5_TOKENS, clip.module.length)
 
 
 class CLIPTextEncode:

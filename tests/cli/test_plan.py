@@ -28,4 +28,4 @@ def test_other_models_are_planned_by_name(tmp_path):
     assert chroma[0].startswith("Chroma in bf16") and "57 of 57 blocks stay" in chroma[1]
     assert "of 57 blocks stay" in dev[1] and "46 of 46 blocks stay" in lite[1]
     done = call("plan", "--model", "Sana", cwd=tmp_path)
-    assert done.returncode and "'Sana', expected one of Chroma, FLUX.1-lite" in done.stderr
+    assert done.returncode and "'Sana', expected one of FLUX.1-dev, FLUX.1-schnell" in done.stderr

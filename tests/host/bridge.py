@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import bridge_conditioning
+import bridge_flux2
 import bridge_kin
 import bridge_patches
 import bridge_pictures
@@ -26,6 +27,7 @@ from in_process import CHOSEN, has, torch
 
 __all__ = [
     "bridge_conditioning",
+    "bridge_flux2",
     "bridge_kin",
     "bridge_patches",
     "bridge_pictures",

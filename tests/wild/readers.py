@@ -30,6 +30,7 @@ from flux_core import (
 )
 from flux_core.checkpoint.gguf import GGUFFile
 from flux_core.checkpoint.inspect import describe_file
+from flux_core.checkpoint.load import outline
 from flux_core.errors import FileError
 from flux_core.lora import load_lora, match_lora
 from flux_core.lora.match import lora_report, refuse_unmatched
@@ -46,6 +47,13 @@ from flux_core.train.dataset import DataProblems, read_items
 from flux_core.train.state import read_checkpoint, read_run
 from tests import adapter_files, tiny_models
 
+from .flux2_files import (
+    flux2_bytes,
+    flux2_vae_bytes,
+    language_bytes,
+    read_language_tokenizer,
+    write_language_tokenizer,
+)
 from .mutations import as_json, damaged_bytes, damaged_safetensors, damaged_text, damaged_tree
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -298,6 +306,12 @@ READERS = (
         lambda: save(adapter_files.instantx()),
         inspected_and_read(load_ip_adapter),
     ),
+    safetensors_reader("FLUX.2", flux2_bytes, inspected_and_read(load_transformer)),
+    safetensors_reader("FLUX.2 vae", flux2_vae_bytes, inspected_and_read(load_vae)),
+    safetensors_reader(
+        "language model", language_bytes, inspected_and_read(lambda p: outline(p, "language_model"))
+    ),
+    Reader("language tokenizer", write_language_tokenizer, read_language_tokenizer),
     safetensors_reader("embedding", lambda: save({"clip_l": torch.ones(2, 8)}), read_embedding),
     Reader("lora", write_adapter, read_adapter),
     Reader(

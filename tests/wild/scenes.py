@@ -39,11 +39,11 @@ from flux_core.sampling.conditioning import (
 from flux_core.sampling.guidance import GuidanceOptions
 from flux_core.sampling.latents import token_grid
 from flux_core.sampling.nag import NormalizedAttentionGuidance
-from flux_core.sampling.references import ATTENTIONS, METHODS, References
+from flux_core.sampling.references import ATTENTIONS, JOINT, METHODS, References
 from flux_core.sampling.run import DrawRequest, SamplingSettings
 from flux_core.sampling.samplers import SAMPLERS
 from flux_core.sampling.tiles import Tiling
-from tests import adapter_files, tiny_chroma, tiny_models
+from tests import adapter_files, flux2_models, tiny_chroma, tiny_models
 
 PRECISIONS = ("fp32", "bf16", "fp8_e4m3fn", "fp8_e5m2", "fp8_scaled", "int8")
 TEXT = 12  # tokens
@@ -69,7 +69,7 @@ class Scene:
 
     @property
     def channels(self) -> int:
-        return family_of(self.transformer).vae.z_channels
+        return family_of(self.transformer).vae.latent_channels
 
     def mask(self) -> Tensor:
         """A rectangle of ones (1, rows, columns)."""
@@ -150,9 +150,9 @@ def reference(scene: Scene) -> None:
         for _ in range(scene.rng.choice((1, 2)))
     ]
     for prompt in scene.prompts:
-        prompt["references"] = References(
-            latents, scene.rng.choice(METHODS), scene.rng.choice(ATTENTIONS)
-        )
+        method, attention = scene.rng.choice(METHODS), scene.rng.choice(ATTENTIONS)
+        attention = attention if scene.transformer.takes_side else JOINT
+        prompt["references"] = References(latents, method, attention)
 
 
 def regional(scene: Scene) -> None:
@@ -215,7 +215,8 @@ def regions(scene: Scene) -> None:
 
 def bias(scene: Scene) -> None:
     """Numbers added to the attention of the first prompt."""
-    rows, columns = token_grid(scene.rows, scene.columns)
+    geometry = family_of(scene.transformer).tokens
+    rows, columns = token_grid(scene.rows, scene.columns, geometry)
     side = TEXT + rows * columns
     scene.prompts[0]["attention"] = AttentionBias(scene.normal(1, side, side), rows, columns)
 
@@ -256,6 +257,10 @@ def flux1(**sizes: Any) -> Callable[[], nn.Module]:
     return lambda: tiny_models.flux_transformer(replace(tiny_models.DEV, **sizes))
 
 
+def flux2(**sizes: Any) -> Callable[[], nn.Module]:
+    return lambda: flux2_models.transformer(replace(flux2_models.DEV, **sizes))
+
+
 @dataclass(frozen=True)
 class Kind:
     """A family's transformer, and features that are not for it."""
@@ -264,12 +269,16 @@ class Kind:
     without: tuple[str, ...] = ()
 
 
+#: What is made for FLUX.1 alone.
+OF_FLUX1 = ("adapter", "second adapter", "controlnet")
 FAMILIES: dict[str, Kind] = {
     "FLUX.1-dev": Kind(flux1()),
     "FLUX.1-schnell": Kind(flux1(guidance_embed=False)),
     "FLUX.1-lite": Kind(flux1(depth=8, depth_single_blocks=2)),
     "FLUX.1 Fill": Kind(flux1(in_channels=384), ("reference",)),
     "Chroma": Kind(tiny_chroma.chroma_transformer, ("controlnet",)),
+    "FLUX.2-klein": Kind(flux2(guidance_embed=False), OF_FLUX1),
+    "FLUX.2-dev": Kind(flux2(), OF_FLUX1),
 }
 
 

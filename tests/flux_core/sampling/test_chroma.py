@@ -279,7 +279,7 @@ class TestRequests:
     def test_controlnets_are_refused_with_the_reason(self, model, start):
         net = tiny_models.randomise(FluxControlNet(tiny_models.UPSCALER))
         text = Conditioning(torch.zeros(1, 4, tiny_models.CONTEXT), None)
-        with pytest.raises(ValueError, match="Chroma takes no ControlNets: those of FLUX.1 read"):
+        with pytest.raises(ValueError, match="Chroma takes no ControlNets: those of FLUX.1 were"):
             DrawRequest(model, text, start, controls=[Control(net, start)])
 
     def test_a_pooled_vector_of_flux1_is_let_be(self, model, start):

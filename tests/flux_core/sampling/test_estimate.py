@@ -8,7 +8,8 @@ import pytest
 
 from flux_core.offload.machine import Machine
 from flux_core.offload.plan import cost_of
-from flux_core.sampling.estimate import flux1_dev, plan_picture
+from flux_core.quant.apply import module_bytes
+from flux_core.sampling.estimate import flux1_dev, models_like, plan_picture, published_models
 
 
 def dev(**more):
@@ -67,3 +68,29 @@ def test_too_little_host_memory_is_read_from_disk():
     planned_picture = plan(4, 25, 70, ram=1e9)
     assert planned_picture.from_disk > 4e9 and planned_picture.step > 1.3
     assert "from disk a step" in str(planned_picture)
+
+
+class TestModelsByName:
+    @pytest.mark.parametrize(
+        ("name", "billions"),
+        [
+            ("FLUX.2-dev", (32.2, 17.3)),
+            ("FLUX.2-klein-4B", (3.9, 3.1)),
+            ("FLUX.2-klein-9B", (9.1, 5.8)),
+        ],
+    )
+    def test_flux_2_is_planned_at_its_public_sizes(self, name, billions):
+        models = published_models(name, "bf16")
+        sizes = [module_bytes(m) / 2e9 for m in (models.transformer, models.t5)]
+        assert sizes == pytest.approx(billions, abs=0.06)
+        assert models.clip_l is None and models_like(models.transformer, "bf16") is models
+        machine = Machine(25e9, 70e12)
+        small = plan_picture(machine, vram=8e9, models=models)
+        large = plan_picture(machine, vram=80e9, models=models)
+        assert small.fits and small.drawing.streamed > 0 == large.drawing.streamed
+        assert small.peak <= 8e9 and small.step > 0.99 * large.step
+        assert "tiles of" not in str(large) or large.pixels == 16
+
+    def test_an_unknown_name_lists_the_known_ones(self):
+        with pytest.raises(ValueError, match=r"'FLUX.3', expected one of FLUX\.1-dev, FLUX\.1-sch"):
+            published_models("FLUX.3", "bf16")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from flux_core.models.layers import attend_rotated
-from flux_core.sampling.masks import added_up, as_bias, text_mask
+from flux_core.sampling.attention_masks import added_up, as_bias, padding_mask
 
 OPEN = torch.tensor([[[True, False, True], [True, True, False], [True, True, True]]])
 BIAS = torch.tensor([[[0.5, 1.0, -1.0], [0.0, 2.0, 0.0], [0.0, 0.0, -3.0]]])
@@ -33,8 +33,8 @@ def test_masked_text_is_as_good_as_text_left_out():
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 7, 2, 8, generator=generator) for _ in range(3))
     keep = torch.tensor([[True, True, False]])
-    mask = text_mask(keep, 4)
-    assert mask.shape == (1, 1, 7)
+    mask = padding_mask(keep, 4, torch.device("cpu"))
+    assert mask is not None and mask.shape == (1, 1, 7)
     kept = torch.tensor([0, 1, 3, 4, 5, 6])
     expected = attend_rotated(q, k[:, kept], v[:, kept], None)
     for combined in (mask, added_up([mask, torch.zeros(1, 7, 7)])):
