@@ -384,8 +384,7 @@ def mapping(value: Any, what: str) -> Mapping[str, Any]:
 
 
 def mappings(values: list, what: str) -> Iterator[Mapping[str, Any]]:
-    for value in values:
-        yield mapping(value, what)
+    return (mapping(value, what) for value in values)
 
 
 def whole(value: Any, what: str) -> int:
