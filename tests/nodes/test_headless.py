@@ -24,7 +24,13 @@ POCKET = (
     "upscale",
     "compare_precisions",
     "train_lora",
+    "regions",
+    "hires_fix",
+    "large_picture",
+    "inpaint_crop_stitch",
 )
+#: Those that draw something else than a picture of the pocket model's own size.
+OTHER_SIZES = {"compare_precisions", "train_lora", "hires_fix", "large_picture"}
 NEED_FILES = (
     "flux1_dev_fp8_offload",
     "flux1_dev_upscaler_fp8",
@@ -33,6 +39,9 @@ NEED_FILES = (
     "flux1_dev_gguf",
     "flux1_fill_inpaint",
     "flux1_kontext_edit",
+    "flux1_redux_variation",
+    "flux1_ip_adapter",
+    "chroma_text_to_image",
 )
 
 
@@ -117,7 +126,7 @@ class TestWorkflowFiles:
             for model in item["properties"].get("models", []):
                 assert model["name"] in item["widgets_values"]
                 assert model["url"].startswith("https://huggingface.co/")
-        message = r"'flux1-[\w.-]+', a file to get from https://.* into models/diffusion"
+        message = r"'(flux1|Chroma1)-[\w.-]+', a file to get from https://.* into models/diffusion"
         refused(data, message)
 
     @pytest.mark.parametrize("name", POCKET)
@@ -129,6 +138,8 @@ class TestWorkflowFiles:
             for step in graph.values():
                 if step.type == "FluxSampler":
                     step.inputs["steps"] = 3
+                if step.type == "FluxFitHiresFix":
+                    step.inputs |= {"steps": 2, "second_steps": 1}
                 if step.type == "FluxFitTrainSettings":
                     step.inputs |= {"steps": 2, "batch": 1}
                 if step.type == "FluxFitTrainLora":
@@ -136,7 +147,7 @@ class TestWorkflowFiles:
             written[path] = headless.saved_images(headless.run(graph))
         for mine, again in zip(*written.values(), strict=True):
             with Image.open(mine) as a, Image.open(again) as b:
-                assert a.size == (256, 256) or name in ("compare_precisions", "train_lora")
+                assert a.size == (256, 256) or name in OTHER_SIZES
                 assert a.tobytes() == b.tobytes()
                 assert len(a.getcolors(65536)) > 1
         assert not list(tmp_path.rglob("*.partial"))
