@@ -15,6 +15,8 @@ from fluxfit.nodes.headless.graph import PREFIXED
 from fluxfit.nodes.headless.page import NOTES
 from PIL import Image
 
+from tests.host.small_models import small, write_small_models
+
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 POCKET = (
@@ -53,6 +55,14 @@ def api() -> dict:
 @pytest.fixture
 def page() -> dict:
     return json.loads((ROOT / "workflows" / "text_to_image.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def small_files(tmp_path_factory) -> Path:
+    """A folder with models and an input picture under the names that graphs ask for."""
+    folder = tmp_path_factory.mktemp("small")
+    write_small_models(folder / "models", folder / "input")
+    return folder
 
 
 def node(api: dict, class_type: str) -> dict:
@@ -151,6 +161,18 @@ class TestWorkflowFiles:
                 assert a.tobytes() == b.tobytes()
                 assert len(a.getcolors(65536)) > 1
         assert not list(tmp_path.rglob("*.partial"))
+
+    @pytest.mark.parametrize("name", NEED_FILES)
+    def test_those_for_real_weights_run_on_small_ones(
+        self, name, small_files, tmp_path, monkeypatch
+    ):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("FLUXFIT_MODELS", str(small_files / "models"))
+        (tmp_path / "input").symlink_to(small_files / "input", target_is_directory=True)
+        data = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text())
+        for path in headless.saved_images(headless.run(headless.from_api(small(data)))):
+            with Image.open(path) as picture:
+                assert len(picture.convert("RGB").getcolors(2**20)) > 1
 
 
 class TestBadGraphs:
