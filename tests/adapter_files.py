@@ -89,6 +89,25 @@ def redux(context: int = tiny_models.CONTEXT) -> dict[str, Tensor]:
     )
 
 
+def widened(file: dict, context: int, hidden: int) -> dict:
+    """Random numbers of the pocket model's widths in the place of the tiny model's."""
+    sides = {
+        tiny_models.CONTEXT: context,
+        tiny_models.HIDDEN: hidden,
+        TOKENS * tiny_models.CONTEXT: TOKENS * context,
+        WIDE_TOKENS * tiny_models.CONTEXT: WIDE_TOKENS * context,
+    }
+    inner = ("image_proj.proj.0", "image_proj.proj.2.weight")
+    shapes = {}
+    for name, tensor in file.items():
+        shape = [sides.get(side, side) for side in tensor.shape]
+        if name.startswith(inner):
+            own = tensor.shape if "proj.0" in name else (shape[0], tensor.shape[1])
+            shape = list(own)
+        shapes[name] = tuple(shape)
+    return random_tensors(shapes, 7)
+
+
 def picture(height: int = 64, width: int = 64, seed: int = 6, count: int = 1) -> Tensor:
     """Random pictures (count, H, W, 3) in [0, 1], of whole 8-bit steps."""
     generator = torch.Generator().manual_seed(seed)

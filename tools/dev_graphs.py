@@ -28,6 +28,7 @@ from tools.model_files import (
     UNION_MODEL,
     with_transformer,
 )
+from tools.prompting_graphs import prompting_graphs
 
 LORA_FILE = "watercolour.safetensors"
 
@@ -172,4 +173,4 @@ def descriptions() -> dict[str, Description]:
         "flux1_dev_gguf": dev_gguf(),
         "flux1_fill_inpaint": fill_inpaint(),
         "flux1_kontext_edit": kontext_edit(),
-    }
+    } | prompting_graphs()

@@ -19,7 +19,7 @@ from PIL import Image
 
 from tests.browser.conftest import chromium_path, launched, prepare
 from tests.browser.editor import Editor
-from tests.browser.test_page import WORKFLOWS, node_ids
+from tests.browser.test_page import NEED_FILES, WORKFLOWS, node_ids
 from tests.host.small_models import write_small_models
 from tests.host_server import ROOT, running_server
 
@@ -69,7 +69,7 @@ SHOW = """([type, margin]) => {
 def workflow_with(name: str) -> str | None:
     """The workflow of a node's result, or the first that has it, those of the pocket model before
     others."""
-    names = sorted(WORKFLOWS, key=lambda stem: (stem.startswith("flux1_"), len(stem)))
+    names = sorted(WORKFLOWS, key=lambda stem: (stem in NEED_FILES, len(stem)))
     names.sort(key=lambda stem: stem != Path(RESULTS.get(name, "")).stem)
     for stem in names:
         nodes = json.loads(WORKFLOWS[stem].read_text())["nodes"]

@@ -63,6 +63,33 @@ KONTEXT_MODEL = {
     "diffusion_models/flux1-dev-kontext_fp8_scaled.safetensors",
     "directory": "diffusion_models",
 }
+CHROMA_MODEL = {
+    "name": "Chroma1-HD-fp8mixed.safetensors",
+    "url": f"{HUGGING_FACE}/Comfy-Org/Chroma1-HD_repackaged/resolve/main/split_files/"
+    "diffusion_models/Chroma1-HD-fp8mixed.safetensors",
+    "directory": "diffusion_models",
+}
+SIGLIP_MODEL = {
+    "name": "sigclip_vision_patch14_384.safetensors",
+    "url": f"{HUGGING_FACE}/Comfy-Org/sigclip_vision_384/resolve/main/"
+    "sigclip_vision_patch14_384.safetensors",
+    "directory": "clip_vision",
+}
+REDUX_MODEL = {
+    "name": "flux1-redux-dev.safetensors",
+    "url": f"{HUGGING_FACE}/Comfy-Org/Flux1-Redux-Dev/resolve/main/flux1-redux-dev.safetensors",
+    "directory": "style_models",
+}
+CLIP_VISION_MODEL = {
+    "name": "clip_vision_l.safetensors",
+    "url": f"{HUGGING_FACE}/openai/clip-vit-large-patch14/resolve/main/model.safetensors",
+    "directory": "clip_vision",
+}
+IP_ADAPTER_MODEL = {
+    "name": "flux-ip-adapter.safetensors",
+    "url": f"{HUGGING_FACE}/XLabs-AI/flux-ip-adapter/resolve/main/ip_adapter.safetensors",
+    "directory": "ipadapter",
+}
 
 
 def with_transformer(model: Model) -> list[Model]:

@@ -10,6 +10,7 @@ from flux_core.errors import FileError
 from .. import NODE_CLASS_MAPPINGS
 from .stock_custom import STOCK_CUSTOM
 from .stock_loaders import STOCK_LOADERS
+from .stock_masks import STOCK_MASKS
 from .stock_nodes import STOCK
 from .stock_references import STOCK_REFERENCES
 from .stock_sampling import STOCK_SAMPLING
@@ -23,6 +24,7 @@ KNOWN_NODES: dict[str, type] = {
     **STOCK_CUSTOM,
     **STOCK_REFERENCES,
     **STOCK_VISION,
+    **STOCK_MASKS,
     **NODE_CLASS_MAPPINGS,
 }
 WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN")

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from flux_core import FluxTransformer, load_transformer
 from flux_core.pocket import POCKET
+from tests import adapter_files, tiny_chroma, tiny_models
 from tests.tiny_models import randomise
 
 TRANSFORMER = POCKET / "diffusion_models" / "fluxfit_pocket.safetensors"
@@ -21,6 +22,7 @@ ENCODERS, CONTROLNET = POCKET / "text_encoders", POCKET / "controlnet"
 #: What is the pocket model itself.
 LINKS = {
     "diffusion_models/flux1-dev.safetensors": TRANSFORMER,
+    "diffusion_models/flux1-dev-kontext_fp8_scaled.safetensors": TRANSFORMER,
     "text_encoders/clip_l.safetensors": ENCODERS / "fluxfit_pocket_clip_l.safetensors",
     "text_encoders/t5xxl_fp16.safetensors": ENCODERS / "fluxfit_pocket_t5.safetensors",
     "text_encoders/tokenizer": ENCODERS / "tokenizer",
@@ -44,6 +46,11 @@ def write_small_models(models: Path, inputs: Path) -> None:
     pocket = load_transformer(TRANSFORMER, precision="fp32")
     fill = randomise(FluxTransformer(replace(pocket.config, in_channels=384)), deviation=0.02)
     save_file(fill.state_dict(), models / "diffusion_models" / "flux1-fill-dev.safetensors")
+    context, hidden = pocket.config.context_in_dim, pocket.config.hidden_size
+    chroma = tiny_chroma.chroma_transformer(replace(tiny_chroma.CHROMA, context_in_dim=context))
+    name = "Chroma1-HD-fp8mixed.safetensors"
+    tiny_models.save(chroma.state_dict(), models / "diffusion_models" / name)
+    write_image_prompts(models, context, hidden, pocket.config.depth)
     generator = torch.Generator().manual_seed(1)
     lora = {}
     for name, module in pocket.named_modules():
@@ -63,6 +70,19 @@ def write_small_models(models: Path, inputs: Path) -> None:
     )
 
 
+def write_image_prompts(models: Path, context: int, hidden: int, depth: int) -> None:
+    """Encoders that see pictures, Redux and an IP-Adapter, for a transformer of these sizes."""
+    for encoder, name in (
+        (adapter_files.siglip_vision(), "sigclip_vision_patch14_384"),
+        (adapter_files.clip_vision(), "clip_vision_l"),
+    ):
+        adapter_files.host_vision(encoder, models / "clip_vision" / f"{name}.safetensors")
+    redux = models / "style_models" / "flux1-redux-dev.safetensors"
+    tiny_models.save(adapter_files.redux(context), redux)
+    adapter = adapter_files.widened(adapter_files.xlabs(depth), context, hidden)
+    tiny_models.save(adapter, models / "ipadapter" / "flux-ip-adapter.safetensors")
+
+
 def write_gguf(model: FluxTransformer, path: Path) -> None:
     """The model's weights as city96's converter lays them out, in full precision."""
     gguf = pytest.importorskip("gguf")
@@ -80,6 +100,7 @@ def small(prompt: dict[str, Any]) -> dict[str, Any]:
     prompt = copy.deepcopy(prompt)
     numbers = {
         "steps": 2,
+        "second_steps": 1,
         "width": 128,
         "height": 128,
         "upscale_factor": 1.0,
@@ -90,4 +111,6 @@ def small(prompt: dict[str, Any]) -> dict[str, Any]:
     for item in prompt.values():
         inputs = item["inputs"]
         inputs |= {k: v for k, v in numbers.items() if isinstance(inputs.get(k), int | float)}
+        if inputs.get("size") == "preferred":  # a reference's, which is a megapixel
+            inputs["size"] = "own"
     return prompt

@@ -15,6 +15,8 @@ from fluxfit.nodes.headless.graph import PREFIXED
 from fluxfit.nodes.headless.page import NOTES
 from PIL import Image
 
+from tests.host.small_models import small, write_small_models
+
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 POCKET = (
@@ -24,7 +26,13 @@ POCKET = (
     "upscale",
     "compare_precisions",
     "train_lora",
+    "regions",
+    "hires_fix",
+    "large_picture",
+    "inpaint_crop_stitch",
 )
+#: Those that draw something else than a picture of the pocket model's own size.
+OTHER_SIZES = {"compare_precisions", "train_lora", "hires_fix", "large_picture"}
 NEED_FILES = (
     "flux1_dev_fp8_offload",
     "flux1_dev_upscaler_fp8",
@@ -33,6 +41,9 @@ NEED_FILES = (
     "flux1_dev_gguf",
     "flux1_fill_inpaint",
     "flux1_kontext_edit",
+    "flux1_redux_variation",
+    "flux1_ip_adapter",
+    "chroma_text_to_image",
 )
 
 
@@ -44,6 +55,14 @@ def api() -> dict:
 @pytest.fixture
 def page() -> dict:
     return json.loads((ROOT / "workflows" / "text_to_image.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def small_files(tmp_path_factory) -> Path:
+    """A folder with models and an input picture under the names that graphs ask for."""
+    folder = tmp_path_factory.mktemp("small")
+    write_small_models(folder / "models", folder / "input")
+    return folder
 
 
 def node(api: dict, class_type: str) -> dict:
@@ -117,7 +136,7 @@ class TestWorkflowFiles:
             for model in item["properties"].get("models", []):
                 assert model["name"] in item["widgets_values"]
                 assert model["url"].startswith("https://huggingface.co/")
-        message = r"'flux1-[\w.-]+', a file to get from https://.* into models/diffusion"
+        message = r"'(flux1|Chroma1)-[\w.-]+', a file to get from https://.* into models/diffusion"
         refused(data, message)
 
     @pytest.mark.parametrize("name", POCKET)
@@ -129,6 +148,8 @@ class TestWorkflowFiles:
             for step in graph.values():
                 if step.type == "FluxSampler":
                     step.inputs["steps"] = 3
+                if step.type == "FluxFitHiresFix":
+                    step.inputs |= {"steps": 2, "second_steps": 1}
                 if step.type == "FluxFitTrainSettings":
                     step.inputs |= {"steps": 2, "batch": 1}
                 if step.type == "FluxFitTrainLora":
@@ -136,10 +157,22 @@ class TestWorkflowFiles:
             written[path] = headless.saved_images(headless.run(graph))
         for mine, again in zip(*written.values(), strict=True):
             with Image.open(mine) as a, Image.open(again) as b:
-                assert a.size == (256, 256) or name in ("compare_precisions", "train_lora")
+                assert a.size == (256, 256) or name in OTHER_SIZES
                 assert a.tobytes() == b.tobytes()
                 assert len(a.getcolors(65536)) > 1
         assert not list(tmp_path.rglob("*.partial"))
+
+    @pytest.mark.parametrize("name", NEED_FILES)
+    def test_those_for_real_weights_run_on_small_ones(
+        self, name, small_files, tmp_path, monkeypatch
+    ):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("FLUXFIT_MODELS", str(small_files / "models"))
+        (tmp_path / "input").symlink_to(small_files / "input", target_is_directory=True)
+        data = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text())
+        for path in headless.saved_images(headless.run(headless.from_api(small(data)))):
+            with Image.open(path) as picture:
+                assert len(picture.convert("RGB").getcolors(2**20)) > 1
 
 
 class TestBadGraphs:

@@ -50,27 +50,10 @@ def models(tmp_path_factory, pocket) -> Path:
         ("xlabs/ipadapters/xlabs", adapter_files.xlabs(config.depth)),
         ("ipadapter-flux/instantx", adapter_files.instantx(blocks)),
     ):
-        tiny_models.save(widened(file, context, hidden), folder / f"{name}.safetensors")
+        tiny_models.save(
+            adapter_files.widened(file, context, hidden), folder / f"{name}.safetensors"
+        )
     return folder
-
-
-def widened(file: dict, context: int, hidden: int) -> dict:
-    """Random numbers of the pocket model's widths in the place of the tiny model's."""
-    sides = {
-        tiny_models.CONTEXT: context,
-        tiny_models.HIDDEN: hidden,
-        adapter_files.TOKENS * tiny_models.CONTEXT: adapter_files.TOKENS * context,
-        adapter_files.WIDE_TOKENS * tiny_models.CONTEXT: adapter_files.WIDE_TOKENS * context,
-    }
-    inner = ("image_proj.proj.0", "image_proj.proj.2.weight")
-    shapes = {}
-    for name, tensor in file.items():
-        shape = [sides.get(side, side) for side in tensor.shape]
-        if name.startswith(inner):
-            own = tensor.shape if "proj.0" in name else (shape[0], tensor.shape[1])
-            shape = list(own)
-        shapes[name] = tuple(shape)
-    return adapter_files.random_tensors(shapes, 7)
 
 
 @pytest.fixture(autouse=True)
