@@ -39,6 +39,10 @@ class CallsOnMeta:
         self.transformer, self.standing = transformer, standing
         self.image_tokens = self.text_tokens = 0
 
+    def __getattr__(self, name: str) -> Any:
+        """What else is asked of a transformer: its family, sizes and dtype."""
+        return getattr(self.transformer, name)
+
     def __call__(self, img: Tensor, control: object = None, **inputs: Any) -> Tensor:
         """Tokens (B, L, out_channels) for tokens (B, L, in_channels)."""
         batch, image, text = len(img), img.shape[1], inputs["txt"].shape[1]
