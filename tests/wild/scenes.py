@@ -262,7 +262,7 @@ def flux2(**sizes: Any) -> Callable[[], nn.Module]:
 
     def make() -> nn.Module:
         model = flux2_models.transformer(replace(flux2_models.DEV, **sizes))
-        model.family = replace(family_of(model), context_length=TEXT + 4)
+        model.family = replace(family_of(model), context_length=8 * TEXT)
         return model
 
     return make
