@@ -30,9 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--height", type=int, default=1024)
     parser.add_argument("--precision", default="fp8_scaled")
-    parser.add_argument(
-        "--model", default="FLUX.1-dev", help="or FLUX.2-dev, FLUX.2-klein-4B, FLUX.2-klein-9B"
-    )
 
 
 def run(args: argparse.Namespace) -> None:

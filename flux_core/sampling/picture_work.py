@@ -40,7 +40,7 @@ class CallsOnMeta:
         self.image_tokens = self.text_tokens = 0
 
     def __getattr__(self, name: str) -> Any:
-        """What the transformer says of itself."""
+        """What else is asked of a transformer: its family, sizes and dtype."""
         return getattr(self.transformer, name)
 
     def __call__(self, img: Tensor, control: object = None, **inputs: Any) -> Tensor:
