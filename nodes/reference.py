@@ -109,7 +109,10 @@ class FluxFitReference:
         def referring(conditioning: list) -> list:
             return with_method(with_references(conditioning, latents), method)
 
-        empty = {"samples": zero_latents(VAEConfig(), 1, *fitted[0].shape[1:3])}
+        empty = {
+            "samples": zero_latents(VAEConfig(), 1, *fitted[0].shape[1:3]),
+            "downscale_ratio_spacial": VAEConfig().compression,  # other models' are other sizes
+        }
         return (referring(positive), None if negative is None else referring(negative), empty)
 
 

@@ -22,7 +22,7 @@ from flux_core.units import readable_bytes, readable_seconds
 
 from . import accounts, host
 from .bridge.host_sampling import guider_of, named_sampler, sample
-from .conditioning import conditioning_of
+from .conditioning import REGIONS_KEY, conditioning_of
 from .memory_manager import HostOffloadRunner
 from .preview import preview
 from .widgets import choice, integer, number, socket, toggle
@@ -150,7 +150,7 @@ class FluxSampler:
         if sampler_object is None and guider is None:
             drawn, report, done = self.by_ours(model, positive, negative, latent, settings, control)
         else:
-            refuse_own(model, control, guider)
+            refuse_own(model, control, guider, [*positive, *(negative or ())])
             guider = guider or guider_of(model, positive, negative, cfg)
             drawn, report, done = self.by_the_host(model, guider, sampler_object, latent, settings)
         kept = {k: v for k, v in latent.items() if k != "downscale_ratio_spacial"}
@@ -186,7 +186,8 @@ class FluxSampler:
         settings: SamplingSettings,
     ) -> tuple[Tensor, MemoryReport, int]:
         """Latents (B, 16, h, w) by the host's sampling, what it took, and its steps."""
-        shape = latent["samples"].shape
+        ratio = latent.get("downscale_ratio_spacial")
+        shape = start_latents(latent["samples"], model, ratio).shape
         sigmas = settings.noise_schedule(model.transformer, shape).sigmas
         steps = max(0, len(sigmas) - 1)
         with host.progress(steps, "drawing") as bar:
@@ -207,8 +208,15 @@ class FluxSampler:
         return drawn, accounts.last, steps
 
 
-def refuse_own(model: FluxModel, control: Sequence[Control] | None, guider: Any) -> None:
+def refuse_own(
+    model: FluxModel, control: Sequence[Control] | None, guider: Any, prompts: Sequence[Any]
+) -> None:
     """Raise ``ValueError`` for what only our own samplers draw, where the host's are asked for."""
+    if any(entry[1].get(REGIONS_KEY) is not None for entry in prompts):
+        raise ValueError(
+            "FLUX Regional Prompts draw with FluxSampler's own samplers: take sampler_object and "
+            "guider away"
+        )
     if control:
         raise ValueError(
             "ControlNets on the control input draw with FluxSampler's own samplers: take "

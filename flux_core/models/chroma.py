@@ -144,6 +144,8 @@ class ChromaTransformer(FluxTransformer):
     """
 
     takes_side = False
+    #: What LoRAs change all blocks by: not from step to step, nor here and there.
+    modulates_alone = "distilled_guidance_layer"
 
     config: ChromaConfig
     #: The approximator is 3 % of the bytes, and errors made there reach every block.

@@ -285,6 +285,15 @@ class RunAdapters:
         ready = [each for some in self.of_prompt.values() for each in some]
         return [tensor for each in ready for tensor in (each.keys, each.values)]
 
+    def counting(self, sigma: float, name: str) -> tuple[bool, ...]:
+        """Which of the adapters of a prompt of a name count at a sigma."""
+        spans = [(each.applied.start, each.applied.end) for each in self.of_prompt.get(name, ())]
+        return tuple(
+            (end >= 1 or sigma >= sigma_at(self.table, end))
+            and (start <= 0 or sigma <= sigma_at(self.table, start))
+            for start, end in spans
+        )
+
     def at(self, sigma: float, prompt: PreparedPrompt, text_tokens: int) -> PlacedAdapters | None:
         """What counts at a sigma for a prompt with so many tokens of text; None where nothing does.
 
@@ -294,20 +303,16 @@ class RunAdapters:
         ready = self.of_prompt.get(prompt.name)
         if ready is None:
             return None
-        compiled = is_compiled(self.transformer)
-        placed, counting = [], 0
-        for (applied, keys, values), scales in zip(
-            ready, self.token_scales(prompt, ready, text_tokens), strict=True
+        compiled, active_now = is_compiled(self.transformer), self.counting(sigma, prompt.name)
+        placed = []
+        for (applied, keys, values), scales, active in zip(
+            ready, self.token_scales(prompt, ready, text_tokens), active_now, strict=True
         ):
-            first = math.inf if applied.start <= 0 else sigma_at(self.table, applied.start)
-            last = -math.inf if applied.end >= 1 else sigma_at(self.table, applied.end)
-            active = last <= sigma <= first
-            counting += active
             if active or compiled:
                 scales = scales if active else zeros(scales)
                 wide = applied.adapter.config.wide
                 placed.append(PlacedAdapter(keys, values, scales, wide, self.depth))
-        return PlacedAdapters(placed) if counting or (compiled and placed) else None
+        return PlacedAdapters(placed) if placed else None
 
     def token_scales(
         self, prompt: PreparedPrompt, ready: Sequence[ReadyAdapter], text_tokens: int

@@ -131,6 +131,7 @@ def check_region(prompt: Conditioning) -> None:
         ("a span of its own", prompt.start > 0 or prompt.end < 1),
         ("reference latents", prompt.references is not None),
         ("a picture beside the noise", prompt.picture is not None or prompt.mask is not None),
+        ("a control picture", prompt.control is not None),
         ("regions of its own", prompt.regional is not None),
         ("what is left by others as its place", region.background),
     ):

@@ -8,7 +8,7 @@ Latents are (B, 16, h, w) and standardised here, ``(z - 0.1159) * 0.3611``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,8 +35,8 @@ from .prepared import (
     sigma_at,
     whole_contexts,
 )
-from .reading import Guiding, PromptReading, guiding_of, within
-from .regions import Area, Placed, background_weights, is_alone, opposites, place_prompt
+from .reading import Guiding, PromptReading, guiding_of, stretch_at, within
+from .regions import Placed, background_weights, is_alone, opposites, place_prompt
 from .samplers import Model
 from .sigmas import SigmaTable
 from .windows import Tiles, WindowReader
@@ -107,7 +107,7 @@ class Denoiser:
             for prompt in self.prompts
             if prompt.name in self.changing and not self._splits(prompt)
         }
-        self.window_readings: dict[tuple[str, Area | None], PromptReading] = {}
+        self.window_readings: dict[tuple[str, int, int], PromptReading] = {}
         self.adapters = RunAdapters(
             adapters, transformer, self.positive, self.negative or [], table, shape, device
         )
@@ -159,7 +159,7 @@ class Denoiser:
         """What changes of a prompt in one of its windows; kept where it holds no masks."""
         if prompt.name not in self.changing:
             return None
-        key = prompt.name, prompt.area
+        key = prompt.name, prompt.height, prompt.width
         reading = self.window_readings.get(key) or self._reading(prompt)
         if reading.without_masks:
             self.window_readings[key] = reading
@@ -191,10 +191,16 @@ class Denoiser:
         prompts = self.prompts if self._guided(sigma) else self.positive
         return [prompt for prompt in prompts if prompt.active(sigma)]
 
-    @property
-    def changes(self) -> bool:
-        """Whether what is read is not the same at all steps."""
-        return bool(self.changing)
+    def reads(self, sigma: float) -> tuple[Hashable, ...]:
+        """What tells what a step at a sigma reads from what others do, empty for nothing."""
+        return tuple(
+            (
+                prompt.name,
+                stretch_at(prompt.prompt, self.changing.get(prompt.name), self.table, sigma),
+                self.adapters.counting(sigma, prompt.name),
+            )
+            for prompt in self.drawn(sigma)
+        )
 
     @property
     def sides(self) -> list[SideTokens]:

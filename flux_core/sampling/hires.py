@@ -139,9 +139,12 @@ def enlarged(pixels: Tensor, height: int, width: int, how: str) -> Tensor:
 
 
 def in_shares(prompt: Conditioning, height: int, width: int) -> Conditioning:
-    """A prompt whose area is in shares of a picture of ``height`` x ``width`` latents, so that it
+    """A prompt whose areas are in shares of a picture of ``height`` x ``width`` latents, so that it
     is the same part of a larger one."""
-    region = prompt.region
+    region, regional = prompt.region, prompt.regional
+    if regional is not None:
+        parts = tuple(in_shares(part, height, width) for part in regional.prompts)
+        prompt = replace(prompt, regional=replace(regional, prompts=parts))
     if region.area is None or region.shares:
         return prompt
     sides = (height, width, height, width)

@@ -114,7 +114,7 @@ class NormalizedAttention:
         ours = attend_rotated(q[:, first:], k[:, first:], v[:, first:], self.positive_mask)
         keys, values = (torch.cat([x[:, :first], x[:, text:]], dim=1) for x in (k, v))
         of_text = of_image = self.negative_mask
-        if self.negative_mask is not None:
+        if self.negative_mask is not None and self.negative_mask.shape[1] > 1:
             of_text, of_image = self.negative_mask[:, :first], self.negative_mask[:, first:]
         theirs = attend_rotated(q[:, text:], keys, values, of_image)
         negative_text = attend_rotated(q[:, :first], keys, values, of_text)

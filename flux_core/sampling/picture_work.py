@@ -6,7 +6,7 @@ on meta, with a model in the transformer's place that is as large as one of its 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -26,8 +26,6 @@ from .samplers import Sampler
 READ = ("img_ids", "txt", "txt_ids", "timesteps", "y", "guidance")
 #: Steps after which nothing more is kept by any sampler.
 STEPS = 3
-#: Of a run that reads other things at other steps so many are counted.
-MOST_STEPS = 16
 
 
 class CallsOnMeta:
@@ -63,13 +61,17 @@ class CallsOnMeta:
         return out
 
 
-def counted_sigmas(sigmas: Tensor, changes: bool) -> Tensor:
-    """Of sigmas (steps + 1,) those that are counted; a sampler does the same at all steps after the
-    first ones, where the same is read."""
-    if not changes:
-        return sigmas[: STEPS + 1]
-    stride = -(-len(sigmas) // MOST_STEPS)
-    return torch.cat([sigmas[:-1:stride], sigmas[-1:]])
+def counted_sigmas(denoiser: Denoiser, sigmas: Tensor) -> Tensor:
+    """Of sigmas (steps + 1,) those that are counted, falling: the first steps, after which a
+    sampler does the same, and the first one of all at which the same is read."""
+    chosen: list[float] = []
+    known: set[Hashable] = set()
+    for sigma in sigmas[:-1].tolist():
+        reads = denoiser.reads(sigma)
+        if reads and (len(chosen) < STEPS or reads not in known):
+            chosen.append(sigma)
+            known.add(reads)
+    return torch.tensor([*chosen, *sigmas[-1:].tolist()])
 
 
 def picture_work(
@@ -96,11 +98,13 @@ def picture_work(
     # ControlNets give nothing: their residuals are among what stands
     denoiser.__dict__["_residuals"] = lambda *_: []
     if denoiser.reader is not None:
-        denoiser.reader.tiles = replace(denoiser.reader.tiles, between=None)  # nothing is drawn
+        denoiser.reader.tiles = replace(
+            denoiser.reader.tiles, between=None, mask=None, by_steps=None
+        )  # at most every window is read
     for prompts in (denoiser.positive, denoiser.negative or []):
         # what others leave of a background is numbers, which there are none of
         prompts[:] = [replace(prompt, background=False) for prompt in prompts]
-    times = counted_sigmas(sigmas, denoiser.changes)
+    times = counted_sigmas(denoiser, sigmas)
 
     def draw_on_meta() -> None:
         start, noise, x = (torch.empty(denoiser.shape, device="meta") for _ in range(3))

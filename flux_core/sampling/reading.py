@@ -50,6 +50,8 @@ def guiding_of(options: GuidanceOptions, negative: Sequence[Conditioning] | None
     if negative is None or count != 1 or not is_alone(negative):
         what = "one of a part of the picture" if count == 1 else f"{count} negative prompts"
         raise ValueError(f"NAG has {what}, expected one for the whole picture and all steps")
+    if negative[0].regional is not None:
+        raise ValueError("NAG's negative prompt has regions, expected one for the whole picture")
     return Guiding(negative[0], options.nag)
 
 

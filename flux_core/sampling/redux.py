@@ -200,4 +200,7 @@ def with_tokens(
     context, attention = append_tokens(
         prompt.context, prompt.attention, tokens, strength, strength_type
     )
-    return replace(prompt, context=context, attention=attention)
+    text_mask = prompt.text_mask
+    if text_mask is not None:  # pictures are no padding
+        text_mask = F.pad(text_mask.bool(), (0, tokens.shape[1]), value=True)
+    return replace(prompt, context=context, attention=attention, text_mask=text_mask)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..bounds import brief, check_number, check_span
 from ..lora import LoraStack, lora_applied, lora_uses
+from ..lora.apply import counting
 from ..models.config import VAEConfig
 from ..models.controlnet import FluxControlNet
 from ..models.families import family_of
@@ -124,6 +125,7 @@ class DrawRequest:
             )
         for use in lora_uses(self.loras):
             use.check(self.transformer)
+        self._check_rows()
         for adapter in self.adapters:
             check_adapter(adapter, self.transformer, len(self.latents))
         if self.settings.sigmas is not None:
@@ -193,13 +195,29 @@ class DrawRequest:
         table, shape = self.noise_schedule.table, self.latents.shape
         return lora_factors(self.transformer, self.loras, table, shape, device)
 
+    def _check_rows(self) -> None:
+        """Raise ``ValueError`` for masks that are neither for one picture nor for each."""
+        masks = [("a LoRA's", use.region.mask) for use in lora_uses(self.loras) if use.region]
+        for prompt in (*self.positives, *(self.negatives or ())):
+            parts = prompt.regional.prompts if prompt.regional else ()
+            masks += [("a region's", p.region.mask) for p in parts if p.region.mask is not None]
+            texts = [each.text_mask for each in (prompt, *parts) if each.text_mask is not None]
+            masks += [("a prompt's text", text) for text in texts]
+        batch = len(self.latents)
+        for whose, mask in masks:
+            rows = 1 if mask.ndim == 2 and whose != "a prompt's text" else len(mask)
+            if rows not in (1, batch):
+                raise ValueError(
+                    f"{whose} mask has {rows} rows, the batch {batch}: expected 1 or all"
+                )
+
     def _refuse_changes(self) -> None:
         """Raise ``ValueError`` where references that are the same in every step would not be."""
         prompts = (*self.positives, *(self.negatives or ()))
         if not any(prompt.references and prompt.references.aside for prompt in prompts):
             return
         for what, there in (
-            ("LoRAs with schedules or regions", any(use.by_row for use in lora_uses(self.loras))),
+            ("LoRAs with schedules or regions", any(use.by_row for use in counting(self.loras))),
             ("NAG", self.settings.guidance_options.nag is not None),
         ):
             if there:

@@ -4,6 +4,7 @@ the place of model and prompts."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 from torch import Tensor
@@ -65,7 +66,10 @@ def sample(
     if not hasattr(guider, "model_patcher") or not hasattr(guider, "sample"):
         raise ValueError(f"guider is {type(guider).__name__}, expected one of ComfyUI's")
     patcher = guider.model_patcher
-    start = module.fix_empty_latent_channels(patcher, latent["samples"])
+    # newer hosts make an empty latent of other models' pixels one of this model's
+    ratio, fix = latent.get("downscale_ratio_spacial"), module.fix_empty_latent_channels
+    known = "downscale_ratio_spacial" in signature(fix).parameters
+    start = fix(patcher, latent["samples"], *([ratio] if known else []))
     noise = module.prepare_noise(start, seed, latent.get("batch_index"))
     drawn = guider.sample(
         noise if add_noise else noise * 0,
