@@ -23,7 +23,7 @@ from .family import Family
 from .language import LANGUAGE_LENGTH, LanguageEncoder, LanguageKind
 from .prompt import refuse_long, whole_letters
 from .text_encoders import CACHED_PROMPTS
-from .text_encoding import TextEncoding
+from .text_encoding import Encodings, TextEncoding, recalled, remember
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class LanguageTextEncoders(nn.Module):
                 f"{language.vocabulary}: they do not belong together"
             )
         self.language, self.tokenizer, self.kind = language, tokenizer, kind
-        self.encodings: OrderedDict[object, TextEncoding] = OrderedDict()
+        self.encodings: Encodings = OrderedDict()
 
     @property
     def modules_used(self) -> list[nn.Module]:
@@ -155,9 +155,7 @@ class LanguageTextEncoders(nn.Module):
     ) -> TextEncoding | None:
         """What a prompt was encoded to before, on the CPU; None where it was not."""
         key = self._key(prompt, length, loras, literal)
-        if key in self.encodings:
-            self.encodings.move_to_end(key)
-        return self.encodings.get(key)
+        return recalled(self.encodings, key)
 
     def encode_cached(
         self,
@@ -170,11 +168,8 @@ class LanguageTextEncoders(nn.Module):
         """``encode`` of one prompt, kept for ``cached`` on the CPU, the last ones of them; there
         is no CLIP-L to have a prompt of its own."""
         encoding = self.encode([prompt], length=length, literal=literal)
-        encoding = encoding.to("cpu")
-        self.encodings[self._key(prompt, length, loras, literal)] = encoding
-        if len(self.encodings) > CACHED_PROMPTS:
-            self.encodings.popitem(last=False)
-        return encoding
+        key = self._key(prompt, length, loras, literal)
+        return remember(self.encodings, key, encoding, CACHED_PROMPTS)
 
     def _key(self, prompt: str, length: int | None, loras: Hashable, literal: bool) -> object:
         """A text, and how the layers multiply."""

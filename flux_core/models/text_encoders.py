@@ -31,7 +31,7 @@ from .prompt import (
     read_prompt,
     t5_row,
 )
-from .text_encoding import TextEncoding, joined
+from .text_encoding import Encodings, TextEncoding, joined, recalled, remember
 from .tokenizers import Tokenizers, cut_ids, token_ids
 
 #: Width of one attention head in every CLIP text model and in T5 1.1.
@@ -167,7 +167,7 @@ class TextEncoders(nn.Module):
                 )
         self.clip_l, self.t5, self.tokenizers = clip_l, t5, tokenizers
         self.masks_padding = clip_l is None if masks_padding is None else masks_padding
-        self.encodings: OrderedDict[object, TextEncoding] = OrderedDict()
+        self.encodings: Encodings = OrderedDict()
         #: Where embeddings that a prompt names are looked for.
         self.embedding_folders: tuple[Path, ...] = ()
 
@@ -333,9 +333,7 @@ class TextEncoders(nn.Module):
         ``loras`` stands for whatever else there was with the encoders, such as LoRAs.
         """
         key = self._key(prompt, clip_l_prompt, t5_length, loras, literal)
-        if key in self.encodings:
-            self.encodings.move_to_end(key)
-        return self.encodings.get(key)
+        return recalled(self.encodings, key)
 
     def encode_cached(
         self,
@@ -350,11 +348,8 @@ class TextEncoders(nn.Module):
         encoding = self.encode(
             [prompt], clip_l_prompts=clip_l_prompts, t5_length=t5_length, literal=literal
         )
-        encoding = encoding.to("cpu")
-        self.encodings[self._key(prompt, clip_l_prompt, t5_length, loras, literal)] = encoding
-        if len(self.encodings) > CACHED_PROMPTS:
-            self.encodings.popitem(last=False)
-        return encoding
+        key = self._key(prompt, clip_l_prompt, t5_length, loras, literal)
+        return remember(self.encodings, key, encoding, CACHED_PROMPTS)
 
     def _key(
         self,

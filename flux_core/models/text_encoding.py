@@ -5,6 +5,7 @@ Axis letters: B prompts, N tokens, D and P widths.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,3 +49,22 @@ def joined(encodings: Sequence[TextEncoding]) -> TextEncoding:
         torch.cat([encoding.pooled for encoding in encodings]),
         None if bool(mask.all()) else mask,
     )
+
+
+#: What prompts were encoded to, the one that was asked for last at the end.
+Encodings = OrderedDict[object, TextEncoding]
+
+
+def recalled(encodings: Encodings, key: object) -> TextEncoding | None:
+    """What is kept under a key; None where nothing is."""
+    if key in encodings:
+        encodings.move_to_end(key)
+    return encodings.get(key)
+
+
+def remember(encodings: Encodings, key: object, encoding: TextEncoding, most: int) -> TextEncoding:
+    """Keep an encoding on the CPU, as one of the last so many; gives what is kept."""
+    encodings[key] = encoding = encoding.to("cpu")
+    if len(encodings) > most:
+        encodings.popitem(last=False)
+    return encoding

@@ -33,7 +33,7 @@ from ..offload.activations import on_meta, peak_bytes
 from ..offload.workload import counted
 from ..quant import quantized_linears, set_compute
 from .latents import token_grid
-from .prepared import PreparedPrompt, sigma_at
+from .prepared import PreparedPrompt, span_of
 from .regions import Area
 from .sigmas import SigmaTable
 
@@ -287,12 +287,11 @@ class RunAdapters:
 
     def counting(self, sigma: float, name: str) -> tuple[bool, ...]:
         """Which of the adapters of a prompt of a name count at a sigma."""
-        spans = [(each.applied.start, each.applied.end) for each in self.of_prompt.get(name, ())]
-        return tuple(
-            (end >= 1 or sigma >= sigma_at(self.table, end))
-            and (start <= 0 or sigma <= sigma_at(self.table, start))
-            for start, end in spans
-        )
+        spans = [
+            span_of(self.table, each.applied.start, each.applied.end)
+            for each in self.of_prompt.get(name, ())
+        ]
+        return tuple(last <= sigma <= first for first, last in spans)
 
     def at(self, sigma: float, prompt: PreparedPrompt, text_tokens: int) -> PlacedAdapters | None:
         """What counts at a sigma for a prompt with so many tokens of text; None where nothing does.

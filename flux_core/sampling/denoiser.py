@@ -32,10 +32,10 @@ from .prepared import (
     PreparedPrompt,
     control_condition,
     prepare_prompt,
-    sigma_at,
     whole_contexts,
+    within,
 )
-from .reading import Guiding, PromptReading, guiding_of, stretch_at, within
+from .reading import Guiding, PromptReading, guiding_of, stretch_at
 from .regions import Placed, background_weights, is_alone, opposites, place_prompt
 from .samplers import Model
 from .sigmas import SigmaTable
@@ -270,9 +270,7 @@ class Denoiser:
         if conditions is None:
             conditions = self.conditions[prompt.name]
         for control, cond in zip(self.controls, conditions, strict=True):
-            first = 1.0 if control.start <= 0 else sigma_at(self.table, control.start)
-            last = 0.0 if control.end >= 1 else sigma_at(self.table, control.end)
-            if last <= sigma <= first:
+            if within(self.table, control.start, control.end, sigma):
                 residuals = control.net(cond=cond, mode=control.mode, **inputs)
                 beside_noise.append(scaled(residuals, control.strength))
         return beside_noise

@@ -20,7 +20,6 @@ from ..models.geometry import FLUX1_TOKENS, TokenGeometry
 CONSTANTS = VAEConfig()  # of FLUX.1's latents; a family's record has its own
 
 PIXELS_A_LATENT = CONSTANTS.compression
-LATENTS_A_TOKEN = FLUX1_TOKENS.patch  # to a side: the transformer reads latents packed 2x2
 
 
 def latent_size(height: int, width: int, vae: VAEConfig = CONSTANTS) -> tuple[int, int]:

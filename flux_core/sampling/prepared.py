@@ -140,6 +140,18 @@ def sigma_at(table: SigmaTable, share: float) -> float:
     return float(table.sigma(torch.tensor(1.0 - share, dtype=torch.float64)).float())
 
 
+def span_of(table: SigmaTable, start: float, end: float) -> tuple[float, float]:
+    """The first and the last sigma of a span of the schedule; it has no bound at the schedule's
+    own ends."""
+    first = math.inf if start <= 0 else sigma_at(table, start)
+    return first, -math.inf if end >= 1 else sigma_at(table, end)
+
+
+def within(table: SigmaTable, start: float, end: float, sigma: float) -> bool:
+    """Whether a sigma lies in a span of the schedule, both ends included."""
+    return sigma_at(table, end) <= sigma <= sigma_at(table, start)
+
+
 def prepare_prompt(
     placed: Placed,
     name: str,
@@ -188,8 +200,7 @@ def prepare_prompt(
         area,
         None if alone and whole else weights(placed, shape).to(device),
         prompt.region.background,
-        math.inf if prompt.start <= 0 else sigma_at(table, prompt.start),
-        -math.inf if prompt.end >= 1 else sigma_at(table, prompt.end),
+        *span_of(table, prompt.start, prompt.end),
         None if extra is None else extra.to(device),
         references,
         ids,
@@ -310,8 +321,7 @@ def control_span(control: ControlPicture | None, table: SigmaTable) -> tuple[flo
     """The first and the last sigma at which a control picture counts."""
     if control is None or control.whole:
         return math.inf, -math.inf
-    first = math.inf if control.start <= 0 else sigma_at(table, control.start)
-    return first, -math.inf if control.end >= 1 else sigma_at(table, control.end)
+    return span_of(table, control.start, control.end)
 
 
 def control_condition(

@@ -24,7 +24,7 @@ from .conditioning import Conditioning
 from .guidance import GuidanceOptions
 from .latents import expand, text_ids
 from .nag import NormalizedAttention, NormalizedAttentionGuidance
-from .prepared import PreparedPrompt, checked, sigma_at
+from .prepared import PreparedPrompt, checked, sigma_at, within
 from .regional import TokenSpans, add_own_biases, covers, regional_bias, spans_of
 from .regions import is_alone
 from .sigmas import SigmaTable
@@ -65,13 +65,6 @@ class Stretch(NamedTuple):
     @property
     def plain(self) -> bool:
         return not self.level and not self.guided
-
-
-def within(table: SigmaTable, start: float, end: float, sigma: float) -> bool:
-    """Whether a sigma lies in a span of the schedule, both ends included."""
-    first = 1.0 if start <= 0 else sigma_at(table, start)
-    last = 0.0 if end >= 1 else sigma_at(table, end)
-    return last <= sigma <= first
 
 
 def stretch_at(
