@@ -31,10 +31,15 @@ def main() -> int:
     try:
         open_package()
         from fluxfit.cli import main as run_command
+
+        status = run_command()
     except KeyboardInterrupt:
         print("fluxfit: interrupted", file=sys.stderr)
-        return 130
-    return run_command()
+        status = 130
+    # Python remembers an interrupt that came out of a text in ``exec`` (dataclasses are made so)
+    # and ends a folder that it runs by the signal, whatever the status; the next text forgets it.
+    exec("")
+    return status
 
 
 if __name__ == "__main__":

@@ -128,6 +128,21 @@ def test_a_plan_of_that_name_is_not_replaced(folders):
     assert (plans / "mine.json").read_text() == "mine"
 
 
+@pytest.mark.parametrize("source", ["raise KeyboardInterrupt", "exec('raise KeyboardInterrupt')"])
+@pytest.mark.parametrize("module", ["argparse", "torch"])
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signal")
+def test_an_interrupt_inside_an_import_gives_the_status_too(module, source, tmp_path):
+    (tmp_path / f"{module}.py").write_text(source)
+    done = subprocess.run(
+        [sys.executable, str(ROOT), "generate", "a red circle"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )
+    assert (done.returncode, done.stderr) == (130, "fluxfit: interrupted\n")
+
+
 @pytest.mark.parametrize("delay", [1.0, 4.0, 7.0])
 @pytest.mark.skipif(sys.platform == "win32", reason="no such signal")
 def test_an_interrupt_at_any_moment_ends_in_words_and_leaves_nothing(delay, tmp_path):
