@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..models.layers import RMSNorm
@@ -27,7 +27,7 @@ def merge_loras(module: nn.Module, stack: LoraStack) -> nn.Module:
 
     Returns the module. Raises ``ValueError`` where the module is quantized (its bits would have to
     be made anew: load it in bf16), where nothing of a LoRA fits it, where one has a schedule or a
-    region, or where a sum is not finite.
+    region, or where a sum is not finite; the module is then as it was.
     """
     if next(quantized_linears(module), None) is not None:
         raise ValueError("a quantized model's weights are not added to: load it in bf16 to merge")
@@ -49,13 +49,23 @@ def merge_loras(module: nn.Module, stack: LoraStack) -> nn.Module:
         return [(match, use.in_layer(name, part, counts)) for match, use in matches]
 
     with torch.no_grad():
+        fitting = {}
         for name in dict.fromkeys(name for match, _ in matches for name in match.deltas):
             layer = layers[name]
             assert isinstance(layer, nn.Linear) and not isinstance(layer, QuantizedLinear)
             width = max(delta.width for match, _ in matches for delta in match.deltas.get(name, ()))
-            if width > layer.in_features:
-                layer = widen_input(module, name, width)
-            merge_layer(layer, name, of_layer(name))
+            fitting[name] = layer if width <= layer.in_features else widened(layer, width)
+        # computed once to be checked and once to be written: to keep all of it meanwhile would
+        # take the model's memory again
+        for name, layer in fitting.items():
+            merged_layer(layer, name, of_layer(name))
+        for name, layer in fitting.items():
+            weight, bias = merged_layer(layer, name, of_layer(name))
+            layer.weight.copy_(weight)
+            if bias is not None:
+                layer.bias.copy_(bias)
+            if layer is not layers[name]:
+                replace_input(module, name, layer)
         for match, use in matches:
             for name, value in match.norms.items():
                 strength = use.in_layer(name, part, counts)
@@ -64,11 +74,13 @@ def merge_loras(module: nn.Module, stack: LoraStack) -> nn.Module:
     return module
 
 
-def merge_layer(layer: nn.Linear, name: str, matches: Sequence[tuple[LoraMatch, float]]) -> None:
-    """Add all deltas of one layer to its weight and bias."""
+def merged_layer(
+    layer: nn.Linear, name: str, matches: Sequence[tuple[LoraMatch, float]]
+) -> tuple[Tensor, Tensor | None]:
+    """One layer's weight (out, in) and bias (out,) with all deltas added, float32."""
     own = float_weight(layer)
     weight = own.clone()
-    bias = None if layer.bias is None else layer.bias.float()
+    bias = None if layer.bias is None else layer.bias.float().clone()
     for match, strength in matches:
         for delta in match.deltas.get(name, []):
             start, count = delta.rows
@@ -87,20 +99,21 @@ def merge_layer(layer: nn.Linear, name: str, matches: Sequence[tuple[LoraMatch, 
         if values is not None and not values.to(tensor.dtype).isfinite().all():
             paths = ", ".join(match.lora.path for match, _ in matches if name in match.deltas)
             raise ValueError(f"{paths}: makes {name} infinite, or NaN")
-    layer.weight.copy_(weight)
-    if bias is not None:
-        layer.bias.copy_(bias)
+    return weight, bias
 
 
-def widen_input(module: nn.Module, name: str, width: int) -> nn.Linear:
-    """Give the layer that reads tokens more inputs, which count for nothing yet."""
-    assert isinstance(module, FluxTransformer) and name == WIDENED_LAYER
-    old = module.img_in
-    wide = Linear(width, old.out_features, device=old.weight.device, dtype=old.weight.dtype)
+def widened(layer: nn.Linear, width: int) -> nn.Linear:
+    """A layer with more inputs, which count for nothing yet."""
+    wide = Linear(width, layer.out_features, device=layer.weight.device, dtype=layer.weight.dtype)
     wide.weight.zero_()
-    wide.weight[:, : old.in_features] = old.weight
-    wide.bias.copy_(old.bias)
-    wide.requires_grad_(old.weight.requires_grad)
-    module.img_in = wide
-    module.config = replace(module.config, in_channels=width)
+    wide.weight[:, : layer.in_features] = layer.weight
+    wide.bias.copy_(layer.bias)
+    wide.requires_grad_(layer.weight.requires_grad)
     return wide
+
+
+def replace_input(module: nn.Module, name: str, layer: nn.Linear) -> None:
+    """Put a wider layer in the place of the one that reads tokens."""
+    assert isinstance(module, FluxTransformer) and name == WIDENED_LAYER
+    module.img_in = layer
+    module.config = replace(module.config, in_channels=layer.in_features)

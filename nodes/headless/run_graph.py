@@ -10,6 +10,7 @@ import torch
 
 from .graph import KNOWN_NODES, Graph, Link, Step, input_specs
 from .graph_check import check, left_out
+from .workflow_file import to_api
 
 log = logging.getLogger("fluxfit")
 
@@ -30,12 +31,19 @@ def run(graph: Graph, on_node: Callable[[Step], None] | None = None) -> dict[str
                 for name, value in step.inputs.items()
                 if name in input_specs(KNOWN_NODES[step.type])
             }
+            kwargs |= hidden_inputs(KNOWN_NODES[step.type], graph)
             node = KNOWN_NODES[step.type]()
             converted = getattr(node, KNOWN_NODES[step.type].FUNCTION)(**kwargs)  # type: ignore[attr-defined]
             results[key] = (
                 converted.get("result", converted) if isinstance(converted, dict) else converted
             )
     return results
+
+
+def hidden_inputs(node_class: type, graph: Graph) -> dict[str, Any]:
+    """What a node asks for that no wire brings: of the host's hidden inputs, the prompt."""
+    hidden = node_class.INPUT_TYPES().get("hidden", {})  # type: ignore[attr-defined]
+    return {name: to_api(graph) for name, kind in hidden.items() if kind == "PROMPT"}
 
 
 def saved_images(results: dict[str, Any]) -> list[str]:

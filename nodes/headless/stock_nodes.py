@@ -6,11 +6,15 @@ They cover what workflows made for FLUX.1 commonly use, and run where no host is
 from __future__ import annotations
 
 import io
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -71,7 +75,7 @@ def annotated(name: str) -> str:
 
 
 class SaveImage:
-    """Pictures into the output folder, numbered."""
+    """Pictures into the output folder, numbered, with the graph that drew them."""
 
     FUNCTION = "save"
     RETURN_TYPES = ()
@@ -83,22 +87,28 @@ class SaveImage:
             "required": {
                 "images": ("IMAGE",),
                 "filename_prefix": ("STRING", {"default": "ComfyUI"}),
-            }
+            },
+            "hidden": {"prompt": "PROMPT"},
         }
 
-    def save(self, images: Tensor, filename_prefix: str):
+    def save(self, images: Tensor, filename_prefix: str, prompt: dict[str, Any] | None = None):
         start = host.inside(host.output_folder(), filename_prefix)
-        return {"ui": {"images": [str(save_png(image, start)) for image in images]}}
+        texts = {} if prompt is None else {"prompt": json.dumps(prompt)}
+        return {"ui": {"images": [str(save_png(image, start, texts)) for image in images]}}
 
 
-def save_png(image: Tensor, start: Path) -> Path:
+def save_png(image: Tensor, start: Path, texts: Mapping[str, str] = MappingProxyType({})) -> Path:
     """Write one picture (H, W, 3) beside its elders, under the next free number.
 
-    Who writes at the same time gets another number.
+    ``texts`` go into it by their keys, as the host's pictures carry theirs. Who writes at the same
+    time gets another number.
     """
     pixels = (image.clamp(0, 1) * 255).to(torch.uint8).cpu().numpy()
     content = io.BytesIO()
-    Image.fromarray(pixels).save(content, format="PNG")
+    info = PngInfo()
+    for key, text in texts.items():
+        info.add_text(key, text)
+    Image.fromarray(pixels).save(content, format="PNG", pnginfo=info)
     start.parent.mkdir(parents=True, exist_ok=True)
     prefix = f"{start.name}_"
     stems = [p.stem for p in start.parent.iterdir() if p.name.startswith(prefix)]
@@ -114,10 +124,15 @@ class PreviewImage(SaveImage):
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"images": ("IMAGE",)}}
+        return {"required": {"images": ("IMAGE",)}, "hidden": {"prompt": "PROMPT"}}
 
-    def save(self, images: Tensor, filename_prefix: str = "preview"):
-        return super().save(images, filename_prefix)
+    def save(
+        self,
+        images: Tensor,
+        filename_prefix: str = "preview",
+        prompt: dict[str, Any] | None = None,
+    ):
+        return super().save(images, filename_prefix, prompt)
 
 
 class VAEDecode:

@@ -76,6 +76,20 @@ def from_api(data: Mapping[str, Any]) -> Graph:
     return graph
 
 
+def to_api(graph: Graph) -> dict[str, Any]:
+    """A graph as an API prompt, which ``from_api`` reads."""
+    return {
+        key: {
+            "class_type": step.type,
+            "inputs": {
+                name: [value.node, value.slot] if isinstance(value, Link) else value
+                for name, value in step.inputs.items()
+            },
+        }
+        for key, step in graph.items()
+    }
+
+
 def is_api_link(value: Any) -> bool:
     return (
         isinstance(value, list)

@@ -313,6 +313,35 @@ def test_saving_never_overwrites_and_stays_in_its_folder(tmp_path, monkeypatch):
         save.save(picture, "../../b")
 
 
+@pytest.mark.parametrize("form", ["api", "ui", "preview"])
+def test_a_saved_picture_carries_the_graph_that_drew_it(form, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    picture = tmp_path / "input" / "a.png"
+    picture.parent.mkdir()
+    Image.new("RGB", (32, 16), "red").save(picture)
+    data = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": "a.png"}},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "x"}},
+    }
+    if form == "ui":
+        wire = [{"name": "images", "type": "IMAGE", "link": 9}]
+        load = {"id": 1, "type": "LoadImage", "widgets_values": ["a.png", "image"]}
+        save = {"id": 2, "type": "SaveImage", "inputs": wire, "widgets_values": ["x"]}
+        data = {"nodes": [load, save], "links": [[9, 1, 0, 2, 0, "IMAGE"]]}
+    if form == "preview":
+        data["2"] = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
+    graph = headless.parse(data)
+    if form != "preview":
+        headless.set_value(graph, "SaveImage.filename_prefix=y")
+    (path,) = headless.saved_images(headless.run(graph))
+    again = headless.read_workflow(path)
+    assert {step.id: (step.type, step.inputs) for step in again.values()} == {
+        step.id: (step.type, step.inputs) for step in graph.values()
+    }
+    (second,) = headless.saved_images(headless.run(again))
+    assert Path(second).name == ("preview_00002.png" if form == "preview" else "y_00002.png")
+
+
 @pytest.mark.parametrize("form", ["api", "ui", "set"])
 def test_an_input_under_its_old_name_keeps_its_value(form):
     values = {"mode": "auto"} | ({} if form == "set" else {"clip_mode": "stream"})

@@ -92,3 +92,29 @@ def test_what_does_not_fit_is_said(tmp_path):
         write({"model.weight": down}, tmp_path)
     with pytest.raises(ValueError, match="load it in bf16 to merge"):
         merge_loras(quantize(model, "int8"), [(lora, 1.0)])
+
+
+@pytest.mark.parametrize("widens", [False, True])
+@pytest.mark.parametrize("fault", ["infinite", "no bias"])
+def test_a_merge_that_fails_leaves_the_model_as_it_was(fault, widens, tmp_path):
+    model = new_model()
+    qkv, proj = (f"diffusion_model.double_blocks.0.img_attn.{name}" for name in ("qkv", "proj"))
+    down, up = pair((3 * HIDDEN, HIDDEN), 2)
+    file = {f"{qkv}.lora_A.weight": down, f"{qkv}.lora_B.weight": up}
+    if widens:
+        down, up = pair((HIDDEN, 128), 2)
+        file |= {"img_in.lora_A.weight": down, "img_in.lora_B.weight": up}
+    down, up = pair((HIDDEN, HIDDEN), 2)
+    if fault == "infinite":
+        up = up * 1e38
+        down = down * 1e38
+    else:
+        model.double_blocks[0].img_attn.proj.bias = None
+        file[f"{proj}.lora_B.bias"] = torch.ones(HIDDEN)
+    file |= {f"{proj}.lora_A.weight": down, f"{proj}.lora_B.weight": up}
+    before, config = copy.deepcopy(model.state_dict()), model.config
+    with pytest.raises(ValueError, match="infinite, or NaN" if fault == "infinite" else "no bias"):
+        merge_loras(model, [(write(file, tmp_path), 1.0)])
+    after = model.state_dict()
+    assert model.config == config and after.keys() == before.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
