@@ -54,7 +54,7 @@ def merge_loras(module: nn.Module, stack: LoraStack) -> nn.Module:
             layer = layers[name]
             assert isinstance(layer, nn.Linear) and not isinstance(layer, QuantizedLinear)
             width = max(delta.width for match, _ in matches for delta in match.deltas.get(name, ()))
-            fitting[name] = layer if width <= layer.in_features else widened(layer, width)
+            fitting[name] = layer if width <= layer.in_features else with_width(layer, width)
         # computed once to be checked and once to be written: to keep all of it meanwhile would
         # take the model's memory again
         for name, layer in fitting.items():
@@ -102,7 +102,7 @@ def merged_layer(
     return weight, bias
 
 
-def widened(layer: nn.Linear, width: int) -> nn.Linear:
+def with_width(layer: nn.Linear, width: int) -> nn.Linear:
     """A layer with more inputs, which count for nothing yet."""
     wide = Linear(width, layer.out_features, device=layer.weight.device, dtype=layer.weight.dtype)
     wide.weight.zero_()
