@@ -79,6 +79,8 @@ class Approximator(nn.Module):
     It answers what a modulation layer does (``offload.blocks.PrecomputedLayer``).
     """
 
+    one_by_one = True
+
     def __init__(self, config: ChromaConfig) -> None:
         super().__init__()
         wide, layers = config.approximator_hidden, config.approximator_layers
@@ -144,8 +146,6 @@ class ChromaTransformer(FluxTransformer):
     """
 
     takes_side = False
-    #: What LoRAs change all blocks by: not from step to step, nor here and there.
-    modulates_alone = "distilled_guidance_layer"
 
     config: ChromaConfig
     #: The approximator is 3 % of the bytes, and errors made there reach every block.
