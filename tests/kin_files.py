@@ -10,9 +10,7 @@ from tests import tiny_chroma, tiny_models
 from tests.flux_core.test_flux2_pipeline import save_parts, their_parts
 
 #: Fits the pocket model's T5.
-CHROMA = dataclasses.replace(
-    tiny_chroma.CHROMA, context_in_dim=128, depth=1, depth_single_blocks=2
-)
+CHROMA = dataclasses.replace(tiny_chroma.CHROMA, context_in_dim=128, depth=1, depth_single_blocks=2)
 
 
 def flux2_files(folder: Path) -> dict[str, str]:

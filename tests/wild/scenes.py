@@ -39,7 +39,7 @@ from flux_core.sampling.conditioning import (
 from flux_core.sampling.guidance import GuidanceOptions
 from flux_core.sampling.latents import token_grid
 from flux_core.sampling.nag import NormalizedAttentionGuidance
-from flux_core.sampling.references import ATTENTIONS, JOINT, METHODS, References
+from flux_core.sampling.references import ATTENTIONS, METHODS, References
 from flux_core.sampling.run import DrawRequest, SamplingSettings
 from flux_core.sampling.samplers import SAMPLERS
 from flux_core.sampling.tiles import Tiling
@@ -152,7 +152,6 @@ def reference(scene: Scene) -> None:
     ]
     for prompt in scene.prompts:
         method, attention = scene.rng.choice(METHODS), scene.rng.choice(ATTENTIONS)
-        attention = attention if scene.transformer.takes_side else JOINT
         prompt["references"] = References(latents, method, attention)
 
 

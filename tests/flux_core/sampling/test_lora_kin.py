@@ -35,7 +35,7 @@ LAYERS = {
         (f"{APPROXIMATOR}.norms.1",),
     ),
     "FLUX.2": (
-        tuple(f"{k}_modulation{s}.lin" for k, s in (("double_stream", "_img"), ("single_stream", ""))),
+        ("double_stream_modulation_img.lin", "single_stream_modulation.lin"),
         (),
     ),
 }

@@ -168,8 +168,8 @@ class TestSettings:
         (tmp_path / "run.toml").write_text(
             f'name = "fox"\nsteps = 2\noutput = "{tmp_path}/out"\n'
             f'cache = "{cache_of(files["FLUX.2"])}"\n[model]\n{model}\n'
-            f'precision = "fp8_scaled"\ntext_precision = "fp32"\n[[data]]\nfolder = "{pictures}"\nresolutions = [64]\n'
-            'step = 16\n[objective]\ntimesteps = "resolution_shift"\n'
+            f'precision = "fp8_scaled"\ntext_precision = "fp32"\n[[data]]\nfolder = "{pictures}"\n'
+            'resolutions = [64]\nstep = 16\n[objective]\ntimesteps = "resolution_shift"\n'
         )
         said = call("train", str(tmp_path / "run.toml"), cwd=tmp_path)
         assert said.returncode == 0, said.stderr
