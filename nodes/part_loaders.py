@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flux_core import OffloadPolicy, load_language_encoders, load_vae
+from flux_core.checkpoint.own_tokenizer import has_tokenizer
 from flux_core.checkpoint.reader import open_source
 from flux_core.models.language_encoders import find_language_tokenizer
 from flux_core.quant import full_dtype
@@ -23,8 +24,8 @@ class FluxFitTextEncoderLoader:
 
     DESCRIPTION = (
         "Opens the language model that FLUX.2 reads prompts with, for FluxTextEncode: Qwen3 4B or "
-        "8B for klein, Mistral Small for dev. Its tokenizer is a folder beside the file, or for "
-        "Qwen3 ComfyUI's own."
+        "8B for klein, Mistral Small for dev. Its tokenizer is inside of the file, in a folder "
+        "beside it, or for Qwen3 ComfyUI's own."
     )
     CATEGORY = LOADING
     FUNCTION = "load"
@@ -116,8 +117,11 @@ class FluxFitVAELoader:
         return (HostVAE(model, policy or OffloadPolicy()),)
 
 
-def tokenizer_folder(path: Path) -> Path:
-    """Beside the weights if it is there, else the host's own where that is Qwen3's."""
+def tokenizer_folder(path: Path) -> Path | None:
+    """None where the file holds its tokenizer; beside the weights if it is there, else the host's
+    own where that is Qwen3's."""
+    if has_tokenizer(path):
+        return None
     try:
         return find_language_tokenizer(path)
     except FileNotFoundError:

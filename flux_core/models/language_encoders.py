@@ -47,13 +47,18 @@ def open_language_tokenizer(folder: str | Path, kind: LanguageKind) -> PreTraine
             from transformers import Qwen2Tokenizer
 
             tokenizer = Qwen2Tokenizer.from_pretrained(str(folder), local_files_only=True)
-        words = tokenizer.get_vocab()
-        for mark in filter(None, (kind.pad, kind.start)):
-            if mark not in words:
-                raise CheckpointError(
-                    f"{folder}: the tokenizer has no {mark!r}: it is not that of {kind.title}"
-                )
+        check_marks(tokenizer, kind, folder)
     return tokenizer
+
+
+def check_marks(tokenizer: PreTrainedTokenizerBase, kind: LanguageKind, path: str | Path) -> None:
+    """Raise ``CheckpointError`` where a tokenizer is not that of a language model."""
+    words = tokenizer.get_vocab()
+    for mark in filter(None, (kind.pad, kind.start)):
+        if mark not in words:
+            raise CheckpointError(
+                f"{path}: the tokenizer has no {mark!r}: it is not that of {kind.title}"
+            )
 
 
 class LanguageTextEncoders(nn.Module):

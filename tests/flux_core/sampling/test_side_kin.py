@@ -108,9 +108,7 @@ def test_they_equal_a_mask_over_all_tokens(name):
         assert torch.equal(result, model(**inputs, side=anew))
 
 
-def asked(
-    model: FluxTransformer, attention: str = "self", side: int = 10, **more
-) -> DrawRequest:
+def asked(model: FluxTransformer, attention: str = "self", side: int = 10, **more) -> DrawRequest:
     family, width = family_of(model), model.config.context_in_dim
     channels = family.vae.latent_channels
     generator = torch.Generator().manual_seed(1)
