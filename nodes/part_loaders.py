@@ -14,7 +14,7 @@ from flux_core.quant.registry import FULL_PRECISIONS
 from . import host
 from .loaders import PLACES, PRECISION_CHOICES, PRECISION_HELP, choices, share
 from .vae import HostVAE
-from .weights import OpenedByNode, Wanted, weights_key
+from .weights import OpenedByNode
 from .widgets import choice, compute_input, policy_input
 from .wires import FLUX_TEXT_ENCODERS, LOADING, FluxTextEncoders
 
@@ -55,19 +55,19 @@ class FluxFitTextEncoderLoader:
         self, text_encoder: str, precision: str, compute: str, policy: OffloadPolicy | None = None
     ):
         policy = policy or OffloadPolicy()
-        path = host.model_path(text_encoder, *PLACES["t5"], "checkpoints")
         with host.progress(100, "loading the text encoder") as bar:
-            encoders = self.opened.one(
-                Wanted(
-                    weights_key("language_model", path, precision),
-                    lambda: load_language_encoders(
-                        path,
-                        tokenizer=tokenizer_folder(path),
-                        precision=precision,
-                        ram_budget=policy.host_budget,
-                        progress=share(bar, 0, 100),
-                    ),
-                )
+            encoders = self.opened.part(
+                "language_model",
+                text_encoder,
+                (*PLACES["t5"], "checkpoints"),
+                precision,
+                lambda path: load_language_encoders(
+                    path,
+                    tokenizer=tokenizer_folder(path),
+                    precision=precision,
+                    ram_budget=policy.host_budget,
+                    progress=share(bar, 0, 100),
+                ),
             )
         return (FluxTextEncoders(encoders, policy, compute=compute),)
 
@@ -104,15 +104,15 @@ class FluxFitVAELoader:
         }
 
     def load(self, vae: str, precision: str, policy: OffloadPolicy | None = None):
-        path = host.model_path(vae, *PLACES["vae"])
         with host.progress(100, "loading the VAE") as bar:
-            model = self.opened.one(
-                Wanted(
-                    weights_key("vae", path, precision),
-                    lambda: load_vae(
-                        path, dtype=full_dtype(precision), progress=share(bar, 0, 100)
-                    ),
-                )
+            model = self.opened.part(
+                "vae",
+                vae,
+                PLACES["vae"],
+                precision,
+                lambda path: load_vae(
+                    path, dtype=full_dtype(precision), progress=share(bar, 0, 100)
+                ),
             )
         return (HostVAE(model, policy or OffloadPolicy()),)
 

@@ -68,11 +68,11 @@ class PrecomputedModulations:
         """What a layer makes of vectors (K, B, D), (K, B, width)."""
         prepare = self.prepare
         if prepare is not None and getattr(layer, "one_by_one", False):
-            made = []
+            raws = []
             for key, vec in zip(keys, vecs, strict=True):
                 prepare([key], 1)
-                made.append(layer.raw(vec))
-            return torch.stack(made)
+                raws.append(layer.raw(vec))
+            return torch.stack(raws)
         if prepare is not None:
             prepare(keys, vecs.shape[1])
         return layer.raw(vecs.flatten(0, 1)).unflatten(0, vecs.shape[:2])

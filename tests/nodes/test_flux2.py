@@ -11,9 +11,9 @@ from fluxfit.nodes.headless.stock_custom import STOCK_CUSTOM
 
 from flux_core import CheckpointError
 from flux_core.sampling.latents import host_noise
-from tests import tiny_models
+from tests import tiny_models, training_runs
 from tests.flux_core.test_flux2_pipeline import open_parts, save_parts, their_parts
-from tests.nodes.node_calls import SETTINGS, node
+from tests.nodes.node_calls import SETTINGS, defaults, node
 
 FOLDERS = {"transformer": "diffusion_models", "vae": "vae", "text_encoder": "text_encoders"}
 
@@ -147,6 +147,39 @@ class TestTokenizers:
         name = "fluxfit_pocket_clip_l.safetensors"
         with pytest.raises((CheckpointError, FileNotFoundError), match="fluxfit_pocket_clip_l"):
             node("FluxFitTextEncoderLoader").load(name, "bf16", "auto")
+
+    def test_that_of_the_file_comes_first(self, tmp_path):
+        from fluxfit.nodes.part_loaders import tokenizer_folder
+
+        (tmp_path / "tokenizer").mkdir()
+        (tmp_path / "tokenizer" / "merges.txt").touch()
+        file = {"tekken_model": torch.zeros(4, dtype=torch.uint8)}
+        path = tiny_models.save(file, tmp_path / "m.safetensors")
+        assert tokenizer_folder(path) is None
+        other = tiny_models.save({"a": torch.ones(1)}, tmp_path / "a.safetensors")
+        assert tokenizer_folder(other) == tmp_path / "tokenizer"
+
+
+def test_a_lora_is_trained_from_the_three_loaders(wires, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    training_runs.write_pictures(tmp_path / "input" / "flat", count=2)
+    sizes = {"folder": "flat", "resolution": 64, "bucket_step": 16}
+    dataset = node("FluxFitDataset").open(**defaults("FluxFitDataset", **sizes))["result"][0]
+    more = {"steps": 2, "learning_rate": 0.01, "timesteps": "resolution_shift"}
+    (settings, _) = node("FluxFitTrainSettings").make(**defaults("FluxFitTrainSettings", **more))
+    model, texts, vae = wires
+    asked = {"sample_prompts": "a cat", "sample_every": 0, "sample_steps": 2}
+    with torch.inference_mode():  # as the host does
+        trained, _, samples, path = node("FluxFitTrainLora").train(
+            model,
+            texts,
+            vae,
+            dataset=dataset,
+            settings=settings,
+            **defaults("FluxFitTrainLora", name="mine", **asked),
+        )["result"]
+    assert samples.shape == (1, 64, 64, 3) and Path(path).is_file()
+    assert not torch.equal(drawn((trained, texts, vae))["samples"], drawn(wires)["samples"])
 
 
 def test_both_loaders_are_nodes():

@@ -171,8 +171,8 @@ class TestSettings:
             f'precision = "fp8_scaled"\ntext_precision = "fp32"\n[[data]]\nfolder = "{pictures}"\n'
             'resolutions = [64]\nstep = 16\n[objective]\ntimesteps = "resolution_shift"\n'
         )
-        said = call("train", str(tmp_path / "run.toml"), cwd=tmp_path)
-        assert said.returncode == 0, said.stderr
+        done = call("train", str(tmp_path / "run.toml"), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
         names = {path.name for path in (tmp_path / "out" / "fox").glob("*.safetensors")}
         assert names == {"fox.safetensors", "fox_kohya.safetensors"}
 
