@@ -12,6 +12,7 @@ from flux_core.quant import full_dtype
 from flux_core.quant.registry import FULL_PRECISIONS
 
 from . import host
+from .bridge.clip import host_clip
 from .loaders import PLACES, PRECISION_CHOICES, PRECISION_HELP, choices, share
 from .vae import HostVAE
 from .weights import OpenedByNode
@@ -30,9 +31,12 @@ class FluxFitTextEncoderLoader:
     CATEGORY = LOADING
     FUNCTION = "load"
     SEARCH_ALIASES = ["flux 2", "flux2", "klein", "qwen3", "mistral", "clip loader"]
-    RETURN_TYPES = (FLUX_TEXT_ENCODERS,)
-    RETURN_NAMES = ("text_encoders",)
-    OUTPUT_TOOLTIPS = ("The language model, for FluxTextEncode.",)
+    RETURN_TYPES = (FLUX_TEXT_ENCODERS, "CLIP")
+    RETURN_NAMES = ("text_encoders", "CLIP")
+    OUTPUT_TOOLTIPS = (
+        "The language model, for FluxTextEncode.",
+        "The same for stock nodes: CLIP Text Encode, LoraLoader.",
+    )
 
     def __init__(self) -> None:
         self.opened = OpenedByNode()
@@ -69,7 +73,8 @@ class FluxFitTextEncoderLoader:
                     progress=share(bar, 0, 100),
                 ),
             )
-        return (FluxTextEncoders(encoders, policy, compute=compute),)
+        texts = FluxTextEncoders(encoders, policy, compute=compute)
+        return (texts, host_clip(texts))
 
 
 class FluxFitVAELoader:

@@ -135,7 +135,11 @@ class LanguageTextEncoders(nn.Module):
             length: tokens of context, 512 by default; more where a prompt is longer.
             literal: prompts are cut to 512 tokens, as training has it.
         """
-        rows = [self.token_ids(prompt, literal) for prompt in prompts]
+        return self.encode_rows([self.token_ids(prompt, literal) for prompt in prompts], length)
+
+    @torch.no_grad()
+    def encode_rows(self, rows: Sequence[Sequence[int]], length: int | None = None) -> TextEncoding:
+        """``encode`` of B rows of token numbers, templates and all."""
         longest = max(length or self.length, *map(len, rows))
         pad = self.tokenizer.get_vocab()[self.kind.pad]
         ids, there = [], []

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from flux_core.lora import lora_uses
 from flux_core.lora.apply import Branches, Numbered, attached, branches_for
+from flux_core.models.language_encoders import LanguageTextEncoders
 from flux_core.models.text_encoders import TextEncoders
 from flux_core.offload import Work
 
@@ -34,7 +35,20 @@ from .weight_patches import Entry, entries_of, numbered_together
 #: What the host pads T5's tokens to.
 T5_TOKENS = 256
 #: Where the names of each encoder's weights begin.
-PREFIXES = {"clip_l": "clip_l.transformer.", "t5": "t5xxl.transformer."}
+PREFIXES = {
+    "clip_l": "clip_l.transformer.",
+    "t5": "t5xxl.transformer.",
+    "language_model": "language_model.transformer.model.",
+}
+#: The host's names of language models by their widths.
+LANGUAGE_NAMES = {2560: "qwen3_4b", 4096: "qwen3_8b", 5120: "mistral3_24b"}
+
+
+def prefix_of(encoder: nn.Module) -> str:
+    """Where the names of an encoder's weights begin."""
+    part = str(encoder.part)
+    width = encoder.config.width if part == "language_model" else 0  # type: ignore[union-attr]
+    return PREFIXES[part].replace(part, LANGUAGE_NAMES.get(width, part), 1)  # type: ignore[arg-type]
 
 
 class HostClipModel(nn.Module):
@@ -106,7 +120,7 @@ class HostClipModel(nn.Module):
         """The names that LoRAs are matched with, on meta."""
         result = {} if destination is None else destination
         for encoder in self.texts.module.modules_used:
-            begin = PREFIXES[str(encoder.part)]
+            begin = prefix_of(encoder)
             for name, tensor in named_shapes(encoder):
                 result[prefix + begin + name] = tensor
         return result
@@ -182,7 +196,7 @@ def patches_of(encoder: nn.Module, patcher: Any) -> tuple[list[Entry], list[floa
     """The host's patches of an encoder and of the hooks that are on now, with their strengths."""
     if patcher is None:
         return [], []
-    prefix = PREFIXES[str(encoder.part)]
+    prefix = prefix_of(encoder)
     entries = entries_of(patcher.patches, prefix)
     strengths = [entry.strength for entry in entries]
     hooks = patcher.current_hooks or patcher.forced_hooks
@@ -316,9 +330,15 @@ def host_clip(texts: FluxTextEncoders) -> Any:
     if host.comfy("comfy.sd") is None:
         return texts
     clip = clip_class()(no_init=True)
-    model = HostClipModel(texts)
+    if isinstance(texts.module, LanguageTextEncoders):
+        from .language_clip import HostLanguageModel, LanguageTokenizer  # made of what is here
+
+        model: HostClipModel = HostLanguageModel(texts)
+        clip.tokenizer = LanguageTokenizer(texts.module)
+    else:
+        model = HostClipModel(texts)
+        clip.tokenizer = FluxTokenizer(texts.module)
     clip.cond_stage_model = model
-    clip.tokenizer = FluxTokenizer(cast(TextEncoders, texts.module))
     clip.patcher = patcher_class()(model, host.device(), torch.device("cpu"), size=1)
     clip.patcher.is_clip = True
     hooks = host.comfy("comfy.hooks")

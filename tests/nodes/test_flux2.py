@@ -34,7 +34,7 @@ def folder(tmp_path_factory) -> Path:
 def wires(folder, monkeypatch):
     monkeypatch.setenv("FLUXFIT_MODELS", str(folder))
     model, _ = node("FluxFitTransformerLoader").load("klein.safetensors", "fp32", "auto")
-    (texts,) = node("FluxFitTextEncoderLoader").load("klein.safetensors", "fp32", "auto")
+    texts, _ = node("FluxFitTextEncoderLoader").load("klein.safetensors", "fp32", "auto")
     (vae,) = node("FluxFitVAELoader").load("klein.safetensors", "fp32")
     return model, texts, vae
 
@@ -158,6 +158,29 @@ class TestTokenizers:
         assert tokenizer_folder(path) is None
         other = tiny_models.save({"a": torch.ones(1)}, tmp_path / "a.safetensors")
         assert tokenizer_folder(other) == tmp_path / "tokenizer"
+
+
+def test_its_clip_serves_stock_nodes(wires, monkeypatch, folder):
+    """Without a host, the same as our own node."""
+    texts, clip = node("FluxFitTextEncoderLoader").load("klein.safetensors", "fp32", "auto")
+    assert clip is texts
+
+
+def test_tokens_on_the_clip_wire_are_the_encoder_s(wires):
+    from fluxfit.nodes.bridge.language_clip import ROWS, HostLanguageModel, LanguageTokenizer
+
+    texts = wires[1]
+    model, tokenizer = HostLanguageModel(texts), LanguageTokenizer(texts.module)
+    pairs = tokenizer.tokenize_with_weights("a (cat:1.2)")
+    assert [token[1] for token in pairs[ROWS][0]] == [1.0] * len(pairs[ROWS][0])
+    context, pooled = model.encode_token_weights(pairs)
+    expected = texts.module.encode(["a (cat:1.2)"]).context
+    assert torch.equal(context, expected) and pooled is None
+    long = tokenizer.tokenize_with_weights("word " * 150, return_word_ids=True)
+    assert model.encode_token_weights(long)[0].shape[1] == len(long[ROWS][0]) > 512
+    assert "".join(text for _, text in tokenizer.untokenize(pairs[ROWS][0])).count("(cat:1.2)") == 1
+    names = set(model.state_dict())
+    assert "language_model.transformer.model.layers.0.mlp.up_proj.weight" in names
 
 
 def test_a_lora_is_trained_from_the_three_loaders(wires, tmp_path, monkeypatch):
