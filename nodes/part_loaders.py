@@ -12,7 +12,7 @@ from flux_core.quant import full_dtype
 from flux_core.quant.registry import FULL_PRECISIONS
 
 from . import host
-from .bridge.clip import host_clip
+from .bridge.clip_wire import host_clip
 from .loaders import PLACES, PRECISION_CHOICES, PRECISION_HELP, choices, share
 from .vae import HostVAE
 from .weights import OpenedByNode

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from ..quant.hadamard import forget_matrices
+from ..quant import forget_matrices
 from .pack import named_tensors, twin
 
 

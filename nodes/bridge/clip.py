@@ -21,7 +21,6 @@ from transformers import PreTrainedTokenizerBase
 
 from flux_core.lora import lora_uses
 from flux_core.lora.apply import Branches, Numbered, attached, branches_for
-from flux_core.models.language_encoders import LanguageTextEncoders
 from flux_core.models.text_encoders import TextEncoders
 from flux_core.offload import Work
 
@@ -323,29 +322,3 @@ class FluxTokenizer:
 def opened(tokenizer: PreTrainedTokenizerBase) -> type:
     """A class whose ``from_pretrained`` gives a tokenizer that is open already."""
     return type("Opened", (), {"from_pretrained": staticmethod(lambda *args, **kwargs: tokenizer)})
-
-
-def host_clip(texts: FluxTextEncoders) -> Any:
-    """The host's CLIP for what our own wire carries; outside of the host that itself."""
-    if host.comfy("comfy.sd") is None:
-        return texts
-    clip = clip_class()(no_init=True)
-    if isinstance(texts.module, LanguageTextEncoders):
-        from .language_clip import HostLanguageModel, LanguageTokenizer  # made of what is here
-
-        model: HostClipModel = HostLanguageModel(texts)
-        clip.tokenizer = LanguageTokenizer(texts.module)
-    else:
-        model = HostClipModel(texts)
-        clip.tokenizer = FluxTokenizer(texts.module)
-    clip.cond_stage_model = model
-    clip.patcher = patcher_class()(model, host.device(), torch.device("cpu"), size=1)
-    clip.patcher.is_clip = True
-    hooks = host.comfy("comfy.hooks")
-    assert hooks is not None
-    clip.patcher.hook_mode = hooks.EnumHookMode.MinVram
-    clip.layer_idx = None
-    clip.use_clip_schedule = False
-    clip.apply_hooks_to_conds = None
-    clip.tokenizer_options = {}
-    return clip

@@ -163,7 +163,7 @@ def language() -> Any:
 def a_language_model_on_the_clip_wire_is_ours() -> None:
     from flux_core import OffloadPolicy
 
-    wires, clip = module("nodes.wires"), module("nodes.bridge.clip")
+    wires, clip = module("nodes.wires"), module("nodes.bridge.clip_wire")
     texts = wires.FluxTextEncoders(language(), OffloadPolicy())
     (ours,) = call("FluxTextEncode", text_encoders=texts, prompt="a (cat:1.3)", guidance=3.5)
     (stock,) = call("CLIPTextEncode", clip=clip.host_clip(texts), text="a (cat:1.3)")

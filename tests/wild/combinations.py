@@ -25,7 +25,7 @@ from flux_core.offload import OffloadRunner
 from flux_core.offload.activations import LiveBytes
 from flux_core.offload.blocks import blocks_of, has_attached
 from flux_core.offload.placement import placement_of
-from flux_core.quant.hadamard import forget_matrices
+from flux_core.quant import forget_matrices
 from flux_core.sampling.run import DrawRequest, draw
 
 from .scenes import REFUSED, Combination, set_up

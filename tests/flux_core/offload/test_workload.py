@@ -9,7 +9,7 @@ from flux_core import OffloadPolicy, quantize
 from flux_core.offload import OffloadRunner
 from flux_core.offload.activations import LiveBytes
 from flux_core.offload.workload import transformer_bytes
-from flux_core.quant.hadamard import forget_matrices
+from flux_core.quant import forget_matrices
 from tests import flux2_models, tiny_models
 from tests.flux_core.offload.training_step import Step
 

@@ -13,8 +13,7 @@ from flux_core.models.ip_adapter import IPAdapter
 from flux_core.offload import OffloadRunner
 from flux_core.offload.activations import LiveBytes
 from flux_core.offload.placement import placement_of
-from flux_core.quant import quantize
-from flux_core.quant.hadamard import forget_matrices
+from flux_core.quant import forget_matrices, quantize
 from flux_core.sampling.adapters import AppliedAdapter, adapter_work, keys_of, made_ready
 from flux_core.sampling.conditioning import Region
 from flux_core.sampling.references import References
