@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
         return
     side, family = max(config.data[0].resolutions), family_of(models.transformer)
     tokens = image_tokens(*latent_size(side, side, family.vae), geometry=family.tokens)
-    picture = times_histogram(config.objective, tokens)
+    picture = times_histogram(config.objective, tokens, family)
     write_picture(picture, config.folder / "timesteps.png")
     print(trained.report)
     for path in trained.files:

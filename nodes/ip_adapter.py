@@ -13,7 +13,7 @@ from flux_core.sampling.adapters import AppliedAdapter, check_adapter
 from . import host
 from .loaders import PRECISION_CHOICES, PRECISION_HELP
 from .vision import picture_inputs, seen_by
-from .weights import OpenedByNode, Wanted, weights_key
+from .weights import OpenedByNode
 from .widgets import choice, number, socket
 from .wires import FLUX_IP_ADAPTER, FLUX_MODEL, IMAGE_PROMPTS, FluxModel
 
@@ -48,9 +48,14 @@ class FluxFitIPAdapterLoader:
         }
 
     def load(self, ip_adapter: str, precision: str):
-        path = host.model_path(ip_adapter, host.IP_ADAPTERS)
-        key = weights_key("ip_adapter", path, precision)
-        return (self.opened.one(Wanted(key, lambda: load_ip_adapter(path, precision=precision))),)
+        adapter = self.opened.part(
+            "ip_adapter",
+            ip_adapter,
+            (host.IP_ADAPTERS,),
+            precision,
+            lambda path: load_ip_adapter(path, precision=precision),
+        )
+        return (adapter,)
 
 
 class FluxFitApplyIPAdapter:

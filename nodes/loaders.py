@@ -30,7 +30,7 @@ from flux_core.quant import PRECISIONS, Precision, full_dtype
 from flux_core.quant.registry import FULL_PRECISIONS
 
 from . import host
-from .bridge.clip import host_clip
+from .bridge.clip_wire import host_clip
 from .bridge.model_patcher import host_model
 from .vae import HostVAE
 from .weights import OpenedByNode, Wanted, weights_key

@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from flux_core import OffloadPolicy, load_language_encoders, load_vae
+from flux_core.checkpoint.own_tokenizer import has_tokenizer
 from flux_core.checkpoint.reader import open_source
 from flux_core.models.language_encoders import find_language_tokenizer
 from flux_core.quant import full_dtype
 from flux_core.quant.registry import FULL_PRECISIONS
 
 from . import host
+from .bridge.clip_wire import host_clip
 from .loaders import PLACES, PRECISION_CHOICES, PRECISION_HELP, choices, share
 from .vae import HostVAE
-from .weights import OpenedByNode, Wanted, weights_key
+from .weights import OpenedByNode
 from .widgets import choice, compute_input, policy_input
 from .wires import FLUX_TEXT_ENCODERS, LOADING, FluxTextEncoders
 
@@ -23,15 +25,18 @@ class FluxFitTextEncoderLoader:
 
     DESCRIPTION = (
         "Opens the language model that FLUX.2 reads prompts with, for FluxTextEncode: Qwen3 4B or "
-        "8B for klein, Mistral Small for dev. Its tokenizer is a folder beside the file, or for "
-        "Qwen3 ComfyUI's own."
+        "8B for klein, Mistral Small for dev. Its tokenizer is inside of the file, in a folder "
+        "beside it, or for Qwen3 ComfyUI's own."
     )
     CATEGORY = LOADING
     FUNCTION = "load"
     SEARCH_ALIASES = ["flux 2", "flux2", "klein", "qwen3", "mistral", "clip loader"]
-    RETURN_TYPES = (FLUX_TEXT_ENCODERS,)
-    RETURN_NAMES = ("text_encoders",)
-    OUTPUT_TOOLTIPS = ("The language model, for FluxTextEncode.",)
+    RETURN_TYPES = (FLUX_TEXT_ENCODERS, "CLIP")
+    RETURN_NAMES = ("text_encoders", "CLIP")
+    OUTPUT_TOOLTIPS = (
+        "The language model, for FluxTextEncode.",
+        "The same for stock nodes: CLIP Text Encode, LoraLoader.",
+    )
 
     def __init__(self) -> None:
         self.opened = OpenedByNode()
@@ -54,21 +59,22 @@ class FluxFitTextEncoderLoader:
         self, text_encoder: str, precision: str, compute: str, policy: OffloadPolicy | None = None
     ):
         policy = policy or OffloadPolicy()
-        path = host.model_path(text_encoder, *PLACES["t5"], "checkpoints")
         with host.progress(100, "loading the text encoder") as bar:
-            encoders = self.opened.one(
-                Wanted(
-                    weights_key("language_model", path, precision),
-                    lambda: load_language_encoders(
-                        path,
-                        tokenizer=tokenizer_folder(path),
-                        precision=precision,
-                        ram_budget=policy.host_budget,
-                        progress=share(bar, 0, 100),
-                    ),
-                )
+            encoders = self.opened.part(
+                "language_model",
+                text_encoder,
+                (*PLACES["t5"], "checkpoints"),
+                precision,
+                lambda path: load_language_encoders(
+                    path,
+                    tokenizer=tokenizer_folder(path),
+                    precision=precision,
+                    ram_budget=policy.host_budget,
+                    progress=share(bar, 0, 100),
+                ),
             )
-        return (FluxTextEncoders(encoders, policy, compute=compute),)
+        texts = FluxTextEncoders(encoders, policy, compute=compute)
+        return (texts, host_clip(texts))
 
 
 class FluxFitVAELoader:
@@ -103,21 +109,24 @@ class FluxFitVAELoader:
         }
 
     def load(self, vae: str, precision: str, policy: OffloadPolicy | None = None):
-        path = host.model_path(vae, *PLACES["vae"])
         with host.progress(100, "loading the VAE") as bar:
-            model = self.opened.one(
-                Wanted(
-                    weights_key("vae", path, precision),
-                    lambda: load_vae(
-                        path, dtype=full_dtype(precision), progress=share(bar, 0, 100)
-                    ),
-                )
+            model = self.opened.part(
+                "vae",
+                vae,
+                PLACES["vae"],
+                precision,
+                lambda path: load_vae(
+                    path, dtype=full_dtype(precision), progress=share(bar, 0, 100)
+                ),
             )
         return (HostVAE(model, policy or OffloadPolicy()),)
 
 
-def tokenizer_folder(path: Path) -> Path:
-    """Beside the weights if it is there, else the host's own where that is Qwen3's."""
+def tokenizer_folder(path: Path) -> Path | None:
+    """None where the file holds its tokenizer; beside the weights if it is there, else the host's
+    own where that is Qwen3's."""
+    if has_tokenizer(path):
+        return None
     try:
         return find_language_tokenizer(path)
     except FileNotFoundError:

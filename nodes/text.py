@@ -11,7 +11,7 @@ from .wires import FLUX_TEXT_ENCODERS, SAMPLING, FluxTextEncoders
 
 
 class FluxTextEncode:
-    """A prompt for FLUX.1."""
+    """A prompt."""
 
     DESCRIPTION = (
         "Encodes a prompt with CLIP-L and T5, with T5 alone for Chroma, or with FLUX.2's language "
@@ -24,13 +24,16 @@ class FluxTextEncode:
     SEARCH_ALIASES = ["prompt", "flux prompt", "text encode"]
     RETURN_TYPES = ("CONDITIONING",)
     RETURN_NAMES = ("conditioning",)
-    OUTPUT_TOOLTIPS = ("T5 context, pooled CLIP vector and guidance.",)
+    OUTPUT_TOOLTIPS = ("Context, pooled vector of CLIP-L where there is one, and guidance.",)
 
     @classmethod
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "text_encoders": socket(FLUX_TEXT_ENCODERS, "From FluxLoaderFP8."),
+                "text_encoders": socket(
+                    FLUX_TEXT_ENCODERS,
+                    "From FluxLoaderFP8, or FluxFitTextEncoderLoader for FLUX.2.",
+                ),
                 "prompt": text(
                     "", "What to draw, in English.", multiline=True, dynamicPrompts=True
                 ),
@@ -39,13 +42,13 @@ class FluxTextEncode:
                     0.0,
                     100.0,
                     0.1,
-                    "How strictly dev follows the prompt; schnell and Chroma ignore it.",
+                    "How strictly dev follows the prompt; schnell, klein and Chroma ignore it.",
                 ),
             },
             "optional": {
                 "clip_prompt": text(
                     "",
-                    "Another text for CLIP-L alone; empty means the same.",
+                    "Another text for CLIP-L alone; empty means the same. Others have no CLIP-L.",
                     multiline=True,
                     dynamicPrompts=True,
                     advanced=True,
@@ -56,7 +59,8 @@ class FluxTextEncode:
                     512,
                     "Tokens that T5 gives at least: 512 for dev, 256 for schnell and as the "
                     "host has it; 0 takes what the tokenizer is made for. A longer prompt has "
-                    "more; for Chroma there are as many as the prompt has.",
+                    "more; for Chroma there are as many as the prompt has. A language model "
+                    "gives 512, or this many.",
                     step=8,
                     advanced=True,
                 ),

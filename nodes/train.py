@@ -214,8 +214,10 @@ TRAINED_TOOLTIPS = (
 )
 PARTS = {
     "model": socket(FLUX_MODEL, "The base, of any precision but fp16; stays as it is."),
-    "text_encoders": socket(FLUX_TEXT_ENCODERS, "From FluxLoaderFP8."),
-    "vae": socket("VAE", "From FluxLoaderFP8."),
+    "text_encoders": socket(
+        FLUX_TEXT_ENCODERS, "From FluxLoaderFP8, or FluxFitTextEncoderLoader for FLUX.2."
+    ),
+    "vae": socket("VAE", "From FluxLoaderFP8, or FluxFitVAELoader for FLUX.2."),
 }
 
 
@@ -223,9 +225,9 @@ class FluxFitTrainLora:
     """Trains a LoRA."""
 
     DESCRIPTION = (
-        "Trains a LoRA beside the frozen weights of FLUX.1, of any precision and under any offload "
-        "policy. Shows samples while it runs. Cancelled, it keeps a checkpoint, and goes on from "
-        "there when it is queued again."
+        "Trains a LoRA beside the frozen weights of FLUX.1, FLUX.2 or Chroma, of any precision and "
+        "under any offload policy. Shows samples while it runs. Cancelled, it keeps a checkpoint, "
+        "and goes on from there when it is queued again."
     )
     CATEGORY = TRAINING
     FUNCTION = "train"

@@ -20,7 +20,7 @@ from . import accounts, host
 from .conditioning import attention_of
 from .loaders import PRECISION_CHOICES, PRECISION_HELP
 from .memory_manager import HostOffloadRunner
-from .weights import OpenedByNode, Wanted, weights_key
+from .weights import OpenedByNode
 from .widgets import choice, integer, number, policy_input, socket
 from .wires import IMAGE_PROMPTS
 
@@ -130,12 +130,12 @@ class FluxFitVisionLoader:
         }
 
     def load(self, vision: str, precision: str, policy: OffloadPolicy | None = None):
-        path = host.model_path(vision, VISION_FOLDER)
-        model = self.opened.one(
-            Wanted(
-                weights_key("clip_vision", path, precision),
-                lambda: load_vision_encoder(path, precision=precision),
-            )
+        model = self.opened.part(
+            "clip_vision",
+            vision,
+            (VISION_FOLDER,),
+            precision,
+            lambda path: load_vision_encoder(path, precision=precision),
         )
         return (HostVision(model, policy or OffloadPolicy()),)
 
@@ -170,12 +170,12 @@ class FluxFitReduxLoader:
         }
 
     def load(self, redux: str, precision: str, policy: OffloadPolicy | None = None):
-        path = host.model_path(redux, STYLE_FOLDER)
-        model = self.opened.one(
-            Wanted(
-                weights_key("style_model", path, precision),
-                lambda: load_redux(path, precision=precision),
-            )
+        model = self.opened.part(
+            "style_model",
+            redux,
+            (STYLE_FOLDER,),
+            precision,
+            lambda path: load_redux(path, precision=precision),
         )
         return (HostStyleModel(model, policy or OffloadPolicy()),)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,6 +113,19 @@ class OpenedByNode:
                 value = _opened[one.key] = one.open()
             self.values[one.key] = result[name] = value
         return result
+
+    def part(
+        self,
+        kind: str,
+        name: str,
+        folders: Sequence[str],
+        precision: Precision | object,
+        open: Callable[[Path], Any],
+    ) -> Any:
+        """A part of a file that a person chose, of a name in the host's folders; ``open`` makes it
+        of the path."""
+        path = host.model_path(name, *folders)
+        return self.one(Wanted(weights_key(kind, path, precision), lambda: open(path)))
 
     def one(self, wanted: Wanted) -> Any:
         """The value of one thing that is wanted."""

@@ -45,6 +45,10 @@ ADAPTERS = re.compile(
 STRANGERS = (
     (r"conditioner\.embedders\.1\.", "an SDXL checkpoint"),
     (r"nerf_(image_embedder|blocks\.0)\.", "a Chroma Radiance transformer, which draws pixels"),
+    (
+        r"control_transformer_blocks\.0\.ff\.linear_in\.",
+        "a ControlNet for FLUX.2 dev (Fun-Controlnet-Union), which FluxFit does not draw with",
+    ),
     (r"joint_blocks\.0\.", "a Stable Diffusion 3 transformer"),
     (r"pos_embed\.proj\.", "a Stable Diffusion 3 model in diffusers layout"),
     (r"input_blocks\.7\.1\.transformer_blocks\.9\.", "an SDXL UNet"),

@@ -17,9 +17,13 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..files import reading
+from ..models.language import HEAD
 from .source import Source, TensorInfo
 
-ARCHITECTURES = ("flux", "flux2", "chroma", "t5", "t5encoder", "qwen3")
+#: Language models of which q and k are written row by row for llama.cpp's rotation.
+ROTATED = ("llama", "mistral3")
+LANGUAGE = ("qwen3", *ROTATED)
+ARCHITECTURES = ("flux", "flux2", "chroma", "t5", "t5encoder", *LANGUAGE)
 #: llama.cpp's names of T5's tensors, in native names.
 T5_NAMES = {
     "token_embd": "shared",
@@ -37,7 +41,7 @@ T5_BLOCK = {
     "ffn_up": "layer.1.DenseReluDense.wi_1",
     "ffn_down": "layer.1.DenseReluDense.wo",
 }
-#: The same of Qwen3's.
+#: The same of Qwen3's and Mistral's.
 QWEN_NAMES = {"token_embd": "embed_tokens", "output_norm": "norm", "output": "lm_head"}
 QWEN_BLOCK = {
     "attn_norm": "input_layernorm",
@@ -62,11 +66,12 @@ NUMBER_BYTES = {
 LIST_HEAD = 12
 BLOCK = re.compile(r"enc\.blk\.(\d+)\.(\w+)\.(weight|bias)")
 LANGUAGE_BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
+TURNED = re.compile(r"layers\.\d+\.self_attn\.[qk]_proj\.weight")
 
 
 def native_name(name: str, architecture: object = None) -> str:
     """A GGUF tensor's name in the native layout; those of FLUX are native already."""
-    if architecture == "qwen3":
+    if architecture in LANGUAGE:
         layer = LANGUAGE_BLOCK.fullmatch(name)
         if layer and layer[2] in QWEN_BLOCK:
             return f"layers.{layer[1]}.{QWEN_BLOCK[layer[2]]}.{layer[3]}"
@@ -139,6 +144,9 @@ class GGUFFile(Source):
             split = reader.get_field("split.count")
             parts = 1 if split is None else int(split.contents())
             self._tensors = {native_name(t.name, architecture): t for t in reader.tensors}
+            self._reader, self._rotated = reader, architecture in ROTATED
+            heads = reader.get_field(f"{architecture}.attention.key_length")
+            self._head = HEAD if heads is None else int(heads.contents())
         # stable-diffusion.cpp writes none, and its names tell what it is
         if architecture is not None and architecture not in ARCHITECTURES:
             raise CheckpointError(
@@ -188,4 +196,50 @@ class GGUFFile(Source):
                 raise CheckpointError(
                     f"{self.path}: {name!r} is {tensor.tensor_type.name}, which gguf does not read"
                 ) from error
-            return torch.from_numpy(values.copy()).reshape(self._entries[name].shape)
+            result = torch.from_numpy(values.copy()).reshape(self._entries[name].shape)
+            if self._rotated and TURNED.fullmatch(name):
+                return in_halves(result, self._head)
+            return result
+
+    def word(self, name: str) -> str:
+        """A text of the header, empty where there is none."""
+        field = self._reader.get_field(name)
+        return "" if field is None else str(field.contents())
+
+    def list_at(self, name: str) -> tuple[str, int, int] | None:
+        """The kind of a list of the header, where its first member begins, and how many there are;
+        None where there is no such list."""
+        field = self._reader.fields.get(name)
+        if field is None or field.types[:1] != [9] or len(field.types) < 2:  # 9 is a list
+            return None
+        start = int(field.offset) + 8 + len(name.encode()) + 4
+        count = int.from_bytes(self._reader.data[start + 4 : start + 12].tobytes(), "little")
+        return field.types[1].name, start + LIST_HEAD, count
+
+    def strings(self, name: str) -> list[str] | None:
+        """A list of texts of the header; None where there is none."""
+        place = self.list_at(name)
+        if place is None or place[0] != "STRING":
+            return None
+        _, start, count = place
+        size = list_bytes(self._reader.data, start, "STRING", count, False)
+        data, texts, at = self._reader.data[start : start + size].tobytes(), [], 0
+        for _ in range(count):
+            end = at + 8 + int.from_bytes(data[at : at + 8], "little")
+            texts.append(data[at + 8 : end].decode())
+            at = end
+        return texts
+
+    def numbers(self, name: str) -> list[int] | None:
+        """A list of 32-bit integers of the header; None where there is none."""
+        place = self.list_at(name)
+        if place is None or place[0] not in ("INT32", "UINT32"):
+            return None
+        _, start, count = place
+        return self._reader.data[start : start + 4 * count].view("<i4").tolist()
+
+
+def in_halves(weight: Tensor, head: int) -> Tensor:
+    """Rows of a projection (H * d, in) whose pairs stand beside each other in each head of d rows,
+    as a file of llama.cpp has them, with the pairs in the head's two halves."""
+    return weight.unflatten(0, (-1, head // 2, 2)).transpose(1, 2).reshape(weight.shape)

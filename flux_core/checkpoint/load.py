@@ -20,6 +20,7 @@ from ..models.keymaps import native_shapes
 from ..models.language import LanguageConfig, LanguageEncoder
 from ..models.language_encoders import (
     LanguageTextEncoders,
+    check_marks,
     find_language_tokenizer,
     open_language_tokenizer,
 )
@@ -40,6 +41,7 @@ from ..quant import Precision, full_dtype
 from ..quant.registry import FULL_PRECISIONS
 from .build import Progress, load_part, outline_part
 from .detect import find_part
+from .own_tokenizer import own_tokenizer
 from .reader import open_source
 from .weights import Weights
 
@@ -219,8 +221,6 @@ def load_text_encoders(
 
 #: The folder of T5's tokenizer in repositories that have CLIP-L's too, and of T5 alone.
 T5_TOKENIZER, T5_TOKENIZER_ALONE = "tokenizer_2", "tokenizer"
-#: The folder of T5's tokenizer in repositories that have CLIP-L's too, and of T5 alone.
-T5_TOKENIZER, T5_TOKENIZER_ALONE = "tokenizer_2", "tokenizer"
 
 
 def load_language_encoders(
@@ -231,13 +231,21 @@ def load_language_encoders(
 
     Args:
         tokenizer: a folder with ``tokenizer.json``, or ``vocab.json`` and ``merges.txt``; by
-            default found beside the weights.
+            default that inside of the file is taken, or one found beside it.
         options: as ``load_transformer`` has them.
     """
-    folder = find_language_tokenizer(path) if tokenizer is None else Path(tokenizer)
+    own = own_tokenizer(path) if tokenizer is None else None
+    folder = Path(tokenizer) if tokenizer is not None else None
+    if own is None and folder is None:
+        folder = find_language_tokenizer(path)
     loaded = load_part(path, "language_model", new_language_model, **options)
     language = cast(LanguageEncoder, loaded)
-    return LanguageTextEncoders(language, open_language_tokenizer(folder, language.config.kind))
+    kind = language.config.kind
+    if folder is not None:
+        return LanguageTextEncoders(language, open_language_tokenizer(folder, kind))
+    assert own is not None
+    check_marks(own, kind, path)
+    return LanguageTextEncoders(language, own)
 
 
 def both_in(folder: Path, with_clip_l: bool = True) -> tuple[Path | None, Path]:

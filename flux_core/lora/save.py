@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..files import writing
+from ..models.families import family_of
 from ..models.transformer import FluxBody
 from .match import diffusers_targets
 
@@ -75,7 +76,7 @@ def save_lora(
     notes = {
         "format": "pt",
         "ss_network_module": "networks.lora",
-        "ss_base_model_version": "flux1",
+        "ss_base_model_version": family_of(module).lora_base,
         "ss_network_dim": str(max(ranks)),
         "ss_network_alpha": str(alpha),
         **(metadata or {}),

@@ -94,14 +94,7 @@ class LoraUse:
         return self.schedule is not None or self.region is not None
 
     def check(self, transformer: nn.Module) -> None:
-        """Raise ``ValueError`` where its block weights are for a transformer of other blocks, and
-        for a schedule or a region of layers that make all blocks' modulations at once."""
-        alone = getattr(transformer, "modulates_alone", "")
-        if self.by_row and alone and any(alone in name for _, name in self.lora.layers):
-            raise ValueError(
-                f"{self.lora.path} changes {alone!r}, which makes the modulations of all blocks at "
-                "once: it has no schedule and no region"
-            )
+        """Raise ``ValueError`` where its block weights are for a transformer of other blocks."""
         if self.blocks is not None:
             self.blocks.check(BlockCounts.of(transformer))
 

@@ -129,10 +129,9 @@ class DoubleStreamBlock(Block):
         attended to by the image.
         """
         beyond, behind = (None, ()) if side is None else self.side_stream(side)
-        img_mod1, img_mod2, txt_mod1, txt_mod2 = mods
         streams = [
-            (modulated(self.txt_attn.qkv, txt_mod1, txt), self.txt_attn.norm),
-            (modulated(self.img_attn.qkv, img_mod1, img), self.img_attn.norm),
+            (modulated(self.txt_attn.qkv, mods[2], txt), self.txt_attn.norm),
+            (modulated(self.img_attn.qkv, mods[0], img), self.img_attn.norm),
         ]
         joint = joint_attention(streams, self.img_attn.num_heads, rotary, mask, attend, beyond)
         txt_out, img_out = joint.split([txt.shape[1], img.shape[1]], dim=1)
@@ -141,13 +140,27 @@ class DoubleStreamBlock(Block):
             q, _, _ = split_heads(streams[1][0], self.img_attn.num_heads)
             q = self.img_attn.norm.query_norm(q)
             img_out, after = attend_pictures(adapters, q, img_out)
+            del q
+        del streams  # which are no longer needed, and as large as what the MLP makes
 
-        img = torch.addcmul(img, img_mod1.gate, self.img_attn.proj(img_out))
-        img = torch.addcmul(img, img_mod2.gate, self.feed_forward(self.img_mlp, img_mod2, img))
-        txt = torch.addcmul(txt, txt_mod1.gate, self.txt_attn.proj(txt_out))
-        txt = torch.addcmul(txt, txt_mod2.gate, self.feed_forward(self.txt_mlp, txt_mod2, txt))
+        img = self.after_attention(self.img_attn, self.img_mlp, mods[:2], img, img_out)
+        txt = self.after_attention(self.txt_attn, self.txt_mlp, mods[2:], txt, txt_out)
         img = img if after is None else img + after
         return img, txt, *behind
+
+    def after_attention(
+        self,
+        attention: SelfAttention,
+        layers: nn.Sequential,
+        mods: Sequence[Modulation],
+        x: Tensor,
+        out: Tensor,
+    ) -> Tensor:
+        """A stream x (B, L, D) after its attention, of which ``out`` (B, L, H * d) came, and after
+        its MLP: (B, L, D)."""
+        first, second = mods
+        x = torch.addcmul(x, first.gate, attention.proj(out))
+        return torch.addcmul(x, second.gate, self.feed_forward(layers, second, x))
 
     def side_stream(self, side: SideInput) -> tuple[KeysValues, tuple[Tensor, ...]]:
         """Keys and values of tokens (B, R, D) beside the others, by the image's weights; and where
@@ -155,11 +168,10 @@ class DoubleStreamBlock(Block):
         if side.kept is not None:
             return side.kept, ()
         assert side.tokens is not None and side.rotary is not None
-        x, (mod1, mod2) = side.tokens, side.mods
-        qkv = modulated(self.img_attn.qkv, mod1, x)
+        qkv = modulated(self.img_attn.qkv, side.mods[0], side.tokens)
         out, known = own_attention(qkv, self.img_attn.norm, self.img_attn.num_heads, side.rotary)
-        x = torch.addcmul(x, mod1.gate, self.img_attn.proj(out))
-        x = torch.addcmul(x, mod2.gate, self.feed_forward(self.img_mlp, mod2, x))
+        del qkv
+        x = self.after_attention(self.img_attn, self.img_mlp, side.mods, side.tokens, out)
         return known, (x, *known)
 
 
@@ -223,13 +235,15 @@ class SingleStreamBlock(Block):
         """
         beyond, behind = (None, ()) if side is None else self.side_stream(side)
         (mod,) = mods
-        qkv, hidden = split_linear(self.linear1, mod, x, self.sizes)
+        qkv, hidden = self.inner(mod, x)
         joint = joint_attention([(qkv, self.norm)], self.num_heads, rotary, mask, attend, beyond)
         after: Tensor | None = None
         if adapters:
             q = self.norm.query_norm(split_heads(qkv, self.num_heads)[0])
             joint, after = attend_pictures(adapters, q, joint)
-        out = torch.addcmul(x, mod.gate, after_gelu(self.linear2, hidden, joint))
+            del q
+        del qkv
+        out = torch.addcmul(x, mod.gate, self.outer(hidden, joint))
         out = out if after is None else out + after
         return (out, *behind) if behind else out
 
@@ -240,7 +254,18 @@ class SingleStreamBlock(Block):
             return side.kept, ()
         assert side.tokens is not None and side.rotary is not None
         x, (mod,) = side.tokens, side.mods
-        qkv, hidden = split_linear(self.linear1, mod, x, self.sizes)
+        qkv, hidden = self.inner(mod, x)
         joint, known = own_attention(qkv, self.norm, self.num_heads, side.rotary)
-        x = torch.addcmul(x, mod.gate, after_gelu(self.linear2, hidden, joint))
+        del qkv
+        x = torch.addcmul(x, mod.gate, self.outer(hidden, joint))
         return known, (x, *known)
+
+    def inner(self, mod: Modulation, x: Tensor) -> Sequence[Tensor]:
+        """The projection for attention, (B, L, 3 * H * d), and what of the MLP goes on, (B, L, M),
+        of tokens x (B, L, D) that are yet to be normalised and modulated."""
+        return split_linear(self.linear1, mod, x, self.sizes)
+
+    def outer(self, hidden: Tensor, joint: Tensor) -> Tensor:
+        """What a block adds, (B, L, D), of the MLP's inner (B, L, M) and the attention's output
+        (B, L, H * d)."""
+        return after_gelu(self.linear2, hidden, joint)

@@ -26,6 +26,7 @@ from .blocks import Block, DoubleStreamBlock, SingleStreamBlock
 from .config import Shapes, TransformerConfig, count_whole
 from .keymaps import WEIGHT_AND_BIAS, Recipe, Recipes, diffusers_transformer, native
 from .layers import MLPEmbedder, Modulation, RMSNorm, timestep_embedding
+from .side_tokens import SideTokens
 from .transformer import FluxTransformer
 
 #: What stands before the approximator's tensors, in native names and in diffusers'.
@@ -78,6 +79,8 @@ class Approximator(nn.Module):
 
     It answers what a modulation layer does (``offload.blocks.PrecomputedLayer``).
     """
+
+    one_by_one = True
 
     def __init__(self, config: ChromaConfig) -> None:
         super().__init__()
@@ -143,10 +146,6 @@ class ChromaTransformer(FluxTransformer):
     Called as FLUX.1 is; ``y`` has no numbers, (B, 0), and ``guidance`` is not read.
     """
 
-    takes_side = False
-    #: What LoRAs change all blocks by: not from step to step, nor here and there.
-    modulates_alone = "distilled_guidance_layer"
-
     config: ChromaConfig
     #: The approximator is 3 % of the bytes, and errors made there reach every block.
     high_precision = ("img_in", "txt_in", APPROXIMATOR, "final_layer")
@@ -203,6 +202,19 @@ class ChromaTransformer(FluxTransformer):
         else:
             raw = layer(self.modulation_vector(timesteps, y, guidance, still))
         return raw.unflatten(-1, (layer.vectors, -1))
+
+    def still_vector(self, timesteps: Tensor, y: Tensor | None, guidance: Tensor | None) -> Tensor:
+        """All blocks' vectors at time 0, side by side, (B, n * D)."""
+        return self.distilled_guidance_layer(super().still_vector(timesteps, y, guidance))
+
+    def side_modulations(self, block: nn.Module, side: SideTokens) -> list[Modulation]:
+        """The image's among a block's modulations at time 0."""
+        layer, raw = self.distilled_guidance_layer, side.vec
+        if side.source is not None:
+            raw = side.source.of(layer)
+        assert raw is not None
+        mods = self.modulations(block, raw.unflatten(-1, (layer.vectors, -1)))
+        return mods[: 1 if isinstance(block, SingleStreamBlock) else 2]
 
     def modulations(self, block: nn.Module, vec: Tensor, known: bool = True) -> list[Modulation]:
         """The modulations of one block among the vectors of all, (B, n, D)."""

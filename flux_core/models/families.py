@@ -119,6 +119,7 @@ CHROMA = Family(
     masks_padding=True,
     takes_controls=False,
     host_model="chroma",
+    lora_base="chroma",
     published={"Chroma": ChromaConfig()},
 )
 
@@ -160,6 +161,7 @@ FLUX2_DEV = Family(
     context_length=512,
     takes_controls=False,
     host_model="flux2",
+    lora_base="flux2",
     published={"FLUX.2-dev": Flux2Config()},
 )
 FLUX2_KLEIN = replace(

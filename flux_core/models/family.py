@@ -51,6 +51,7 @@ class Family:
         context_length: text tokens that it reads at least; zeros stand in front of fewer.
         takes_controls: whether FLUX.1's ControlNets are made for it.
         host_model: what the host calls the family (``image_model``).
+        lora_base: what files of LoRAs call it (``ss_base_model_version``).
         published: configurations of the models that people have by name, to be planned with.
     """
 
@@ -70,6 +71,7 @@ class Family:
     context_length: int = 0
     takes_controls: bool = True
     host_model: str = "flux"
+    lora_base: str = "flux1"
     published: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -11,9 +11,7 @@ No layer has a bias, and there is no pooled text. Names are the reference implem
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -23,17 +21,8 @@ from ..quant.products import Linear
 from .blocks import Block, DoubleStreamBlock, SingleStreamBlock, count_weights, split_linear
 from .config import Shapes, TransformerConfig, count_whole
 from .keymaps import Recipes, diffusers_flux2_body
-from .layers import (
-    Attention,
-    Modulation,
-    ModulationLayer,
-    QKNorm,
-    SelfAttention,
-    joint_attention,
-)
+from .layers import Modulation, ModulationLayer, QKNorm, SelfAttention
 from .patches import ForwardState
-from .picture_attention import PictureAttention
-from .side_tokens import SideInput
 from .transformer import FluxTransformer
 
 #: Rotary axes (index, row, column, place in the text).
@@ -126,25 +115,15 @@ class Flux2SingleBlock(SingleStreamBlock):
         width = self.num_heads * self.norm.query_norm.scale.numel()
         return 2.0 * count_weights(self) * tokens, 4.0 * tokens**2 * width
 
-    def forward(
-        self,
-        x: Tensor,
-        mods: Sequence[Modulation],
-        rotary: tuple[Tensor, Tensor],
-        mask: Tensor | None = None,
-        attend: Attention | None = None,
-        side: SideInput | None = None,
-        adapters: Sequence[PictureAttention] = (),
-    ) -> Tensor:
-        """Text and image as one sequence, (B, N + L, D), after the block; arguments as in
-        FLUX.1's, without ``side`` and ``adapters``, which are not there for FLUX.2."""
-        (mod,) = mods
+    def inner(self, mod: Modulation, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The projection for attention, (B, L, 3 * H * d), and the MLP's gated half, (B, L, M), of
+        tokens x (B, L, D)."""
         qkv, gate, hidden = split_linear(self.linear1, mod, x, self.sizes)
-        hidden = gated(gate, hidden)
-        del gate
-        joint = joint_attention([(qkv, self.norm)], self.num_heads, rotary, mask, attend)
-        del qkv
-        return torch.addcmul(x, mod.gate, self.linear2(torch.cat([joint, hidden], dim=-1)))
+        return qkv, gated(gate, hidden)
+
+    def outer(self, hidden: Tensor, joint: Tensor) -> Tensor:
+        """What the block adds, (B, L, D)."""
+        return self.linear2(torch.cat([joint, hidden], dim=-1))
 
 
 class Flux2Transformer(FluxTransformer):
@@ -157,7 +136,7 @@ class Flux2Transformer(FluxTransformer):
     double_block = Flux2DoubleBlock
     single_block = Flux2SingleBlock
     bias = False
-    takes_side = takes_adapters = False
+    takes_adapters = False
     #: What all blocks read beside what FLUX.1 keeps exact: it leaves the device for a run, so it
     #: costs no memory there.
     high_precision = (
@@ -185,11 +164,18 @@ class Flux2Transformer(FluxTransformer):
             self.single_stream_modulation,
         ]
 
-    def shared_modulations(self, vec: Tensor) -> tuple[list[Modulation], list[Modulation]]:
+    def image_modulation(self, block: nn.Module) -> ModulationLayer:
+        if isinstance(block, SingleStreamBlock):
+            return self.single_stream_modulation
+        return self.double_stream_modulation_img
+
+    def shared_modulations(
+        self, vec: Tensor, known: bool = True
+    ) -> tuple[list[Modulation], list[Modulation]]:
         """Modulations of double and of single blocks for the vector (B, D)."""
-        known = self.precomputed
+        precomputed = self.precomputed if known else None
         img, txt, single = (
-            layer(vec) if known is None else layer.split(known.of(layer))
+            layer(vec) if precomputed is None else layer.split(precomputed.of(layer))
             for layer in self.modulation_layers()
         )
         return [*img, *txt], single
@@ -198,12 +184,8 @@ class Flux2Transformer(FluxTransformer):
         self, block: nn.Module, state: ForwardState, known: bool
     ) -> list[Modulation]:
         """A block's modulations, each of tensors (B, 1, D)."""
-        if known and state.shared is not None:
-            double, single = state.shared
-        else:  # somebody changed the vector on the way
-            layers = self.modulation_layers()
-            img, txt, single = (layer(state.vec) for layer in layers)
-            double = [*img, *txt]
-        return list(
-            cast(Sequence[Modulation], single if isinstance(block, SingleStreamBlock) else double)
-        )
+        shared = state.shared if known else None
+        if shared is None:  # somebody changed the vector on the way
+            shared = self.shared_modulations(state.vec, known)
+        double, single = shared
+        return [*single] if isinstance(block, SingleStreamBlock) else [*double]

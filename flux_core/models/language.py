@@ -166,7 +166,10 @@ class LanguageEncoder(nn.Module):
 
     part = "language_model"
     #: What files have beside it, by native names.
-    unread = re.compile(r"norm\.weight|layers\.\d+\..*|lm_head\..*|.*rotary_emb\.inv_freq")
+    unread = re.compile(
+        r"norm\.weight|layers\.\d+\..*|lm_head\..*|.*rotary_emb\.inv_freq"
+        r"|tekken_model|tokenizer_json"
+    )
 
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()

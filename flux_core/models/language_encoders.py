@@ -47,13 +47,18 @@ def open_language_tokenizer(folder: str | Path, kind: LanguageKind) -> PreTraine
             from transformers import Qwen2Tokenizer
 
             tokenizer = Qwen2Tokenizer.from_pretrained(str(folder), local_files_only=True)
-        words = tokenizer.get_vocab()
-        for mark in filter(None, (kind.pad, kind.start)):
-            if mark not in words:
-                raise CheckpointError(
-                    f"{folder}: the tokenizer has no {mark!r}: it is not that of {kind.title}"
-                )
+        check_marks(tokenizer, kind, folder)
     return tokenizer
+
+
+def check_marks(tokenizer: PreTrainedTokenizerBase, kind: LanguageKind, path: str | Path) -> None:
+    """Raise ``CheckpointError`` where a tokenizer is not that of a language model."""
+    words = tokenizer.get_vocab()
+    for mark in filter(None, (kind.pad, kind.start)):
+        if mark not in words:
+            raise CheckpointError(
+                f"{path}: the tokenizer has no {mark!r}: it is not that of {kind.title}"
+            )
 
 
 class LanguageTextEncoders(nn.Module):
@@ -130,7 +135,11 @@ class LanguageTextEncoders(nn.Module):
             length: tokens of context, 512 by default; more where a prompt is longer.
             literal: prompts are cut to 512 tokens, as training has it.
         """
-        rows = [self.token_ids(prompt, literal) for prompt in prompts]
+        return self.encode_rows([self.token_ids(prompt, literal) for prompt in prompts], length)
+
+    @torch.no_grad()
+    def encode_rows(self, rows: Sequence[Sequence[int]], length: int | None = None) -> TextEncoding:
+        """``encode`` of B rows of token numbers, templates and all."""
         longest = max(length or self.length, *map(len, rows))
         pad = self.tokenizer.get_vocab()[self.kind.pad]
         ids, there = [], []

@@ -14,7 +14,7 @@ Axis letters: B pictures, R reference tokens, C packed channels, D width, H head
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -96,13 +96,10 @@ class SideTokens:
         the vector of time 0 (B, D) where there is no ``source``."""
         self.hidden, self.rotary, self.vec = hidden, rotary, vec
 
-    def input(self, block: nn.Module) -> SideInput:
-        """What a block reads."""
-        if self.hidden is None:
-            return SideInput(kept=self.known[id(block)])
-        layer = cast(Any, block).modulation_layers()[0]  # the image's, in every kind of block
-        mods = layer(self.vec) if self.source is None else layer.split(self.source.of(layer))
-        return SideInput(self.hidden, mods, self.rotary)
+    def kept_of(self, block: nn.Module) -> KeysValues | None:
+        """Keys and values (B, R, H, d) that a block made before; None in the pass that makes
+        them."""
+        return self.known[id(block)] if self.hidden is None else None
 
     def after(self, block: nn.Module, outputs: Sequence[Tensor]) -> None:
         """Take what a block computed: tokens (B, R, D), keys and values (B, R, H, d); nothing where

@@ -27,12 +27,13 @@ from .layers import (
     LastLayer,
     MLPEmbedder,
     Modulation,
+    ModulationLayer,
     rotary_table,
     timestep_embedding,
 )
 from .patches import DOUBLE, SINGLE, BlockPatches, EmbeddedInputs, ForwardState, Tokens
 from .picture_attention import PictureAttention, PictureSource
-from .side_tokens import ModulationSource, SideTokens
+from .side_tokens import ModulationSource, SideInput, SideTokens
 
 
 class ControlResiduals(NamedTuple):
@@ -137,8 +138,6 @@ class FluxTransformer(FluxBody):
     """FLUX.1: noisy latent tokens and text to the velocity (noise minus picture)."""
 
     part = "transformer"
-    #: Whether it draws with references that attend to themselves alone.
-    takes_side = True
     #: Whether FLUX.1's IP-Adapters are made for models of its kind.
     takes_adapters = True
 
@@ -282,9 +281,33 @@ class FluxTransformer(FluxBody):
             return
         vec = None
         if side.source is None:
-            vec = self.embed_vector(torch.zeros_like(timesteps), y, guidance)
+            vec = self.still_vector(timesteps, y, guidance)
         rotary = rotary_table(side.ids, self.axes_dim, self.theta)
         side.begin(self.img_in(side.tokens.to(self.dtype)), rotary, vec)
+
+    def still_vector(self, timesteps: Tensor, y: Tensor | None, guidance: Tensor | None) -> Tensor:
+        """What side tokens take their modulations from where nobody knows them, (B, D): the vector
+        at time 0 in the place of ``timesteps`` (B,)."""
+        return self.embed_vector(torch.zeros_like(timesteps), y, guidance)
+
+    def image_modulation(self, block: nn.Module) -> ModulationLayer:
+        """The layer of the modulations that a block's image tokens have."""
+        return cast(Block, block).modulation_layers()[0]
+
+    def side_input(self, block: nn.Module, side: SideTokens) -> SideInput:
+        """What a block reads of side tokens."""
+        known = side.kept_of(block)
+        if known is not None:
+            return SideInput(kept=known)
+        return SideInput(side.hidden, self.side_modulations(block, side), side.rotary)
+
+    def side_modulations(self, block: nn.Module, side: SideTokens) -> list[Modulation]:
+        """A block's modulations for side tokens, each of tensors (B, 1, D)."""
+        layer = self.image_modulation(block)
+        if side.source is not None:
+            return layer.split(side.source.of(layer))
+        assert side.vec is not None
+        return layer(side.vec)
 
     def run_patched(
         self,
@@ -326,7 +349,7 @@ class FluxTransformer(FluxBody):
                 mod.by_token(batch, count, state.still_tokens) if i < images else mod.first(batch)
                 for i, mod in enumerate(mods)
             ]
-        brought = None if state.side is None else state.side.input(block)
+        brought = None if state.side is None else self.side_input(block, state.side)
         more: list[object] = []
         if any(each is not None for each in (state.mask, state.attend, brought)) or adapters:
             more = [state.mask, state.attend, brought, tuple(adapters)]

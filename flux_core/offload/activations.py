@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from ..quant import forget_matrices
 from .pack import named_tensors, twin
 
 
@@ -101,6 +102,7 @@ def peak_bytes(
 ) -> int:
     """Most bytes alive at once while a function of tensors on meta runs, with a graph for
     ``gradients`` or without; of one kind of device, or of all."""
+    forget_matrices("meta")
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(gradients))

@@ -26,7 +26,10 @@ FOR_A_RUN, TRAINED = "for a run", "trained"
 
 
 class PrecomputedLayer(Protocol):
-    """A layer whose outputs are known before a run: modulations (B, ``width``) of vectors."""
+    """A layer whose outputs are known before a run: modulations (B, ``width``) of vectors.
+
+    One with ``one_by_one`` reads each vector by itself, whatever many it is given.
+    """
 
     @property
     def width(self) -> int: ...

@@ -31,10 +31,11 @@ class PrecomputedModulations:
         self,
         body: nn.Module,
         vecs: Mapping[Key, Tensor],
-        prepare: Callable[[Sequence[Key]], None] | None = None,
+        prepare: Callable[[Sequence[Key], int], None] | None = None,
     ) -> None:
         """``vecs`` are (B, D) on the device, by whatever key ``select`` will be given; ``prepare``
-        is called with the keys of those that are computed next, each of which has B rows."""
+        is called with the keys of those that are computed next, and how many rows a layer reads of
+        each at once: B, or 1."""
         self.body, self.prepare = body, prepare
         self.numbers = {key: i for i, key in enumerate(vecs)}
         self.vecs = torch.stack(list(vecs.values()))  # (K, B, D)
@@ -47,8 +48,7 @@ class PrecomputedModulations:
         """All layers' modulations of the vectors from number ``first`` on."""
         some = self.vecs[first : first + WINDOW]
         self.window = range(first, first + len(some))
-        if self.prepare is not None:
-            self.prepare(list(self.numbers)[first : first + len(some)])
+        keys = list(self.numbers)[first : first + len(some)]
         layers = cast(list[PrecomputedLayer], modulations_of(self.body))
         start = 0
         for layer in layers:
@@ -58,13 +58,24 @@ class PrecomputedModulations:
         self.rows = some.new_empty(*some.shape[:2], start)
         for layer in layers:
             first, last = self.places[id(layer)]
-            raw = cast(PrecomputedLayer, copied_to(cast(nn.Module, layer), some.device)).raw(
-                some.flatten(0, 1)
-            )
-            self.rows[..., first:last] = raw.unflatten(0, some.shape[:2])
+            here = cast(PrecomputedLayer, copied_to(cast(nn.Module, layer), some.device))
+            self.rows[..., first:last] = self.raw(here, keys, some)
         if not self.current.numel():
             #: One step's, always at one place, so that a compiled block reads it without asking.
             self.current = torch.empty_like(self.rows[0])
+
+    def raw(self, layer: PrecomputedLayer, keys: Sequence[Key], vecs: Tensor) -> Tensor:
+        """What a layer makes of vectors (K, B, D), (K, B, width)."""
+        prepare = self.prepare
+        if prepare is not None and getattr(layer, "one_by_one", False):
+            raws = []
+            for key, vec in zip(keys, vecs, strict=True):
+                prepare([key], 1)
+                raws.append(layer.raw(vec))
+            return torch.stack(raws)
+        if prepare is not None:
+            prepare(keys, vecs.shape[1])
+        return layer.raw(vecs.flatten(0, 1)).unflatten(0, vecs.shape[:2])
 
     def select(self, key: Key) -> bool:
         """Make one vector's modulations current; False where it was not precomputed."""

@@ -2,6 +2,7 @@
 
 from .apply import kernels_used, quantize, quantized_linears, quantized_names, set_compute
 from .format import Format, RowFormat, TensorSpec
+from .hadamard import forget_matrices
 from .linear import COMPUTES, QuantizedLinear
 from .precision import Precision, PrecisionPlan
 from .registry import FORMATS, PRECISIONS, full_dtype
@@ -16,6 +17,7 @@ __all__ = [
     "QuantizedLinear",
     "RowFormat",
     "TensorSpec",
+    "forget_matrices",
     "full_dtype",
     "kernels_used",
     "quantize",

@@ -41,6 +41,13 @@ def hadamard(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     return _matrices[key]
 
 
+def forget_matrices(kind: str) -> None:
+    """Let the next product on one kind of device make its matrix anew: whoever counts bytes sees
+    it, as on a card that has none yet."""
+    for key in [key for key in _matrices if key[1].type == kind]:
+        del _matrices[key]
+
+
 def rotate(x: Tensor, block: int) -> Tensor:
     """Rotate the last axis of x (..., in) in blocks; twice gives x back.
 

@@ -234,8 +234,8 @@ class Denoiser:
                         vec = prompt.vector(body, sigma)
                         by_rows.setdefault(len(vec), {})[sigma, prompt.name] = vec
                 self.precomputed[body] = [
-                    PrecomputedModulations(body, vecs, self._preparing(rows))
-                    for rows, vecs in by_rows.items()
+                    PrecomputedModulations(body, vecs, self._preparing())
+                    for vecs in by_rows.values()
                 ]
             for prompt in self.prompts:
                 if prompt.side is not None:
@@ -255,12 +255,12 @@ class Denoiser:
                     prompt.side.clear()
                     prompt.side.source = None
 
-    def _preparing(self, rows: int) -> Callable[[Sequence[tuple[float, str]]], None] | None:
+    def _preparing(self) -> Callable[[Sequence[tuple[float, str]], int], None] | None:
         """What says how LoRAs count in modulations of some sigmas, each of so many rows."""
         loras = self.loras
         if loras is None:
             return None
-        return lambda keys: loras.set_vectors([sigma for sigma, _ in keys], rows)
+        return lambda keys, rows: loras.set_vectors([sigma for sigma, _ in keys], rows)
 
     def _residuals(
         self, sigma: float, prompt: PreparedPrompt, inputs: dict[str, Any]

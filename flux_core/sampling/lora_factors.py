@@ -90,7 +90,8 @@ class LoraFactors:
         return self.steps[sigma]
 
     def set_vectors(self, sigmas: Sequence[float], rows: int = 1) -> None:
-        """Say what counts where modulation vectors are read: of each sigma so many rows."""
+        """Say what counts where modulation vectors are read: of each sigma so many rows, or one
+        that counts for all of a layer's."""
         factors = torch.stack([self.at_step(sigma) for sigma in sigmas])
         self.factors.by_kind[VECTOR] = (factors * self.vectors).repeat_interleave(rows, dim=0)
 

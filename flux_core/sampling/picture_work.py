@@ -18,7 +18,12 @@ from ..models.controlnet import FluxControlNet
 from ..models.transformer import FluxTransformer
 from ..offload import Work
 from ..offload.activations import peak_bytes
-from ..offload.workload import precomputing_bytes, standing_bytes, transformer_bytes
+from ..offload.workload import (
+    ModulationsOnMeta,
+    precomputing_bytes,
+    standing_bytes,
+    transformer_bytes,
+)
 from .denoiser import Denoiser, keep_outside
 from .samplers import Sampler
 
@@ -48,7 +53,8 @@ class CallsOnMeta:
         self.text_tokens = max(self.text_tokens, text)
         options = {name: value for name, value in inputs.items() if name not in READ}
         if "side" in options:  # of which nothing is kept while it is counted
-            options["side"] = options["side"].alike()
+            options["side"] = side = options["side"].alike()
+            side.source = ModulationsOnMeta(batch, self.transformer.dtype)  # known as well
         with _disable_current_modes():  # what counts a call is no part of the run
             size = transformer_bytes(self.transformer, image, text, batch, options)
         width = self.transformer.config.out_channels

@@ -182,7 +182,7 @@ def prepare_prompt(
         latents = [standardise(z.float(), vae).to(device) for z in prompt.references.latents]
         method = prompt.references.method
         references, ids = reference_tokens(latents, method, height, width, batch, geometry)
-        refuse_references(transformer, aside)
+        refuse_references(transformer)
     if aside and references is not None and ids is not None:
         side, references, ids = SideTokens(references, ids.to(device), keep), None, None
     behind = 0 if references is None else references.shape[1]
@@ -212,18 +212,12 @@ def prepare_prompt(
     )
 
 
-def refuse_references(transformer: FluxTransformer, aside: bool) -> None:
-    """Raise ``ValueError`` for a model that takes no references, or none that attend to themselves
-    alone."""
+def refuse_references(transformer: FluxTransformer) -> None:
+    """Raise ``ValueError`` for a model that takes no references."""
     if channels_beside(transformer):
         raise ValueError(
             "this transformer reads a picture beside the noise and takes no reference latents: "
             "those are for FLUX.1 Kontext and dev"
-        )
-    if aside and not transformer.takes_side:
-        raise ValueError(
-            f"{family_of(transformer).name} takes no references that attend to themselves alone: "
-            "their attention has to be joint"
         )
 
 

@@ -112,9 +112,8 @@ def training_batch(
     count = len(numbers)
     generator = torch.Generator().manual_seed(combined_seed(config.seed, TRAINING_STREAM, position))
     shape = noise_shape(data, count, data.items[numbers[0]].size)
-    times = draw_times(
-        objective, count, image_tokens(*shape[-2:], geometry=data.geometry), generator
-    )
+    tokens = image_tokens(*shape[-2:], geometry=data.geometry)
+    times = draw_times(objective, count, tokens, generator, data.family)
     noise = torch.randn(shape, generator=generator)
     dropped = torch.rand(count, generator=generator) < objective.caption_dropout
     share = workers.share(count)

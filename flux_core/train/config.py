@@ -25,7 +25,7 @@ SCHEDULES = ("constant", "linear", "cosine")
 ON_FAULT = ("skip", "refuse")
 ON_EMPTY = ("use", "skip", "refuse")
 #: Fields of ``ModelConfig`` that name a file or a folder.
-MODEL_FILES = ("transformer", "clip_l", "t5", "vae", "tokenizers")
+MODEL_FILES = ("transformer", "clip_l", "t5", "language_model", "vae", "tokenizers")
 
 
 def check_choice(value: str, name: str, choices: tuple[str, ...]) -> None:
@@ -41,11 +41,15 @@ def check_range(value: float, name: str, low: float, high: float | None = None) 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Files of the base model; all empty is the pocket model that FluxFit ships."""
+    """Files of the base model; all empty is the pocket model that FluxFit ships.
+
+    FLUX.1 reads prompts by ``clip_l`` and ``t5``, Chroma by ``t5``, FLUX.2 by a ``language_model``.
+    """
 
     transformer: str = ""
     clip_l: str = ""
     t5: str = ""
+    language_model: str = ""
     vae: str = ""
     tokenizers: str = ""
     precision: str = "fp8_scaled"
@@ -60,9 +64,12 @@ class ModelConfig:
                 "model.precision is 'fp16', in which gradients overflow: take bf16, fp32 or one "
                 "byte a weight"
             )
-        files = (self.transformer, self.t5, self.vae)  # some families read no CLIP-L
+        files = (self.transformer, self.vae, self.t5 or self.language_model)
         if any((*files, self.clip_l)) and not all(files):
-            raise ConfigError("model needs transformer, clip_l, t5 and vae, or none of them")
+            raise ConfigError(
+                "model needs transformer, vae and what reads prompts (clip_l and t5 of FLUX.1, t5 "
+                "of Chroma, language_model of FLUX.2), or none of them"
+            )
 
 
 @dataclass(frozen=True)
@@ -133,8 +140,9 @@ class ObjectiveConfig:
 
     ``timesteps``: ``uniform``; ``sigmoid`` of a normal times ``scale``; ``logit_normal`` with
     ``mean`` and ``scale``; ``shift``, the same and then shifted by the factor ``shift``;
-    ``resolution_shift``, shifted by the number of tokens as FLUX.1 was. ``guidance`` is what
-    guidance-distilled models are told, 1 for no distillation.
+    ``resolution_shift``, shifted by the number of tokens as the model's family was (FLUX.2's shift
+    is that of 50 steps). ``guidance`` is what guidance-distilled models are told, 1 for no
+    distillation.
     """
 
     timesteps: str = "sigmoid"

@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 
 from ..models.config import VAEConfig
-from ..models.families import family_of
-from ..models.geometry import FLUX1_TOKENS, TokenGeometry
+from ..models.families import FLUX1_DEV, family_of
+from ..models.family import Family
+from ..models.geometry import TokenGeometry
 from ..offload import OffloadRunner
-from ..sampling.latents import CONSTANTS, image_tokens, latent_size
+from ..sampling.latents import image_tokens, latent_size
 from .buckets import BatchSampler
 from .cache import EncodingCache, OnProgress, TensorStore
 from .config import ConfigError, TrainConfig
@@ -33,16 +34,23 @@ log = logging.getLogger(__name__)
 class TrainingData:
     """Items to train on and to validate with, their encodings, and the order of batches.
 
-    ``vae``: channels and constants of the latents, ``geometry``: their tokens, as the transformer's
-    family has them.
+    ``family`` is the transformer's: it knows channels and constants of the latents (``vae``), their
+    tokens (``geometry``), and how noise levels are shifted.
     """
 
     items: list[Item]
     validation: list[Item]
     cache: EncodingCache
     sampler: BatchSampler
-    vae: VAEConfig = CONSTANTS
-    geometry: TokenGeometry = FLUX1_TOKENS
+    family: Family = FLUX1_DEV
+
+    @property
+    def vae(self) -> VAEConfig:
+        return self.family.vae
+
+    @property
+    def geometry(self) -> TokenGeometry:
+        return self.family.tokens
 
     @property
     def image_tokens(self) -> int:
@@ -136,5 +144,4 @@ def prepare(
         config.batch * workers,
         config.seed,
     )
-    family = family_of(models.transformer)
-    return TrainingData(items, validation, cache, sampler, family.vae, family.tokens)
+    return TrainingData(items, validation, cache, sampler, family_of(models.transformer))

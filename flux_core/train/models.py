@@ -11,6 +11,7 @@ from ..checkpoint.load import (
     load_vae,
 )
 from ..models.families import family_of
+from ..models.family import Family
 from ..models.language_encoders import LanguageTextEncoders
 from ..models.text_encoders import TextEncoders
 from ..models.transformer import FluxTransformer
@@ -45,22 +46,27 @@ class TrainingModels:
         transformer = load_transformer(
             config.transformer, precision=config.precision, ram_budget=ram_budget
         )
-        family = family_of(transformer)
-        if family.needs_pooled and not config.clip_l:
-            raise ConfigError(f"model.clip_l is empty, and {family.name} reads CLIP-L beside T5")
-        if "t5" not in family.encoders:
-            encoders = load_language_encoders(
-                config.t5,
-                precision=config.text_precision,
-                tokenizer=config.tokenizers or None,
-            )
-            vae = load_vae(config.vae, dtype=full_dtype(config.text_precision))
-            return cls(transformer, encoders, vae)
-        encoders = load_text_encoders(
-            config.clip_l if family.needs_pooled else None,
-            config.t5,
-            precision=config.text_precision,
-            tokenizers=config.tokenizers or None,
-        )
+        encoders = open_encoders(config, family_of(transformer))
         vae = load_vae(config.vae, dtype=full_dtype(config.text_precision))
         return cls(transformer, encoders, vae)
+
+
+def open_encoders(config: ModelConfig, family: Family) -> TextEncoders | LanguageTextEncoders:
+    """What a family reads prompts with; raises ``ConfigError`` where none of it is named."""
+    if "t5" not in family.encoders:
+        # runs of before name it t5
+        return load_language_encoders(
+            config.language_model or config.t5,
+            precision=config.text_precision,
+            tokenizer=config.tokenizers or None,
+        )
+    if not config.t5:
+        raise ConfigError(f"model.t5 is empty, and {family.name} reads T5")
+    if family.needs_pooled and not config.clip_l:
+        raise ConfigError(f"model.clip_l is empty, and {family.name} reads CLIP-L beside T5")
+    return load_text_encoders(
+        config.clip_l if family.needs_pooled else None,
+        config.t5,
+        precision=config.text_precision,
+        tokenizers=config.tokenizers or None,
+    )

@@ -10,17 +10,26 @@ import math
 import torch
 from torch import Tensor
 
-from ..sampling.sigmas import SigmaTable, resolution_table
+from ..models.families import FLUX1_DEV
+from ..models.family import Family
+from ..sampling.sigmas import SigmaTable, table_for
 from .config import ObjectiveConfig
 
 #: Half the width of a bell around t = 1/2.
 BELL = 0.5
+#: Steps that shifts are meant for which depend on them: those of models that are not distilled.
+SHIFTED_STEPS = 50
 
 
 def draw_times(
-    config: ObjectiveConfig, count: int, tokens: int, generator: torch.Generator
+    config: ObjectiveConfig,
+    count: int,
+    tokens: int,
+    generator: torch.Generator,
+    family: Family = FLUX1_DEV,
 ) -> Tensor:
-    """Noise levels (count,) float32 in (0, 1); ``tokens`` are those of one picture."""
+    """Noise levels (count,) float32 in (0, 1); ``tokens`` are those of one picture, ``family`` the
+    model's."""
     if config.timesteps == "uniform":
         times = torch.rand(count, generator=generator)
     else:
@@ -30,7 +39,7 @@ def draw_times(
     if config.timesteps == "shift":
         return SigmaTable(math.log(config.shift)).sigma(times)
     if config.timesteps == "resolution_shift":
-        return resolution_table(tokens).sigma(times)
+        return table_for(family, "resolution", tokens, SHIFTED_STEPS).sigma(times)
     return times
 
 

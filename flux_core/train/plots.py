@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..models.families import FLUX1_DEV
+from ..models.family import Family
 from ..pictures import to_tensor
 from .config import ObjectiveConfig
 from .noise_levels import draw_times
@@ -44,11 +46,14 @@ def loss_curve(losses: Sequence[float], validation: Sequence[Sequence[float]]) -
     return figure_picture(figure)
 
 
-def times_histogram(config: ObjectiveConfig, tokens: int = 1024) -> Tensor:
-    """How often each noise level is drawn for pictures of so many tokens, as (H, W, 3)."""
+def times_histogram(
+    config: ObjectiveConfig, tokens: int = 1024, family: Family = FLUX1_DEV
+) -> Tensor:
+    """How often each noise level is drawn for pictures of so many tokens and a model's family, as
+    (H, W, 3)."""
     from matplotlib.figure import Figure
 
-    times = draw_times(config, DRAWN, tokens, torch.Generator().manual_seed(0))
+    times = draw_times(config, DRAWN, tokens, torch.Generator().manual_seed(0), family)
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.add_subplot()
     axes.hist(times.numpy(), bins=BINS, range=(0, 1), density=True, color="#2a5caa")

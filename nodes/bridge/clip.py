@@ -34,7 +34,20 @@ from .weight_patches import Entry, entries_of, numbered_together
 #: What the host pads T5's tokens to.
 T5_TOKENS = 256
 #: Where the names of each encoder's weights begin.
-PREFIXES = {"clip_l": "clip_l.transformer.", "t5": "t5xxl.transformer."}
+PREFIXES = {
+    "clip_l": "clip_l.transformer.",
+    "t5": "t5xxl.transformer.",
+    "language_model": "language_model.transformer.model.",
+}
+#: The host's names of language models by their widths.
+LANGUAGE_NAMES = {2560: "qwen3_4b", 4096: "qwen3_8b", 5120: "mistral3_24b"}
+
+
+def prefix_of(encoder: nn.Module) -> str:
+    """Where the names of an encoder's weights begin."""
+    part = str(encoder.part)
+    width = encoder.config.width if part == "language_model" else 0  # type: ignore[union-attr]
+    return PREFIXES[part].replace(part, LANGUAGE_NAMES.get(width, part), 1)  # type: ignore[arg-type]
 
 
 class HostClipModel(nn.Module):
@@ -106,7 +119,7 @@ class HostClipModel(nn.Module):
         """The names that LoRAs are matched with, on meta."""
         result = {} if destination is None else destination
         for encoder in self.texts.module.modules_used:
-            begin = PREFIXES[str(encoder.part)]
+            begin = prefix_of(encoder)
             for name, tensor in named_shapes(encoder):
                 result[prefix + begin + name] = tensor
         return result
@@ -182,7 +195,7 @@ def patches_of(encoder: nn.Module, patcher: Any) -> tuple[list[Entry], list[floa
     """The host's patches of an encoder and of the hooks that are on now, with their strengths."""
     if patcher is None:
         return [], []
-    prefix = PREFIXES[str(encoder.part)]
+    prefix = prefix_of(encoder)
     entries = entries_of(patcher.patches, prefix)
     strengths = [entry.strength for entry in entries]
     hooks = patcher.current_hooks or patcher.forced_hooks
@@ -309,23 +322,3 @@ class FluxTokenizer:
 def opened(tokenizer: PreTrainedTokenizerBase) -> type:
     """A class whose ``from_pretrained`` gives a tokenizer that is open already."""
     return type("Opened", (), {"from_pretrained": staticmethod(lambda *args, **kwargs: tokenizer)})
-
-
-def host_clip(texts: FluxTextEncoders) -> Any:
-    """The host's CLIP for what our own wire carries; outside of the host that itself."""
-    if host.comfy("comfy.sd") is None:
-        return texts
-    clip = clip_class()(no_init=True)
-    model = HostClipModel(texts)
-    clip.cond_stage_model = model
-    clip.tokenizer = FluxTokenizer(cast(TextEncoders, texts.module))
-    clip.patcher = patcher_class()(model, host.device(), torch.device("cpu"), size=1)
-    clip.patcher.is_clip = True
-    hooks = host.comfy("comfy.hooks")
-    assert hooks is not None
-    clip.patcher.hook_mode = hooks.EnumHookMode.MinVram
-    clip.layer_idx = None
-    clip.use_clip_schedule = False
-    clip.apply_hooks_to_conds = None
-    clip.tokenizer_options = {}
-    return clip

@@ -139,3 +139,36 @@ def flux2_keeps_what_a_mask_keeps() -> None:
         ksampler(ours, prompt(1), prompt(2), latent_image=latent),
         ksampler(theirs, prompt(1), prompt(2), latent_image=latent),
     )
+
+
+@cache
+def language() -> Any:
+    """A tiny Qwen3 with a tokenizer of bytes."""
+    from flux_core.models.language import LanguageConfig, LanguageEncoder
+    from flux_core.models.language_encoders import LanguageTextEncoders
+    from tests import flux2_models
+
+    state = {
+        name.removeprefix("model."): value
+        for name, value in flux2_models.qwen_model().state_dict().items()
+    }
+    config = LanguageConfig.from_shapes({name: tuple(v.shape) for name, v in state.items()})
+    with torch.inference_mode(False):
+        encoder = LanguageEncoder(config).eval().requires_grad_(False)
+        encoder.load_state_dict(state, strict=False)
+    return LanguageTextEncoders(encoder, flux2_models.qwen_tokenizer())
+
+
+@check(NODE)
+def a_language_model_on_the_clip_wire_is_ours() -> None:
+    from flux_core import OffloadPolicy
+
+    wires, clip = module("nodes.wires"), module("nodes.bridge.clip_wire")
+    texts = wires.FluxTextEncoders(language(), OffloadPolicy())
+    (ours,) = call("FluxTextEncode", text_encoders=texts, prompt="a (cat:1.3)", guidance=3.5)
+    (stock,) = call("CLIPTextEncode", clip=clip.host_clip(texts), text="a (cat:1.3)")
+    close(stock[0][0], ours[0][0])
+    (guided,) = call("FluxGuidance", conditioning=stock, guidance=2.0)
+    assert guided[0][1]["guidance"] == 2.0
+    (joined,) = call("ConditioningConcat", conditioning_to=stock, conditioning_from=stock)
+    assert joined[0][0].shape[1] == 2 * stock[0][0].shape[1]

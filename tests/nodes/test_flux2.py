@@ -11,9 +11,9 @@ from fluxfit.nodes.headless.stock_custom import STOCK_CUSTOM
 
 from flux_core import CheckpointError
 from flux_core.sampling.latents import host_noise
-from tests import tiny_models
+from tests import tiny_models, training_runs
 from tests.flux_core.test_flux2_pipeline import open_parts, save_parts, their_parts
-from tests.nodes.node_calls import SETTINGS, node
+from tests.nodes.node_calls import SETTINGS, defaults, node
 
 FOLDERS = {"transformer": "diffusion_models", "vae": "vae", "text_encoder": "text_encoders"}
 
@@ -34,7 +34,7 @@ def folder(tmp_path_factory) -> Path:
 def wires(folder, monkeypatch):
     monkeypatch.setenv("FLUXFIT_MODELS", str(folder))
     model, _ = node("FluxFitTransformerLoader").load("klein.safetensors", "fp32", "auto")
-    (texts,) = node("FluxFitTextEncoderLoader").load("klein.safetensors", "fp32", "auto")
+    texts, _ = node("FluxFitTextEncoderLoader").load("klein.safetensors", "fp32", "auto")
     (vae,) = node("FluxFitVAELoader").load("klein.safetensors", "fp32")
     return model, texts, vae
 
@@ -147,6 +147,62 @@ class TestTokenizers:
         name = "fluxfit_pocket_clip_l.safetensors"
         with pytest.raises((CheckpointError, FileNotFoundError), match="fluxfit_pocket_clip_l"):
             node("FluxFitTextEncoderLoader").load(name, "bf16", "auto")
+
+    def test_that_of_the_file_comes_first(self, tmp_path):
+        from fluxfit.nodes.part_loaders import tokenizer_folder
+
+        (tmp_path / "tokenizer").mkdir()
+        (tmp_path / "tokenizer" / "merges.txt").touch()
+        file = {"tekken_model": torch.zeros(4, dtype=torch.uint8)}
+        path = tiny_models.save(file, tmp_path / "m.safetensors")
+        assert tokenizer_folder(path) is None
+        other = tiny_models.save({"a": torch.ones(1)}, tmp_path / "a.safetensors")
+        assert tokenizer_folder(other) == tmp_path / "tokenizer"
+
+
+def test_its_clip_serves_stock_nodes(wires, monkeypatch, folder):
+    """Without a host, the same as our own node."""
+    texts, clip = node("FluxFitTextEncoderLoader").load("klein.safetensors", "fp32", "auto")
+    assert clip is texts
+
+
+def test_tokens_on_the_clip_wire_are_the_encoder_s(wires):
+    from fluxfit.nodes.bridge.language_clip import ROWS, HostLanguageModel, LanguageTokenizer
+
+    texts = wires[1]
+    model, tokenizer = HostLanguageModel(texts), LanguageTokenizer(texts.module)
+    pairs = tokenizer.tokenize_with_weights("a (cat:1.2)")
+    assert [token[1] for token in pairs[ROWS][0]] == [1.0] * len(pairs[ROWS][0])
+    context, pooled = model.encode_token_weights(pairs)
+    expected = texts.module.encode(["a (cat:1.2)"]).context
+    assert torch.equal(context, expected) and pooled is None
+    long = tokenizer.tokenize_with_weights("word " * 150, return_word_ids=True)
+    assert model.encode_token_weights(long)[0].shape[1] == len(long[ROWS][0]) > 512
+    assert "".join(text for _, text in tokenizer.untokenize(pairs[ROWS][0])).count("(cat:1.2)") == 1
+    names = set(model.state_dict())
+    assert "language_model.transformer.model.layers.0.mlp.up_proj.weight" in names
+
+
+def test_a_lora_is_trained_from_the_three_loaders(wires, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    training_runs.write_pictures(tmp_path / "input" / "flat", count=2)
+    sizes = {"folder": "flat", "resolution": 64, "bucket_step": 16}
+    dataset = node("FluxFitDataset").open(**defaults("FluxFitDataset", **sizes))["result"][0]
+    more = {"steps": 2, "learning_rate": 0.01, "timesteps": "resolution_shift"}
+    (settings, _) = node("FluxFitTrainSettings").make(**defaults("FluxFitTrainSettings", **more))
+    model, texts, vae = wires
+    asked = {"sample_prompts": "a cat", "sample_every": 0, "sample_steps": 2}
+    with torch.inference_mode():  # as the host does
+        trained, _, samples, path = node("FluxFitTrainLora").train(
+            model,
+            texts,
+            vae,
+            dataset=dataset,
+            settings=settings,
+            **defaults("FluxFitTrainLora", name="mine", **asked),
+        )["result"]
+    assert samples.shape == (1, 64, 64, 3) and Path(path).is_file()
+    assert not torch.equal(drawn((trained, texts, vae))["samples"], drawn(wires)["samples"])
 
 
 def test_both_loaders_are_nodes():

@@ -14,6 +14,7 @@ import argparse
 import random
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from flux_core.offload import OffloadRunner
 from flux_core.offload.activations import LiveBytes
 from flux_core.offload.blocks import blocks_of, has_attached
 from flux_core.offload.placement import placement_of
+from flux_core.quant import forget_matrices
 from flux_core.sampling.run import DrawRequest, draw
 
 from .scenes import REFUSED, Combination, set_up
@@ -44,10 +46,15 @@ class InjectedError(Exception):
 
 
 def drawn(request: DrawRequest, policy: OffloadPolicy) -> tuple[torch.Tensor, int, int]:
-    """Latents (B, C, h, w), and bytes: predicted, and counted at most."""
+    """Latents (B, C, h, w), and bytes: predicted, and counted at most.
+
+    The request is drawn as a new one, on a device where nothing is from runs before: its noise,
+    which a card would copy for this one and here nobody would, and what int8 rotates by.
+    """
+    forget_matrices(CPU.type)
     runner = OffloadRunner(policy, CPU)
     with LiveBytes() as counted:
-        (latents,) = draw(runner, [request])
+        (latents,) = draw(runner, [replace(request)])
     return latents, runner.report.parts["transformer"].predicted, counted.peak
 
 

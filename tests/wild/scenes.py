@@ -39,7 +39,7 @@ from flux_core.sampling.conditioning import (
 from flux_core.sampling.guidance import GuidanceOptions
 from flux_core.sampling.latents import token_grid
 from flux_core.sampling.nag import NormalizedAttentionGuidance
-from flux_core.sampling.references import ATTENTIONS, JOINT, METHODS, References
+from flux_core.sampling.references import ATTENTIONS, METHODS, References
 from flux_core.sampling.run import DrawRequest, SamplingSettings
 from flux_core.sampling.samplers import SAMPLERS
 from flux_core.sampling.tiles import Tiling
@@ -95,10 +95,11 @@ class Scene:
 
 
 def lora(scene: Scene) -> None:
-    """A LoRA on some layers of some blocks."""
+    """A LoRA on some layers of some blocks, and of what makes modulations."""
     file = {}
     for name, layer in scene.transformer.named_modules():
-        if hasattr(layer, "out_features") and "_blocks." in name and scene.rng.random() < 0.3:
+        there = any(part in name for part in ("_blocks.", "_modulation", "guidance_layer"))
+        if hasattr(layer, "out_features") and there and scene.rng.random() < 0.3:
             down, up = scene.normal(2, layer.in_features), scene.normal(layer.out_features, 2)
             file |= {f"{name}.lora_A.weight": 0.1 * down, f"{name}.lora_B.weight": 0.1 * up}
     if file:
@@ -151,7 +152,6 @@ def reference(scene: Scene) -> None:
     ]
     for prompt in scene.prompts:
         method, attention = scene.rng.choice(METHODS), scene.rng.choice(ATTENTIONS)
-        attention = attention if scene.transformer.takes_side else JOINT
         prompt["references"] = References(latents, method, attention)
 
 

@@ -39,6 +39,20 @@ class TestForeignModels:
             load_transformer(path)
         assert family in describe_file(path)
 
+    def test_a_controlnet_for_flux_2_is_named(self, tmp_path):
+        """Its layout: github.com/aigc-apps/VideoX-Fun."""
+        block = "control_transformer_blocks.0"
+        names = [
+            "control_img_in.weight",
+            *(f"{block}.{n}.weight" for n in ("before_proj", "after_proj", "attn.to_q")),
+            *(f"{block}.{n}.weight" for n in ("attn.add_q_proj", "ff.linear_in", "ff.linear_out")),
+        ]
+        state = {name: torch.zeros(8, 8) for name in names}
+        for prefix in ("", "module."):
+            path = tiny_models.save(state, tmp_path / "fun.safetensors", prefix)
+            with pytest.raises(CheckpointError, match=r"found a ControlNet for FLUX\.2 dev \(Fun-"):
+                load_controlnet(path)
+
     def test_parts_of_flux_in_the_wrong_place(self, native, tmp_path):
         net = tiny_models.save(
             tiny_models.diffusers_controlnet().state_dict(), tmp_path / "c.safetensors"

@@ -28,6 +28,8 @@ def write(path, tensors, kind, architecture="flux", **more):
         name = name.replace("__", ".")
         if isinstance(value, list):
             writer.add_array(name, value)
+        elif isinstance(value, str):
+            writer.add_string(name, value)
         else:
             writer.add_uint16(name, value)
     kind = gguf.GGMLQuantizationType[kind]
@@ -157,8 +159,8 @@ def test_bad_files_are_refused_by_name(tmp_path):
         with pytest.raises(CheckpointError, match=message) as raised:
             load_transformer(tmp_path / name)
         assert name in str(raised.value)
-    other = write(tmp_path / "llama.gguf", {"a.weight": torch.zeros(32, 32)}, "Q8_0", "llama")
-    with pytest.raises(CheckpointError, match="architecture 'llama', expected one of flux"):
+    other = write(tmp_path / "gemma.gguf", {"a.weight": torch.zeros(32, 32)}, "Q8_0", "gemma")
+    with pytest.raises(CheckpointError, match="architecture 'gemma', expected one of flux"):
         load_transformer(other)
 
 

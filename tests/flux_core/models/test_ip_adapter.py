@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from flux_core.models.ip_adapter import IPAdapter
 from flux_core.models.layers import apply_rotary, rotary_table
 from flux_core.models.patches import DOUBLE, SINGLE
 from flux_core.sampling.adapters import PlacedAdapter, PlacedAdapters
-from tests import adapter_files, tiny_models
+from tests import adapter_files, tiny_chroma, tiny_models
 
 HEADS = tiny_models.HEADS
 
@@ -59,27 +60,36 @@ def as_diffusers(file: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return result
 
 
+#: Families with FLUX.1's blocks: modules with their tiny models, ours and diffusers'.
+KIN = (tiny_models, tiny_chroma)
+
+
+def new_model(kin: Any) -> FluxTransformer:
+    return tiny_chroma.chroma_transformer() if kin is tiny_chroma else kin.flux_transformer()
+
+
 @torch.no_grad()
-def test_two_of_xlabs_kind_equal_diffusers(tmp_path, xlabs):
+@pytest.mark.parametrize("kin", KIN)
+def test_two_of_xlabs_kind_equal_diffusers(kin, tmp_path, xlabs):
     files = [adapter_files.xlabs(), adapter_files.xlabs(seed=9)]
     other = load_ip_adapter(
         tiny_models.save(files[1], tmp_path / "other.safetensors"), precision="fp32"
     )
-    theirs = tiny_models.diffusers_transformer()
+    theirs = kin.diffusers_transformer()
     path = tiny_models.save(theirs.state_dict(), tmp_path / "transformer.safetensors")
     ours = load_transformer(path, precision="fp32")
     theirs._load_ip_adapter_weights([as_diffusers(file) for file in files])
     vectors, scales = [embeds(adapter_files.EMBED, seed=n) for n in (8, 9)], [0.7, -0.4]
     for processor in theirs.attn_processors.values():
         processor.scale = scales
-    inputs = tiny_models.inputs(batch=1)
+    inputs = kin.inputs(batch=1)
     plain = ours(**inputs)
     adapters = [
         placed(adapter, vector, scale, inputs)
         for adapter, vector, scale in zip((xlabs, other), vectors, scales, strict=True)
     ]
     expected = theirs(
-        **tiny_models.to_diffusers(inputs),
+        **kin.to_diffusers(inputs),
         joint_attention_kwargs={"ip_adapter_image_embeds": [v[None] for v in vectors]},
     ).sample
     actual = ours(**inputs, adapters=PlacedAdapters(adapters))
@@ -103,7 +113,7 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class InstantX:
-    """What InstantX's code does to FLUX.1, written once more over our weights."""
+    """What InstantX's code does to FLUX.1's blocks, written once more over our weights."""
 
     def __init__(self, model: FluxTransformer, file: dict, vectors: Tensor, scale: float) -> None:
         self.model, self.file, self.scale = model, file, scale
@@ -132,13 +142,15 @@ class InstantX:
 
     def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
         model = self.model
-        vec = model.embed_vector(inputs["timesteps"], inputs["y"], inputs["guidance"])
+        vec = model.modulation_state(
+            inputs["timesteps"], inputs["y"], inputs["guidance"], still=False
+        )
         img, txt = model.img_in(inputs["img"]), model.txt_in(inputs["txt"])
         ids = torch.cat([inputs["txt_ids"], inputs["img_ids"]])
         self.rotary = rotary_table(ids, model.axes_dim, model.theta)
         start, number = txt.shape[1], 0
         for block in model.double_blocks:
-            (i1, i2), (t1, t2) = block.img_mod(vec), block.txt_mod(vec)
+            i1, i2, t1, t2 = model.modulations(block, vec)
             ours = self.qkv(block.img_attn.qkv(i1.modulate(img)), block.img_attn.norm)
             texts = self.qkv(block.txt_attn.qkv(t1.modulate(txt)), block.txt_attn.norm)
             joint = self.attention(
@@ -152,7 +164,7 @@ class InstantX:
             number += 1
         x = torch.cat([txt, img], dim=1)
         for block in model.single_blocks:
-            (mod,) = block.modulation(vec)
+            (mod,) = model.modulations(block, vec)
             projected = block.linear1(mod.modulate(x))
             q, k, v = self.qkv(projected[..., : 3 * tiny_models.HIDDEN], block.norm)
             out = self.attention(q, k, v) + self.added(number, q)
@@ -163,9 +175,10 @@ class InstantX:
 
 
 @torch.no_grad()
-def test_instantx_kind_equals_its_formulas(instantx):
-    model = tiny_models.flux_transformer()
-    inputs = tiny_models.inputs(batch=2)
+@pytest.mark.parametrize("kin", KIN)
+def test_instantx_kind_equals_its_formulas(kin, instantx):
+    model = new_model(kin)
+    inputs = kin.inputs(batch=2)
     vectors = embeds(adapter_files.SIGLIP_EMBED, count=2)
     expected = InstantX(model, adapter_files.instantx(), vectors, 0.6)(inputs)
     adapters = PlacedAdapters([placed(instantx, vectors, 0.6, inputs)])

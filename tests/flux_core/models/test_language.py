@@ -103,6 +103,31 @@ def test_every_precision(precision, folder, qwen):
     assert tiny_models.relative(context, their_embeds(qwen, ["a cat"])) < 0.35
 
 
+@pytest.mark.parametrize("layout", ["comfy_quant", "scale_weight"])
+def test_float8_with_scales_as_the_host_s_files_have_it(layout, qwen, folder, opened, tmp_path):
+    state = {}
+    for name, value in qwen.state_dict().items():
+        if value.ndim != 2 or "_proj" not in name:
+            state[name] = value
+            continue
+        stem, scale = name.removesuffix(".weight"), value.abs().max() / 448
+        state[name] = (value / scale).to(torch.float8_e4m3fn)
+        if layout == "comfy_quant":
+            note = torch.tensor(list(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)
+            state |= {f"{stem}.weight_scale": scale, f"{stem}.comfy_quant": note}
+        else:
+            state[f"{stem}.scale_weight"] = scale
+    if layout == "scale_weight":
+        state["scaled_fp8"] = torch.zeros(0, dtype=torch.float8_e4m3fn)
+    path = tiny_models.save(state, tmp_path / "scaled.safetensors")
+    expected = opened.encode(["a cat"]).context
+    for precision in ("fp32", "as_stored"):
+        ours = load_language_encoders(path, precision=precision, tokenizer=folder / "tokenizer")
+        context = ours.encode(["a cat"]).context.float()
+        assert tiny_models.relative(context, expected) < 0.2
+    assert len(list(quantized_linears(ours))) == 27 * 7
+
+
 def test_every_policy_gives_the_same_bits(folder):
     expected = None
     for mode in ("none", "component", "stream"):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flux_core import OffloadPolicy
+from flux_core import OffloadPolicy, quantize
 from flux_core.offload import OffloadRunner
 from flux_core.offload.activations import LiveBytes
-from tests import tiny_models
+from flux_core.offload.workload import transformer_bytes
+from flux_core.quant import forget_matrices
+from tests import flux2_models, tiny_models
 from tests.flux_core.offload.training_step import Step
 
 
@@ -38,3 +40,26 @@ def test_predicted_bytes_are_what_a_step_takes(on_host, monkeypatch):
                 step.run()
     gradients_seen = counted.peak - sum(p.nbytes for p in step.lora.parameters())  # their gradients
     assert abs(gradients_seen - work.activations) < 0.06 * gradients_seen
+
+
+@pytest.mark.parametrize("make", [flux2_models.transformer, tiny_models.flux_transformer])
+def test_what_int8_rotates_by_is_counted_for_every_model(make):
+    """It stays on a card from the first product on, whichever model that was of."""
+    models = [quantize(make().bfloat16(), "int8") for _ in range(2)]
+    sizes = {transformer_bytes(model, 64, 16, 1) for model in models}
+    assert len(sizes) == 1
+    tokens = {"img": 64, "txt": 16}
+    inputs = {
+        name: torch.randn(1, tokens.get(name[:3], 1), *value.shape[2:])
+        for name, value in models[0].meta_inputs(64, 16, 1).items()
+        if name in tokens
+    }
+    axes = len(models[0].axes_dim)
+    inputs |= {f"{name}_ids": torch.zeros(count, axes) for name, count in tokens.items()}
+    width = models[0].config.vec_in_dim
+    inputs |= {"timesteps": torch.ones(1), "y": torch.zeros(1, width), "guidance": torch.ones(1)}
+    forget_matrices("cpu")
+    with torch.no_grad(), LiveBytes() as counted:
+        models[0](**inputs)
+    (predicted,) = sizes
+    assert abs(counted.peak - predicted) < 0.05 * counted.peak

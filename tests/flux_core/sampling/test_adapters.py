@@ -13,12 +13,12 @@ from flux_core.models.ip_adapter import IPAdapter
 from flux_core.offload import OffloadRunner
 from flux_core.offload.activations import LiveBytes
 from flux_core.offload.placement import placement_of
-from flux_core.quant import quantize
+from flux_core.quant import forget_matrices, quantize
 from flux_core.sampling.adapters import AppliedAdapter, adapter_work, keys_of, made_ready
 from flux_core.sampling.conditioning import Region
 from flux_core.sampling.references import References
 from flux_core.sampling.run import DrawRequest, SamplingSettings, draw, sample
-from tests import adapter_files, tiny_models
+from tests import adapter_files, tiny_chroma, tiny_models
 
 CPU = torch.device("cpu")
 POLICIES = [
@@ -131,6 +131,37 @@ class TestSameBits:
         assert torch.equal(
             drawn(request(transformer, *many)), drawn(request(transformer, *many), POLICIES[2])
         )
+
+
+class TestChroma:
+    """Its blocks are FLUX.1's, modulated from elsewhere."""
+
+    def test_every_policy_draws_the_same_bits_in_what_was_predicted(self, files):
+        model = quantize(tiny_chroma.chroma_transformer(), "int8")
+        pair = [
+            applied(files["xlabs"], weight=0.8, end=0.7),
+            applied(files["instantx"], weight=0.5, mask=torch.eye(8)[None]),
+        ]
+        pair[1] = replace(pair[1], negative=-pair[1].embeds)
+        options = {
+            "positive": replace(conditioning(1), pooled=None),
+            "negative": replace(conditioning(2), pooled=None),
+            "settings": SamplingSettings(steps=2, cfg=2.0),
+            "latents": torch.zeros(1, 16, 16, 16),
+        }
+        plain = drawn(request(model, **options))
+        expected = drawn(request(model, *pair, **options))
+        assert tiny_models.relative(expected, plain) > 1e-2
+        for policy in POLICIES[1:3]:
+            runner = OffloadRunner(policy, CPU)
+            placement_of(model, CPU).evict()
+            forget_matrices("cpu")
+            with LiveBytes() as counted:
+                (latents,) = draw(runner, [request(model, *pair, **options)])
+            assert torch.equal(latents, expected)
+            predicted = runner.report.parts["transformer"].predicted
+            assert predicted == pytest.approx(counted.peak, rel=0.05)
+        assert torch.equal(drawn(request(model, **options)), plain)
 
 
 class TestNumbers:
