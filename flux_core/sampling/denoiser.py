@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -88,11 +89,16 @@ class Denoiser:
             self.reader = WindowReader(tiles, self.controls, *about)
         size = (shape[-2], shape[-1])
         ours = [place_prompt(prompt, *size) for prompt in positive]
-        theirs = []
+        theirs, own = [], len(ours)
         if negative is not None and cfg != 1.0:
             theirs = opposites([place_prompt(prompt, *size) for prompt in negative], ours)
             ours = opposites(ours, theirs)
         self.positive = self._prepared(ours, "positive")
+        #: the positive prompt where it is drawn alone, without what stands beside areas of the other
+        self.unguided = self.positive
+        if len(ours) > own:
+            whole = {"weight": None} if is_alone(positive) else {}
+            self.unguided = [replace(prompt, **whole) for prompt in self.positive[:own]]
         self.negative = self._prepared(theirs, "negative") or None
         #: each prompt's conditions of the controls, in their order
         self.conditions = {
@@ -188,7 +194,7 @@ class Denoiser:
         """The entries that a step at a sigma reads."""
         if sigma > self.zero_sigma or sigma <= 0:
             return []
-        prompts = self.prompts if self._guided(sigma) else self.positive
+        prompts = self.prompts if self._guided(sigma) else self.unguided
         return [prompt for prompt in prompts if prompt.active(sigma)]
 
     def reads(self, sigma: float) -> tuple[Hashable, ...]:
@@ -355,9 +361,9 @@ class Denoiser:
         now = float(sigma)
         if now > self.zero_sigma:
             return x
-        picture = self._picture(x, sigma, now, self.positive)
         if self.negative is None or not self._guided(now):
-            return picture
+            return self._picture(x, sigma, now, self.unguided)
+        picture = self._picture(x, sigma, now, self.positive)
         other = self._picture(x, sigma, now, self.negative)
         return self.options.combine(x, picture, other, self.cfg)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flux_core import FluxTransformer
 from flux_core.offload.modulations import PrecomputedModulations
+from flux_core.sampling.conditioning import Region
 from flux_core.sampling.guidance import GuidanceOptions
 from flux_core.sampling.latents import image_ids, pack, text_ids, unpack
 from flux_core.sampling.run import DrawRequest, SamplingSettings, sample
@@ -141,6 +142,47 @@ def test_outside_its_span_the_negative_prompt_is_not_drawn(transformer):
         everywhere, sample(asked(transformer, cfg=3.0, guidance_options=GuidanceOptions()))
     )
     assert relative(drawn, everywhere) > 1e-3
+
+
+class TestAreasOfTheNegativePrompt:
+    """They split the positive one's picture where both are compared, and nowhere else."""
+
+    def both(self, transformer, positive, **span):
+        options = GuidanceOptions(**span)
+        area = prompt(2, region=Region(area=(2, 4, 0, 0)))
+        plain = asked(transformer, cfg=3.0, guidance_options=options)
+        plain = replace(plain, positive=positive)
+        return replace(plain, negative=[prompt(1), area]), replace(plain, negative=None)
+
+    @pytest.mark.parametrize(
+        "positive",
+        [
+            prompt(0),
+            [prompt(0), prompt(3, region=Region(area=(2, 2, 0, 0), strength=0.5))],
+            [
+                prompt(0, region=Region(background=True)),
+                prompt(3, region=Region(area=(2, 2, 1, 1))),
+            ],
+        ],
+    )
+    def test_outside_the_span_they_cost_and_change_nothing(self, transformer, positive):
+        never, without = self.both(transformer, positive, start=0.9)
+        drawn, seen = calls(transformer, never)
+        expected, plain = calls(transformer, without)
+        assert seen == plain and torch.equal(drawn, expected)
+
+    def test_inside_it_they_are_compared_area_by_area(self, transformer):
+        late, without = self.both(transformer, prompt(0), start=0.5)
+        everywhere, _ = self.both(transformer, prompt(0))
+        pictures: dict[str, list[Tensor]] = {}
+        for name, request in (("late", late), ("without", without)):
+            kept = pictures.setdefault(name, [])
+            sample(request, callback=lambda step, total, picture, kept=kept: kept.append(picture))
+        early = [torch.equal(*two) for two in zip(*pictures.values(), strict=True)]
+        assert early == [True, True, False, False]
+        assert sum(calls(transformer, late)[1].values()) == 2 * 1 + 2 * 4
+        assert sum(calls(transformer, everywhere)[1].values()) == 4 * 4
+        assert late.work.activations <= everywhere.work.activations
 
 
 def family(transformer: FluxTransformer):
