@@ -94,7 +94,7 @@ class Denoiser:
             theirs = opposites([place_prompt(prompt, *size) for prompt in negative], ours)
             ours = opposites(ours, theirs)
         self.positive = self._prepared(ours, "positive")
-        #: the positive prompt where it is drawn alone, without what stands beside areas of the other
+        #: the positive prompt drawn alone, without what stands beside areas of the other
         self.unguided = self.positive
         if len(ours) > own:
             whole = {"weight": None} if is_alone(positive) else {}

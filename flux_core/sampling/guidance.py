@@ -10,7 +10,8 @@
 
 CFG-Zero* and zero init: arXiv:2503.18886; rescale: arXiv:2305.08891; the bias is the host's Mahiro.
 Thresholding is Imagen's (arXiv:2205.11487, section 2.3) with the range of a smaller scale in the
-place of a picture's: the defaults of github.com/mcmonkeyprojects/sd-dynamic-thresholding. c and u are the pictures (B, C, h, w) that the model sees with either prompt, v = (x - picture) /
+place of a picture's: the defaults of github.com/mcmonkeyprojects/sd-dynamic-thresholding.
+c and u are the pictures (B, C, h, w) that the model sees with either prompt, v = (x - picture) /
 sigma its velocities. NAG, which needs no second prediction, is in ``nag``.
 """
 
