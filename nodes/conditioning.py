@@ -192,8 +192,8 @@ def text_mask_of(
         return None
     if mask.ndim != 2:
         raise ValueError(
-            f"{name} has an attention_mask of {tuple(mask.shape)} without attention_mask_img_shape, "
-            "expected one over text alone, a number for each token"
+            f"{name} has an attention_mask of {tuple(mask.shape)} without "
+            "attention_mask_img_shape, expected one over text alone, a number for each token"
         )
     return padding_of(mask != 0, name, family)
 
