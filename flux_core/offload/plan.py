@@ -317,6 +317,14 @@ def pass_seconds(cost: Cost, moving: Sequence[int], slots: int, machine: Machine
     return step_seconds(simulate(entries, copying, cost.seconds))
 
 
+def faster_of(plan: Plan, recompute: Plan) -> Plan:
+    """Of a plan that keeps what it can over the steps and of one that computes it in each, that
+    which fits and is faster."""
+    if plan.budget is None or (plan.fits and plan.seconds <= recompute.seconds):
+        return plan
+    return replace(recompute, recompute=True)
+
+
 def shrunk(policy: OffloadPolicy, budget: int) -> OffloadPolicy:
     """The policy that is tried when memory ran out under another one."""
     return replace(policy, mode="auto", vram_budget=budget, parts={})

@@ -17,7 +17,7 @@ from ..units import readable_bytes
 from .machine import Machine, measure_machine
 from .memory import free_bytes, has_own_memory
 from .placement import Placement, Training, placement_of, placements_on
-from .plan import UNKNOWN, Cost, Plan, cost_of, make_plan, shrunk
+from .plan import UNKNOWN, Cost, Plan, cost_of, faster_of, make_plan, shrunk
 from .policy import OffloadPolicy
 from .report import MemoryReport, PartReport
 from .ring import Ring
@@ -95,10 +95,7 @@ class OffloadRunner:
         plan = self.one_plan(modules, work, policies)
         if work.recompute is None or plan.budget is None:
             return plan
-        other = self.one_plan(modules, work.recompute, policies)
-        if plan.fits and plan.seconds <= other.seconds:
-            return plan
-        return replace(other, recompute=True)
+        return faster_of(plan, self.one_plan(modules, work.recompute, policies))
 
     def one_plan(
         self,
