@@ -18,9 +18,8 @@ from torch import Tensor
 
 from ..lora.apply import current_strengths
 from ..models.families import family_of
-from ..models.side_tokens import SideTokens
+from ..models.side_tokens import Keep, SideTokens
 from ..models.transformer import ControlResiduals, FluxBody, FluxTransformer
-from ..offload.blocks import modulation_width
 from ..offload.modulations import PrecomputedModulations
 from .adapters import AppliedAdapter, RunAdapters
 from .conditioning import Conditioning, Control
@@ -69,7 +68,7 @@ class Denoiser:
         zero_sigma: float = math.inf,
         loras: LoraFactors | None = None,
         tiles: Tiles | None = None,
-        keep: bool = True,
+        keep: Keep = True,
         adapters: Sequence[AppliedAdapter] = (),
     ) -> None:
         """Above ``zero_sigma`` nothing is drawn: the velocity is 0. With ``keep`` side tokens keep
@@ -212,18 +211,6 @@ class Denoiser:
     def sides(self) -> list[SideTokens]:
         """References that attend to themselves alone, of all prompts."""
         return [prompt.side for prompt in self.prompts if prompt.side is not None]
-
-    @property
-    def kept_bytes(self) -> int:
-        """Bytes that those keep at the most: all that blocks make of them, but for the last block
-        of the last prompt, which a step holds anyway, and their modulations."""
-        counts = [side.count for side in self.sides]
-        if not counts:
-            return 0
-        model, batch = self.transformer, self.shape[0]
-        modulations = 2 * model.dtype.itemsize * batch * modulation_width(model) * len(counts)
-        blocks = len(model.offload_blocks()) * sum(counts) - max(counts)
-        return model.kept_bytes(blocks, batch) + modulations
 
     @contextmanager
     def precompute_modulations(self, sigmas: Tensor) -> Iterator[None]:

@@ -25,7 +25,7 @@ from ..models.vae import AutoEncoder
 from ..offload import OffloadPolicy, Work
 from ..offload.activations import on_meta
 from ..offload.machine import Machine
-from ..offload.plan import Cost, Plan, cost_of, make_plan
+from ..offload.plan import Cost, Plan, cost_of, make_plan, with_copies
 from ..offload.workload import sampling_work
 from ..quant import quantize, set_compute
 from ..units import readable_bytes
@@ -208,7 +208,7 @@ def plan_phase(
         activations=work.activations,
         machine=machine,
     )
-    return work.fitted(plan)
+    return work.fitted(with_copies(plan, work.moved, machine))
 
 
 def plan_picture(

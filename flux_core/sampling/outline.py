@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, cast
 
 import torch
@@ -21,7 +22,7 @@ from ..models.ip_adapter import IPAdapter
 from ..models.transformer import FluxTransformer
 from ..offload import Work
 from ..offload.activations import on_meta
-from ..offload.plan import Plan, faster_of
+from ..offload.plan import Plan
 from ..offload.turns import turn_of
 from ..quant import set_compute
 from .adapters import AppliedAdapter
@@ -157,10 +158,7 @@ def plan_requests(
     requests = [first] if hires is None else [first, outlined_second(first, hires)]
     with turn_of(first.transformer), lora_applied(first.transformer, first.loras):
         for request in requests:
-            work = request.work
-            chosen = plan(request.modules, work)
-            if work.recompute is not None:
-                chosen = faster_of(chosen, plan(request.modules, work.recompute))
+            chosen = request.work.best_plan(partial(plan, request.modules))
             calls, size = calls_a_step(request), cast(tuple[int, int], request.latents.shape[-2:])
             planned.append(PlannedDrawing(chosen, calls, *size))
     return max(planned, key=lambda each: each.plan.peak)
