@@ -86,18 +86,13 @@ class Denoiser:
         if tiles is not None:
             about = (shape, family, device, transformer.dtype)
             self.reader = WindowReader(tiles, self.controls, *about)
-        size = (shape[-2], shape[-1])
-        ours = [place_prompt(prompt, *size) for prompt in positive]
+        ours = [place_prompt(prompt, *shape[-2:]) for prompt in positive]
         theirs, own = [], len(ours)
         if negative is not None and cfg != 1.0:
-            theirs = opposites([place_prompt(prompt, *size) for prompt in negative], ours)
+            theirs = opposites([place_prompt(prompt, *shape[-2:]) for prompt in negative], ours)
             ours = opposites(ours, theirs)
         self.positive = self._prepared(ours, "positive")
-        #: the positive prompt drawn alone, without what stands beside areas of the other
-        self.unguided = self.positive
-        if len(ours) > own:
-            whole = {"weight": None} if is_alone(positive) else {}
-            self.unguided = [replace(prompt, **whole) for prompt in self.positive[:own]]
+        self.unguided = self._without_opposites(own, is_alone(positive))
         self.negative = self._prepared(theirs, "negative") or None
         #: each prompt's conditions of the controls, in their order
         self.conditions = {
@@ -139,6 +134,14 @@ class Denoiser:
             for prompt, entry in zip(prepared, placed, strict=True):
                 reader.add(prompt, entry)
         return prepared
+
+    def _without_opposites(self, own: int, alone: bool) -> list[PreparedPrompt]:
+        """The positive prompt where it is drawn alone: its ``own`` entries, without what stands
+        beside areas of the negative one; ``alone`` where they are one for the whole picture."""
+        if len(self.positive) == own:
+            return self.positive
+        whole = {"weight": None} if alone else {}
+        return [replace(prompt, **whole) for prompt in self.positive[:own]]
 
     def _splits(self, prompt: PreparedPrompt) -> bool:
         """Whether a prompt is read in windows."""

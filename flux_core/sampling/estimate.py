@@ -30,7 +30,7 @@ from ..offload.workload import sampling_work
 from ..quant import quantize, set_compute
 from ..units import readable_bytes
 from .latents import PIXELS_A_LATENT, image_tokens, latent_size
-from .outline import DrawingOptions, outlined_request, plan_requests
+from .outline import DrawingOptions, PlannedDrawing, outlined_request, plan_requests
 from .prompts import t5_work
 from .vae import vae_work
 
@@ -211,6 +211,35 @@ def plan_phase(
     return work.fitted(with_copies(plan, work.moved, machine))
 
 
+def plan_steps(
+    transformer: FluxTransformer,
+    options: DrawingOptions | None,
+    plan: Callable[[Sequence[nn.Module], Work], Plan],
+    *,
+    width: int,
+    height: int,
+    steps: int,
+    batch: int,
+    text_tokens: int,
+) -> PlannedDrawing:
+    """The steps of a picture, planned by ``plan`` of modules and work; without ``options`` a plain
+    prompt."""
+    if options is not None:
+        about = {"steps": steps, "batch": batch, "text_tokens": text_tokens}
+        request = outlined_request(transformer, options, width=width, height=height, **about)
+        return plan_requests(request, options.hires, plan)
+    family = family_of(transformer)
+    rows, columns = latent_size(height, width, family.vae)
+    work = sampling_work(
+        transformer,
+        image_tokens=image_tokens(rows, columns, geometry=family.tokens),
+        text_tokens=text_tokens,
+        batch=batch,
+        vectors=steps,
+    )
+    return PlannedDrawing(plan([transformer], work), 1.0, rows, columns)
+
+
 def plan_picture(
     machine: Machine,
     *,
@@ -237,27 +266,15 @@ def plan_picture(
     """
     parts, policy = models or flux1_dev(precision), policy or OffloadPolicy()
     family = family_of(parts.transformer)
-    rows, columns = latent_size(height, width, family.vae)
 
     def planned(modules: Sequence[nn.Module], work: Work) -> Plan:
         tokens = {"image_tokens": work.image_tokens, "text_tokens": work.text_tokens}
         costs = [cost_of(m, machine, **tokens, batch=batch) for m in modules]
         return plan_phase(modules, costs, work, policy, machine, vram)
 
-    calls = 1.0
-    if options is None:
-        drawing = sampling_work(
-            parts.transformer,
-            image_tokens=image_tokens(rows, columns, geometry=family.tokens),
-            text_tokens=text_tokens,
-            batch=batch,
-            vectors=steps,
-        )
-        body = planned([parts.transformer], drawing)
-    else:
-        about = {"width": width, "height": height, "steps": steps, "batch": batch}
-        request = outlined_request(parts.transformer, options, **about, text_tokens=text_tokens)
-        body, calls, rows, columns = plan_requests(request, options.hires, planned)
+    size = {"width": width, "height": height}
+    about = {"steps": steps, "batch": batch, "text_tokens": text_tokens}
+    body, calls, rows, columns = plan_steps(parts.transformer, options, planned, **size, **about)
     text = planned(parts.encoders, t5_work(parts.t5, text_tokens))
     vae = planned([parts.vae], vae_work(parts.vae, rows, columns, batch))
     moved = sum(cost_of(encoder).all_blocks for encoder in parts.encoders)
