@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .merge import file_and_strength
+
+if TYPE_CHECKING:
+    from flux_core.sampling.regional import RegionPrompt
 
 HELP = "draw a sentence with the pocket model"
 
@@ -12,10 +18,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt")
     parser.add_argument("--negative", default="")
     parser.add_argument("--cfg", type=float, default=2.5)
+    parser.add_argument(
+        "--nag-scale", type=float, help="normalized attention guidance away from --negative, 5 say"
+    )
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--height", type=int, default=256)
+    parser.add_argument(
+        "--reference", action="append", default=[], metavar="PICTURE", help="a picture to look at"
+    )
+    parser.add_argument(
+        "--region",
+        action="append",
+        default=[],
+        metavar='"X,Y,W,H: WORDS"',
+        help="a prompt for a box: left, top, width and height in shares of the picture",
+    )
+    parser.add_argument("--lora", action="append", default=[], metavar="FILE[=STRENGTH]")
+    parser.add_argument("--tile", type=int, help="pixels of windows that a larger picture has")
+    parser.add_argument("--hires", type=float, help="draw again, larger by this")
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--offload", default="component")
     parser.add_argument("--out", type=Path, default=Path("output"))
@@ -30,10 +52,12 @@ def run(args: argparse.Namespace) -> None:
 
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out {args.out} is a file, expected a folder")
+    more = options_of(args)
     pipeline = FluxPipeline.from_pocket(
         precision=args.precision, policy=OffloadPolicy(args.offload)
     )
-    with host.progress(args.steps, "drawing") as bar:
+    runs = 2 if args.hires else 1
+    with host.progress(runs * args.steps, "drawing") as bar:
         drawn = pipeline(
             args.prompt,
             negative_prompt=args.negative,
@@ -44,6 +68,50 @@ def run(args: argparse.Namespace) -> None:
             seed=args.seed,
             shift=POCKET_SAMPLING["shift"],
             callback=lambda step, total, _: bar.update(step + 1),
+            **more,
         )
     print(drawn.report)
     print(f"picture: {save_png(drawn.images[0], args.out.resolve() / 'generate')}")
+
+
+def options_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What is asked for beside a plain prompt, as the pipeline has it; ``ValueError`` for numbers
+    out of range."""
+    from flux_core.pictures import open_picture
+    from flux_core.sampling.guidance import GuidanceOptions
+    from flux_core.sampling.hires import Hires
+    from flux_core.sampling.nag import NormalizedAttentionGuidance
+    from flux_core.sampling.tiles import UNIT, Tiling
+
+    options: dict[str, Any] = {"loras": [file_and_strength(option) for option in args.lora]}
+    if args.reference:
+        options["reference"] = [open_picture(path) for path in args.reference]
+        options["reference_size"] = "drawn"
+    if args.region:
+        options["regions"] = [region_of(option) for option in args.region]
+    if args.nag_scale is not None:
+        nag = NormalizedAttentionGuidance(scale=args.nag_scale)
+        options["guidance_options"] = GuidanceOptions(nag=nag)
+    if args.tile is not None:
+        options["tiles"] = Tiling(args.tile, args.tile // 4 // UNIT * UNIT)
+    if args.hires is not None:
+        options["hires"] = Hires(args.hires, tiles=options.get("tiles"))
+    return options
+
+
+def region_of(option: str) -> RegionPrompt:
+    """``X,Y,W,H: WORDS``, the box in shares of the picture; raises ``ValueError`` for anything
+    else."""
+    from flux_core.sampling.regional import RegionPrompt
+
+    box, colon, words = option.partition(":")
+    try:
+        left, top, width, height = (float(number) for number in box.split(","))
+    except ValueError as error:
+        raise ValueError(
+            f"--region {option}: expected left, top, width and height, a colon, and words, as in "
+            "0,0,0.5,1: a red circle"
+        ) from error
+    if not colon or not words.strip():
+        raise ValueError(f"--region {option}: has no words behind its box")
+    return RegionPrompt(words.strip(), box=(left, top, left + width, top + height))

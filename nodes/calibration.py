@@ -11,6 +11,7 @@ from flux_core.calibration.calibrate import calibrated_copy
 from flux_core.calibration.second_moments import record_second_moments_of_all
 from flux_core.calibration.sensitivity import choose_plan, measure_sensitivity
 from flux_core.files import write_text
+from flux_core.models.families import family_of
 from flux_core.quant import FORMATS, quantized_names
 from flux_core.report.pictures import bars
 from flux_core.sampling.run import DrawRequest, SamplingSettings, while_drawing
@@ -68,7 +69,7 @@ def observe_drawing(
     requests = [
         DrawRequest(
             model.transformer,
-            conditioning_of(prompt),
+            conditioning_of(prompt, family=family_of(model.transformer)),
             start,
             settings,
             controls=controls,

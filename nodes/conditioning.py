@@ -7,12 +7,14 @@ knows and that holds something is an error, since a picture would differ from wh
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from flux_core import Conditioning
 from flux_core.models.family import Family
+from flux_core.sampling.attention_masks import hide_text
 from flux_core.sampling.conditioning import AttentionBias, Region, RegionalPrompts
 from flux_core.sampling.references import JOINT, References
 
@@ -21,6 +23,8 @@ DEFAULT_GUIDANCE = 3.5
 CONTROL_PICTURE = "fluxfit_control_picture"
 #: Where FLUX Regional Prompts puts its regions; stock samplers do not read it.
 REGIONS_KEY = "fluxfit_regions"
+#: The host's mask of attention, and the tokens of the image that it is over besides the text.
+ATTENTION_MASK, MASK_SHAPE = "attention_mask", "attention_mask_img_shape"
 #: Names that are read, or that say nothing of the picture.
 READ = {
     "pooled_output",
@@ -39,8 +43,8 @@ READ = {
     "default",
     "reference_latents",
     "reference_latents_method",
-    "attention_mask",
-    "attention_mask_img_shape",
+    ATTENTION_MASK,
+    MASK_SHAPE,
     CONTROL_PICTURE,
     REGIONS_KEY,
 }
@@ -113,9 +117,10 @@ def entry_of(
         max(share(extra, "start_percent", 0.0), share(extra, "clip_start_percent", 0.0)),
         min(share(extra, "end_percent", 1.0), share(extra, "clip_end_percent", 1.0)),
         references_of(extra, attention),
-        attention_of(extra, name, family),
+        attention_of(extra),
+        text_mask_of(extra, name, family),
         control=extra.get(CONTROL_PICTURE),
-        regional=regions_of(extra, name),
+        regional=regions_of(extra, name, family),
     )
 
 
@@ -142,13 +147,21 @@ def region_of(extra: Mapping[str, Any]) -> Region:
     )
 
 
-def regions_of(extra: Mapping[str, Any], name: str) -> RegionalPrompts | None:
-    """Prompts of parts of the picture."""
+def regions_of(
+    extra: Mapping[str, Any], name: str, family: Family | None = None
+) -> RegionalPrompts | None:
+    """Prompts of parts of the picture, whose padding is read as ``text_mask_of`` has it."""
     regional = extra.get(REGIONS_KEY)
     if regional is not None and not isinstance(regional, RegionalPrompts):
         kind = type(regional).__name__
         raise ValueError(f"{name} carries regions that are a {kind}, expected RegionalPrompts")
-    return regional
+    if regional is None or all(prompt.text_mask is None for prompt in regional.prompts):
+        return regional
+    prompts = tuple(
+        replace(prompt, text_mask=padding_of(prompt.text_mask, f"{name}'s region", family))
+        for prompt in regional.prompts
+    )
+    return replace(regional, prompts=prompts)
 
 
 def references_of(extra: Mapping[str, Any], attention: str = JOINT) -> References | None:
@@ -160,20 +173,58 @@ def references_of(extra: Mapping[str, Any], attention: str = JOINT) -> Reference
     return References(tuple(latents), method, attention)
 
 
-def attention_of(
-    extra: Mapping[str, Any], name: str, family: Family | None = None
-) -> AttentionBias | None:
-    """The attention mask over text and image tokens; one over text alone says which tokens are
-    padding, and models of language encoders read all of them, as the host's do."""
-    mask: Tensor | None = extra.get("attention_mask")
-    shape = extra.get("attention_mask_img_shape")
-    if mask is None:
+def attention_of(extra: Mapping[str, Any]) -> AttentionBias | None:
+    """The attention mask over text and image tokens."""
+    mask: Tensor | None = extra.get(ATTENTION_MASK)
+    shape = extra.get(MASK_SHAPE)
+    if mask is None or shape is None:
         return None
-    if shape is None and family is not None and "t5" not in family.encoders:
-        return None
-    if shape is None:
-        raise ValueError(
-            f"{name} has an attention_mask without attention_mask_img_shape: "
-            "it is over text alone, which FLUX.1 does not mask"
-        )
     return AttentionBias(mask, int(shape[0]), int(shape[1]))
+
+
+def text_mask_of(
+    extra: Mapping[str, Any], name: str, family: Family | None = None
+) -> Tensor | None:
+    """The attention mask over text alone, (1 or B, N) booleans, which says what is padding; None
+    where all of it is read. Errors as ``padding_of``."""
+    mask: Tensor | None = extra.get(ATTENTION_MASK)
+    if mask is None or extra.get(MASK_SHAPE) is not None:
+        return None
+    if mask.ndim != 2:
+        raise ValueError(
+            f"{name} has an attention_mask of {tuple(mask.shape)} without "
+            "attention_mask_img_shape, expected one over text alone, a number for each token"
+        )
+    return padding_of(mask != 0, name, family)
+
+
+def padding_of(mask: Tensor | None, name: str, family: Family | None) -> Tensor | None:
+    """A mask of text, booleans (1 or B, N), as a family has it: where it does not mask padding
+    there is none. Models of language encoders read all of it, as the host's do; raises
+    ``ValueError`` for FLUX.1, which was not trained with masks. Without a family it stays."""
+    if mask is None or bool(mask.all()):
+        return None
+    if family is None or family.masks_padding:
+        return mask
+    if "t5" not in family.encoders:
+        return None
+    raise ValueError(
+        f"{name} has an attention_mask without attention_mask_img_shape: "
+        f"it is over text alone, which {family.name} does not mask"
+    )
+
+
+def with_attention(
+    extra: Mapping[str, Any], attention: AttentionBias | None, text_mask: Tensor | None
+) -> dict[str, Any]:
+    """What stands beside a context, with other masks: over text and image tokens, and of text
+    alone, (1 or B, N). The host has one name for both."""
+    kept = {k: v for k, v in extra.items() if k not in (ATTENTION_MASK, MASK_SHAPE)}
+    if attention is None:
+        return kept if text_mask is None else kept | {ATTENTION_MASK: text_mask}
+    if text_mask is not None:
+        attention = hide_text(attention, text_mask)
+    return kept | {
+        ATTENTION_MASK: attention.values,
+        MASK_SHAPE: (attention.rows, attention.columns),
+    }

@@ -26,7 +26,14 @@ class FluxFitGuidance:
     )
     CATEGORY = SAMPLING
     FUNCTION = "set"
-    SEARCH_ALIASES = ["cfg", "cfg zero star", "rescale cfg", "mahiro", "guidance interval"]
+    SEARCH_ALIASES = [
+        "cfg",
+        "cfg zero star",
+        "rescale cfg",
+        "mahiro",
+        "guidance interval",
+        "dynamic thresholding",
+    ]
     RETURN_TYPES = (FLUX_MODEL,)
     RETURN_NAMES = ("model",)
     OUTPUT_TOOLTIPS = ("For FLUX Sampler.",)
@@ -53,7 +60,22 @@ class FluxFitGuidance:
                 "positive_bias": toggle(
                     False, "Lean towards the positive prompt, as ComfyUI's Mahiro."
                 ),
-            }
+            },
+            "optional": {
+                "mimic_scale": number(
+                    0.0,
+                    0.0,
+                    100.0,
+                    0.1,
+                    "Dynamic thresholding: the picture keeps the contrast that this cfg would give "
+                    "it, where the sampler's is higher. 0 is off.",
+                ),
+                "threshold_percentile": share(
+                    1.0,
+                    "Of dynamic thresholding: the share of values that are not cut off; 1 cuts "
+                    "none and scales all.",
+                ),
+            },
         }
 
     def set(
@@ -65,6 +87,8 @@ class FluxFitGuidance:
         zero_steps: int,
         rescale: float,
         positive_bias: bool,
+        mimic_scale: float = 0.0,
+        threshold_percentile: float = 1.0,
     ):
         options = replace(
             model.guidance_options,
@@ -74,6 +98,8 @@ class FluxFitGuidance:
             zero_steps=zero_steps,
             rescale=rescale,
             positive_bias=positive_bias,
+            mimic_scale=mimic_scale or None,
+            threshold_percentile=threshold_percentile,
         )
         return (replace(model, guidance_options=options),)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from flux_core import Control
-from flux_core.sampling.hires import ENLARGE, Hires, draw_twice
+from flux_core.sampling.hires import ENLARGE, Hires, check_vae, draw_twice
 from flux_core.sampling.images import to_images, to_pixels
 from flux_core.sampling.run import SamplingSettings
 from flux_core.sampling.tiles import SMALLEST_TILE, UNIT, Tiling
@@ -149,6 +149,7 @@ class FluxFitHiresFix(FluxSampler):
             model.tiles,
             controls_of(upscaler),
         )
+        check_vae(model.transformer, hires, getattr(vae, "latent_channels", None))
         request = request_of(model, positive, negative, latent, chosen, control)
         runner = HostOffloadRunner(model.policy, host.device())
         steps = request.steps + (second_steps or chosen.steps)

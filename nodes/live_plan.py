@@ -33,6 +33,7 @@ from flux_core.units import GB, readable_bytes, readable_seconds
 
 from . import host
 from .loaders import NO_FILE, PLACES, SAME_FILE
+from .plan_options import counted_lines, options_of
 from .policy import policy_of
 from .weights import weights_key
 
@@ -49,7 +50,8 @@ def live_plan(question: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         question: ``policy``: widgets of OffloadPolicy; ``loader``: widgets of the loader that it
-            is wired to, or nothing; ``width``, ``height``, ``batch`` and ``steps`` of the picture.
+            is wired to, or nothing; ``width``, ``height``, ``batch`` and ``steps`` of the picture;
+            ``nodes`` before a sampler, as ``plan_options`` has them.
 
     Returns:
         ``title`` and ``lines`` to show, and whether it ``fits``. Raises ``ValueError`` (or
@@ -67,6 +69,7 @@ def live_plan(question: Mapping[str, Any]) -> dict[str, Any]:
             ("steps", 20),
         )
     )
+    options = options_of(question, models.transformer, width, height)
     device = host.device()
     free, machine = free_bytes(device), known_machine(device)
     example = policy.vram_budget or EXAMPLE
@@ -79,12 +82,13 @@ def live_plan(question: Mapping[str, Any]) -> dict[str, Any]:
         policy=policy,
         models=models,
         batch=batch,
+        options=options,
     )
     card = f"a card of {example / GB:g} GB"
     if free is not None:
         card = f"this card, {free / GB:.1f} GB free"
     title = f"{name}, {width}x{height}" + (f", {batch} pictures" if batch > 1 else "")
-    lines = [*plan_lines(planned), f"on {card}"]
+    lines = [*plan_lines(planned), *counted_lines(options), f"on {card}"]
     if machine is None:
         lines += [
             f"assumed: {UNKNOWN.link / GB:g} GB/s to the card, {UNKNOWN.flops / 1e12:g} TFLOP/s",

@@ -15,13 +15,14 @@ from flux_core.models.families import family_of
 from flux_core.offload import MemoryReport
 from flux_core.sampling.guidance import PLAIN_GUIDANCE
 from flux_core.sampling.latents import destandardise
+from flux_core.sampling.references import JOINT
 from flux_core.sampling.run import DrawRequest, SamplingSettings, StepCallback, draw
 from flux_core.sampling.samplers import SAMPLERS
 from flux_core.sampling.sigmas import SCHEDULERS, SHIFTS
 from flux_core.units import readable_bytes, readable_seconds
 
 from . import accounts, host
-from .bridge.host_sampling import guider_of, named_sampler, sample
+from .bridge.host_sampling import guider_of, named_sampler, refers, sample
 from .conditioning import REGIONS_KEY, conditioning_of
 from .memory_manager import HostOffloadRunner
 from .preview import preview
@@ -231,6 +232,11 @@ def refuse_own(
         raise ValueError(
             "FluxFitTiledDrawing and FluxFitDifferentialDiffusion draw with FluxSampler's "
             "own samplers: take sampler_object and guider away"
+        )
+    if model.reference_attention != JOINT and refers(guider, prompts):
+        raise ValueError(
+            "FLUX Reference Attention draws with FluxSampler's own samplers: take sampler_object "
+            "and guider away, or choose joint"
         )
     if model.adapters and guider is not None:
         raise ValueError(

@@ -10,14 +10,21 @@ from typing import Any
 
 from torch import Tensor
 
-from flux_core import OffloadPolicy, ReduxModel, VisionEncoder, load_redux, load_vision_encoder
+from flux_core import (
+    Conditioning,
+    OffloadPolicy,
+    ReduxModel,
+    VisionEncoder,
+    load_redux,
+    load_vision_encoder,
+)
 from flux_core.models.vision import VisionFeatures
-from flux_core.sampling.redux import MERGES, STRENGTH_TYPES, append_tokens, merged, on_grid
+from flux_core.sampling.redux import MERGES, STRENGTH_TYPES, merged, on_grid, with_tokens
 from flux_core.sampling.redux import redux_tokens as tokens_of
 from flux_core.sampling.vision import encode_vision
 
 from . import accounts, host
-from .conditioning import attention_of
+from .conditioning import attention_of, text_mask_of, with_attention
 from .loaders import PRECISION_CHOICES, PRECISION_HELP
 from .memory_manager import HostOffloadRunner
 from .weights import OpenedByNode
@@ -249,11 +256,9 @@ class FluxFitRedux:
         tokens = merged(pictures, shares, merge)
         entries = []
         for context, extra in conditioning:
-            attention = attention_of(extra, "conditioning")
-            context, attention = append_tokens(context, attention, tokens, strength, strength_type)
-            extra = dict(extra)
-            if attention is not None:
-                extra["attention_mask"] = attention.values
-                extra["attention_mask_img_shape"] = (attention.rows, attention.columns)
-            entries.append([context, extra])
+            text_mask = text_mask_of(extra, "conditioning")
+            prompt = Conditioning(context, None, attention=attention_of(extra), text_mask=text_mask)
+            longer = with_tokens(prompt, tokens, strength, strength_type)
+            extra = with_attention(extra, longer.attention, longer.text_mask)
+            entries.append([longer.context, extra])
         return (entries,)

@@ -12,14 +12,12 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ..quant.products import linear
 from .branch import Layer, attach, detach
-from .file import Lora
 from .match import linears_of
 
 #: Kinds of layers that a LoRA may be trained on, by their native names.
@@ -115,16 +113,3 @@ class TrainedLora(nn.Module):
         """Down (rank, in) and up (out, rank) of every layer, by its native name."""
         pairs = zip(self.names, self.layer_branches, strict=True)
         return {name: (branch.down.detach(), branch.up.detach()) for name, branch in pairs}
-
-    def as_lora(self, path: str | Path = "trained") -> Lora:
-        """A copy of the factors as they are, to draw with."""
-        alpha = torch.tensor(float(self.alpha))
-        layers = {
-            ("transformer", name): {
-                "down": down.cpu().clone(),
-                "up": up.cpu().clone(),
-                "alpha": alpha,
-            }
-            for name, (down, up) in self.factors().items()
-        }
-        return Lora(str(path), layers, {key: (key[1],) for key in layers})

@@ -13,7 +13,7 @@ Axis letters: B pictures, R reference tokens, C packed channels, D width, H head
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -30,6 +30,47 @@ class ModulationSource(Protocol):
         ...
 
 
+class KeptKeys(Protocol):
+    """Where keys and values of blocks wait from pass to pass, by the blocks' ids."""
+
+    def __len__(self) -> int: ...
+
+    def put(self, block: int, known: Any) -> None:
+        """Keep keys and values, each (B, R, H, d)."""
+        ...
+
+    def get(self, block: int) -> Any:
+        """What a block reads: keys and values, each (B, R, H, d)."""
+        ...
+
+    def clear(self) -> None: ...
+
+
+class KeptOnDevice:
+    """They stay where they were computed."""
+
+    def __init__(self) -> None:
+        self.known: dict[int, KeysValues] = {}
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+    def put(self, block: int, known: KeysValues) -> None:
+        """Keep keys and values, each (B, R, H, d)."""
+        self.known[block] = known
+
+    def get(self, block: int) -> KeysValues:
+        """Keys and values, each (B, R, H, d)."""
+        return self.known[block]
+
+    def clear(self) -> None:
+        self.known.clear()
+
+
+#: Whether they are kept, where they were computed; or what makes another place for them.
+Keep = bool | Callable[[], KeptKeys]
+
+
 class SideInput(NamedTuple):
     """What a block reads of them: tokens (B, R, D) with their modulations and positions, or keys
     and values that are known."""
@@ -43,16 +84,16 @@ class SideInput(NamedTuple):
 class SideTokens:
     """One prompt's references on their way through the blocks, pass after pass.
 
-    ``tokens`` (B, R, C) are standardised and packed, ``ids`` (R, 3) their positions. With ``keep``
-    what the blocks made of them is kept from pass to pass. ``source`` knows their modulations; None
-    computes them live of ``vec``.
+    ``tokens`` (B, R, C) are standardised and packed, ``ids`` (R, 3) their positions. ``keep``
+    says whether what the blocks made of them is kept from pass to pass, and where. ``source`` knows
+    their modulations; None computes them live of ``vec``.
     """
 
-    def __init__(self, tokens: Tensor, ids: Tensor, keep: bool = True) -> None:
-        self.tokens, self.ids, self.keep = tokens, ids, keep
+    def __init__(self, tokens: Tensor, ids: Tensor, keep: Keep = True) -> None:
+        self.tokens, self.ids, self.keep = tokens, ids, keep is not False
         self.source: ModulationSource | None = None
         self.vec: Tensor | None = None
-        self.known: dict[int, KeysValues] = {}
+        self.known: KeptKeys = KeptOnDevice() if isinstance(keep, bool) else keep()
         self.about: Hashable = None
         #: in a pass: tokens (B, R, D) as they are now, None where all is known
         self.hidden: Tensor | None = None
@@ -99,7 +140,7 @@ class SideTokens:
     def kept_of(self, block: nn.Module) -> KeysValues | None:
         """Keys and values (B, R, H, d) that a block made before; None in the pass that makes
         them."""
-        return self.known[id(block)] if self.hidden is None else None
+        return KeysValues(*self.known.get(id(block))) if self.hidden is None else None
 
     def after(self, block: nn.Module, outputs: Sequence[Tensor]) -> None:
         """Take what a block computed: tokens (B, R, D), keys and values (B, R, H, d); nothing where
@@ -107,7 +148,7 @@ class SideTokens:
         if outputs:
             self.hidden, keys, values = outputs
             if self.keep:
-                self.known[id(block)] = KeysValues(keys, values)
+                self.known.put(id(block), KeysValues(keys, values))
 
     def end(self) -> None:
         """End a pass: what it alone needed is let go."""

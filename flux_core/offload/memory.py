@@ -35,6 +35,16 @@ def device_buffer(size: int, device: torch.device) -> Tensor:
         return torch.empty(size, dtype=torch.uint8, device=device)
 
 
+def host_buffer(size: int, device: torch.device, budget: int) -> Tensor:
+    """Bytes on the host, (size,) uint8, that go to a device and back: pinned where the budget has
+    room for it."""
+    flat = PINS.buffer(size, budget) if device.type == "cuda" else None
+    if flat is not None:
+        return flat
+    with torch.inference_mode(False):
+        return torch.empty(size, dtype=torch.uint8)
+
+
 def free_bytes(device: torch.device) -> int | None:
     """Bytes of a device that are free now; None where it has no memory of its own."""
     if device.type != "cuda":

@@ -115,7 +115,7 @@ class Plan:
     ``seconds`` a pass over all blocks, ``floor`` with all of them resident; 0 where not known. A
     step has so many ``passes``: two where gradients are computed.
     ``tile`` is the side of tiles in latents where a VAE works on tiles. ``recompute``: what could
-    be kept over the steps is computed in each.
+    be kept over the steps is computed in each; ``kept_on_host``: it waits there.
     """
 
     modules: tuple[ModulePlan, ...]
@@ -127,6 +127,7 @@ class Plan:
     tile: int | None = None
     passes: int = 1
     recompute: bool = False
+    kept_on_host: bool = False
 
     @property
     def weights(self) -> int:
@@ -315,6 +316,20 @@ def pass_seconds(cost: Cost, moving: Sequence[int], slots: int, machine: Machine
     entries = make_schedule(len(cost.blocks), moving, slots, 3)
     copying = [size / machine.link for size in cost.blocks]
     return step_seconds(simulate(entries, copying, cost.seconds))
+
+
+def faster_of(plan: Plan, other: Plan) -> Plan:
+    """Of a plan and one that takes fewer bytes that which fits and is faster."""
+    if plan.budget is None or (plan.fits and plan.seconds <= other.seconds):
+        return plan
+    return other
+
+
+def with_copies(plan: Plan, moved: int, machine: Machine) -> Plan:
+    """A plan in each of whose passes so many bytes are copied beside the weights."""
+    if not moved:
+        return plan
+    return replace(plan, seconds=max(plan.seconds, (plan.streamed + moved) / machine.link))
 
 
 def shrunk(policy: OffloadPolicy, budget: int) -> OffloadPolicy:

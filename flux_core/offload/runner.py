@@ -17,7 +17,7 @@ from ..units import readable_bytes
 from .machine import Machine, measure_machine
 from .memory import free_bytes, has_own_memory
 from .placement import Placement, Training, placement_of, placements_on
-from .plan import UNKNOWN, Cost, Plan, cost_of, make_plan, shrunk
+from .plan import UNKNOWN, Cost, Plan, cost_of, faster_of, make_plan, shrunk, with_copies
 from .policy import OffloadPolicy
 from .report import MemoryReport, PartReport
 from .ring import Ring
@@ -39,8 +39,9 @@ class Work:
     """What a part will compute, for its plan: bytes beside the weights, and tokens.
 
     ``fit`` gives a tile, and the bytes that it takes, for the bytes that there are. ``training``:
-    gradients are computed too. ``recompute``: the same work where nothing is kept that could be,
-    in fewer bytes.
+    gradients are computed too. ``moved``: bytes that are copied in each pass beside the weights.
+    ``on_host`` and ``recompute``: the same work in fewer bytes, where what could be kept over the
+    steps waits on the host, and where it is computed in each.
     """
 
     activations: int = 0
@@ -49,6 +50,8 @@ class Work:
     batch: int = 1
     fit: Callable[[int], tuple[int, int]] | None = None
     training: Training | None = None
+    moved: int = 0
+    on_host: Work | None = None
     recompute: Work | None = None
 
     def fitted(self, plan: Plan) -> Plan:
@@ -57,6 +60,17 @@ class Work:
             return plan
         tile, size = self.fit(plan.room)
         return replace(plan, tile=tile, activations=size)
+
+    def best_plan(self, plan_of: Callable[[Work], Plan]) -> Plan:
+        """Of the ways to do it that fit the fastest, each planned by a function."""
+        plan = plan_of(self)
+        if plan.budget is None:
+            return plan
+        if self.on_host is not None:
+            plan = faster_of(plan, replace(plan_of(self.on_host), kept_on_host=True))
+        if self.recompute is not None:
+            plan = faster_of(plan, replace(plan_of(self.recompute), recompute=True))
+        return plan
 
 
 class OffloadRunner:
@@ -91,14 +105,8 @@ class OffloadRunner:
         work: Work,
         policies: Sequence[OffloadPolicy | None] = (),
     ) -> Plan:
-        """What a run of these modules together would do; of two ways that fit the faster one."""
-        plan = self.one_plan(modules, work, policies)
-        if work.recompute is None or plan.budget is None:
-            return plan
-        other = self.one_plan(modules, work.recompute, policies)
-        if plan.fits and plan.seconds <= other.seconds:
-            return plan
-        return replace(other, recompute=True)
+        """What a run of these modules together would do; of ways that fit the fastest."""
+        return work.best_plan(lambda way: self.one_plan(modules, way, policies))
 
     def one_plan(
         self,
@@ -133,6 +141,7 @@ class OffloadRunner:
             activations=work.activations,
             machine=machine or (UNKNOWN if bounded else None),
         )
+        plan = with_copies(plan, work.moved, machine or UNKNOWN)
         return replace(work.fitted(plan), passes=1 if work.training is None else PASSES)
 
     def budget(self, modes: Sequence[str]) -> int | None:

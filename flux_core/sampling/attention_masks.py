@@ -9,6 +9,7 @@ tokens, R reference tokens, T all of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -57,6 +58,21 @@ def padding_mask(keep: Tensor | None, others: int, device: torch.device) -> Tens
     if keep is None or bool(keep.all()):
         return None
     return F.pad(keep.bool(), (0, others), value=True)[:, None].to(device)
+
+
+def hide_text(bias: AttentionBias, keep: Tensor) -> AttentionBias:
+    """An attention bias under which text is not read where booleans (1 or B, N) say so; raises
+    ``ValueError`` for a mask of another text."""
+    values = bias.values if bias.values.ndim == 3 else bias.values[None]
+    image = bias.rows * bias.columns
+    if keep.shape[-1] != values.shape[-1] - image:
+        raise ValueError(
+            f"a mask of text has {keep.shape[-1]} tokens, the attention's bias "
+            f"{values.shape[-1] - image}: they are not of one prompt"
+        )
+    hidden = added_up([values, padding_mask(keep, image, values.device)])
+    assert hidden is not None
+    return replace(bias, values=hidden)
 
 
 def open_to(mask: Tensor | None, count: int) -> Tensor | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,9 +18,8 @@ from torch import Tensor
 
 from ..lora.apply import current_strengths
 from ..models.families import family_of
-from ..models.side_tokens import SideTokens
+from ..models.side_tokens import Keep, SideTokens
 from ..models.transformer import ControlResiduals, FluxBody, FluxTransformer
-from ..offload.blocks import modulation_width
 from ..offload.modulations import PrecomputedModulations
 from .adapters import AppliedAdapter, RunAdapters
 from .conditioning import Conditioning, Control
@@ -68,7 +68,7 @@ class Denoiser:
         zero_sigma: float = math.inf,
         loras: LoraFactors | None = None,
         tiles: Tiles | None = None,
-        keep: bool = True,
+        keep: Keep = True,
         adapters: Sequence[AppliedAdapter] = (),
     ) -> None:
         """Above ``zero_sigma`` nothing is drawn: the velocity is 0. With ``keep`` side tokens keep
@@ -86,13 +86,13 @@ class Denoiser:
         if tiles is not None:
             about = (shape, family, device, transformer.dtype)
             self.reader = WindowReader(tiles, self.controls, *about)
-        size = (shape[-2], shape[-1])
-        ours = [place_prompt(prompt, *size) for prompt in positive]
-        theirs = []
+        ours = [place_prompt(prompt, *shape[-2:]) for prompt in positive]
+        theirs, own = [], len(ours)
         if negative is not None and cfg != 1.0:
-            theirs = opposites([place_prompt(prompt, *size) for prompt in negative], ours)
+            theirs = opposites([place_prompt(prompt, *shape[-2:]) for prompt in negative], ours)
             ours = opposites(ours, theirs)
         self.positive = self._prepared(ours, "positive")
+        self.unguided = self._without_opposites(own, is_alone(positive))
         self.negative = self._prepared(theirs, "negative") or None
         #: each prompt's conditions of the controls, in their order
         self.conditions = {
@@ -134,6 +134,14 @@ class Denoiser:
             for prompt, entry in zip(prepared, placed, strict=True):
                 reader.add(prompt, entry)
         return prepared
+
+    def _without_opposites(self, own: int, alone: bool) -> list[PreparedPrompt]:
+        """The positive prompt where it is drawn alone: its ``own`` entries, without what stands
+        beside areas of the negative one; ``alone`` where they are one for the whole picture."""
+        if len(self.positive) == own:
+            return self.positive
+        whole = {"weight": None} if alone else {}
+        return [replace(prompt, **whole) for prompt in self.positive[:own]]
 
     def _splits(self, prompt: PreparedPrompt) -> bool:
         """Whether a prompt is read in windows."""
@@ -188,7 +196,7 @@ class Denoiser:
         """The entries that a step at a sigma reads."""
         if sigma > self.zero_sigma or sigma <= 0:
             return []
-        prompts = self.prompts if self._guided(sigma) else self.positive
+        prompts = self.prompts if self._guided(sigma) else self.unguided
         return [prompt for prompt in prompts if prompt.active(sigma)]
 
     def reads(self, sigma: float) -> tuple[Hashable, ...]:
@@ -206,18 +214,6 @@ class Denoiser:
     def sides(self) -> list[SideTokens]:
         """References that attend to themselves alone, of all prompts."""
         return [prompt.side for prompt in self.prompts if prompt.side is not None]
-
-    @property
-    def kept_bytes(self) -> int:
-        """Bytes that those keep at the most: all that blocks make of them, but for the last block
-        of the last prompt, which a step holds anyway, and their modulations."""
-        counts = [side.count for side in self.sides]
-        if not counts:
-            return 0
-        model, batch = self.transformer, self.shape[0]
-        modulations = 2 * model.dtype.itemsize * batch * modulation_width(model) * len(counts)
-        blocks = len(model.offload_blocks()) * sum(counts) - max(counts)
-        return model.kept_bytes(blocks, batch) + modulations
 
     @contextmanager
     def precompute_modulations(self, sigmas: Tensor) -> Iterator[None]:
@@ -355,9 +351,9 @@ class Denoiser:
         now = float(sigma)
         if now > self.zero_sigma:
             return x
-        picture = self._picture(x, sigma, now, self.positive)
         if self.negative is None or not self._guided(now):
-            return picture
+            return self._picture(x, sigma, now, self.unguided)
+        picture = self._picture(x, sigma, now, self.positive)
         other = self._picture(x, sigma, now, self.negative)
         return self.options.combine(x, picture, other, self.cfg)
 

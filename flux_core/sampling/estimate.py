@@ -25,11 +25,12 @@ from ..models.vae import AutoEncoder
 from ..offload import OffloadPolicy, Work
 from ..offload.activations import on_meta
 from ..offload.machine import Machine
-from ..offload.plan import Cost, Plan, cost_of, make_plan
+from ..offload.plan import Cost, Plan, cost_of, make_plan, with_copies
 from ..offload.workload import sampling_work
 from ..quant import quantize, set_compute
 from ..units import readable_bytes
 from .latents import PIXELS_A_LATENT, image_tokens, latent_size
+from .outline import DrawingOptions, PlannedDrawing, outlined_request, plan_requests
 from .prompts import t5_work
 from .vae import vae_work
 
@@ -207,7 +208,36 @@ def plan_phase(
         activations=work.activations,
         machine=machine,
     )
-    return work.fitted(plan)
+    return work.fitted(with_copies(plan, work.moved, machine))
+
+
+def plan_steps(
+    transformer: FluxTransformer,
+    options: DrawingOptions | None,
+    plan: Callable[[Sequence[nn.Module], Work], Plan],
+    *,
+    width: int,
+    height: int,
+    steps: int,
+    batch: int,
+    text_tokens: int,
+) -> PlannedDrawing:
+    """The steps of a picture, planned by ``plan`` of modules and work; without ``options`` a plain
+    prompt."""
+    if options is not None:
+        about = {"steps": steps, "batch": batch, "text_tokens": text_tokens}
+        request = outlined_request(transformer, options, width=width, height=height, **about)
+        return plan_requests(request, options.hires, plan)
+    family = family_of(transformer)
+    rows, columns = latent_size(height, width, family.vae)
+    work = sampling_work(
+        transformer,
+        image_tokens=image_tokens(rows, columns, geometry=family.tokens),
+        text_tokens=text_tokens,
+        batch=batch,
+        vectors=steps,
+    )
+    return PlannedDrawing(plan([transformer], work), 1.0, rows, columns)
 
 
 def plan_picture(
@@ -223,6 +253,7 @@ def plan_picture(
     models: PictureModels | None = None,
     text_tokens: int = T5_LENGTH,
     batch: int = 1,
+    options: DrawingOptions | None = None,
 ) -> PicturePlan:
     """What a card will do with a model.
 
@@ -231,29 +262,21 @@ def plan_picture(
         vram: bytes of the card that may be used.
         ram: bytes of the host's memory; what is streamed beyond 3/4 of it is read from disk.
         policy: ``auto`` unless given; its ``vram_budget`` counts where it is smaller.
+        options: what is asked for beside a plain prompt.
     """
     parts, policy = models or flux1_dev(precision), policy or OffloadPolicy()
     family = family_of(parts.transformer)
-    rows, columns = latent_size(height, width, family.vae)
-    image = image_tokens(rows, columns, geometry=family.tokens)
 
-    def planned(modules: Sequence[nn.Module], work: Work, tokens: int) -> Plan:
-        costs = [
-            cost_of(m, machine, image_tokens=tokens, text_tokens=text_tokens, batch=batch)
-            for m in modules
-        ]
+    def planned(modules: Sequence[nn.Module], work: Work) -> Plan:
+        tokens = {"image_tokens": work.image_tokens, "text_tokens": work.text_tokens}
+        costs = [cost_of(m, machine, **tokens, batch=batch) for m in modules]
         return plan_phase(modules, costs, work, policy, machine, vram)
 
-    drawing = sampling_work(
-        parts.transformer,
-        image_tokens=image,
-        text_tokens=text_tokens,
-        batch=batch,
-        vectors=steps,
-    )
-    text = planned(parts.encoders, t5_work(parts.t5, text_tokens), 0)
-    body = planned([parts.transformer], drawing, image)
-    vae = planned([parts.vae], vae_work(parts.vae, rows, columns, batch), 0)
+    size = {"width": width, "height": height}
+    about = {"steps": steps, "batch": batch, "text_tokens": text_tokens}
+    body, calls, rows, columns = plan_steps(parts.transformer, options, planned, **size, **about)
+    text = planned(parts.encoders, t5_work(parts.t5, text_tokens))
+    vae = planned([parts.vae], vae_work(parts.vae, rows, columns, batch))
     moved = sum(cost_of(encoder).all_blocks for encoder in parts.encoders)
     placed, modulations = body.modules[0], cost_of(parts.transformer).modulations
     from_disk = 0.0 if ram is None else max(0.0, placed.streamed - RAM_SHARE * ram)
@@ -263,7 +286,7 @@ def plan_picture(
         body,
         vae,
         before=(moved + brought) / machine.link + t5_flops(parts.t5, text_tokens) / machine.flops,
-        step=max(body.seconds, from_disk / DISK),
+        step=calls * max(body.seconds, from_disk / DISK),
         after=vae.weights / machine.link
         + batch * vae_flops(parts.vae, rows, columns) / machine.flops,
         from_disk=from_disk,

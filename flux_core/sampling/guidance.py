@@ -5,8 +5,12 @@
     zero init       v = 0 in the first steps, for which the model is not asked
     rescale         v of the deviation that v_c has, blended with what it was
     positive bias   blended towards cfg c, the more the less both agree
+    threshold       mean + clamp(g - mean, -s, s) m / s,   s = max(q, m): q the percentile of |g -
+                    mean|, m the largest of it for g' of the mimicked scale instead of cfg
 
 CFG-Zero* and zero init: arXiv:2503.18886; rescale: arXiv:2305.08891; the bias is the host's Mahiro.
+Thresholding is Imagen's (arXiv:2205.11487, section 2.3) with the range of a smaller scale in the
+place of a picture's: the defaults of github.com/mcmonkeyprojects/sd-dynamic-thresholding.
 c and u are the pictures (B, C, h, w) that the model sees with either prompt, v = (x - picture) /
 sigma its velocities. NAG, which needs no second prediction, is in ``nag``.
 """
@@ -16,6 +20,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,6 +29,8 @@ from .nag import NormalizedAttentionGuidance
 
 #: What is scaled in CFG-Zero*: velocities, as the paper has it, or pictures, as the host's node.
 CFG_ZERO = ("off", "velocity", "picture")
+#: A range is taken for at least this.
+LEAST = 1e-12
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,10 @@ class GuidanceOptions:
     Outside of ``start`` to ``end``, shares of the schedule from 0 (noise) to 1, the positive prompt
     is drawn alone, as with cfg 1, and the negative one costs nothing. ``cfg_zero`` is one of
     ``CFG_ZERO``; ``zero_steps`` first steps leave the noise as it is, whatever cfg. ``rescale`` in
-    [0, 1]. ``nag`` reads the negative prompt at any cfg.
+    [0, 1]. With a ``mimic_scale`` the guided picture is thresholded dynamically: each channel of
+    each picture is given the range that this smaller cfg would give it, what lies beyond the
+    ``threshold_percentile``, in [0, 1], being cut off. ``nag`` reads the negative prompt at any
+    cfg.
 
     Raises ``ValueError`` for names and numbers out of range.
     """
@@ -44,6 +54,8 @@ class GuidanceOptions:
     zero_steps: int = 0
     rescale: float = 0.0
     positive_bias: bool = False
+    mimic_scale: float | None = None
+    threshold_percentile: float = 1.0
     nag: NormalizedAttentionGuidance | None = None
 
     def __post_init__(self) -> None:
@@ -53,6 +65,9 @@ class GuidanceOptions:
             raise ValueError(f"cfg_zero is {brief(self.cfg_zero)}, expected one of {expected}")
         check_number(self.zero_steps, "zero_steps", 0, MOST_STEPS, whole=True)
         check_number(self.rescale, "rescale", 0, 1)
+        if self.mimic_scale is not None:
+            check_number(self.mimic_scale, "mimic_scale", 0, 1000)
+        check_number(self.threshold_percentile, "threshold_percentile", 0, 1)
         if self.nag is not None and not isinstance(self.nag, NormalizedAttentionGuidance):
             raise ValueError(
                 f"nag is {brief(self.nag)}, expected a NormalizedAttentionGuidance or None"
@@ -77,6 +92,9 @@ class GuidanceOptions:
             scale = projected_scale(x - ours, x - theirs)
             theirs = scale * theirs if self.cfg_zero == "picture" else x - scale * (x - theirs)
         guided = theirs + cfg * (ours - theirs)
+        if self.mimic_scale is not None:
+            mimicked = theirs + self.mimic_scale * (ours - theirs)
+            guided = thresholded(guided, mimicked, self.threshold_percentile)
         if self.rescale:
             guided = x - rescaled(x - guided, x - ours, self.rescale)
         if self.positive_bias:
@@ -93,6 +111,18 @@ def projected_scale(ours: Tensor, theirs: Tensor) -> Tensor:
     (B, 1, 1, 1)."""
     product = (ours * theirs).sum((1, 2, 3), keepdim=True)
     return product / (theirs.square().sum((1, 2, 3), keepdim=True) + 1e-8)
+
+
+def thresholded(guided: Tensor, mimicked: Tensor, percentile: float) -> Tensor:
+    """A guided picture (B, C, h, w) in the range of another one (B, C, h, w), around its own means;
+    means, percentile and range are those of each channel of each picture."""
+    means = guided.mean((2, 3), keepdim=True)
+    centered = guided - means
+    size = centered.abs().flatten(2)
+    reach = size.amax(2) if percentile == 1 else size.quantile(percentile, dim=2)
+    span = (mimicked - mimicked.mean((2, 3), keepdim=True)).abs().amax((2, 3), keepdim=True)
+    bound = torch.maximum(reach[..., None, None], span).clamp_min(LEAST)
+    return centered.clamp(-bound, bound) * (span / bound) + means
 
 
 def rescaled(guided: Tensor, ours: Tensor, share: float) -> Tensor:

@@ -10,16 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..bounds import brief, check_number
+from ..lora import lora_applied
 from ..models.families import family_of
 from ..models.geometry import FLUX1_TOKENS, TokenGeometry
+from ..models.transformer import FluxTransformer
 from ..offload import OffloadRunner
+from ..offload.plan import Plan
+from ..offload.turns import turn_of
+from ..units import readable_bytes
+from .adapters import made_ready
 from .conditioning import Conditioning, Control
 from .images import to_images, to_pixels
-from .run import DrawRequest, StepCallback, check_control, draw
+from .run import DrawRequest, StepCallback, check_control, draw, with_fitting_controls
 from .sigmas import check_steps
 from .stitch import resized
 from .tiles import Tiling
@@ -70,6 +77,11 @@ class Hires:
         for control in self.controls:
             check_control(control)
 
+    @property
+    def reads_pixels(self) -> bool:
+        """Whether the first run's picture is decoded."""
+        return bool(self.controls) or not self.enlarge.startswith(LATENT)
+
     def larger(
         self, height: int, width: int, geometry: TokenGeometry = FLUX1_TOKENS
     ) -> tuple[int, int]:
@@ -92,21 +104,34 @@ def second_request(
         decode, encode: raw latents (B, C, h, w) to pixels (B, 3, H, W) in [-1, 1], and back; they
             are called where ``hires`` needs them.
     """
-    height, width = drawn.shape[-2:]
-    size = hires.larger(height, width, family_of(first.transformer).tokens)
-    pixels = None
-    if hires.controls or not hires.enlarge.startswith(LATENT):
+    size, pixels = larger_size(first, hires), None
+    if hires.reads_pixels:
         side = first.vae.compression
         pixels = enlarged(decode(drawn), side * size[0], side * size[1], hires.enlarge)
     if pixels is not None and not hires.enlarge.startswith(LATENT):
         latents = encode(pixels)
     else:
         latents = F.interpolate(drawn, size, mode=hires.enlarge.removeprefix(LATENT))
-    controls = list(first.controls)
+    controls = []
     for control in hires.controls:
         assert pixels is not None
         cond = pixels if control.net.config.hint else encode(pixels)
         controls.append(replace(control, cond=cond, picture=pixels, encode=encode))
+    return larger_request(first, hires, latents, [*first.controls, *controls])
+
+
+def larger_size(first: DrawRequest, hires: Hires) -> tuple[int, int]:
+    """Sides of the second run's latents."""
+    height, width = first.latents.shape[-2:]
+    return hires.larger(height, width, family_of(first.transformer).tokens)
+
+
+def larger_request(
+    first: DrawRequest, hires: Hires, latents: Tensor, controls: Sequence[Control]
+) -> DrawRequest:
+    """The first run's request for raw latents (B, C, h, w) to begin with, and for ControlNets of
+    that size."""
+    height, width = first.latents.shape[-2:]
     settings = replace(
         first.settings,
         steps=first.settings.steps if hires.steps is None else hires.steps,
@@ -116,7 +141,7 @@ def second_request(
     )
     mask = first.mask
     if mask is not None:
-        mask = F.interpolate(mask, size, mode="bilinear")
+        mask = F.interpolate(mask, latents.shape[-2:], mode="bilinear")
     return replace(
         first,
         positive=[in_shares(prompt, height, width) for prompt in first.positives],
@@ -129,6 +154,59 @@ def second_request(
         controls=controls,
         tiles=hires.tiles,
     )
+
+
+def outlined_second(first: DrawRequest, hires: Hires) -> DrawRequest:
+    """The request of the second run as far as it is known before the first: all but what is in
+    latents and in ControlNets' conditions, which take no memory here."""
+    size, batch, side = larger_size(first, hires), len(first.latents), first.vae.compression
+    latents = torch.zeros(()).expand(batch, first.latents.shape[1], *size)
+    pixels = torch.zeros(()).expand(batch, 3, side * size[0], side * size[1])
+    controls = []
+    for control in first.controls:
+        if control.picture is not None and control.encode is not None:  # it is scaled to the size
+            control = replace(control, cond=latents[: len(control.picture)], picture=None)
+        controls.append(control)
+    for control in hires.controls:
+        cond = pixels if control.net.config.hint else latents
+        controls.append(replace(control, cond=cond, picture=None))
+    return larger_request(first, hires, latents, controls)
+
+
+def check_runs(runner: OffloadRunner, first: DrawRequest, hires: Hires) -> None:
+    """Plan both runs before anything is drawn, the first one's ControlNets being of its size.
+
+    Raises ``ValueError`` for what either cannot draw, and where the second has no room in memory,
+    however its weights are streamed.
+    """
+    plan_draw(runner, first)
+    second = outlined_second(first, hires)
+    plan = plan_draw(runner, second)
+    if plan.budget is not None and plan.least > plan.budget:
+        height, width = (first.vae.compression * n for n in second.latents.shape[-2:])
+        raise ValueError(
+            f"the second run, {width}x{height} pixels, needs {readable_bytes(plan.least)} at least "
+            f"and has {readable_bytes(plan.budget)}: draw it in tiles, or at a smaller scale"
+        )
+
+
+def check_vae(transformer: FluxTransformer, hires: Hires, channels: int | None) -> None:
+    """Raise ``ValueError`` for a VAE whose latents of so many ``channels`` are not the model's,
+    where the second run asks it; None is not known."""
+    family = family_of(transformer)
+    wanted = family.vae.latent_channels
+    if hires.reads_pixels and channels not in (None, wanted):
+        raise ValueError(
+            f"the VAE has latents of {channels} channels, {family.name} takes {wanted}: they do "
+            "not belong together"
+        )
+
+
+def plan_draw(runner: OffloadRunner, request: DrawRequest) -> Plan:
+    """What a run would do, without doing it; errors as ``draw`` has them."""
+    modules = request.modules
+    with turn_of(*modules), torch.no_grad(), lora_applied(request.transformer, request.loras):
+        return runner.plan(modules, request.work, request.policies)
 
 
 def enlarged(pixels: Tensor, height: int, width: int, how: str) -> Tensor:
@@ -163,8 +241,12 @@ def draw_twice(
     """Draw a request, and draw it again larger.
 
     Returns raw latents (B, C, h, w) of both runs. Steps are counted over both; arguments and errors
-    as ``draw`` and ``second_request`` have them.
+    as ``draw`` and ``second_request`` have them, those of ``check_runs`` before the first step.
     """
+    request = with_fitting_controls(request)
+    if request.adapters:
+        request = replace(request, adapters=made_ready(runner, request.adapters))
+    check_runs(runner, request, hires)
     more = request.settings.steps if hires.steps is None else hires.steps
     total = request.steps + more
 

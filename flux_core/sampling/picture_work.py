@@ -107,7 +107,7 @@ def picture_work(
         denoiser.reader.tiles = replace(
             denoiser.reader.tiles, between=None, mask=None, by_steps=None
         )  # at most every window is read
-    for prompts in (denoiser.positive, denoiser.negative or []):
+    for prompts in (denoiser.positive, denoiser.negative or [], denoiser.unguided):
         # what others leave of a background is numbers, which there are none of
         prompts[:] = [replace(prompt, background=False) for prompt in prompts]
     times = counted_sigmas(denoiser, sigmas)

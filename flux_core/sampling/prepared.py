@@ -19,7 +19,7 @@ from ..models.config import VAEConfig
 from ..models.families import family_of
 from ..models.family import Family
 from ..models.geometry import TokenGeometry
-from ..models.side_tokens import SideTokens
+from ..models.side_tokens import Keep, SideTokens
 from ..models.transformer import FluxBody, FluxTransformer
 from .attention_masks import added_up, attention_mask, open_to, padding_mask
 from .concat import (
@@ -160,10 +160,10 @@ def prepare_prompt(
     shape: Sequence[int],
     device: torch.device,
     alone: bool,
-    keep: bool = True,
+    keep: Keep = True,
 ) -> PreparedPrompt:
     """An entry ready for latents of a shape (B, C, h, w); ``alone`` where there is no other,
-    ``keep`` where side tokens keep what they can over the steps.
+    ``keep`` whether and where side tokens keep what they can over the steps.
 
     Raises ``ValueError`` where the text encoders do not belong to the transformer.
     """

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..bounds import brief
 from ..models.geometry import FLUX1_TOKENS, TokenGeometry
-from .latents import expand, image_ids, image_tokens, pack, token_grid
+from .latents import expand, image_ids, pack, token_grid
 
 METHODS = ("offset", "index", "uxo", "index_timestep_zero")
 ATTENTIONS = JOINT, SELF = "joint", "self"
@@ -69,10 +69,6 @@ class References:
     def aside(self) -> bool:
         """Whether they attend to themselves alone."""
         return self.attention == SELF
-
-    def token_count(self, geometry: TokenGeometry = FLUX1_TOKENS) -> int:
-        """Tokens of all of them."""
-        return sum(image_tokens(*latent.shape[-2:], geometry=geometry) for latent in self.latents)
 
 
 def places(

@@ -25,6 +25,7 @@ from ..lora.apply import counting
 from ..models.config import VAEConfig
 from ..models.controlnet import FluxControlNet
 from ..models.families import family_of
+from ..models.side_tokens import Keep
 from ..models.transformer import FluxTransformer
 from ..offload import OffloadPolicy, OffloadRunner, Work
 from ..offload.plan import Plan
@@ -35,6 +36,7 @@ from .conditioning import Conditioning, Control
 from .denoiser import Denoiser, keep_outside
 from .differential import MaskBySteps, check_differential, mask_by_steps
 from .fitting import fitting_control
+from .kept import keeping, work_of_keeping
 from .latents import destandardise, standardise
 from .lora_factors import LoraFactors, lora_factors
 from .picture_work import picture_work
@@ -170,8 +172,7 @@ class DrawRequest:
     def work(self) -> Work:
         """What the run takes beside the weights."""
         denoiser = self.denoiser(META, self.lora_factors(META))
-        kept = denoiser.kept_bytes
-        side_tokens = max((side.count for side in denoiser.sides), default=0)
+        sides = [side.count for side in denoiser.sides]
         work = picture_work(
             denoiser,
             [control.net for control in self.controls],
@@ -179,10 +180,7 @@ class DrawRequest:
             self.noise_schedule.sigmas,
             self.mask,
         )
-        if not kept:
-            return work
-        anew = replace(work, image_tokens=work.image_tokens + side_tokens)
-        return replace(work, activations=work.activations + kept, recompute=anew)
+        return work_of_keeping(work, self.transformer, sides, len(self.latents))
 
     @cached_property
     def mask_by_steps(self) -> MaskBySteps | None:
@@ -227,7 +225,7 @@ class DrawRequest:
                 )
 
     def denoiser(
-        self, device: torch.device, loras: LoraFactors | None = None, keep: bool = True
+        self, device: torch.device, loras: LoraFactors | None = None, keep: Keep = True
     ) -> Denoiser:
         """The model as the samplers see it, on a device where its weights are; how LoRAs count, and
         ``keep`` as ``sample`` has it."""
@@ -319,7 +317,7 @@ def while_drawing(
                 if callback is not None:
                     callback(before + number, total, denoised)
 
-            drawn.append(sample(request, runner.device, step, keep=not plan.recompute))
+            drawn.append(sample(request, runner.device, step, keeping(runner, plan)))
             done += request.steps
         return drawn
 
@@ -366,11 +364,11 @@ def sample(
     request: DrawRequest,
     device: torch.device | str = "cpu",
     callback: StepCallback | None = None,
-    keep: bool = True,
+    keep: Keep = True,
 ) -> Tensor:
     """Draw a request with a transformer that is on the device already; ``draw`` brings it there.
 
-    ``keep``: what does not change over the steps is kept, where there is such.
+    ``keep``: what does not change over the steps is kept, or where, if there is such.
 
     Returns raw latents (B, 16, h, w), float32 on the CPU. Where the last sigma is above 0 they hold
     noise, scaled so that a run that adds none goes on from them.

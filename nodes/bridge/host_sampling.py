@@ -3,13 +3,11 @@ the place of model and prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from inspect import signature
 from typing import Any
 
 from torch import Tensor
-
-from flux_core.sampling.references import JOINT
 
 from .. import host
 from ..wires import FluxModel, Latent
@@ -25,18 +23,20 @@ def guider_of(model: FluxModel, positive: list, negative: list | None, cfg: floa
     samplers = host.comfy("comfy.samplers")
     if samplers is None:
         raise ValueError(OUTSIDE)
-    if model.reference_attention != JOINT and any(
-        extra.get("reference_latents") for _, extra in (*positive, *(negative or ()))
-    ):
-        raise ValueError(
-            "FluxFitReferenceAttention draws with FluxSampler's own samplers: take sampler_object "
-            "away, or choose joint"
-        )
     guider = samplers.CFGGuider(host_model(model))
     guided = negative is not None and cfg != 1.0
     guider.inner_set_conds({"positive": positive} | ({"negative": negative} if guided else {}))
     guider.set_cfg(cfg if guided else 1.0)
     return guider
+
+
+def refers(guider: Any, prompts: Sequence[Any]) -> bool:
+    """Whether a guider's prompts, or those where there is no guider, have reference latents."""
+    entries = [entry[1] for entry in prompts]
+    if guider is not None:
+        of_guider = getattr(guider, "original_conds", {})
+        entries = [entry for conds in of_guider.values() for entry in conds]
+    return any(entry.get("reference_latents") for entry in entries)
 
 
 def named_sampler(name: str) -> Any:

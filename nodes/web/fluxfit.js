@@ -6,6 +6,7 @@ import { api } from "../../scripts/api.js";
 
 const POLICY = "OffloadPolicy";
 const LOADERS = ["FluxLoaderFP8", "FluxFitTransformerLoader"];
+const SAMPLERS = ["FluxSampler", "FluxFitHiresFix"];
 const WAIT = 150; // milliseconds after the last turn of a widget
 
 function widgetValues(node) {
@@ -42,6 +43,56 @@ function widgetOf(node, name) {
   return node.widgets?.find((widget) => widget.name === name)?.value;
 }
 
+// All nodes that a node leads to.
+function downstream(node, seen = new Set([node.id])) {
+  const found = [];
+  for (const output of node.outputs ?? []) {
+    for (const id of output.links ?? []) {
+      const link = linkOf(node.graph, id);
+      const target = link && node.graph.getNodeById(link.target_id);
+      if (!target || seen.has(target.id)) continue;
+      seen.add(target.id);
+      found.push(target, ...downstream(target, seen));
+    }
+  }
+  return found;
+}
+
+// The nodes that an input of a node is fed by, nearest first.
+function upstream(node, input, seen = new Set()) {
+  const link = input.link == null ? null : linkOf(node.graph, input.link);
+  const origin = link && node.graph.getNodeById(link.origin_id);
+  if (!origin || seen.has(origin.id)) return [];
+  seen.add(origin.id);
+  return [origin, ...(origin.inputs ?? []).flatMap((other) => upstream(origin, other, seen))];
+}
+
+function wiredInputs(node) {
+  return (node.inputs ?? []).filter((input) => input.link != null).map((input) => input.name);
+}
+
+// What the plan counts: the first sampler that the loader leads to, and all that stands before it,
+// each node with the sampler's inputs behind which it is. Muted and bypassed nodes do nothing.
+function drawingOf(loader) {
+  const sampler = loader && downstream(loader).find((node) => SAMPLERS.includes(node.type));
+  if (!sampler) return [];
+  const nodes = new Map([[sampler.id, { node: sampler, behind: [] }]]);
+  for (const input of sampler.inputs ?? []) {
+    for (const node of upstream(sampler, input)) {
+      if (!nodes.has(node.id)) nodes.set(node.id, { node, behind: [] });
+      nodes.get(node.id).behind.push(input.name);
+    }
+  }
+  return [...nodes.values()]
+    .filter(({ node }) => !node.mode)
+    .map(({ node, behind }) => ({
+      type: node.type ?? "",
+      values: widgetValues(node),
+      wired: wiredInputs(node),
+      behind,
+    }));
+}
+
 // The size of the picture: of the first empty latent in the graph; and its steps.
 function pictureOf(graph) {
   const picture = {};
@@ -51,7 +102,7 @@ function pictureOf(graph) {
       picture.height = widgetOf(node, "height");
       picture.batch = widgetOf(node, "batch_size");
     }
-    if (node.type === "FluxSampler" && picture.steps === undefined) {
+    if (SAMPLERS.includes(node.type) && picture.steps === undefined) {
       picture.steps = widgetOf(node, "steps");
     }
   }
@@ -82,6 +133,7 @@ async function ask(node, element) {
     policy: widgetValues(node),
     loader: loader ? widgetValues(loader) : null,
     ...pictureOf(node.graph ?? app.graph),
+    nodes: drawingOf(loader),
   };
   const asked = JSON.stringify(question);
   if (element.dataset.asked === asked) return;

@@ -210,6 +210,15 @@ class TestWhatNodesShow:
         assert wait_for_text(editor, "OffloadPolicy", "blocks stay") == first
         assert editor.errors == [] and editor.failed == []
 
+    def test_the_plan_counts_what_is_wired(self, editor: Editor) -> None:
+        for name, counted in (
+            ("regions", "counted: 2 regions"),
+            ("hires_fix", "counted: cfg, tiles of "),
+        ):
+            editor.load(workflow(name))
+            wait_for_text(editor, "OffloadPolicy", counted)
+        assert editor.errors == [] and editor.failed == []
+
     def test_a_file_that_is_missing_is_said(self, editor: Editor) -> None:
         editor.load(workflow("flux1_dev_fp8_offload"))
         wait_for_text(editor, "OffloadPolicy", "no file 'flux1-dev.safetensors'")

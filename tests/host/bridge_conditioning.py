@@ -182,6 +182,13 @@ def reference_attention() -> None:
         "draws with FluxSampler's own samplers",
         lambda: call("FluxSampler", model=model, sampler_object=sampler, **values),
     )
+    (guider,) = call("BasicGuider", model=MODEL, conditioning=placed)
+    refused(
+        "draws with FluxSampler's own samplers",
+        lambda: call("FluxSampler", model=model, guider=guider, **values),
+    )
+    (plain,) = call("BasicGuider", model=MODEL, conditioning=RED)
+    call("FluxSampler", model=model, guider=plain, **values)
     if has("FluxKVCache"):
         (cached,) = call("FluxKVCache", model=MODEL)
         refused("FluxFitReferenceAttention", lambda: ksampler(cached, placed))

@@ -83,6 +83,13 @@ class TestHiresFix:
         again = sample(loaded, positive, {"samples": start}, steps=2, denoise=0.5)[0]
         assert torch.allclose(large["samples"], again["samples"], atol=1e-3)
 
+    def test_a_vae_of_another_model_is_refused_before_anything_is_drawn(self, loaded, positive):
+        class Other:
+            latent_channels = 128
+
+        with pytest.raises(ValueError, match="the VAE has latents of 128 channels"):
+            self.run(loaded, positive, vae=Other())
+
     def test_tiles_and_an_upscaler_draw_the_second_run(self, loaded, positive):
         net = load_controlnet(pocket_file("controlnet", "_upscaler"))
         control = Control(net, torch.zeros(1, 16, 8, 8))

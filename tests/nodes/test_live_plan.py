@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from fluxfit.nodes import live_plan as module
 from fluxfit.nodes.live_plan import live_plan
+from fluxfit.nodes.plan_options import options_of
 
+from flux_core.offload.plan import UNKNOWN
+from flux_core.sampling.estimate import plan_picture
 from flux_core.units import readable_seconds
+from tests import adapter_files, tiny_models
 
 POCKET = {
     "transformer": "fluxfit_pocket.safetensors",
@@ -94,3 +99,158 @@ def test_what_is_wrong_is_said(question, message):
 )
 def test_short_steps_keep_their_digits(seconds, text):
     assert readable_seconds(seconds) == text
+
+
+def graph(*nodes, sampler="FluxSampler", wired=("model", "positive"), **values):
+    """What the page sends of a graph: the sampler, and what stands before it, nearest first."""
+    first = {"type": sampler, "values": values, "wired": list(wired), "behind": []}
+    entries = [first]
+    for kind, behind, widgets, *more in nodes:
+        inputs = list(more[0]) if more else []
+        entries.append({"type": kind, "values": widgets, "wired": inputs, "behind": [behind]})
+    return entries
+
+
+NEGATIVE = ("model", "positive", "negative")
+
+
+class TestWhatIsWired:
+    """The plan is that of the run: its request is counted by what counts a real one."""
+
+    def drawing(self, *nodes, width=256, height=256, **more):
+        question = {"loader": POCKET, "width": width, "height": height, "steps": 4}
+        question |= {"nodes": graph(*nodes, **more)} if nodes or more else {}
+        answer = plan({"mode": "none"}, **question)
+        return text(answer)
+
+    def planned(self, *nodes, width=256, height=256, **more):
+        models, _ = module.models_of(POCKET)
+        options = options_of({"nodes": graph(*nodes, **more)}, models.transformer, height, width)
+        about = {"width": width, "height": height, "models": models, "options": options}
+        return plan_picture(UNKNOWN, vram=80e9, steps=4, **about)
+
+    def bytes_of(self, *nodes, **more):
+        drawn = self.planned(*nodes, **more)
+        return drawn.drawing.activations, drawn.step
+
+    def test_a_plain_graph_is_planned_as_without_it(self):
+        assert self.drawing(cfg=1.0) == self.drawing()
+        assert self.drawing(cfg=3.0) == self.drawing(), "there is no negative prompt"
+
+    def test_guidance(self):
+        plain = self.bytes_of(cfg=1.0)
+        guided = self.bytes_of(cfg=3.0, wired=NEGATIVE)
+        assert guided[1] == pytest.approx(2 * plain[1])
+        half = self.bytes_of(("FluxFitGuidance", "model", {"end": 0.49}), cfg=3.0, wired=NEGATIVE)
+        assert half[1] == pytest.approx(1.5 * plain[1])
+        nag = ("FluxFitNAG", "model", {"scale": 4.0})
+        assert self.bytes_of(nag, wired=NEGATIVE)[0] > plain[0]
+        assert self.bytes_of(nag) == plain
+        shown = self.drawing(nag, cfg=2.0, wired=NEGATIVE)
+        assert "counted: cfg, NAG" in shown
+
+    def test_references_and_what_they_attend_to(self):
+        plain = self.bytes_of(cfg=1.0)
+        one = ("FluxFitReference", "positive", {"size": "drawn"})
+        apart = ("FluxFitReferenceAttention", "model", {"attention": "self"})
+        joint, kept = self.bytes_of(one), self.bytes_of(one, apart)
+        assert joint[0] > plain[0] and joint[1] > 1.5 * plain[1]
+        assert kept[0] > plain[0] and kept[1] == pytest.approx(plain[1])
+        large = self.bytes_of(("ReferenceLatent", "positive", {}))
+        assert large[0] > joint[0]
+        elsewhere = ("FluxFitReference", "negative", {"size": "drawn"})
+        assert self.bytes_of(elsewhere) == plain
+        assert "counted: 2 references" in self.drawing(one, one)
+
+    def test_windows_and_a_second_run(self):
+        size = {"width": 512, "height": 512}
+        tiles = ("FluxFitTiledDrawing", "model", {"tile_size": 256, "overlap": 64, "feather": 64})
+        whole, tiled = self.bytes_of(cfg=1.0, **size), self.bytes_of(tiles, **size)
+        assert tiled[0] < whole[0]
+        window = self.bytes_of(cfg=1.0)
+        assert tiled[1] == pytest.approx(9 * window[1])
+        again = {"sampler": "FluxFitHiresFix", "scale": 2.0, "enlarge": "bicubic"}
+        assert self.bytes_of(**again)[0] == pytest.approx(whole[0], rel=0.02)
+        assert "counted: tiles of 256, a second run, 2x" in self.drawing(tiles, **again)
+
+    def test_regions_and_pictures_in_the_prompt(self):
+        region = ("FluxFitRegion", "positive", {})
+        plain = self.bytes_of(cfg=1.0)
+        assert self.bytes_of(region, region)[1] > self.bytes_of(region)[1] > plain[1]
+        redux = ("FluxFitRedux", "positive", {"grid": 9})
+        assert self.bytes_of(redux)[1] > plain[1]
+        shown = self.drawing(region, region, redux)
+        assert "counted: 2 regions, 81 Redux tokens" in shown
+
+    def test_loras_and_where_they_count(self, tmp_path, monkeypatch):
+        models, _ = module.models_of(POCKET)
+        width = models.transformer.config.hidden_size
+        name = "diffusion_model.single_blocks.0.linear2"
+        inside = models.transformer.single_blocks[0].linear2.in_features
+        factors = {"lora_A.weight": torch.ones(64, inside), "lora_B.weight": torch.ones(width, 64)}
+        file = {f"{name}.{what}": tensor for what, tensor in factors.items()}
+        tiny_models.save(file, tmp_path / "loras" / "one.safetensors")
+        monkeypatch.setenv("FLUXFIT_MODELS", str(tmp_path))
+        lora = ("FluxFitLoraLoader", "model", {"lora": "one.safetensors", "strength": 0.5})
+
+        def held(*nodes):
+            question = {"nodes": graph(*nodes)}
+            options = options_of(question, models.transformer, 256, 256)
+            planned = plan_picture(
+                UNKNOWN, vram=80e9, width=256, height=256, models=models, options=options
+            )
+            return planned.drawing.weights, planned.drawing.activations
+
+        plain, with_lora = held(), held(lora)
+        added = with_lora[0] - plain[0]
+        assert 2 * 64 * (inside + width) <= added <= 2 * 64 * (inside + width) + 4096
+        off = ("FluxFitLoraLoader", "model", {"lora": "one.safetensors", "on": False})
+        assert held(off) == plain
+        control = ("FluxFitLoraControl", "model", {"blocks": "", "schedule": ""}, ["mask"])
+        assert held(control, lora)[1] > with_lora[1]
+        assert "counted: 1 LoRA" in self.drawing(lora)
+        missing = ("FluxFitLoraLoader", "model", {"lora": "none.safetensors"})
+        with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
+            self.drawing(missing)
+
+    def test_adapters_hold_keys_and_values(self, tmp_path, monkeypatch):
+        models, _ = module.models_of(POCKET)
+        config = models.transformer.config
+        file = adapter_files.widened(
+            adapter_files.xlabs(config.depth), config.context_in_dim, config.hidden_size
+        )
+        tiny_models.save(file, tmp_path / "ipadapter" / "x.safetensors")
+        monkeypatch.setenv("FLUXFIT_MODELS", str(tmp_path))
+        loader = ("FluxFitIPAdapterLoader", "model", {"ip_adapter": "x.safetensors"})
+        one = ("FluxFitApplyIPAdapter", "model", {"weight": 0.7})
+        plain, single, double = (
+            self.bytes_of(*nodes, loader)[0] for nodes in ((), (one,), (one, one))
+        )
+        assert plain < single < double
+        nothing = ("FluxFitApplyIPAdapter", "model", {"weight": 0.0})
+        assert self.bytes_of(nothing, loader)[0] == plain
+
+    def test_controlnets_stand_beside_the_transformer(self):
+        values = {"controlnet": "fluxfit_pocket_upscaler.safetensors", "precision": "bf16"}
+        net = ("FluxFitControlNet", "control", {**values, "strength": 0.5})
+        assert "counted: 1 ControlNet" in self.drawing(net)
+        weights = [self.planned(*nodes).drawing.weights for nodes in ((), (net,))]
+        assert weights[1] > 1.02 * weights[0]
+        off = ("FluxFitControlNet", "control", {**values, "strength": 0.0})
+        assert self.planned(off) == self.planned()
+        upscaler = ("ControlNetUpscalerFP8", "upscaler", values)
+        again = {"sampler": "FluxFitHiresFix", "scale": 1.5}
+        assert self.bytes_of(upscaler, **again)[0] > self.bytes_of(**again)[0]
+
+    @pytest.mark.parametrize(
+        ("nodes", "message"),
+        [
+            ([{"type": "FluxSampler"}], "nodes has something that is no node"),
+            (["FluxSampler"], "nodes has something that is no node"),
+            (graph(("FluxFitTiledDrawing", "model", {"tile_size": 70})), "tile"),
+            (graph(("FluxFitNAG", "model", {"scale": -1.0})), "NAG's scale is -1.0"),
+        ],
+    )
+    def test_what_a_run_would_refuse_is_said(self, nodes, message):
+        with pytest.raises((ValueError, TypeError), match=message):
+            plan(loader=POCKET, nodes=nodes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from fluxfit.nodes.conditioning import conditioning_of
@@ -159,3 +161,27 @@ def test_references_of_a_batch_reach_their_pictures(loaded, positive):
         alone = sample(loaded, one, {"samples": start})[0]["samples"]
         assert (pack(alone) - pack(together[row : row + 1])).norm() < 0.1 * pack(alone).norm()
     assert not torch.allclose(together[0], together[1], atol=1e-3)
+
+
+class TestReferencesThatAttendToThemselves:
+    def test_the_hosts_sampling_does_not_know_them(self, loaded, positive):
+        alone = node("FluxFitReferenceAttention").set(loaded[0], "self")[0]
+        with_one, _ = refer(loaded, positive, picture(32, 32))
+        entry = {"positive": [with_one[0][1]], "negative": [{}]}
+        guider = SimpleNamespace(original_conds=entry)
+        message = "FLUX Reference Attention draws with FluxSampler's own samplers"
+        for options in (
+            {"guider": guider},
+            {"sampler_object": object()},
+            {"guider": guider, "sampler_object": object()},
+        ):
+            with pytest.raises(ValueError, match=message):
+                sample((alone,), with_one, empty(), **options)
+
+    def test_a_guider_s_own_prompts_are_asked(self, loaded, positive):
+        """The sampler's are not drawn beside it; without references there is nothing to refuse."""
+        alone = node("FluxFitReferenceAttention").set(loaded[0], "self")[0]
+        with_one, _ = refer(loaded, positive, picture(32, 32))
+        guider = SimpleNamespace(original_conds={"positive": [positive[0][1]]})
+        with pytest.raises(ValueError, match=r"ComfyUI's: they work inside of it alone"):
+            sample((alone,), with_one, empty(), guider=guider)

@@ -83,13 +83,16 @@ class TestGuidance:
         same = node("FluxFitGuidance").set(**defaults("FluxFitGuidance", model=model))[0]
         assert same == model
         changed = node("FluxFitGuidance").set(
-            **defaults("FluxFitGuidance", model=model, end=0.4, cfg_zero="velocity")
+            **defaults(
+                "FluxFitGuidance", model=model, end=0.4, cfg_zero="velocity", mimic_scale=2.5
+            )
         )[0]
         both = node("FluxFitNAG").set(**defaults("FluxFitNAG", model=changed, scale=3.0))[0]
         expected = replace(
             PLAIN_GUIDANCE,
             end=0.4,
             cfg_zero="velocity",
+            mimic_scale=2.5,
             nag=NormalizedAttentionGuidance(scale=3.0),
         )
         assert both.guidance_options == expected and both.module is model.module

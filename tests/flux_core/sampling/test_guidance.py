@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flux_core import FluxTransformer
 from flux_core.offload.modulations import PrecomputedModulations
+from flux_core.sampling.conditioning import Region
 from flux_core.sampling.guidance import GuidanceOptions
 from flux_core.sampling.latents import image_ids, pack, text_ids, unpack
 from flux_core.sampling.run import DrawRequest, SamplingSettings, sample
@@ -143,6 +144,47 @@ def test_outside_its_span_the_negative_prompt_is_not_drawn(transformer):
     assert relative(drawn, everywhere) > 1e-3
 
 
+class TestAreasOfTheNegativePrompt:
+    """They split the positive one's picture where both are compared, and nowhere else."""
+
+    def both(self, transformer, positive, **span):
+        options = GuidanceOptions(**span)
+        area = prompt(2, region=Region(area=(2, 4, 0, 0)))
+        plain = asked(transformer, cfg=3.0, guidance_options=options)
+        plain = replace(plain, positive=positive)
+        return replace(plain, negative=[prompt(1), area]), replace(plain, negative=None)
+
+    @pytest.mark.parametrize(
+        "positive",
+        [
+            prompt(0),
+            [prompt(0), prompt(3, region=Region(area=(2, 2, 0, 0), strength=0.5))],
+            [
+                prompt(0, region=Region(background=True)),
+                prompt(3, region=Region(area=(2, 2, 1, 1))),
+            ],
+        ],
+    )
+    def test_outside_the_span_they_cost_and_change_nothing(self, transformer, positive):
+        never, without = self.both(transformer, positive, start=0.9)
+        drawn, seen = calls(transformer, never)
+        expected, plain = calls(transformer, without)
+        assert seen == plain and torch.equal(drawn, expected)
+
+    def test_inside_it_they_are_compared_area_by_area(self, transformer):
+        late, without = self.both(transformer, prompt(0), start=0.5)
+        everywhere, _ = self.both(transformer, prompt(0))
+        pictures: dict[str, list[Tensor]] = {}
+        for name, request in (("late", late), ("without", without)):
+            kept = pictures.setdefault(name, [])
+            sample(request, callback=lambda step, total, picture, kept=kept: kept.append(picture))
+        early = [torch.equal(*two) for two in zip(*pictures.values(), strict=True)]
+        assert early == [True, True, False, False]
+        assert sum(calls(transformer, late)[1].values()) == 2 * 1 + 2 * 4
+        assert sum(calls(transformer, everywhere)[1].values()) == 4 * 4
+        assert late.work.activations <= everywhere.work.activations
+
+
 def family(transformer: FluxTransformer):
     from flux_core.models.families import family_of
 
@@ -212,6 +254,77 @@ def test_positive_bias_is_the_hosts_mahiro_for_each_picture():
         assert relative(drawn[i], (weight * out + (4 - weight) * leap) / 4) < 1e-5
 
 
+def thresholded_by_loop(ours: Tensor, theirs: Tensor, cfg: float, mimic: float, share: float):
+    """Channel by channel in float64: the percentile interpolated between sorted values."""
+    result = torch.empty_like(ours, dtype=torch.float64)
+    for i in range(ours.shape[0]):
+        for j in range(ours.shape[1]):
+            c, u = ours[i, j].double().flatten(), theirs[i, j].double().flatten()
+            ranges = []
+            for scale in (cfg, mimic):
+                guided = u + scale * (c - u)
+                ranges.append([abs(float(value) - float(guided.mean())) for value in guided])
+            values = sorted(ranges[0])
+            place = share * (len(values) - 1)
+            low = int(place)
+            high = min(low + 1, len(values) - 1)
+            reach = values[low] + (place - low) * (values[high] - values[low])
+            span = max(ranges[1])
+            bound = max(reach, span)
+            guided = u + cfg * (c - u)
+            mean = float(guided.mean())
+            cut = [max(-bound, min(bound, float(value) - mean)) for value in guided]
+            values = [mean + value / bound * span for value in cut]
+            result[i, j] = torch.tensor(values, dtype=torch.float64).view(ours.shape[2:])
+    return result
+
+
+@pytest.mark.parametrize(("mimic", "share"), [(2.0, 1.0), (2.0, 0.9), (0.0, 0.5), (12.0, 0.7)])
+def test_thresholding_is_that_of_the_formula_written_out(transformer, mimic, share):
+    options = GuidanceOptions(mimic_scale=mimic, threshold_percentile=share)
+    request = asked(transformer, cfg=6.0, guidance_options=options)
+
+    def combine(_i, ours, theirs, x, sigma) -> Tensor:
+        c, u = x - sigma * ours, x - sigma * theirs
+        return ((x - thresholded_by_loop(c, u, 6.0, mimic, share)) / sigma).float()
+
+    drawn = sample(request)
+    assert relative(drawn, euler_by_hand(transformer, request, combine)) < 1e-5
+    apart = relative(drawn, sample(asked(transformer, cfg=6.0)))
+    assert apart < 1e-5 if mimic == 12.0 else apart > 1e-2, "a larger range than its own is no cut"
+
+
+def test_thresholding_takes_each_channel_of_each_picture_by_itself():
+    generator = torch.Generator().manual_seed(0)
+    x, ours, theirs = (torch.randn(3, 16, 4, 4, generator=generator) for _ in range(3))
+    ours[1] *= 10
+    ours[0, 3] = theirs[0, 3] = 2.0  # without any range
+    options = GuidanceOptions(mimic_scale=1.5, threshold_percentile=0.8)
+    together = options.combine(x, ours, theirs, 5.0)
+    assert bool(together.isfinite().all()) and torch.equal(together[0, 3], ours[0, 3])
+    for i in range(3):
+        alone = options.combine(*(t[i : i + 1] for t in (x, ours, theirs)), 5.0)
+        assert torch.equal(alone[0], together[i])
+
+
+def test_the_work_of_thresholding_is_counted(transformer):
+    from flux_core.offload.activations import LiveBytes
+
+    shape = (1, 16, 128, 128)  # where what is made of pictures is more than a call
+    requests = []
+    for options in (GuidanceOptions(), GuidanceOptions(mimic_scale=2.0, threshold_percentile=0.9)):
+        request = asked(transformer, cfg=4.0, steps=2, guidance_options=options)
+        requests.append(replace(request, latents=torch.zeros(shape)))
+    x, ours, theirs = (torch.randn(shape) for _ in range(3))
+    taken = []
+    for request in requests:
+        with LiveBytes() as counted:
+            request.settings.guidance_options.combine(x, ours, theirs, 4.0)
+        taken.append(counted.peak)
+    assert taken[1] > taken[0]
+    assert requests[1].work.activations >= requests[0].work.activations
+
+
 def test_zero_steps_leave_the_noise_with_every_sampler(transformer):
     """All steps but the last leave it: the last one draws from the noise itself."""
     for sampler in ("euler", "heun", "dpmpp_2m"):
@@ -245,6 +358,8 @@ def test_the_work_of_a_span_counts_no_modulations_outside(transformer):
         ({"cfg_zero": "on"}, "cfg_zero is 'on', expected one of off, velocity, picture"),
         ({"zero_steps": -1}, "zero_steps is -1"),
         ({"rescale": 2}, "rescale is 2, expected 0 to 1"),
+        ({"mimic_scale": -1.0}, "mimic_scale is -1.0, expected 0 to 1000"),
+        ({"threshold_percentile": 2}, "threshold_percentile is 2, expected 0 to 1"),
         ({"nag": 3.0}, "nag is 3.0, expected"),
     ],
 )

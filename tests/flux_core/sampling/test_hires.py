@@ -9,15 +9,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flux_core import Conditioning, Control, FluxControlNet
+from flux_core import Conditioning, Control, FluxControlNet, OffloadPolicy
 from flux_core.models.families import FLUX1_DEV
 from flux_core.offload import OffloadRunner
 from flux_core.sampling.conditioning import Region
-from flux_core.sampling.hires import ENLARGE, Hires, draw_twice, second_request
+from flux_core.sampling.guidance import GuidanceOptions
+from flux_core.sampling.hires import (
+    ENLARGE,
+    Hires,
+    check_runs,
+    check_vae,
+    draw_twice,
+    outlined_second,
+    plan_draw,
+    second_request,
+)
 from flux_core.sampling.run import DrawRequest, SamplingSettings, draw
 from flux_core.sampling.sigmas import make_sigmas, table_for
 from flux_core.sampling.tiles import Tiling
-from tests import tiny_models
+from tests import tiny_chroma, tiny_models
 
 NO_VAE = pytest.fail
 
@@ -119,6 +129,83 @@ def test_both_runs_are_drawn_and_their_steps_counted_as_one(request_small):
     assert torch.equal(small, draw(runner, [request_small])[0])
     second = second_request(request_small, small, hires, NO_VAE, NO_VAE)
     assert torch.equal(large, draw(runner, [second])[0])
+
+
+class TestBothRunsAreCheckedFirst:
+    """What the second run cannot draw is said before the first one's first step."""
+
+    HIRES = Hires(2.0, 0.5, 2, enlarge="latent bilinear")
+
+    def refused(self, first: DrawRequest, hires: Hires, message: str, policy=None) -> None:
+        def step(*_: object) -> None:
+            pytest.fail("the first run has begun")
+
+        with pytest.raises(ValueError, match=message):
+            draw_twice(OffloadRunner(policy, "cpu"), first, hires, NO_VAE, NO_VAE, step)
+
+    def test_controls_without_a_picture_to_scale(self, request_small):
+        net = tiny_models.randomise(FluxControlNet(tiny_models.UPSCALER), seed=2)
+        first = replace(request_small, controls=[Control(net, torch.zeros(1, 16, 4, 6))])
+        message = "the control picture is 48x32 pixels, the picture to draw 96x64"
+        self.refused(first, self.HIRES, message)
+        pictured = Control(
+            net, torch.zeros(1, 16, 4, 6), picture=torch.zeros(1, 3, 32, 48), encode=encode
+        )
+        drawn = draw_twice(
+            OffloadRunner(None, "cpu"),
+            replace(request_small, controls=[pictured]),
+            self.HIRES,
+            NO_VAE,
+            NO_VAE,
+        )
+        assert drawn[1].shape == (1, 16, 8, 12)
+
+    def test_steps_that_only_the_second_run_lacks(self, request_small):
+        settings = replace(request_small.settings, guidance_options=GuidanceOptions(zero_steps=1))
+        first = replace(request_small, settings=settings)
+        message = "zero_steps is 1, expected fewer than the 1 steps"
+        self.refused(first, replace(self.HIRES, steps=1), message)
+
+    def test_controls_of_another_family(self):
+        model = tiny_chroma.chroma_transformer()
+        first = DrawRequest(model, text(), torch.zeros(1, 16, 4, 6), SamplingSettings(steps=2))
+        net = tiny_models.randomise(FluxControlNet(tiny_models.UPSCALER), seed=2)
+        hires = replace(self.HIRES, controls=[Control(net, torch.zeros(1, 16, 2, 2))])
+        self.refused(first, hires, "Chroma takes no ControlNets")
+
+    def test_memory_that_the_second_run_does_not_have(self, request_small):
+        runner = OffloadRunner(OffloadPolicy("auto", separate_memory=True), "cpu")
+        large = replace(self.HIRES, scale=16.0)
+        first = plan_draw(runner, request_small)
+        second = plan_draw(runner, outlined_second(request_small, large))
+        assert second.least > first.least
+        budget = (first.least + second.least) // 2
+        policy = OffloadPolicy("auto", vram_budget=budget, separate_memory=True)
+        message = "the second run, 768x512 pixels, needs .* at least and has .*: draw it in tiles"
+        self.refused(request_small, large, message, policy)
+        tiled = replace(large, tiles=Tiling(64, 16))
+        check_runs(OffloadRunner(policy, "cpu"), request_small, tiled)
+
+    @pytest.mark.parametrize("controlled", [False, True])
+    def test_what_is_planned_is_what_is_drawn(self, request_small, controlled):
+        net = tiny_models.randomise(FluxControlNet(tiny_models.UPSCALER), seed=2)
+        controls = [Control(net, torch.zeros(1, 16, 2, 2))] if controlled else []
+        hires = replace(self.HIRES, controls=controls)
+        policy = OffloadPolicy("stream", separate_memory=True)
+        planned = plan_draw(OffloadRunner(policy, "cpu"), outlined_second(request_small, hires))
+        convert = (decode, encode) if controlled else (NO_VAE, NO_VAE)
+        small = torch.randn(1, 16, 4, 6)
+        runner = OffloadRunner(policy, "cpu")
+        draw(runner, [second_request(request_small, small, hires, *convert)])
+        assert runner.report.parts["transformer"].predicted == planned.peak
+
+    def test_a_vae_of_another_model(self, request_small):
+        model = request_small.transformer
+        with pytest.raises(ValueError, match="the VAE has latents of 128 channels, FLUX.1"):
+            check_vae(model, Hires(), 128)
+        check_vae(model, self.HIRES, 128)  # which does not ask it
+        check_vae(model, Hires(), 16)
+        check_vae(model, Hires(), None)
 
 
 def test_wrong_numbers_are_named():

@@ -18,8 +18,11 @@ from flux_core import (
 )
 from flux_core.lora import load_lora
 from flux_core.lora.apply import branches_for
+from flux_core.models.side_tokens import Keep
 from flux_core.offload import OffloadRunner
 from flux_core.offload.activations import LiveBytes
+from flux_core.offload.kept import KeptOnHost
+from flux_core.offload.machine import Machine
 from flux_core.sampling.conditioning import AttentionBias, Region
 from flux_core.sampling.references import References
 from flux_core.sampling.run import DrawRequest, SamplingSettings, draw, sample
@@ -27,6 +30,10 @@ from flux_core.sampling.samplers import SAMPLERS
 from tests import tiny_models
 
 STEPS = 3
+
+
+def on_host() -> KeptOnHost:
+    return KeptOnHost(torch.device("cpu"), 0)
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +66,7 @@ def test_every_sampler_draws_the_same_bits_from_what_is_kept(transformer, sample
     request = asked(transformer, sampler=sampler)
     kept = sample(request)
     assert torch.equal(kept, sample(request, keep=False))
+    assert torch.equal(kept, sample(request, keep=on_host))
     joint = replace(request, positive=prompt(1, "joint"), negative=prompt(2, "joint"))
     assert tiny_models.relative(kept, sample(joint)) > 1e-3
 
@@ -82,23 +90,51 @@ def test_references_pass_through_the_blocks_once_a_prompt(transformer, monkeypat
     blocks = len(transformer.offload_blocks())
     sample(asked(transformer))
     assert len(calls) == 2 * blocks
+    sample(asked(transformer), keep=on_host)
+    assert len(calls) == 4 * blocks
     sample(asked(transformer), keep=False)
-    assert len(calls) == 2 * blocks + 2 * blocks * STEPS
+    assert len(calls) == 4 * blocks + 2 * blocks * STEPS
 
 
-def test_the_budget_decides_and_the_bits_stay(transformer):
+def test_the_budget_decides_and_the_bits_stay(transformer, monkeypatch):
     request = asked(transformer)
     expected = sample(request)
-    recompute = request.work.recompute
-    assert recompute is not None and recompute.activations < request.work.activations
+    work = request.work
+    waiting, recompute = work.on_host, work.recompute
+    assert waiting is not None and recompute is not None
+    assert recompute.activations < waiting.activations < work.activations
     runner = OffloadRunner(OffloadPolicy("none", separate_memory=True), "cpu")
-    plan = runner.plan(request.modules, request.work)
-    assert not plan.recompute
-    for budget, recomputes in ((plan.peak, False), (plan.peak - 1, True)):
+    plan = runner.plan(request.modules, work)
+    assert not plan.recompute and not plan.kept_on_host
+    weights = plan.peak - work.activations
+    monkeypatch.setattr("flux_core.offload.runner.UNKNOWN", Machine(1e18, 70e12))
+    least = weights + waiting.activations
+    for budget, place in (
+        (plan.peak, "device"),
+        (plan.peak - 1, "host"),
+        (least, "host"),
+        (least - 1, "nowhere"),
+    ):
         policy = OffloadPolicy("none", separate_memory=True, vram_budget=budget)
         runner = OffloadRunner(policy, "cpu")
-        assert runner.plan(request.modules, request.work).recompute is recomputes
+        chosen = runner.plan(request.modules, work)
+        assert chosen.kept_on_host is (place == "host")
+        assert chosen.recompute is (place == "nowhere")
+        assert chosen.peak <= budget or place == "nowhere"
         assert torch.equal(draw(runner, [request])[0], expected)
+
+
+def test_a_slow_link_computes_again(transformer, monkeypatch):
+    """What waits on the host is copied in every pass: the plan weighs that against computing."""
+    work = asked(transformer).work
+    assert work.on_host is not None and work.on_host.moved > 0
+    policy = OffloadPolicy("none", separate_memory=True)
+    peak = OffloadRunner(policy, "cpu").plan([transformer], work).peak
+    small = replace(policy, vram_budget=peak - 1)
+    for link, recomputes in ((1e18, False), (1.0, True)):
+        monkeypatch.setattr("flux_core.offload.runner.UNKNOWN", Machine(link, 70e12))
+        plan = OffloadRunner(small, "cpu").plan([transformer], work)
+        assert plan.recompute is recomputes and plan.kept_on_host is not recomputes
 
 
 @pytest.mark.parametrize(
@@ -126,6 +162,43 @@ def test_predicted_bytes_are_what_a_run_takes(transformer, attention, method, ke
     assert abs(counted.peak - work.activations) < 0.05 * counted.peak
 
 
+def test_what_waits_on_the_host_takes_two_buffers_a_prompt(transformer):
+    """The bytes that a run takes beside those on the host are what was predicted."""
+    request = asked(
+        transformer,
+        positive=prompt(1, side=80),
+        negative=prompt(2, side=80),
+        latents=torch.zeros(2, 16, 16, 16),
+    )
+    stores = []
+    sizes = []
+
+    def keep() -> KeptOnHost:
+        stores.append(on_host())
+        return stores[-1]
+
+    def look(step: int, *_: object) -> None:
+        if step == STEPS - 1:
+            sizes.extend((sum(t.nbytes for t in s.host), s.size, s.bytes) for s in stores)
+
+    sample(request, keep=keep)
+    stores.clear()
+    with LiveBytes() as counted:
+        sample(request, "cpu", look, keep)
+    assert len(stores) == 2 and all(len(store) == 0 for store in stores), "nothing stays"
+    work = request.work.on_host
+    assert work is not None
+    (waiting, slots, copied), (other, *_) = sizes
+    blocks = len(transformer.offload_blocks())
+    assert slots == 2 * waiting // blocks
+    assert work.moved <= waiting <= 1.01 * work.moved
+    # the first block of a run once, and with each block's turn the next one
+    assert copied == (1 + blocks * (STEPS - 1)) * waiting // blocks
+    # the most is there while the last block computes, whose own do not wait yet
+    taken = counted.peak - (waiting + other - waiting // blocks)
+    assert abs(taken - work.activations) < 0.05 * taken
+
+
 def test_a_run_that_fails_leaves_the_next_as_it_was(transformer):
     request = asked(transformer)
     expected = sample(request)
@@ -150,7 +223,7 @@ def test_a_lora_whose_strength_changes_on_the_way(transformer, tmp_path):
     lora = load_lora(tiny_models.save(file, tmp_path / "lora.safetensors"))
     request = asked(transformer, loras=[(lora, 1.0)])
 
-    def drawn(keep: bool, last: float) -> Tensor:
+    def drawn(keep: Keep, last: float) -> Tensor:
         def weaker(step: int, *_: object) -> None:
             if step == 1:
                 branches_for(transformer, [lora], dict).set_strengths([last])  # type: ignore
@@ -161,6 +234,7 @@ def test_a_lora_whose_strength_changes_on_the_way(transformer, tmp_path):
             return sample(request, "cpu", weaker, keep)
 
     assert torch.equal(drawn(True, 0.25), drawn(False, 0.25))
+    assert torch.equal(drawn(on_host, 0.25), drawn(False, 0.25))
     assert not torch.equal(drawn(True, 0.25), drawn(True, 1.0))
 
 
@@ -188,6 +262,7 @@ def test_all_together_and_each_counts(transformer, attention):
     expected = sample(request)
     assert expected.shape == (2, 16, 7, 9) and expected.isfinite().all()
     assert torch.equal(sample(request, keep=False), expected)
+    assert torch.equal(sample(request, keep=on_host), expected)
     for mode in ("component", "stream"):
         assert torch.equal(draw(OffloadRunner(OffloadPolicy(mode), "cpu"), [request])[0], expected)
     first, second = request.positives
