@@ -41,7 +41,18 @@ def test_every_node_shows_with_its_help(server):
         assert info[name]["category"].startswith("FluxFit") and info[name]["description"]
 
 
-@pytest.mark.parametrize("name", ["text_to_image", "upscale", "compare_precisions", "regions"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "text_to_image",
+        "upscale",
+        "compare_precisions",
+        "regions",
+        "hires_fix",
+        "inpaint_crop_stitch",
+        "large_picture",
+    ],
+)
 def test_pocket_workflows_give_the_headless_picture(name, server, tmp_path, monkeypatch):
     here = server.pictures(server.run(api(name)))
     monkeypatch.chdir(tmp_path)
