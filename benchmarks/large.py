@@ -64,8 +64,8 @@ def kept(
 def resident() -> str:
     """The process's memory at its peak so far; Linux alone tells."""
     status = Path("/proc/self/status")
-    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
-    return f"resident {readable_bytes(1024 * int(found[1]))}" if found else "resident unknown"
+    peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return f"resident {readable_bytes(1024 * int(peak[1]))}" if peak else "resident unknown"
 
 
 def enlarged(pipeline: FluxPipeline, runner: OffloadRunner, side: int) -> tuple[torch.Tensor, str]:
