@@ -26,6 +26,7 @@ from .offload.turns import turn_of
 from .pipeline_inputs import (
     Picture,
     batch_of,
+    condition_pixels,
     control_pixels,
     listed,
     opened_loras,
@@ -178,7 +179,8 @@ class FluxPipeline:
                 another size it is scaled.
             condition: (1 or B, H, W, 3) in [0, 1], what models with a wider input and control LoRAs
                 read beside the noise: edges, depth, the picture to fill.
-            condition_mask: (1 or B, H, W) in [0, 1], 1 where a Fill model or Flex.2 paints.
+            condition_mask: (1 or B, H, W) in [0, 1], 1 where a Fill model or Flex.2 paints: there
+                it sees nothing of the condition.
             control_picture: (1 or B, H, W, 3) in [0, 1], edges, depth or poses that Flex.2 reads
                 beside the condition, times ``control_strength``, up to the share ``control_end`` of
                 the schedule.
@@ -285,7 +287,9 @@ class FluxPipeline:
                 encoded = encode_pixels(runner, self.vae, to_pixels(pictures))
                 latents = expand(encoded, batch)
             if read_picture is not None:
-                fitted = scaled_to(to_pixels(read_picture), height, width)
+                fitted, read_mask = condition_pixels(
+                    self.transformer, read_picture, read_mask, height, width
+                )
                 read = {"picture": encode_pixels(runner, self.vae, fitted), "mask": read_mask}
                 positive = replace(positive, **read)
                 negative = None if negative is None else replace(negative, **read)

@@ -19,8 +19,14 @@ from .models.language_encoders import LanguageTextEncoders
 from .models.text_encoders import TextEncoders
 from .models.transformer import FluxTransformer
 from .models.vae import AutoEncoder
-from .sampling.concat import MASKED_AND_CONTROL, NO_CONTROL, channels_beside
-from .sampling.images import as_pictures, rows_for, to_pixels
+from .sampling.concat import (
+    MASKED_AND_CONTROL,
+    NO_CONTROL,
+    PICTURE_AND_MASK,
+    channels_beside,
+    picture_to_fill,
+)
+from .sampling.images import as_pictures, cut_to_shape, rows_for, scaled_to, to_pixels
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +116,20 @@ def refuse_condition(transformer: FluxTransformer, loras: LoraStack) -> None:
             "a condition is read by Fill, Canny, Depth, Flex.2 and control LoRAs, and this "
             "model reads none: is it meant as image, or for a ControlNet?"
         )
+
+
+def condition_pixels(
+    transformer: FluxTransformer, picture: Tensor, mask: Tensor | None, height: int, width: int
+) -> tuple[Tensor, Tensor | None]:
+    """What is read beside the noise, for a picture (1 or B, H, W, 3) in [0, 1] and its mask
+    (1 or B, 1, H, W): pixels (1 or B, 3, height, width) in [-1, 1], and the mask in their shape."""
+    pixels = scaled_to(to_pixels(picture), height, width)
+    if mask is None:
+        return pixels, None
+    mask = cut_to_shape(mask, height, width)
+    if channels_beside(transformer) == PICTURE_AND_MASK:
+        pixels = picture_to_fill(pixels, mask)
+    return pixels, mask
 
 
 def control_pixels(

@@ -47,12 +47,13 @@ def flux_transformer(config: TransformerConfig = DEV, seed: int = 0) -> FluxTran
     return cast(FluxTransformer, randomise(FluxTransformer(config), seed))
 
 
-def diffusers_transformer(guidance: bool = True) -> nn.Module:
+def diffusers_transformer(guidance: bool = True, in_channels: int = 64) -> nn.Module:
     from diffusers import FluxTransformer2DModel
 
     return randomise(
         FluxTransformer2DModel(
-            in_channels=64,
+            in_channels=in_channels,
+            out_channels=64,
             num_layers=DEV.depth,
             num_single_layers=DEV.depth_single_blocks,
             attention_head_dim=HEAD,

@@ -63,7 +63,11 @@ class AttnBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) to the same."""
         h = self.norm(x)
-        q, k, v = (f(h).flatten(2).transpose(1, 2)[:, None] for f in (self.q, self.k, self.v))
+        # fused kernels read rows in order; without one torch holds all pairs, and in how many bits
+        # it adds them up is a setting of the process, which a host turns
+        q, k, v = (
+            f(h).flatten(2).transpose(1, 2).contiguous()[:, None] for f in (self.q, self.k, self.v)
+        )
         out = F.scaled_dot_product_attention(q, k, v)[:, 0]  # (B, hw, C)
         return x + self.proj_out(out.transpose(1, 2).reshape(x.shape))
 

@@ -104,3 +104,10 @@ def extra_latents(
         where = F.interpolate(where, large, mode="bilinear")
     where = rearrange(where, "b 1 (h p) (w q) -> b (p q) h w", p=SIDE, q=SIDE)
     return torch.cat([latents, expand(where, batch).to(latents)], dim=1)
+
+
+def picture_to_fill(pixels: Tensor, mask: Tensor) -> Tensor:
+    """What Fill sees of a picture (B, 3, H, W) in [-1, 1]: grey where it is to paint by a mask
+    (1 or B, 1, h, w) in [0, 1] of any size, as it was trained and as the host has it."""
+    where = F.interpolate(mask.float(), pixels.shape[-2:], mode="bilinear")
+    return pixels * (1 - where.round())

@@ -176,8 +176,9 @@ class Editor:
                 picture.first.wait_for(state="visible", timeout=3000)
                 break
             except Exception:
-                button.first.click()
-        picture.first.wait_for(state="visible", timeout=15_000)
+                if button.first.is_visible():  # it goes when help is open, and help may be slow
+                    button.first.click()
+        picture.first.wait_for(state="visible", timeout=30_000)
         return tuple(picture.first.evaluate("image => [image.src, image.naturalWidth]"))
 
     def queue(self) -> str:

@@ -110,7 +110,11 @@ def small(prompt: dict[str, Any]) -> dict[str, Any]:
     }
     for item in prompt.values():
         inputs = item["inputs"]
-        inputs |= {k: v for k, v in numbers.items() if isinstance(inputs.get(k), int | float)}
+        for name, number in numbers.items():
+            # sizes in pixels are whole numbers, those of a region are shares of the picture
+            kinds = int if name in ("width", "height") else (int, float)
+            if isinstance(inputs.get(name), kinds):
+                inputs[name] = number
         if inputs.get("size") == "preferred":  # a reference's, which is a megapixel
             inputs["size"] = "own"
     return prompt
