@@ -6,7 +6,7 @@ import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache, wraps
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -18,6 +18,8 @@ from flux_core.models.config import ControlNetConfig, TransformerConfig, VAEConf
 from flux_core.models.transformer import FluxTransformer
 
 Make = TypeVar("Make", bound=Callable[..., nn.Module])
+#: Bytes of a module, and modules, that ``drawn_once`` keeps.
+LARGEST_KEPT, KEPT = 64_000_000, 3
 HEADS, HEAD = 2, 128
 HIDDEN = HEADS * HEAD
 CONTEXT, POOLED = 48, 32
@@ -31,6 +33,8 @@ DEV = TransformerConfig(
 )
 #: For what does not depend on how many blocks there are.
 ONE_OF_EACH = replace(DEV, depth=1, depth_single_blocks=1)
+#: For what has to go on from block to block.
+TWO_OF_EACH = replace(DEV, depth=2, depth_single_blocks=2)
 VAE = VAEConfig(ch=32, ch_mult=(1, 2, 4, 4), num_res_blocks=1)
 UPSCALER = ControlNetConfig(vec_in_dim=POOLED, context_in_dim=CONTEXT, hidden_size=HIDDEN, depth=2)
 
@@ -50,12 +54,21 @@ def randomise(module: nn.Module, seed: int = 0, deviation: float = 0.05) -> nn.M
 
 
 def drawn_once(make: Make) -> Make:
-    """The same function, whose numbers are drawn once: each call gets a copy of its own."""
-    kept = lru_cache(3)(make)
+    """The same function, whose numbers are drawn once: each call gets a copy of its own. Large
+    modules are not kept, and of small ones the last few."""
+    kept: dict[object, nn.Module] = {}
 
     @wraps(make)
     def copied(*args: Any, **options: Any) -> nn.Module:
-        return copy.deepcopy(kept(*args, **options))
+        key = args, tuple(sorted(options.items()))
+        if key not in kept:
+            module = make(*args, **options)
+            if sum(p.nbytes for p in module.parameters()) > LARGEST_KEPT:
+                return module
+            if len(kept) == KEPT:
+                kept.pop(next(iter(kept)))
+            kept[key] = module
+        return copy.deepcopy(kept[key])
 
     return cast(Make, copied)
 

@@ -170,7 +170,7 @@ def test_the_peak_is_as_predicted_and_the_report_adds_up(model, expected_latents
 
 
 def test_parts_that_stay_give_room_when_another_needs_it(model):
-    other = quantize(tiny_models.flux_transformer(model.config, seed=1).bfloat16(), "int8")
+    other = quantize(tiny_models.flux_transformer(model.config, seed=1).bfloat16(), "fp8_e4m3fn")
     whole = cost_of(model).all_blocks + cost_of(model).modulations
     runner = OffloadRunner(card_policy("auto", vram_budget=whole + 80_000_000), CPU)
     drawn_on_card(model, runner)
