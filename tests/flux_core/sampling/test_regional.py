@@ -30,7 +30,7 @@ ROWS, COLUMNS = 3, 4
 
 @pytest.fixture(scope="module")
 def transformer() -> FluxTransformer:
-    return tiny_models.flux_transformer(tiny_models.TWO_OF_EACH).requires_grad_(False)
+    return tiny_models.flux_transformer().requires_grad_(False)
 
 
 def prompt(seed: int, tokens: int = 5, **options) -> Conditioning:

@@ -165,12 +165,12 @@ def test_memory_that_runs_out_is_planned_again_once(tmp_path, caplog):
 def test_losses_fall_and_the_model_is_as_it_was(tmp_path):
     config = full(
         tmp_path,
-        steps=60,
+        steps=30,
         lora=LoraConfig(rank=8),
         batch=4,
         save_every=0,
         optimizer=OptimizerConfig(learning_rate=3e-3),
-        validation=ValidationConfig(every=30, levels=4),
+        validation=ValidationConfig(every=15, levels=4),
         samples=SamplesConfig(),
     )
     transformer = pocket_models().transformer
@@ -183,7 +183,7 @@ def test_losses_fall_and_the_model_is_as_it_was(tmp_path):
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], t) for name, t in before.items())
     rows = (config.folder / "history.csv").read_text().splitlines()
-    assert len(rows) == 61 and rows[0].startswith("step,loss")
+    assert len(rows) == 31 and rows[0].startswith("step,loss")
     with Image.open(config.folder / "loss.png") as picture:
         assert picture.size == (800, 400)
 
