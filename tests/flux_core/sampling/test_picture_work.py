@@ -72,7 +72,7 @@ LATE: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("case", LATE)
 def test_what_begins_late_is_in_the_plan(case):
-    transformer = tiny_models.flux_transformer(tiny_models.ONE_OF_EACH).requires_grad_(False)
+    transformer = tiny_models.flux_transformer().requires_grad_(False)
     options = {"positive": prompt(), "settings": SamplingSettings(steps=8)} | LATE[case]
     request = DrawRequest(transformer, latents=torch.zeros(1, 16, SIDE, SIDE), **options)
     runner = OffloadRunner(OffloadPolicy("component", separate_memory=True), "cpu")
