@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from flux_core.models.families import FLUX2_DEV, FLUX2_KLEIN, Family
 from flux_core.models.flux2 import Flux2Config, Flux2Transformer
 from flux_core.sampling.latents import image_ids, image_tokens, text_ids
-from tests.tiny_models import HEAD, HEADS, HIDDEN, randomise
+from tests.tiny_models import HEAD, HEADS, HIDDEN, drawn_once, randomise
 
 CONTEXT = 48
 TOKENS = FLUX2_DEV.tokens
@@ -24,6 +24,7 @@ MEMBERS: dict[str, tuple[Family, int, int, bool]] = {
 }
 
 
+@drawn_once
 def transformer(config: Flux2Config = DEV, seed: int = 0) -> Flux2Transformer:
     """Ours, of random float32 numbers."""
     model = cast(Flux2Transformer, randomise(Flux2Transformer(config), seed))
@@ -31,6 +32,7 @@ def transformer(config: Flux2Config = DEV, seed: int = 0) -> Flux2Transformer:
     return model
 
 
+@drawn_once
 def diffusers_model(guidance: bool = True, double: int = 2, single: int = 3) -> Any:
     """diffusers', of random float32 numbers."""
     from diffusers import Flux2Transformer2DModel
@@ -66,6 +68,7 @@ def to_diffusers(kwargs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {names.get(name, name): value for name, value in kwargs.items()}
 
 
+@drawn_once
 def diffusers_vae(decoder: tuple[int, ...] | None = None) -> Any:
     """diffusers' autoencoder of FLUX.2, of random float32 numbers and statistics."""
     from diffusers import AutoencoderKLFlux2
@@ -152,6 +155,7 @@ def mistral_tokenizer() -> Any:
     return language_tokenizer(MISTRAL_CHAT, marks, "<pad>", "left")
 
 
+@drawn_once
 def qwen_model() -> Any:
     """transformers' Qwen3, of random float32 numbers."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -160,6 +164,7 @@ def qwen_model() -> Any:
     return cast(Any, randomise(Qwen3ForCausalLM(config), deviation=0.2))
 
 
+@drawn_once
 def mistral_model() -> Any:
     """transformers' Mistral, of random float32 numbers."""
     from transformers import MistralConfig, MistralForCausalLM

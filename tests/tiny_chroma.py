@@ -20,12 +20,14 @@ CHROMA = ChromaConfig(
 )
 
 
+@tiny_models.drawn_once
 def chroma_transformer(config: ChromaConfig = CHROMA, seed: int = 0) -> ChromaTransformer:
     """Ours, of random float32 numbers."""
     model = tiny_models.randomise(ChromaTransformer(config), seed)
     return cast(ChromaTransformer, model.requires_grad_(False))
 
 
+@tiny_models.drawn_once
 def diffusers_transformer(config: ChromaConfig = CHROMA, seed: int = 0) -> nn.Module:
     from diffusers import ChromaTransformer2DModel
 

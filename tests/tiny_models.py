@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import wraps
 from pathlib import Path
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors.torch import save_file
@@ -13,6 +17,9 @@ from torch import Tensor, nn
 from flux_core.models.config import ControlNetConfig, TransformerConfig, VAEConfig
 from flux_core.models.transformer import FluxTransformer
 
+Make = TypeVar("Make", bound=Callable[..., nn.Module])
+#: Bytes of a module, and modules, that ``drawn_once`` keeps.
+LARGEST_KEPT, KEPT = 64_000_000, 3
 HEADS, HEAD = 2, 128
 HIDDEN = HEADS * HEAD
 CONTEXT, POOLED = 48, 32
@@ -24,6 +31,10 @@ DEV = TransformerConfig(
     depth=3,
     depth_single_blocks=5,
 )
+#: For what does not depend on how many blocks there are.
+ONE_OF_EACH = replace(DEV, depth=1, depth_single_blocks=1)
+#: For what has to go on from block to block.
+TWO_OF_EACH = replace(DEV, depth=2, depth_single_blocks=2)
 VAE = VAEConfig(ch=32, ch_mult=(1, 2, 4, 4), num_res_blocks=1)
 UPSCALER = ControlNetConfig(vec_in_dim=POOLED, context_in_dim=CONTEXT, hidden_size=HIDDEN, depth=2)
 
@@ -42,11 +53,33 @@ def randomise(module: nn.Module, seed: int = 0, deviation: float = 0.05) -> nn.M
     return module.eval()
 
 
+def drawn_once(make: Make) -> Make:
+    """The same function, whose numbers are drawn once: each call gets a copy of its own. Large
+    modules are not kept, and of small ones the last few."""
+    kept: dict[object, nn.Module] = {}
+
+    @wraps(make)
+    def copied(*args: Any, **options: Any) -> nn.Module:
+        key = args, tuple(sorted(options.items()))
+        if key not in kept:
+            module = make(*args, **options)
+            if sum(p.nbytes for p in module.parameters()) > LARGEST_KEPT:
+                return module
+            if len(kept) == KEPT:
+                kept.pop(next(iter(kept)))
+            kept[key] = module
+        return copy.deepcopy(kept[key])
+
+    return cast(Make, copied)
+
+
+@drawn_once
 def flux_transformer(config: TransformerConfig = DEV, seed: int = 0) -> FluxTransformer:
     """Ours, of random float32 numbers."""
     return cast(FluxTransformer, randomise(FluxTransformer(config), seed))
 
 
+@drawn_once
 def diffusers_transformer(guidance: bool = True, in_channels: int = 64) -> nn.Module:
     from diffusers import FluxTransformer2DModel
 
@@ -65,6 +98,7 @@ def diffusers_transformer(guidance: bool = True, in_channels: int = 64) -> nn.Mo
     )
 
 
+@drawn_once
 def diffusers_controlnet(
     single: int = 0, modes: int | None = None, guidance: bool = True
 ) -> nn.Module:
@@ -86,6 +120,7 @@ def diffusers_controlnet(
     )
 
 
+@drawn_once
 def diffusers_vae() -> nn.Module:
     from diffusers import AutoencoderKL
 

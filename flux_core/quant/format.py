@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .codes import numbers_of
 from .hadamard import rotate
 from .kernels import Kernel
 
@@ -116,7 +117,9 @@ class RowFormat(Format):
     def rotated_weight(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
         """The weight (out, in) in the basis of ``rotate``."""
         codes, scale = tensors["codes"], tensors.get("scale")
-        return codes.to(dtype) if scale is None else (codes.float() * scale).to(dtype)
+        if scale is None:
+            return numbers_of(codes, dtype)
+        return (numbers_of(codes, torch.float32) * scale).to(dtype)
 
     def dequantize(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
         """The weight (out, in) that codes and scales (out, 1) stand for, in ``dtype``."""

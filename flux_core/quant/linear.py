@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import fused
+from .codes import numbers_of
 from .format import Format, RowFormat
 from .gptq import gptq_quantize
 from .kernel_trial import kernel_error
@@ -206,7 +207,7 @@ class QuantizedLinear(nn.Module):
         x = format.rotate(x)
         if self.scale is None or x.dtype == torch.float16:
             return linear_remade(x, lambda: format.rotated_weight(self.tensors(), x.dtype), bias)
-        out = linear_remade(x, lambda: self.codes.to(x.dtype))
+        out = linear_remade(x, lambda: numbers_of(self.codes, x.dtype))
         scale = self.scale.to(x.dtype).view(-1)
         return out * scale if bias is None else torch.addcmul(bias, out, scale)
 

@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from .codes import numbers_of
+
 #: Values of a row that the search looks at; more change nothing that can be seen.
 SAMPLE = 1024
 TINY = torch.finfo(torch.float32).tiny
@@ -43,7 +45,8 @@ def best_scale(
     best, least = largest, torch.full_like(largest, torch.inf)
     for factor in factors:
         scale = (largest * factor).bfloat16().float().clamp_min(TINY)
-        error = (encode(sample / scale).float() * scale - sample).square_().sum(dim=1, keepdim=True)
+        rounded = numbers_of(encode(sample / scale), torch.float32, always=True) * scale
+        error = rounded.sub_(sample).square_().sum(dim=1, keepdim=True)
         better = error < least
         best, least = torch.where(better, scale, best), torch.where(better, error, least)
     return best

@@ -48,7 +48,7 @@ def write(path, tensors, kind, architecture="flux", **more):
 
 
 def transformer() -> FluxTransformer:
-    return tiny_models.flux_transformer()
+    return tiny_models.flux_transformer(tiny_models.ONE_OF_EACH)
 
 
 @pytest.mark.parametrize("kind", COMMON)

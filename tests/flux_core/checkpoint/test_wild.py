@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from flux_core import (
     CheckpointError,
+    FluxTransformer,
     PrecisionPlan,
     load_transformer,
     load_vae,
@@ -21,11 +22,15 @@ from tests import tiny_models
 PREFIXES = ("", "model.diffusion_model.")
 
 
+def one_of_each_block() -> FluxTransformer:
+    return tiny_models.flux_transformer(tiny_models.ONE_OF_EACH)
+
+
 def packed(kind: str) -> dict[str, torch.Tensor]:
     """A transformer whose matrices are packed as some library packs them."""
     tensors: dict[str, torch.Tensor] = {}
     byte = torch.uint8
-    for name, value in tiny_models.flux_transformer().state_dict().items():
+    for name, value in one_of_each_block().state_dict().items():
         layer = name.removesuffix(".weight")
         if value.ndim != 2:
             tensors[name] = value.bfloat16()
@@ -103,7 +108,7 @@ def test_weights_packed_another_way_are_refused_by_that_name(kind, prefix, tmp_p
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32, torch.bool])
 @pytest.mark.parametrize("scaled", [False, True])
 def test_integers_are_no_weights_but_int8_with_a_scale(dtype, scaled, tmp_path):
-    tensors, layer = tiny_models.flux_transformer().state_dict(), "double_blocks.0.img_attn.qkv"
+    tensors, layer = one_of_each_block().state_dict(), "double_blocks.0.img_attn.qkv"
     tensors[f"{layer}.weight"] = tensors[f"{layer}.weight"].to(dtype)
     if scaled:
         tensors[f"{layer}.weight_scale"] = torch.ones(len(tensors[f"{layer}.weight"]), 1)
@@ -116,7 +121,7 @@ def test_integers_are_no_weights_but_int8_with_a_scale(dtype, scaled, tmp_path):
 
 
 def test_what_float16_does_not_hold_is_refused(tmp_path):
-    tensors = tiny_models.flux_transformer().state_dict()
+    tensors = one_of_each_block().state_dict()
     tensors["img_in.weight"] = 1e7 * tensors["img_in.weight"]
     path = tiny_models.save(tensors, tmp_path / "m.safetensors")
     assert load_transformer(path, precision="bf16")
@@ -132,7 +137,7 @@ def test_what_float16_does_not_hold_is_refused(tmp_path):
 
 @pytest.mark.parametrize("prefix", ["dit.", "net.", "module.", "_orig_mod.", "pipe.dit."])
 def test_what_programs_put_before_a_models_names(prefix, tmp_path):
-    tensors = tiny_models.flux_transformer().state_dict()
+    tensors = one_of_each_block().state_dict()
     path = tiny_models.save(tensors, tmp_path / "m.safetensors", prefix)
     loaded = load_transformer(path, precision="fp32").state_dict()
     assert all(torch.equal(loaded[k], v) for k, v in tensors.items())
@@ -140,7 +145,7 @@ def test_what_programs_put_before_a_models_names(prefix, tmp_path):
 
 @pytest.mark.parametrize("format", ["nvfp4", "mxfp8", "svdquant_w4a4", "awq_w4a16", 7, None])
 def test_notes_of_formats_that_are_not_read_name_them(format, tmp_path):
-    tensors = tiny_models.flux_transformer().state_dict()
+    tensors = one_of_each_block().state_dict()
     layer = "double_blocks.0.img_attn.qkv"
     note = json.dumps({"format": format}).encode()
     tensors[f"{layer}.comfy_quant"] = torch.tensor(list(note), dtype=torch.uint8)
@@ -151,7 +156,7 @@ def test_notes_of_formats_that_are_not_read_name_them(format, tmp_path):
 
 
 def test_notes_about_another_parts_layers_do_not_matter(tmp_path):
-    tensors = tiny_models.flux_transformer().state_dict()
+    tensors = one_of_each_block().state_dict()
     notes = {
         "text_encoders.t5xxl.transformer.encoder.block.0.layer.0.SelfAttention.q": {
             "format": "nvfp4"
@@ -205,7 +210,7 @@ SHAPES = (
 @pytest.mark.parametrize("shape", SHAPES)
 def test_scales_of_every_shape_mean_the_same_at_every_precision(shape, suffix, tmp_path):
     tensors, meant = {}, {}
-    for name, value in tiny_models.flux_transformer().state_dict().items():
+    for name, value in one_of_each_block().state_dict().items():
         tensors[name] = meant[name] = value
         if value.ndim == 2 and "blocks" in name:
             scale, spread = scales_of(value, shape)
@@ -225,7 +230,7 @@ def test_scales_of_every_shape_mean_the_same_at_every_precision(shape, suffix, t
 
 @pytest.mark.parametrize("shape", [(7,), (3, 1), (5, 5), (0,), (2, 2, 2)])
 def test_scales_that_fit_nothing_are_refused(shape, tmp_path):
-    tensors = tiny_models.flux_transformer().state_dict()
+    tensors = one_of_each_block().state_dict()
     name = "double_blocks.0.img_attn.qkv"
     tensors[f"{name}.weight"] = tensors[f"{name}.weight"].to(torch.float8_e4m3fn)
     tensors[f"{name}.weight_scale"] = torch.ones(shape)
@@ -273,7 +278,7 @@ def test_the_vaes_attention_is_read_in_its_older_names(tmp_path):
     "name", ["._m.safetensors", "m.safetensors.incomplete", "m.safetensors.part", "m.crdownload"]
 )
 def test_what_lies_beside_a_model_is_told_from_it(name, tmp_path):
-    path = tiny_models.save(tiny_models.flux_transformer().state_dict(), tmp_path / "m.safetensors")
+    path = tiny_models.save(one_of_each_block().state_dict(), tmp_path / "m.safetensors")
     (tmp_path / name).write_bytes(path.read_bytes()[:4000])
     load_transformer(tmp_path)  # the one file in the folder that is meant
     with pytest.raises(CheckpointError, match="not finished|macOS"):
@@ -304,7 +309,7 @@ def test_a_header_as_long_as_a_pickle_begins_is_a_header(length, tmp_path):
 
 
 def test_names_alone_build_nothing(tmp_path):
-    tensors = tiny_models.flux_transformer().state_dict()
+    tensors = one_of_each_block().state_dict()
     tensors |= {f"double_blocks.{i}.x": torch.zeros(1) for i in range(3, 4000)}
     path = tiny_models.save(tensors, tmp_path / "m.safetensors")
     with pytest.raises(CheckpointError, match="double_blocks.3.img_attn.qkv.weight"):

@@ -59,6 +59,16 @@ MEMBERS = {
 }
 
 
+#: Those whose files are unlike: of several that are alike the first.
+UNLIKE = [
+    name
+    for number, (name, member) in enumerate(MEMBERS.items())
+    if member not in list(MEMBERS.values())[:number]
+]
+#: As schnell is, for what does not depend on how many blocks there are.
+SMALL = dataclasses.replace(MEMBERS["schnell"], depth=1)
+
+
 def transformer(member: Member) -> FluxTransformer:
     config = dataclasses.replace(
         tiny_models.DEV,
@@ -103,7 +113,7 @@ def test_every_member_of_every_family_is_tried():
     assert {name for family in here for name in family.members} == tried
 
 
-@pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.parametrize("name", UNLIKE)
 def test_native_files_load_as_their_family(name, tmp_path):
     member = MEMBERS[name]
     expected = transformer(member)
@@ -213,7 +223,7 @@ class TestANewFamily:
 
     @pytest.fixture
     def state(self) -> dict[str, Tensor]:
-        state = transformer(MEMBERS["schnell"]).state_dict()
+        state = transformer(SMALL).state_dict()
         return {f"net.{name.replace('img_in.', 'stem.')}": value for name, value in state.items()}
 
     @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])

@@ -37,7 +37,7 @@ PRECISIONS = ["bf16", *sorted(FORMATS)]
     ("precision", "controls"), [("bf16", False), *((precision, True) for precision in PRECISIONS)]
 )
 def test_every_policy_gives_the_same_bits_twice(precision, controls):
-    expected = pocket_picture(precision, OffloadPolicy("none"), controls)
+    expected = pocket_picture(precision, OffloadPolicy("none"), controls, steps=2)
     for policy in (
         OffloadPolicy("component"),
         OffloadPolicy("stream"),
@@ -45,7 +45,7 @@ def test_every_policy_gives_the_same_bits_twice(precision, controls):
         OffloadPolicy("auto", vram_budget=13_000_000),
         OffloadPolicy("component", parts={"transformer": "stream", "clip_l": "none"}),
     ):
-        assert torch.equal(pocket_picture(precision, policy, controls), expected)
+        assert torch.equal(pocket_picture(precision, policy, controls, steps=2), expected)
 
 
 @pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m", "euler_ancestral"])
@@ -106,15 +106,18 @@ def test_faults_leave_everything_as_it_was(mode, monkeypatch):
                 drawn = pipeline("a red circle", **settings).images
                 recovered += bool(turn % 2) and fault.left < 0
                 assert torch.equal(drawn, expected)
+                again = False
             except BrokenError:
                 raised += 1
+                again = True
             finally:
                 handle.remove()
         assert all("forward" not in m.__dict__ for part in parts for m in part.modules())
         assert pipeline.transformer.precomputed is None
         if mode in ("component", "stream"):
             assert [placement_of(part, CPU).held for part in parts] == baseline == [0] * 4
-        assert torch.equal(pipeline("a red circle", **settings).images, expected)
+        if again:
+            assert torch.equal(pipeline("a red circle", **settings).images, expected)
     assert raised > 3 and recovered > 3
     assert [placement_of(part, CPU).held for part in parts] == baseline
     for part in parts:
@@ -123,6 +126,12 @@ def test_faults_leave_everything_as_it_was(mode, monkeypatch):
     assert all(
         torch.equal(after[k].view(torch.uint8), v.view(torch.uint8)) for k, v in state.items()
     )
+
+
+@pytest.fixture(scope="module")
+def expected_latents(shared_model) -> torch.Tensor:
+    """What is drawn on the card where nothing goes wrong."""
+    return drawn_on_card(shared_model, OffloadRunner(card_policy("component"), CPU))[0]
 
 
 def policies(model):
@@ -138,12 +147,11 @@ def policies(model):
 
 
 @pytest.mark.parametrize("number", range(6))
-def test_the_peak_is_as_predicted_and_the_report_adds_up(model, number):
+def test_the_peak_is_as_predicted_and_the_report_adds_up(model, expected_latents, number):
     policy = policies(model)[number]
-    expected = drawn_on_card(model, OffloadRunner(card_policy("component"), CPU))[0]
     runner = OffloadRunner(policy, CPU)
     latents, predicted, counted = drawn_on_card(model, runner)
-    assert torch.equal(latents, expected)
+    assert torch.equal(latents, expected_latents)
     assert counted == pytest.approx(predicted, rel=0.03)
     if policy.vram_budget is not None:
         assert counted <= policy.vram_budget
@@ -162,7 +170,7 @@ def test_the_peak_is_as_predicted_and_the_report_adds_up(model, number):
 
 
 def test_parts_that_stay_give_room_when_another_needs_it(model):
-    other = quantize(tiny_models.flux_transformer(model.config, seed=1).bfloat16(), "int8")
+    other = quantize(tiny_models.flux_transformer(model.config, seed=1).bfloat16(), "fp8_e4m3fn")
     whole = cost_of(model).all_blocks + cost_of(model).modulations
     runner = OffloadRunner(card_policy("auto", vram_budget=whole + 80_000_000), CPU)
     drawn_on_card(model, runner)
@@ -175,8 +183,7 @@ def test_parts_that_stay_give_room_when_another_needs_it(model):
     placement_on_card(other, CPU).evict()
 
 
-def test_memory_that_runs_out_is_planned_again_once(model, caplog):
-    expected = drawn_on_card(model, OffloadRunner(card_policy("component"), CPU))[0]
+def test_memory_that_runs_out_is_planned_again_once(model, expected_latents, caplog):
     for broken in range(3):
         runner = OffloadRunner(card_policy("component"), CPU)
         left = broken
@@ -193,7 +200,7 @@ def test_memory_that_runs_out_is_planned_again_once(model, caplog):
             latents = drawn_on_card(model, runner)[0]
         finally:
             handle.remove()
-        assert torch.equal(latents, expected)
+        assert torch.equal(latents, expected_latents)
         replans = runner.report.parts["transformer"].replans
         assert replans == int(broken < 2)  # two steps pass each block twice
         assert runner.policy.mode == "component"

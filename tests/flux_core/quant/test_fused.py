@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -121,7 +119,7 @@ def test_int8_products(interpreted, sizes, tokens):
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8_scaled", "int8"])
 def test_a_transformer_of_fused_passes(everywhere, monkeypatch, precision):
-    model = tiny_models.flux_transformer()
+    model = tiny_models.flux_transformer(tiny_models.ONE_OF_EACH)
     with torch.no_grad():
         exact = model(**tiny_models.inputs())
     model.bfloat16()
@@ -147,16 +145,16 @@ def test_a_transformer_of_fused_passes(everywhere, monkeypatch, precision):
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8_scaled", "int8"])
 def test_blocks_of_fused_passes_are_traced_whole(everywhere, precision):
-    one_of_each = replace(tiny_models.DEV, depth=1, depth_single_blocks=1)
-    model = tiny_models.flux_transformer(one_of_each).bfloat16()
+    model = tiny_models.flux_transformer(tiny_models.ONE_OF_EACH).bfloat16()
     if precision != "bf16":
         set_compute(quantize(model, precision), "native")
+    inputs = tiny_models.inputs(batch=1)
     with torch.no_grad():
-        expected = model(**tiny_models.inputs())
+        expected = model(**inputs)
         for block in model.offload_blocks():
             traced = torch.compile(type(block).forward, backend="aot_eager", fullgraph=True)
             block.compiled = traced  # type: ignore[assignment]
-        assert torch.equal(model(**tiny_models.inputs()), expected)
+        assert torch.equal(model(**inputs), expected)
 
 
 def test_gradients_and_cpus_have_torchs_operations():

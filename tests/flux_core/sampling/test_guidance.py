@@ -26,7 +26,7 @@ SIDE = 4
 
 @pytest.fixture(scope="module")
 def transformer() -> FluxTransformer:
-    return tiny_models.flux_transformer().requires_grad_(False)
+    return tiny_models.flux_transformer(tiny_models.TWO_OF_EACH).requires_grad_(False)
 
 
 def asked(transformer: FluxTransformer, steps: int = 4, **settings) -> DrawRequest:

@@ -27,7 +27,7 @@ SIDE, TEXT = 4, 5
 
 @pytest.fixture(scope="module")
 def transformer() -> FluxTransformer:
-    return tiny_models.flux_transformer().requires_grad_(False)
+    return tiny_models.flux_transformer(tiny_models.TWO_OF_EACH).requires_grad_(False)
 
 
 def guided(

@@ -103,7 +103,7 @@ class TestTheHosts:
         assert bool((hidden == -torch.inf).all())
 
     def test_hidden_tokens_draw_as_if_they_were_not_there(self):
-        model = tiny_models.flux_transformer().requires_grad_(False)
+        model = tiny_models.flux_transformer(tiny_models.TWO_OF_EACH).requires_grad_(False)
         prompt, tokens = conditioning(), merged(list(picture_tokens()))
         drawn = {}
         for name, each in {
@@ -219,7 +219,7 @@ class TestGrids:
 
 @pytest.mark.parametrize("policy", ["none", "component", "stream"])
 def test_a_biased_prompt_counts_its_mask_and_has_the_same_bits(policy):
-    model = tiny_models.flux_transformer().requires_grad_(False)
+    model = tiny_models.flux_transformer(tiny_models.TWO_OF_EACH).requires_grad_(False)
     prompt = with_tokens(conditioning(), merged(list(picture_tokens())), 0.5, ATTENTION_BIAS)
     asked = DrawRequest(model, prompt, torch.zeros(1, 16, 48, 48), SamplingSettings(steps=2))
     expected = sample(asked)

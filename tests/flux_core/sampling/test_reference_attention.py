@@ -38,7 +38,7 @@ def on_host() -> KeptOnHost:
 
 @pytest.fixture(scope="module")
 def transformer() -> FluxTransformer:
-    return tiny_models.flux_transformer().requires_grad_(False)
+    return tiny_models.flux_transformer(tiny_models.TWO_OF_EACH).requires_grad_(False)
 
 
 def latents(height: int, width: int, seed: int) -> Tensor:
@@ -74,7 +74,9 @@ def test_every_sampler_draws_the_same_bits_from_what_is_kept(transformer, sample
 @pytest.mark.parametrize("precision", ["fp8_scaled", "int8"])
 @pytest.mark.parametrize("mode", ["none", "component", "stream"])
 def test_every_policy_and_precision(mode, precision):
-    model = quantize(tiny_models.flux_transformer().requires_grad_(False), precision)
+    model = quantize(
+        tiny_models.flux_transformer(tiny_models.TWO_OF_EACH).requires_grad_(False), precision
+    )
     request = asked(model, steps=2)
     expected = sample(request, keep=False)
     (result,) = draw(OffloadRunner(OffloadPolicy(mode), "cpu"), [request])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests import tiny_models
-from tests.training_runs import train_config
+from tests.training_runs import new_trainer, train_config, trained_parameters
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -31,29 +31,27 @@ if run.workers.main:
 
 
 def test_two_processes_are_one_with_twice_the_batch(tmp_path):
-    train_config(tmp_path)  # draws the pictures: five, so that a batch is shared unevenly
-    script = tmp_path / "worker.py"
+    # this process; the pictures are five, so that a batch is shared unevenly
+    alone = new_trainer(train_config(tmp_path, name="alone", batch=4, steps=3), "fp32")
+    one_losses, one = alone.run().history.losses, trained_parameters(alone)
+    script, out = tmp_path / "worker.py", tmp_path / "by-two"
     script.write_text(WORKER)
-    results = []
-    for count, batch in ((1, 4), (2, 2)):
-        out = tmp_path / f"by-{count}"
-        launch = [
-            "-m",
-            "torch.distributed.run",
-            f"--nproc-per-node={count}",
-            "--rdzv-backend=c10d",
-            "--rdzv-endpoint=localhost:0",
-        ]
-        done = subprocess.run(
-            [sys.executable, *launch, str(script), str(out), str(batch), str(tmp_path)],
-            cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        results.append(torch.load(out))
-    (one, one_losses, alone), (two, two_losses, both) = results
-    assert (alone, both) == (1, 2)
+    launch = [
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--rdzv-backend=c10d",
+        "--rdzv-endpoint=localhost:0",
+    ]
+    done = subprocess.run(
+        [sys.executable, *launch, str(script), str(out), "2", str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    two, two_losses, both = torch.load(out)
+    assert (alone.workers.count, both) == (1, 2)
     assert one_losses == pytest.approx(two_losses, rel=1e-5)
     assert tiny_models.relative(two, one) < 1e-3
