@@ -145,7 +145,8 @@ class Editor:
         self.page.evaluate(
             "value => app.extensionManager.setting.set('Comfy.Locale', value)", language
         )
-        self.page.wait_for_timeout(1000)
+        self.page.wait_for_load_state("networkidle")
+        self.page.wait_for_timeout(5000)
 
     def add(self, node_type: str) -> None:
         """A new node, in view and selected."""
