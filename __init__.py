@@ -1,4 +1,4 @@
-"""FluxFit for ComfyUI: FLUX.1 in the memory you have.
+"""FluxFit for ComfyUI: FLUX in the memory you have.
 
 The host asks for the two mappings, and gets them then: the command line, which is in this package
 too, answers ``--help`` without importing torch.

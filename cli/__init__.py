@@ -41,7 +41,7 @@ class Version(argparse.Action):
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fluxfit", description="FLUX.1 in the memory you have.")
+    parser = argparse.ArgumentParser(prog="fluxfit", description="FLUX in the memory you have.")
     parser.add_argument("--version", action=Version, nargs=0, help="say the version and exit")
     parser.add_argument("--models", type=Path, help="a folder laid out as ComfyUI's models")
     commands = parser.add_subparsers(dest="command", required=True)
