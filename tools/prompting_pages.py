@@ -105,8 +105,8 @@ def redux_variation() -> Page:
         note(
             "Variations",
             """A picture becomes words of the prompt. The model draws by it alone, and with words of
-            yours beside it: colors, background and place are the picture's, the shape is what the
-            words say. The pocket Redux does not see shapes well.""",
+            yours beside it: colors and place are the picture's, the shape is what the words say. The
+            pocket Redux does not see shapes well, and colors not always.""",
             POCKET + " A Redux model goes into `models/style_models`, SigLIP into "
             "`models/clip_vision`.",
             """the sentence of the first picture, then the words beside it. In place of the drawn
