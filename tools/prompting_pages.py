@@ -105,7 +105,7 @@ def redux_variation() -> Page:
         note(
             "Variations",
             """A picture becomes words of the prompt. The model draws by it alone, and with words of
-            yours beside it: colors and place are the picture's, the shape is what the words say. The
+            yours beside it: colors and place are the picture's, the shape is what they say. The
             pocket Redux does not see shapes well, and colors not always.""",
             POCKET + " A Redux model goes into `models/style_models`, SigLIP into "
             "`models/clip_vision`.",
