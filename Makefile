@@ -52,8 +52,10 @@ pocket: $(VENV)/.dev
 	$(TRAIN).train_transformer --side 256 --count 10000 --steps 6000 --batch 32 --init transformer_128
 	$(BIN)/python -m tools.pocket.cache --side 256 --count 2000 --blurred 1
 	$(TRAIN).train_controlnet
+	$(TRAIN).train_redux
 	$(BIN)/python -m tools.pocket.export
 	$(BIN)/python -m tools.pocket.score
+	$(BIN)/python -m tools.pocket.score_redux
 
 clean:
 	rm -rf $(VENV) output .pytest_cache .ruff_cache

@@ -30,7 +30,16 @@ from flux_core.pocket import ASSETS, POCKET
 
 log = logging.getLogger("fluxfit")
 
-FOLDERS = ("diffusion_models", "text_encoders", "vae", "controlnet", "loras", "checkpoints")
+FOLDERS = (
+    "diffusion_models",
+    "text_encoders",
+    "vae",
+    "controlnet",
+    "loras",
+    "checkpoints",
+    "clip_vision",
+    "style_models",
+)
 #: Where IP-Adapters of FLUX.1 lie, by the packs that use them, below the folder of all models.
 IP_ADAPTERS = "fluxfit_ip_adapters"
 IP_ADAPTER_FOLDERS = ("ipadapter", "ipadapter-flux", "xlabs/ipadapters")

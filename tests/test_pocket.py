@@ -10,15 +10,24 @@ import torch
 
 from flux_core import FluxPipeline
 from flux_core.checkpoint.reader import open_source
-from flux_core.pocket import POCKET
-from tools.pocket import captions, score
+from flux_core.pocket import POCKET, pocket_file
+from tools.pocket import cache, captions, score, score_redux, train_redux
 from tools.pocket.checker import look
 from tools.pocket.degrade import degrade
 from tools.pocket.scenes import SHAPES, draw, is_held_out, random_scene
 
+ADAPTERS = {"clip_vision": "_siglip", "style_models": "_redux"}
+
 
 def test_all_files_together_are_small():
     assert sum(p.stat().st_size for p in POCKET.rglob("*") if p.is_file()) <= 48 * 2**20
+
+
+@pytest.mark.parametrize(("folder", "suffix"), ADAPTERS.items())
+def test_each_adapter_is_small(folder, suffix):
+    files = list((POCKET / folder).iterdir())
+    assert files == [pocket_file(folder, suffix)]
+    assert files[0].stat().st_size < 4 * 10**6
 
 
 def test_it_has_flux_s_rotary_axes_and_guidance():
@@ -97,3 +106,39 @@ def test_a_few_sentences_are_drawn_as_they_say():
         for seed, (text, scene) in enumerate(asked)
     )
     assert right >= 4
+
+
+def test_the_vision_encoder_and_redux_are_of_the_sizes_that_are_trained():
+    from flux_core import load_redux, load_vision_encoder
+
+    vision = load_vision_encoder(pocket_file("clip_vision", "_siglip"))
+    redux = load_redux(pocket_file("style_models", "_redux"))
+    assert (vision.config, redux.config) == (train_redux.VISION, train_redux.REDUX)
+
+
+def test_a_sentence_about_a_picture_says_all_in_words_that_t5_knows():
+    """One token a word and one for the end, as many as a picture has."""
+    encoders = cache.open_encoders()[0]
+    rng = random.Random(4)
+    for _ in range(100):
+        scene = random_scene(rng)
+        text = train_redux.sentence(scene)
+        for thing in scene.things:
+            named = f"{thing.size} {thing.colour} {thing.shape}"
+            assert named in text and all(w in text for w in thing.place.split())
+        assert text.endswith(f"{scene.background} background")
+        tokens = encoders.tokenizers.t5([text]).input_ids[0]
+        assert len(tokens) == len(text.split()) + 1
+
+
+def test_drawings_by_a_picture_have_its_colours_and_the_shape_that_words_name():
+    """Some of the score's pictures, drawn with another shape beside them."""
+    variations = score_redux.Variations()
+    coloured = right = 0
+    for seed, (scene, picture) in enumerate(score_redux.pictures(50)[:3]):
+        wanted = score_redux.other_shape(scene)
+        assert wanted.things[0].shape != scene.things[0].shape
+        drawn = variations.draw(picture, seed, f"a {wanted.things[0].shape}", steps=14)
+        coloured += score.has_colours(drawn, wanted)
+        right += score.is_right(drawn, wanted)
+    assert coloured >= 2 and right >= 2

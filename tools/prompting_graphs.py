@@ -23,6 +23,8 @@ from tools.model_files import (
     SIGLIP_MODEL,
 )
 
+POCKET_SIGLIP = "fluxfit_pocket_siglip.safetensors"
+POCKET_REDUX = "fluxfit_pocket_redux.safetensors"
 #: For Chroma, which reads no CLIP-L.
 CHROMA_FILES = DEV_FILES | {"transformer": CHROMA_MODEL["name"], "clip_l": "none"}
 CHROMA_MODELS = [CHROMA_MODEL, *DEV_MODELS[2:]]
@@ -166,6 +168,57 @@ def inpaint_crop_stitch() -> Description:
     }
 
 
+def again(seed: int, positive: tuple[str, int], title: str) -> Node:
+    """The pocket model's sampler on another prompt."""
+    wires = {
+        "model": ("loader", 0),
+        "positive": positive,
+        "latent": ("size", 0),
+        "negative": ("negative", 0),
+    }
+    return Node("FluxSampler", dict(SAMPLING) | {"seed": seed}, wires, title=title)
+
+
+def shown_by(words: str, title: str) -> Node:
+    """The drawing as part of a prompt, by the pocket Redux."""
+    wires = {
+        "conditioning": (words, 0),
+        "style_model": ("redux", 0),
+        "clip_vision": ("vision", 0),
+        "image": ("decode", 0),
+    }
+    return Node("FluxFitRedux", {}, wires, title=title)
+
+
+SHOWN = "a blue circle in the middle on a yellow background"
+
+
+def redux_pocket() -> Description:
+    """A drawing, and two drawings by it: one by the picture alone, one with words beside it."""
+    graph = drawing(SHOWN, 256, POCKET_FILES, [], SAMPLING, "FluxFit/before_redux")
+    policy = {"policy": ("policy", 0)}
+    graph |= {
+        "vision": Node("FluxFitVisionLoader", {"vision": POCKET_SIGLIP}, policy),
+        "redux": Node("FluxFitReduxLoader", {"redux": POCKET_REDUX}, policy),
+        "words": text("a heart", "words beside the picture"),
+        "picture alone": shown_by("negative", "the picture alone"),
+        "picture and words": shown_by("words", "the picture and words"),
+    }
+    for seed, name in ((8, "picture alone"), (9, "picture and words")):
+        graph |= {
+            f"draw {name}": again(seed, (name, 0), f"by {name}"),
+            f"decode {name}": Node(
+                "VAEDecode", {}, {"samples": (f"draw {name}", 0), "vae": ("loader", 2)}
+            ),
+            f"save {name}": Node(
+                "SaveImage",
+                {"filename_prefix": f"FluxFit/redux_{name.replace(' ', '_')}"},
+                {"images": (f"decode {name}", 0)},
+            ),
+        }
+    return graph
+
+
 def dev_drawing(prompt: str, prefix: str) -> Description:
     """FLUX.1-dev, a sentence, and a picture of the person's own that nothing reads yet."""
     graph = drawing(prompt, 1024, DEV_FILES, DEV_MODELS, DEV_SAMPLING, prefix)
@@ -252,6 +305,7 @@ def prompting_graphs() -> dict[str, Description]:
         "hires_fix": hires_fix(),
         "large_picture": large_picture(),
         "inpaint_crop_stitch": inpaint_crop_stitch(),
+        "redux_variation": redux_pocket(),
         "flux1_redux_variation": redux_variation(),
         "flux1_ip_adapter": ip_adapter(),
         "chroma_text_to_image": chroma(),

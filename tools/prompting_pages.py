@@ -100,6 +100,33 @@ def inpaint_crop_stitch() -> Page:
     )
 
 
+def redux_variation() -> Page:
+    return Page(
+        note(
+            "Variations",
+            """A picture becomes words of the prompt. The model draws by it alone, and with words of
+            yours beside it: colors and place are the picture's, the shape is what they say. The
+            pocket Redux does not see shapes well, and colors not always.""",
+            POCKET + " A Redux model goes into `models/style_models`, SigLIP into "
+            "`models/clip_vision`.",
+            """the sentence of the first picture, then the words beside it. In place of the drawn
+            picture wire *Load Image* into both FLUX Redux nodes. `strength` says how much the
+            picture counts beside the words.""",
+        ),
+        {
+            "Load": [["policy"], ["loader", "vision", "redux"]],
+            "Prompt": [["prompt", "negative", "size", "words"]],
+            "Draw": [["sampler"], ["decode"], ["save"]],
+            "Redux": [["picture alone", "picture and words"]],
+            "Draw again": [["draw picture alone", "draw picture and words"]],
+            "Result": [
+                ["decode picture alone", "decode picture and words"],
+                ["save picture alone", "save picture and words"],
+            ],
+        },
+    )
+
+
 def flux1_redux_variation() -> Page:
     return Page(
         note(
@@ -163,6 +190,7 @@ PROMPTING_PAGES = (
     hires_fix,
     large_picture,
     inpaint_crop_stitch,
+    redux_variation,
     flux1_redux_variation,
     flux1_ip_adapter,
     chroma_text_to_image,

@@ -30,6 +30,7 @@ POCKET = (
     "hires_fix",
     "large_picture",
     "inpaint_crop_stitch",
+    "redux_variation",
 )
 #: Those that draw something else than a picture of the pocket model's own size.
 OTHER_SIZES = {"compare_precisions", "train_lora", "hires_fix", "large_picture"}

@@ -19,7 +19,7 @@ from flux_core.models.config import ControlNetConfig
 from flux_core.models.controlnet import FluxControlNet
 from flux_core.pocket import pocket_file
 from flux_core.sampling.latents import standardise
-from tools.pocket import cache, train_text, train_vae
+from tools.pocket import cache, train_redux, train_text, train_vae
 from tools.pocket.common import ASSETS, arguments, averaged
 
 
@@ -98,8 +98,17 @@ def write_upscaler(out: Path, name: str) -> None:
     write(to_diffusers(net, tensors), pocket_file("controlnet", "_upscaler"))
 
 
+def write_redux(out: Path, name: str) -> None:
+    """The vision encoder by the names of SigLIP's single files, and Redux by its own."""
+    words = train_redux.PictureWords()
+    train_redux.load(words, out, name)
+    seen = part_of(words.vision.state_dict(), "", "vision_model.")
+    write(seen, pocket_file("clip_vision", "_siglip"))
+    write(words.redux.state_dict(), pocket_file("style_models", "_redux"))
+
+
 def main() -> None:
-    args = arguments(__doc__, transformer="transformer_256", controlnet="controlnet")
+    args = arguments(__doc__, transformer="transformer_256", controlnet="controlnet", redux="redux")
 
     def trained(name: str) -> bool:
         return (args.out / f"{name}.pt").exists()
@@ -114,6 +123,8 @@ def main() -> None:
         write(averaged(args.out, args.transformer), pocket_file("diffusion_models"), metadata)
     if trained(args.controlnet):
         write_upscaler(args.out, args.controlnet)
+    if trained(args.redux):
+        write_redux(args.out, args.redux)
 
 
 if __name__ == "__main__":
