@@ -115,5 +115,6 @@ def with_width(layer: nn.Linear, width: int) -> nn.Linear:
 def replace_input(module: nn.Module, name: str, layer: nn.Linear) -> None:
     """Put a wider layer in the place of the one that reads tokens."""
     assert isinstance(module, FluxTransformer) and name == WIDENED_LAYER
+    assert isinstance(layer, Linear)
     module.img_in = layer
     module.config = replace(module.config, in_channels=layer.in_features)
