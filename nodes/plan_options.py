@@ -38,7 +38,7 @@ from .weights import weights_key
 from .wires import FluxModel
 
 Node = Mapping[str, Any]
-SAMPLERS = {node.__name__: node for node in (FluxSampler, FluxFitHiresFix)}
+SAMPLER_NODES = {node.__name__: node for node in (FluxSampler, FluxFitHiresFix)}
 CONTROLS = tuple(node.__name__ for node in (FluxFitControlNet, ControlNetUpscalerFP8))
 #: Nodes that take a model and widgets, and give a model.
 ON_MODELS = {
@@ -195,10 +195,10 @@ def options_of(
     Raises ``ValueError`` for values that a run would refuse, and ``FileNotFoundError``.
     """
     nodes = nodes_of(question)
-    sampler = next((node for node in nodes if node["type"] in SAMPLERS), None)
+    sampler = next((node for node in nodes if node["type"] in SAMPLER_NODES), None)
     if sampler is None:
         return None
-    values, wired = widgets_of(SAMPLERS[sampler["type"]], sampler["values"]), sampler["wired"]
+    values, wired = widgets_of(SAMPLER_NODES[sampler["type"]], sampler["values"]), sampler["wired"]
     model, adapters = model_of(nodes, transformer)
     adapter = outlined_adapter_of(nodes) if adapters else None
     prompt = [node for node in nodes if "positive" in node["behind"]]

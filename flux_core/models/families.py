@@ -188,6 +188,8 @@ FLUX2_KLEIN = replace(
     },
 )
 
+#: Where no model says which.
+DEFAULT_FAMILY = FLUX1_DEV
 #: The first that matches is taken.
 FAMILIES = (FLUX2_DEV, FLUX2_KLEIN, CHROMA, FLUX1_LITE, FLUX1_SCHNELL, FLUX1_DEV)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from ..models.config import VAEConfig
-from ..models.families import FLUX1_DEV, family_of
+from ..models.families import DEFAULT_FAMILY, family_of
 from ..models.family import Family
 from ..models.geometry import TokenGeometry
 from ..offload import OffloadRunner
@@ -42,7 +42,7 @@ class TrainingData:
     validation: list[Item]
     cache: EncodingCache
     sampler: BatchSampler
-    family: Family = FLUX1_DEV
+    family: Family = DEFAULT_FAMILY
 
     @property
     def vae(self) -> VAEConfig:

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..models.families import FLUX1_DEV
+from ..models.families import DEFAULT_FAMILY
 from ..models.family import Family
 from ..sampling.sigmas import SigmaTable, table_for
 from .config import ObjectiveConfig
@@ -26,7 +26,7 @@ def draw_times(
     count: int,
     tokens: int,
     generator: torch.Generator,
-    family: Family = FLUX1_DEV,
+    family: Family = DEFAULT_FAMILY,
 ) -> Tensor:
     """Noise levels (count,) float32 in (0, 1); ``tokens`` are those of one picture, ``family`` the
     model's."""

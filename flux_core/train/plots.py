@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..models.families import FLUX1_DEV
+from ..models.families import DEFAULT_FAMILY
 from ..models.family import Family
 from ..pictures import to_tensor
 from .config import ObjectiveConfig
@@ -47,7 +47,7 @@ def loss_curve(losses: Sequence[float], validation: Sequence[Sequence[float]]) -
 
 
 def times_histogram(
-    config: ObjectiveConfig, tokens: int = 1024, family: Family = FLUX1_DEV
+    config: ObjectiveConfig, tokens: int = 1024, family: Family = DEFAULT_FAMILY
 ) -> Tensor:
     """How often each noise level is drawn for pictures of so many tokens and a model's family, as
     (H, W, 3)."""

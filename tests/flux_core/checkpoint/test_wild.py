@@ -310,9 +310,9 @@ def test_a_header_as_long_as_a_pickle_begins_is_a_header(length, tmp_path):
 
 def test_names_alone_build_nothing(tmp_path):
     tensors = one_of_each_block().state_dict()
-    tensors |= {f"double_blocks.{i}.x": torch.zeros(1) for i in range(3, 4000)}
+    tensors |= {f"double_blocks.{i}.x": torch.zeros(1) for i in range(1, 4000)}
     path = tiny_models.save(tensors, tmp_path / "m.safetensors")
-    with pytest.raises(CheckpointError, match="double_blocks.3.img_attn.qkv.weight"):
+    with pytest.raises(CheckpointError, match="double_blocks.1.img_attn.qkv.weight"):
         load_transformer(path)
 
 
