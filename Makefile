@@ -53,9 +53,11 @@ pocket: $(VENV)/.dev
 	$(BIN)/python -m tools.pocket.cache --side 256 --count 2000 --blurred 1
 	$(TRAIN).train_controlnet
 	$(TRAIN).train_redux
+	$(TRAIN).train_edit
 	$(BIN)/python -m tools.pocket.export
 	$(BIN)/python -m tools.pocket.score
 	$(BIN)/python -m tools.pocket.score_redux
+	$(BIN)/python -m tools.pocket.score_edit
 
 clean:
 	rm -rf $(VENV) output .pytest_cache .ruff_cache

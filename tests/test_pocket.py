@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from flux_core import FluxPipeline
+from flux_core import FluxPipeline, load_lora
 from flux_core.checkpoint.reader import open_source
 from flux_core.pocket import POCKET, pocket_file
-from tools.pocket import cache, captions, score, score_redux, train_redux
+from tools.pocket import cache, captions, score, score_edit, score_redux, train_redux
 from tools.pocket.checker import look
 from tools.pocket.degrade import degrade
+from tools.pocket.edits import COLOUR
 from tools.pocket.scenes import SHAPES, draw, is_held_out, random_scene
 
-ADAPTERS = {"clip_vision": "_siglip", "style_models": "_redux"}
+ADAPTERS = {"clip_vision": "_siglip", "style_models": "_redux", "loras": "_edit"}
 
 
 def test_all_files_together_are_small():
@@ -142,3 +143,14 @@ def test_drawings_by_a_picture_have_its_colours_and_the_shape_that_words_name():
         coloured += score.has_colours(drawn, wanted)
         right += score.is_right(drawn, wanted)
     assert coloured >= 2 and right >= 2
+
+
+def test_a_few_edits_are_as_their_sentences_say():
+    """Some of the score's edits; without the LoRA none of them is right."""
+    pipeline, lora = (
+        FluxPipeline.from_pocket(device="cpu"),
+        load_lora(pocket_file("loras", "_edit")),
+    )
+    options = {"kind": COLOUR, "count": 3, "steps": 10, "cfg": 1.0}
+    assert score_edit.score(pipeline, [(lora, 1.0)], **options)[0] >= 2
+    assert score_edit.score(pipeline, [(lora, 0.0)], **options | {"steps": 4})[0] == 0

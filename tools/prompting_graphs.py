@@ -7,6 +7,7 @@ from tools.graphs import (
     DEV_FILES,
     DEV_SAMPLING,
     POCKET_FILES,
+    PROMPT,
     SAMPLING,
     Description,
     Node,
@@ -25,6 +26,7 @@ from tools.model_files import (
 
 POCKET_SIGLIP = "fluxfit_pocket_siglip.safetensors"
 POCKET_REDUX = "fluxfit_pocket_redux.safetensors"
+POCKET_EDIT = "fluxfit_pocket_edit.safetensors"
 #: For Chroma, which reads no CLIP-L.
 CHROMA_FILES = DEV_FILES | {"transformer": CHROMA_MODEL["name"], "clip_l": "none"}
 CHROMA_MODELS = [CHROMA_MODEL, *DEV_MODELS[2:]]
@@ -219,6 +221,32 @@ def redux_pocket() -> Description:
     return graph
 
 
+def reference_edit() -> Description:
+    """A drawing, and the same one changed as a sentence asks for, by the pocket edit LoRA."""
+    graph = drawing(PROMPT, 256, POCKET_FILES, [], SAMPLING, "FluxFit/before_edit")
+    return graph | {
+        "lora": Node("FluxFitLoraLoader", {"lora": POCKET_EDIT}, {"model": ("loader", 0)}),
+        "instruction": text("make it blue", "what to change"),
+        "reference": Node(
+            "FluxFitReference",
+            {"size": "own"},
+            {"positive": ("instruction", 0), "vae": ("loader", 2), "image": ("decode", 0)},
+        ),
+        "edit": Node(
+            "FluxSampler",
+            dict(SAMPLING) | {"cfg": 1.0},
+            {"model": ("lora", 0), "positive": ("reference", 0), "latent": ("reference", 2)},
+            title="edit",
+        ),
+        "decode edited": Node("VAEDecode", {}, {"samples": ("edit", 0), "vae": ("loader", 2)}),
+        "save edited": Node(
+            "SaveImage",
+            {"filename_prefix": "FluxFit/reference_edit"},
+            {"images": ("decode edited", 0)},
+        ),
+    }
+
+
 def dev_drawing(prompt: str, prefix: str) -> Description:
     """FLUX.1-dev, a sentence, and a picture of the person's own that nothing reads yet."""
     graph = drawing(prompt, 1024, DEV_FILES, DEV_MODELS, DEV_SAMPLING, prefix)
@@ -305,6 +333,7 @@ def prompting_graphs() -> dict[str, Description]:
         "hires_fix": hires_fix(),
         "large_picture": large_picture(),
         "inpaint_crop_stitch": inpaint_crop_stitch(),
+        "reference_edit": reference_edit(),
         "redux_variation": redux_pocket(),
         "flux1_redux_variation": redux_variation(),
         "flux1_ip_adapter": ip_adapter(),

@@ -100,6 +100,27 @@ def inpaint_crop_stitch() -> Page:
     )
 
 
+def reference_edit() -> Page:
+    return Page(
+        note(
+            "Edit a picture",
+            """A picture is drawn, and changed as a sentence asks for: the model looks at the
+            picture while it draws, as FLUX.1 Kontext does. The pocket model does so with a LoRA,
+            and knows how to give one thing another color.""",
+            POCKET,
+            """the instruction: *make it green*, *turn the heart yellow*. In place of the drawn
+            picture wire *Load Image* into FLUX Reference. The sampler needs no negative prompt.""",
+        ),
+        {
+            "Load": [["policy"], ["loader"], ["lora"]],
+            "Prompt": [["prompt", "negative", "size", "instruction"]],
+            "Draw": [["sampler"], ["decode"], ["save"]],
+            "Edit": [["reference"], ["edit"]],
+            "Result": [["decode edited"], ["save edited"]],
+        },
+    )
+
+
 def redux_variation() -> Page:
     return Page(
         note(
@@ -190,6 +211,7 @@ PROMPTING_PAGES = (
     hires_fix,
     large_picture,
     inpaint_crop_stitch,
+    reference_edit,
     redux_variation,
     flux1_redux_variation,
     flux1_ip_adapter,

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..files import parse_json, read_json, read_text, reading, sync, write_text
+from ..files import parse_json, read_json, read_text, reading, sync, write_text, writing
 from .config import TrainConfig
 from .settings import from_mapping, to_mapping
 
@@ -88,7 +88,8 @@ def write_checkpoint(
         partial.mkdir()
         tensors: dict[str, Tensor] = {}
         skeleton = split_tensors(tree, tensors)
-        save_file(tensors, partial / f"{STATE}.safetensors")
+        with writing(partial / f"{STATE}.safetensors") as file:
+            save_file(tensors, file)
         export(partial)
         (partial / f"{STATE}.json").write_text(json.dumps(skeleton))
         for path in partial.iterdir():

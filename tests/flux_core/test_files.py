@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from flux_core.errors import LONGEST, CheckpointError, ConfigError, FileError
 from flux_core.files import (
@@ -179,6 +182,21 @@ class TestWriting:
             partial.write_text("half")
             raise fault
         assert (tmp_path / "a").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+    @pytest.mark.skipif(os.name == "nt", reason="no such modes")
+    @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+    def test_who_may_read_is_as_for_any_new_file(self, umask, tmp_path):
+        before = os.umask(umask)
+        try:
+            (tmp_path / "plain").touch()
+            with writing(tmp_path / "tensors") as partial:
+                save_file({"a": torch.zeros(1)}, partial)
+            with writing(tmp_path / "private") as partial:
+                partial.touch(0o600)
+        finally:
+            os.umask(before)
+        modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+        assert len(modes) == 1 and len(list(tmp_path.iterdir())) == 3
 
     def test_two_writers_of_one_name_do_not_meet(self, tmp_path):
         with writing(tmp_path / "a") as first, writing(tmp_path / "a") as second:

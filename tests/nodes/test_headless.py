@@ -30,6 +30,7 @@ POCKET = (
     "hires_fix",
     "large_picture",
     "inpaint_crop_stitch",
+    "reference_edit",
     "redux_variation",
 )
 #: Those that draw something else than a picture of the pocket model's own size.

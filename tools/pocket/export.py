@@ -19,7 +19,7 @@ from flux_core.models.config import ControlNetConfig
 from flux_core.models.controlnet import FluxControlNet
 from flux_core.pocket import pocket_file
 from flux_core.sampling.latents import standardise
-from tools.pocket import cache, train_redux, train_text, train_vae
+from tools.pocket import cache, train_edit, train_redux, train_text, train_vae
 from tools.pocket.common import ASSETS, arguments, averaged
 
 
@@ -108,7 +108,13 @@ def write_redux(out: Path, name: str) -> None:
 
 
 def main() -> None:
-    args = arguments(__doc__, transformer="transformer_256", controlnet="controlnet", redux="redux")
+    args = arguments(
+        __doc__,
+        transformer="transformer_256",
+        controlnet="controlnet",
+        redux="redux",
+        edit=f"edit_{train_edit.WINDOW}",
+    )
 
     def trained(name: str) -> bool:
         return (args.out / f"{name}.pt").exists()
@@ -125,6 +131,8 @@ def main() -> None:
         write_upscaler(args.out, args.controlnet)
     if trained(args.redux):
         write_redux(args.out, args.redux)
+    if trained(args.edit):
+        train_edit.write_lora(args.out, args.edit, pocket_file("loras", "_edit"))
 
 
 if __name__ == "__main__":
