@@ -30,6 +30,7 @@ from .pipeline_inputs import (
     control_pixels,
     listed,
     opened_loras,
+    read_beside,
     refuse_condition,
     refuse_strangers,
 )
@@ -287,9 +288,8 @@ class FluxPipeline:
                 encoded = encode_pixels(runner, self.vae, to_pixels(pictures))
                 latents = expand(encoded, batch)
             if read_picture is not None:
-                fitted, read_mask = condition_pixels(
-                    self.transformer, read_picture, read_mask, height, width
-                )
+                reads = read_beside(self.transformer, opened)
+                fitted, read_mask = condition_pixels(reads, read_picture, read_mask, height, width)
                 read = {"picture": encode_pixels(runner, self.vae, fitted), "mask": read_mask}
                 positive = replace(positive, **read)
                 negative = None if negative is None else replace(negative, **read)

@@ -24,6 +24,7 @@ from .sampling.concat import (
     NO_CONTROL,
     PICTURE_AND_MASK,
     channels_beside,
+    extra_channels,
     picture_to_fill,
 )
 from .sampling.images import as_pictures, cut_to_shape, rows_for, scaled_to, to_pixels
@@ -109,25 +110,35 @@ def opened_loras(
 
 def refuse_condition(transformer: FluxTransformer, loras: LoraStack) -> None:
     """Raise ``ValueError`` where nothing reads a picture beside the noise."""
-    if not channels_beside(transformer) and not any(
-        WIDENED_LAYER in match_lora(use.lora, transformer).deltas for use in lora_uses(loras)
-    ):
+    if not read_beside(transformer, loras):
         raise ValueError(
             "a condition is read by Fill, Canny, Depth, Flex.2 and control LoRAs, and this "
             "model reads none: is it meant as image, or for a ControlNet?"
         )
 
 
+def read_beside(transformer: FluxTransformer, loras: LoraStack) -> int:
+    """``channels_beside`` of a transformer once these LoRAs are beside its layers."""
+    widths = [
+        delta.width
+        for use in lora_uses(loras)
+        for delta in match_lora(use.lora, transformer).deltas.get(WIDENED_LAYER, ())
+    ]
+    family = family_of(transformer)
+    return extra_channels(max([transformer.reads, *widths]), family.tokens, family.vae)
+
+
 def condition_pixels(
-    transformer: FluxTransformer, picture: Tensor, mask: Tensor | None, height: int, width: int
+    reads: int, picture: Tensor, mask: Tensor | None, height: int, width: int
 ) -> tuple[Tensor, Tensor | None]:
     """What is read beside the noise, for a picture (1 or B, H, W, 3) in [0, 1] and its mask
-    (1 or B, 1, H, W): pixels (1 or B, 3, height, width) in [-1, 1], and the mask in their shape."""
+    (1 or B, 1, H, W), by a model that ``reads`` so many channels there: pixels (1 or B, 3, height,
+    width) in [-1, 1], and the mask in their shape."""
     pixels = scaled_to(to_pixels(picture), height, width)
     if mask is None:
         return pixels, None
     mask = cut_to_shape(mask, height, width)
-    if channels_beside(transformer) == PICTURE_AND_MASK:
+    if reads == PICTURE_AND_MASK:
         pixels = picture_to_fill(pixels, mask)
     return pixels, mask
 

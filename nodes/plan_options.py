@@ -8,6 +8,7 @@ numbers.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
@@ -57,21 +58,24 @@ MEGAPIXEL = (1024, 1024)
 #: Tokens of a picture that SigLIP sees for Redux, along a side.
 REDUX_SIDE = 27
 #: Outlines of LoRAs and adapters that are kept.
-KEPT = 8
+KEPT = 32
 #: Numbers of a LoRA's tensor that is kept whole: alphas, scales of norms.
 SMALL = 4096
 _kept: OrderedDict[Hashable, Any] = OrderedDict()
+#: The page asks from several threads.
+_asking = threading.Lock()
 
 
 def remembered(key: Hashable, make: Callable[[], Any]) -> Any:
     """What was made for a key, one of the last ones."""
-    if key not in _kept:
-        with torch.inference_mode(False):
-            _kept[key] = make()
-    _kept.move_to_end(key)
-    while len(_kept) > KEPT:
-        _kept.popitem(last=False)
-    return _kept[key]
+    with _asking:
+        if key not in _kept:
+            with torch.inference_mode(False):
+                _kept[key] = make()
+        _kept.move_to_end(key)
+        while len(_kept) > KEPT:
+            _kept.popitem(last=False)
+        return _kept[key]
 
 
 def outlined_lora(path: Path) -> Lora:

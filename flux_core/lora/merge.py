@@ -17,7 +17,7 @@ from ..quant.products import Linear
 from .block_weights import BlockCounts
 from .branch import dora_gain, float_weight
 from .match import WIDENED_LAYER, LoraMatch, linears_of, match_lora, part_of, refuse_unmatched
-from .use import LoraStack, lora_uses
+from .use import LoraStack, LoraUse, lora_uses
 
 
 def merge_loras(module: nn.Module, stack: LoraStack) -> nn.Module:
@@ -59,6 +59,7 @@ def merge_loras(module: nn.Module, stack: LoraStack) -> nn.Module:
         # take the model's memory again
         for name, layer in fitting.items():
             merged_layer(layer, name, of_layer(name))
+        norms = merged_norms(module, matches)
         for name, layer in fitting.items():
             weight, bias = merged_layer(layer, name, of_layer(name))
             layer.weight.copy_(weight)
@@ -66,12 +67,26 @@ def merge_loras(module: nn.Module, stack: LoraStack) -> nn.Module:
                 layer.bias.copy_(bias)
             if layer is not layers[name]:
                 replace_input(module, name, layer)
-        for match, use in matches:
-            for name, value in match.norms.items():
-                strength = use.in_layer(name, part, counts)
-                scale = cast(RMSNorm, module.get_submodule(name)).scale
-                scale.copy_(torch.lerp(scale.float(), value.to(scale.device), strength))
+        for name, values in norms.items():
+            cast(RMSNorm, module.get_submodule(name)).scale.copy_(values)
     return module
+
+
+def merged_norms(
+    module: nn.Module, matches: Sequence[tuple[LoraMatch, LoraUse]]
+) -> dict[str, Tensor]:
+    """The scales of norms (D,) with what LoRAs make of them, by name."""
+    part, counts = part_of(module), BlockCounts.of(module)
+    norms: dict[str, Tensor] = {}
+    for match, use in matches:
+        for name, value in match.norms.items():
+            scale = cast(RMSNorm, module.get_submodule(name)).scale
+            strength = use.in_layer(name, part, counts)
+            old = norms.get(name, scale.float())
+            norms[name] = torch.lerp(old, value.to(scale.device), strength)
+            if not norms[name].to(scale.dtype).isfinite().all():
+                raise ValueError(f"{match.lora.path}: makes {name} infinite, or NaN")
+    return norms
 
 
 def merged_layer(
@@ -104,10 +119,12 @@ def merged_layer(
 
 def with_width(layer: nn.Linear, width: int) -> nn.Linear:
     """A layer with more inputs, which count for nothing yet."""
-    wide = Linear(width, layer.out_features, device=layer.weight.device, dtype=layer.weight.dtype)
+    about = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+    wide = Linear(width, layer.out_features, bias=layer.bias is not None, **about)
     wide.weight.zero_()
     wide.weight[:, : layer.in_features] = layer.weight
-    wide.bias.copy_(layer.bias)
+    if layer.bias is not None:
+        wide.bias.copy_(layer.bias)
     wide.requires_grad_(layer.weight.requires_grad)
     return wide
 

@@ -20,13 +20,13 @@ FEW = 1 << 20
 
 
 def numbers_of(codes: Tensor, dtype: torch.dtype, always: bool = False) -> Tensor:
-    """Codes of any shape cast to a dtype, as ``codes.to(dtype)`` does, to the bit; ``always``: also
-    where they are few."""
+    """Codes of any shape cast to a dtype, as ``codes.to(dtype)`` does, to the bit but for those of
+    NaN; ``always``: also where they are few."""
     quick = codes.dtype == torch.float8_e4m3fn and codes.device.type == "cpu"
     few = codes.numel() < FEW and not always
     if not quick or few or torch.compiler.is_compiling():
         return codes.to(dtype)
-    out = torch.empty(codes.shape, dtype=dtype)
+    out = torch.empty(codes.shape, dtype=dtype, device=codes.device)
     for into, part in zip(out.view(-1).split(PART), codes.flatten().split(PART), strict=True):
         bits = part.view(torch.int8).to(torch.int16)  # the sign fills the upper byte
         bits.bitwise_left_shift_(7).bitwise_and_(~0x4000)

@@ -9,6 +9,8 @@ rotated inputs and nothing is turned back.
 
 from __future__ import annotations
 
+import threading
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,18 @@ from .products import matmul
 #: The host's block; smaller powers of four serve widths that it does not divide.
 BLOCK = 256
 _CORE = ((1, 1, 1, -1), (1, 1, -1, 1), (1, -1, 1, 1), (-1, 1, 1, 1))
-_matrices: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
+Matrices = dict[tuple[int, torch.device, torch.dtype], Tensor]
+_matrices: Matrices = {}
+
+
+class _Counted(threading.local):
+    """Those on meta: each thread that counts bytes has its own, and forgets them before it does."""
+
+    def __init__(self) -> None:
+        self.matrices: Matrices = {}
+
+
+_counted = _Counted()
 
 
 def block_of(width: int, largest: int = BLOCK) -> int:
@@ -30,22 +43,29 @@ def block_of(width: int, largest: int = BLOCK) -> int:
 
 def hadamard(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The orthogonal matrix (size, size); size is a power of four."""
-    key = (size, device, dtype)
-    if key not in _matrices:
+    key, matrices = (size, device, dtype), matrices_on(device.type)
+    known = matrices.get(key)
+    if known is None:
         with torch.inference_mode(False):  # it may later serve a training
             core = torch.tensor(_CORE, dtype=torch.float32) / 2
             matrix = torch.ones(1, 1)
             while matrix.shape[0] < size:
                 matrix = torch.kron(matrix, core)
-            _matrices[key] = matrix.to(device, dtype)
-    return _matrices[key]
+            known = matrices.setdefault(key, matrix.to(device, dtype))
+    return known
+
+
+def matrices_on(kind: str) -> Matrices:
+    """The matrices that are kept on one kind of device."""
+    return _counted.matrices if kind == "meta" else _matrices
 
 
 def forget_matrices(kind: str) -> None:
     """Let the next product on one kind of device make its matrix anew: whoever counts bytes sees
     it, as on a card that has none yet."""
-    for key in [key for key in _matrices if key[1].type == kind]:
-        del _matrices[key]
+    matrices = matrices_on(kind)
+    for key in [key for key in list(matrices) if key[1].type == kind]:
+        matrices.pop(key, None)
 
 
 def rotate(x: Tensor, block: int) -> Tensor:

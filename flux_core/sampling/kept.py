@@ -16,7 +16,11 @@ from ..models.transformer import FluxTransformer
 from ..offload import OffloadRunner, Work
 from ..offload.blocks import modulation_width
 from ..offload.kept import SLOTS, KeptOnHost
+from ..offload.memory import host_bytes
 from ..offload.plan import Plan
+
+#: They may take one part in so many of the host's memory, where the weights may be too.
+HOST_SHARE = 4
 
 
 def keeping(runner: OffloadRunner, plan: Plan) -> Keep:
@@ -45,6 +49,10 @@ def work_of_keeping(work: Work, model: FluxTransformer, counts: Sequence[int], b
     return replace(
         work,
         activations=work.activations + kept + modulations,
-        on_host=on_host,
-        recompute=replace(work, image_tokens=work.image_tokens + max(counts)),
+        on_host=on_host if kept <= host_bytes() // HOST_SHARE else None,
+        recompute=replace(
+            work,
+            activations=work.activations + modulations,
+            image_tokens=work.image_tokens + max(counts),
+        ),
     )

@@ -95,7 +95,7 @@ def test_what_does_not_fit_is_said(tmp_path):
 
 
 @pytest.mark.parametrize("widens", [False, True])
-@pytest.mark.parametrize("fault", ["infinite", "no bias"])
+@pytest.mark.parametrize("fault", ["infinite", "no bias", "norm"])
 def test_a_merge_that_fails_leaves_the_model_as_it_was(fault, widens, tmp_path):
     model = new_model()
     qkv, proj = (f"diffusion_model.double_blocks.0.img_attn.{name}" for name in ("qkv", "proj"))
@@ -105,16 +105,22 @@ def test_a_merge_that_fails_leaves_the_model_as_it_was(fault, widens, tmp_path):
         down, up = pair((HIDDEN, 128), 2)
         file |= {"img_in.lora_A.weight": down, "img_in.lora_B.weight": up}
     down, up = pair((HIDDEN, HIDDEN), 2)
+    strength = 1.0
     if fault == "infinite":
         up = up * 1e38
         down = down * 1e38
+    elif fault == "norm":
+        model, strength = model.half(), 900.0
+        norm = "double_blocks.0.img_attn.norm.key_norm.scale"
+        file[norm] = torch.full((model.get_submodule(norm[:-6]).scale.numel(),), 3e4)
     else:
         model.double_blocks[0].img_attn.proj.bias = None
         file[f"{proj}.lora_B.bias"] = torch.ones(HIDDEN)
     file |= {f"{proj}.lora_A.weight": down, f"{proj}.lora_B.weight": up}
     before, config = copy.deepcopy(model.state_dict()), model.config
-    with pytest.raises(ValueError, match="infinite, or NaN" if fault == "infinite" else "no bias"):
-        merge_loras(model, [(write(file, tmp_path), 1.0)])
+    message = "no bias" if fault == "no bias" else "makes .* infinite, or NaN"
+    with pytest.raises(ValueError, match=message):
+        merge_loras(model, [(write(file, tmp_path), strength)])
     after = model.state_dict()
     assert model.config == config and after.keys() == before.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)

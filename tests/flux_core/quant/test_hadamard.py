@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 
-from flux_core.quant.hadamard import block_of, hadamard, rotate
+from flux_core.quant.hadamard import block_of, forget_matrices, hadamard, rotate
 from tests import tiny_models
 
 CPU = torch.device("cpu")
@@ -34,3 +36,22 @@ def test_rotation_spreads_an_outlier():
     row = torch.zeros(1, 256)
     row[0, 7] = 16.0
     assert float(rotate(row, 256).abs().max()) == pytest.approx(1.0)
+
+
+def test_who_counts_bytes_forgets_nothing_of_others():
+    """A page asks for plans while another thread counts its own run."""
+    meta = torch.device("meta")
+    mine, real = hadamard(64, meta, torch.float16), hadamard(64, CPU, torch.float16)
+    others = []
+
+    def count() -> None:
+        others.append(hadamard(64, meta, torch.float16))
+        forget_matrices("meta")
+        others.append(hadamard(64, meta, torch.float16))
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    thread.join()
+    assert others[0] is not mine and others[1] is not others[0]
+    assert hadamard(64, meta, torch.float16) is mine
+    assert hadamard(64, CPU, torch.float16) is real

@@ -4,13 +4,13 @@ the noise."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from flux_core import load_transformer, load_vae
+from flux_core import load_lora, load_transformer, load_vae
 from flux_core.models.config import VAEConfig
 from flux_core.sampling.latents import pack, unpack
 from flux_core.sampling.run import SamplingSettings
@@ -187,3 +187,23 @@ def test_a_condition_of_another_shape_is_cut_with_its_mask(both: Both):
     wide = torch.cat([torch.ones(1, HEIGHT, 24, 3), shown, torch.ones(1, HEIGHT, 24, 3)], dim=2)
     wide_mask = torch.cat([torch.ones(1, HEIGHT, 24), where, torch.ones(1, HEIGHT, 24)], dim=2)
     assert torch.equal(both.ours(condition=wide, condition_mask=wide_mask), expected)
+
+
+@pytest.mark.parametrize("width", [CONTROL, FILL])
+@torch.no_grad()
+def test_a_lora_that_widens_the_input_to_fill_sees_nothing_of_what_it_paints(
+    vae: nn.Module, width: int, tmp_path: Path
+):
+    both = Both(vae, NOISY, 1, tmp_path)
+    cast(Any, both.pipeline.text_encoders).modules_used = ()
+    hidden = both.pipeline.transformer.img_in.out_features
+    factors = {
+        "img_in.lora_A.weight": 0.1 * torch.randn(2, width),
+        "img_in.lora_B.weight": 0.1 * torch.randn(hidden, 2),
+    }
+    loras = [(load_lora(tiny_models.save(factors, tmp_path / "lora.safetensors")), 1.0)]
+    shown, where = picture(HEIGHT, WIDTH), mask(1)
+    other = torch.where(where[..., None] > 0.5, 1 - shown, shown)
+    options = {"loras": loras, "condition_mask": where if width == FILL else None}
+    pictures = [both.ours(condition=each, **options) for each in (shown, other)]
+    assert torch.equal(*pictures) is (width == FILL)

@@ -126,6 +126,13 @@ def test_the_budget_decides_and_the_bits_stay(transformer, monkeypatch):
         assert torch.equal(draw(runner, [request])[0], expected)
 
 
+def test_they_wait_on_the_host_only_where_it_has_room(transformer, monkeypatch):
+    for memory, waits in ((10**12, True), (1000, False)):
+        monkeypatch.setattr("flux_core.sampling.kept.host_bytes", lambda memory=memory: memory)
+        work = asked(transformer).work
+        assert (work.on_host is not None) is waits and work.recompute is not None
+
+
 def test_a_slow_link_computes_again(transformer, monkeypatch):
     """What waits on the host is copied in every pass: the plan weighs that against computing."""
     work = asked(transformer).work
