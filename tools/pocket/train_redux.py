@@ -159,7 +159,7 @@ def load(words: PictureWords, out: Path, name: str) -> None:
 
 
 def main() -> None:
-    args = arguments(__doc__, steps=900, batch=48, lr=2e-3, count=4000)
+    args = arguments(__doc__, steps=2600, batch=48, lr=2e-3, count=4000)
     encoders = cache.open_encoders()[0].to(args.device)
     distil(PictureWords().to(args.device), encoders, args)
 
