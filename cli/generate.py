@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from flux_core.sampling.regional import RegionPrompt
 
 HELP = "draw a sentence with the pocket model"
+#: How far above 1 a sum of two numbers as they are typed may come.
+ROUNDING = 1e-6
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,4 +116,10 @@ def region_of(option: str) -> RegionPrompt:
         ) from error
     if not colon or not words.strip():
         raise ValueError(f"--region {option}: has no words behind its box")
-    return RegionPrompt(words.strip(), box=(left, top, left + width, top + height))
+    if not (0 <= left < left + width <= 1 + ROUNDING and 0 <= top < top + height <= 1 + ROUNDING):
+        raise ValueError(
+            f"--region {option}: the box is not inside of the picture: left and width together, "
+            "and top and height, are 1 at most"
+        )
+    box_of = (left, top, min(1.0, left + width), min(1.0, top + height))
+    return RegionPrompt(words.strip(), box=box_of)

@@ -26,6 +26,7 @@ from .offload.turns import turn_of
 from .pipeline_inputs import (
     Picture,
     batch_of,
+    check_request,
     condition_pixels,
     control_pixels,
     listed,
@@ -44,7 +45,6 @@ from .sampling.conditioning import (
     RegionalOptions,
     RegionalPrompts,
 )
-from .sampling.differential import check_differential
 from .sampling.guidance import PLAIN_GUIDANCE, GuidanceOptions
 from .sampling.hires import Hires, draw_twice
 from .sampling.image_prompts import ImagePrompt, apply_image_prompts, check_image_prompt
@@ -62,9 +62,9 @@ from .sampling.prompts import encode_prompts
 from .sampling.reference_pictures import PREFERRED, as_references, encode_references
 from .sampling.references import JOINT, References
 from .sampling.regional import RegionPrompt, checked_regions
-from .sampling.run import DrawRequest, SamplingSettings, StepCallback, check_control, draw
+from .sampling.run import DrawRequest, SamplingSettings, StepCallback, draw
 from .sampling.stitch import resized
-from .sampling.tiles import Tiling, check_tiling
+from .sampling.tiles import Tiling
 from .sampling.vae import decode_pictures, encode_pixels
 
 log = logging.getLogger(__name__)
@@ -266,13 +266,24 @@ class FluxPipeline:
             references = References((), reference_method, reference_attention)
         if hires is not None and not isinstance(hires, Hires):
             raise ValueError(f"hires is {brief(hires)}, expected a Hires")
-        check_tiling(tiles)
-        check_differential(differential)
-        for control in controls:
-            check_control(control)
+        if differential is not None and masks is None:
+            raise ValueError("differential says how a mask is read, but there is none")
         pictures_said = listed(image_prompts, "image_prompts")
         for each in pictures_said:
             check_image_prompt(each)
+        check_request(
+            self.transformer,
+            settings,
+            references,
+            pictures_said,
+            batch,
+            height,
+            width,
+            controls=controls,
+            loras=opened,
+            tiles=tiles,
+            differential=differential,
+        )
         more = [*controls, *(hires.controls if hires else ())]
         parts = [self.transformer, self.text_encoders, self.vae, *(c.net for c in more)]
         with turn_of(*parts):

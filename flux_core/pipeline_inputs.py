@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from .models.language_encoders import LanguageTextEncoders
 from .models.text_encoders import TextEncoders
 from .models.transformer import FluxTransformer
 from .models.vae import AutoEncoder
+from .sampling.adapters import AppliedAdapter
 from .sampling.concat import (
     MASKED_AND_CONTROL,
     NO_CONTROL,
@@ -27,7 +29,12 @@ from .sampling.concat import (
     extra_channels,
     picture_to_fill,
 )
-from .sampling.images import as_pictures, cut_to_shape, rows_for, scaled_to, to_pixels
+from .sampling.conditioning import Conditioning
+from .sampling.image_prompts import ImagePrompt, IPAdapterPrompt
+from .sampling.images import as_masks, as_pictures, cut_to_shape, rows_for, scaled_to, to_pixels
+from .sampling.latents import zero_latents
+from .sampling.references import References
+from .sampling.run import DrawRequest, SamplingSettings
 
 log = logging.getLogger(__name__)
 
@@ -141,6 +148,40 @@ def condition_pixels(
     if reads == PICTURE_AND_MASK:
         pixels = picture_to_fill(pixels, mask)
     return pixels, mask
+
+
+def check_request(
+    transformer: FluxTransformer,
+    settings: SamplingSettings,
+    references: References | None,
+    image_prompts: Sequence[ImagePrompt],
+    batch: int,
+    height: int,
+    width: int,
+    **options: Any,
+) -> None:
+    """Raise ``ValueError`` for what a ``DrawRequest`` refuses whatever the words are, before they
+    are encoded; ``options`` are its further arguments."""
+    family, config = family_of(transformer), transformer.config
+    blank = Conditioning(
+        torch.zeros(1, 1, config.context_in_dim),
+        torch.zeros(1, config.vec_in_dim) if family.needs_pooled else None,
+        references=references,
+    )
+    adapters = [
+        AppliedAdapter(
+            prompt.adapter,
+            torch.zeros(1, prompt.adapter.config.embed_dim),
+            mask=None if prompt.mask is None else as_masks(prompt.mask, "an IP-Adapter's mask"),
+        )
+        for prompt in image_prompts
+        if isinstance(prompt, IPAdapterPrompt)
+    ]
+    latents = zero_latents(family.vae, batch, height, width)
+    request = DrawRequest(
+        transformer, blank, latents, settings, negative=blank, adapters=adapters, **options
+    )
+    settings.guidance_options.zero_sigma(request.noise_schedule.sigmas)
 
 
 def control_pixels(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -35,6 +36,8 @@ from .wires import (
     Latent,
     controls_of,
 )
+
+log = logging.getLogger("fluxfit")
 
 
 class FluxSampler:
@@ -255,6 +258,11 @@ def request_of(
 ) -> DrawRequest:
     """What a node's wires ask the core to draw."""
     attend, family = model.reference_attention, family_of(model.transformer)
+    if negative is None and settings.cfg != 1.0:
+        log.warning(
+            "cfg is %g and nothing is wired to negative: drawn as at 1; an empty prompt will do",
+            settings.cfg,
+        )
     return DrawRequest(
         model.transformer,
         conditioning_of(positive, "positive", attend, family),

@@ -101,7 +101,11 @@ FLUX1_LITE = replace(
     name="FLUX.1-lite",
     members=("FLUX.1 lite", "Flex.1", "Flex.2"),
     matches=lambda config: config.guidance_embed and config.depth == 8,
-    published={"FLUX.1-lite": TransformerConfig(depth=8)},
+    published={
+        "FLUX.1-lite": TransformerConfig(depth=8),
+        "Flex.1": TransformerConfig(depth=8),
+        "Flex.2": TransformerConfig(depth=8, in_channels=196),
+    },
 )
 CHROMA = Family(
     name="Chroma",

@@ -29,7 +29,7 @@ from .images import to_images, to_pixels
 from .run import DrawRequest, StepCallback, check_control, draw, with_fitting_controls
 from .sigmas import check_steps
 from .stitch import resized
-from .tiles import Tiling
+from .tiles import Tiling, check_tiling
 
 LATENT = "latent "
 #: How a picture is enlarged: its pixels, or its latents, which is fast and needs more denoising.
@@ -74,6 +74,9 @@ class Hires:
             raise ValueError(
                 f"enlarge is {brief(self.enlarge)}, expected one of {', '.join(ENLARGE)}"
             )
+        check_tiling(self.tiles)
+        if not isinstance(self.controls, Sequence):
+            raise ValueError(f"controls has {brief(self.controls)}, expected a list of Control")
         for control in self.controls:
             check_control(control)
 

@@ -49,7 +49,10 @@ def guiding_of(options: GuidanceOptions, negative: Sequence[Conditioning] | None
     count = len(negative or ())
     if negative is None or count != 1 or not is_alone(negative):
         what = "one of a part of the picture" if count == 1 else f"{count} negative prompts"
-        raise ValueError(f"NAG has {what}, expected one for the whole picture and all steps")
+        raise ValueError(
+            f"NAG has {what}, expected one for the whole picture and "
+            "all steps: give it a negative prompt"
+        )
     if negative[0].regional is not None:
         raise ValueError("NAG's negative prompt has regions, expected one for the whole picture")
     return Guiding(negative[0], options.nag)

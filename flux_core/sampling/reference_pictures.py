@@ -95,7 +95,10 @@ def sized_reference(pictures: Tensor, size: str, drawn: tuple[int, int] | None =
         return pictures[:, top : top + height, left : left + width]
     if size == DRAWN:
         if drawn is None:
-            raise ValueError("the size of the picture to draw is not known here")
+            raise ValueError(
+                "the size of the picture to draw is not known here: wire its latent, or take "
+                "another size"
+            )
         return lanczos(pictures, *drawn)
     return lanczos(pictures, *preferred_size(rows, columns))
 

@@ -63,6 +63,8 @@ def check_control(control: Control) -> None:
     check_span(control.start, control.end, "a ControlNet's")
     if not isinstance(control.net, FluxControlNet):
         raise ValueError(f"a Control has {brief(control.net)}, expected a FLUX.1 ControlNet")
+    if control.mask is not None and not control.net.wants_mask:
+        raise ValueError("a mask is read by ControlNets for inpainting, and this one is none")
 
 
 @dataclass(frozen=True, eq=False)

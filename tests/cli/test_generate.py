@@ -93,7 +93,7 @@ def test_tiles_and_a_second_run(tmp_path, asked):
         (("--region", "0,0,1: a circle"), "--region 0,0,1: a circle: expected left, top"),
         (("--region", "a circle"), "--region a circle: expected left, top"),
         (("--region", "0,0,1,1:  "), "has no words behind its box"),
-        (("--region", "0,0,2,1: a"), "a box's right is 2.0, expected 0 to 1"),
+        (("--region", "0,0,2,1: a"), "the box is not inside of the picture"),
         (("--tile", "70"), "the size of tiles is 70, expected a multiple of 16"),
         (("--hires", "0"), "the scale of hires is 0.0, expected 1 to 16"),
         (("--nag-scale", "-1"), "NAG's scale is -1.0"),

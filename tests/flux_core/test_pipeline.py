@@ -7,11 +7,21 @@ import logging
 import pytest
 import torch
 
-from flux_core import Control, FluxPipeline, OffloadPolicy, load_controlnet
+from flux_core import (
+    Control,
+    FluxPipeline,
+    LoraRegion,
+    LoraUse,
+    OffloadPolicy,
+    load_controlnet,
+    load_lora,
+)
 from flux_core.offload.runner import OffloadRunner
 from flux_core.pocket import pocket_file
+from flux_core.sampling.guidance import GuidanceOptions, NormalizedAttentionGuidance
 from flux_core.sampling.images import to_pixels
 from flux_core.sampling.latents import host_noise, image_ids, pack, unpack
+from tests import tiny_models
 
 SMALL = {"width": 64, "height": 48, "steps": 3}
 PROMPT = "a red circle on a blue background"
@@ -205,3 +215,45 @@ def test_noise_is_the_host_s():
     torch.manual_seed(11)
     draws = [torch.randn(1, 16, 4, 4) for _ in range(4)]
     assert torch.equal(host_noise(shape, 11, [3, 1]), torch.cat([draws[3], draws[1]]))
+
+
+class TestBeforeAnythingIsComputed:
+    """What a request refuses whatever the words are is refused before they are encoded."""
+
+    @pytest.fixture
+    def nothing_runs(self, monkeypatch):
+        def never(*_: object, **__: object) -> None:
+            raise AssertionError("something was computed")
+
+        monkeypatch.setattr("flux_core.pipeline.FluxPipeline._encode", never)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"guidance_options": GuidanceOptions(zero_steps=9), "steps": 4}, "zero_steps"),
+            ({"differential": 1.0}, "differential says how a mask is read"),
+            (
+                {
+                    "reference": torch.rand(1, 32, 32, 3),
+                    "reference_size": "own",
+                    "reference_attention": "self",
+                    "guidance_options": GuidanceOptions(nag=NormalizedAttentionGuidance()),
+                },
+                "drawn without NAG",
+            ),
+        ],
+    )
+    def test_of_options(self, options, message, nothing_runs, pipeline):
+        with pytest.raises(ValueError, match=message):
+            pipeline("a", width=64, height=64, **options)
+
+    def test_of_masks_for_another_batch(self, nothing_runs, pipeline, tmp_path):
+        layer = pipeline.transformer.double_blocks[0].img_attn.proj
+        file = {
+            "double_blocks.0.img_attn.proj.lora_A.weight": torch.ones(1, layer.in_features),
+            "double_blocks.0.img_attn.proj.lora_B.weight": torch.ones(layer.out_features, 1),
+        }
+        lora = load_lora(tiny_models.save(file, tmp_path / "lora.safetensors"))
+        use = LoraUse(lora, 1.0, region=LoraRegion(torch.ones(3, 8, 8)))
+        with pytest.raises(ValueError, match="mask has 3 rows, the batch 2"):
+            pipeline(["a", "b"], width=64, height=64, loras=[use])
