@@ -10,11 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from ..errors import CheckpointError
 from ..files import LARGEST_TOKENIZER, reading
-from ..models.bpe import PATTERNS, from_lists, from_tekken
+from ..models.bpe import PATTERNS, from_lists, from_tekken, wrapped
 from ..models.language_encoders import find_language_tokenizer
 from .gguf import GGUFFile
 from .reader import open_source
@@ -74,7 +74,7 @@ def own_tokenizer(path: str | Path) -> PreTrainedTokenizerBase | None:
         data = source.read(place).numpy().tobytes()
         if place.split(".")[-1] == TEKKEN:
             return from_tekken(data)
-        return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_buffer(data))
+        return wrapped(Tokenizer.from_buffer(data))
 
 
 def of_gguf(source: GGUFFile) -> PreTrainedTokenizerBase:

@@ -30,6 +30,8 @@ PATTERNS = {"tekken": TEKKEN_PATTERN, "qwen2": QWEN_PATTERN}
 COMPOSED = ("qwen2",)
 #: Bytes of a token of Mistral's; it is cut in two at every byte, which takes their square.
 LONGEST_TOKEN = 512
+#: Numbers of tokens, ten times those of any; tokenizers are copied by going through all of them.
+MOST_TOKENS = 2_000_000
 
 
 def byte_letters() -> dict[int, str]:
@@ -68,6 +70,17 @@ def byte_level_bpe(
     inner.add_special_tokens(
         [AddedToken(token, special=True, normalized=False) for token in special]
     )
+    return wrapped(inner)
+
+
+def wrapped(inner: Tokenizer) -> PreTrainedTokenizerFast:
+    """A tokenizer as ``transformers`` has it.
+
+    Raises ``ValueError`` where its tokens have numbers beyond ``MOST_TOKENS``.
+    """
+    highest = max(inner.get_vocab().values(), default=0)
+    if highest >= MOST_TOKENS:
+        raise ValueError(f"has a token of the number {highest}, expected less than {MOST_TOKENS}")
     return PreTrainedTokenizerFast(tokenizer_object=inner)
 
 

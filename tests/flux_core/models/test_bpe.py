@@ -16,7 +16,14 @@ from torch import Tensor
 from flux_core import CheckpointError, load_language_encoders
 from flux_core.checkpoint.gguf import GGUFFile
 from flux_core.checkpoint.own_tokenizer import has_tokenizer, own_tokenizer
-from flux_core.models.bpe import LONGEST_TOKEN, PATTERNS, byte_letters, from_lists, from_tekken
+from flux_core.models.bpe import (
+    LONGEST_TOKEN,
+    MOST_TOKENS,
+    PATTERNS,
+    byte_letters,
+    from_lists,
+    from_tekken,
+)
 from flux_core.models.language import MISTRAL, QWEN3
 from flux_core.models.language_encoders import open_language_tokenizer
 from flux_core.models.tokenizers import Tokenizers
@@ -26,7 +33,7 @@ regex = pytest.importorskip("regex")
 
 SPECIAL = ("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]")
 FIRST = 12  # numbers that are kept for special tokens
-MARKS = dict(enumerate((*SPECIAL, "<pad>")))
+MARKS: dict[int, str] = dict(enumerate((*SPECIAL, "<pad>")))
 LEARNED = "the other cat's hat, that there 1234 25  an\n\n  Ünder ünder [INST] it'll the thing 日本"
 TEXTS = (
     LEARNED,
@@ -221,6 +228,27 @@ def test_tokens_have_a_longest():
     for length in (LONGEST_TOKEN + 1, 5_000, 2_000_000):
         with pytest.raises(ValueError, match=f"a token of {length} bytes, expected 512 at most"):
             from_tekken(with_token(b"x" * length))
+
+
+@pytest.mark.parametrize("number", [MOST_TOKENS, 2**31])
+def test_numbers_of_tokens_have_an_end(number, tmp_path):
+    whole = json.loads(from_tekken(tekken()).backend_tokenizer.to_str())
+    whole["model"]["vocab"]["zz"] = number
+    shifted, special = json.loads(tekken()), json.loads(tekken())
+    shifted["config"] = {
+        "default_num_special_tokens": number,
+        "default_vocab_size": number + len(learned_ranks()),
+    }
+    special["special_tokens"][-1]["rank"] = number
+    for place, (name, tree) in enumerate(
+        (("tokenizer_json", whole), ("tekken_model", shifted), ("tekken_model", special))
+    ):
+        inside = {name: as_tensor(json.dumps(tree).encode())}
+        path = tiny_models.save(inside, tmp_path / f"{place}.safetensors")
+        with pytest.raises(
+            CheckpointError, match=rf"{place}\.safetensors: .* the number {str(number)[:4]}"
+        ):
+            own_tokenizer(path)
 
 
 @pytest.mark.parametrize("name", ["tekken_model", "tokenizer_json", "inner.tokenizer_json"])
