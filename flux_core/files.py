@@ -23,6 +23,8 @@ from .errors import CheckpointError, ConfigError, FileError, one_line
 LARGEST_TEXT = 64_000_000
 #: Bytes of JSON that is read whole: nested emptiness takes thirty times its length in memory.
 LARGEST_JSON = 16_000_000
+#: Bytes of a tokenizer inside of another file; Mistral's, the largest, takes 19 million.
+LARGEST_TOKENIZER = 32_000_000
 #: How a text begins in UTF-16, as PowerShell writes it, and what no text begins with.
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 NO_TEXTS = {
@@ -66,8 +68,18 @@ def reading(
         raise type(fault)(f"{path}: {fault}") from fault
     except FileNotFoundError as fault:
         raise error(f"{path}: no such file") from fault
-    except Exception as fault:  # a damaged file may fail in any way, of any library
+    except BaseException as fault:  # a damaged file may fail in any way, of any library
+        if not is_failure(fault):
+            raise
         raise error(f"{path}: cannot be read as {what} ({reason(fault)})") from fault
+
+
+def is_failure(fault: BaseException) -> bool:
+    """Whether something went wrong, and nobody interrupted it.
+
+    Libraries in Rust panic by an exception that is no ``Exception``, and can only be named.
+    """
+    return isinstance(fault, Exception) or type(fault).__name__ == "PanicException"
 
 
 def reason(fault: BaseException) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flux_core import OffloadPolicy, load_language_encoders, load_vae
-from flux_core.checkpoint.own_tokenizer import has_tokenizer
+from flux_core import CheckpointError, OffloadPolicy, load_language_encoders, load_vae
+from flux_core.checkpoint.own_tokenizer import folder_for, has_tokenizer
 from flux_core.checkpoint.reader import open_source
-from flux_core.models.language_encoders import find_language_tokenizer
 from flux_core.quant import full_dtype
 from flux_core.quant.registry import FULL_PRECISIONS
 
@@ -123,13 +122,13 @@ class FluxFitVAELoader:
 
 
 def tokenizer_folder(path: Path) -> Path | None:
-    """None where the file holds its tokenizer; beside the weights if it is there, else the host's
-    own where that is Qwen3's."""
+    """None where the file holds its tokenizer, to be read; beside the weights if it is there, else
+    the host's own where that is Qwen3's."""
     if has_tokenizer(path):
         return None
     try:
-        return find_language_tokenizer(path)
-    except FileNotFoundError:
+        return folder_for(path)
+    except (FileNotFoundError, CheckpointError):
         shipped = host.host_qwen_tokenizer()
         is_qwen = any(name.endswith("self_attn.q_norm.weight") for name in open_source(path).shapes)
         if shipped is None or not is_qwen:

@@ -216,6 +216,11 @@ class GGUFFile(Source):
         count = int.from_bytes(self._reader.data[start + 4 : start + 12].tobytes(), "little")
         return field.types[1].name, start + LIST_HEAD, count
 
+    def has_strings(self, name: str) -> bool:
+        """Whether the header has a list of texts of a name; none of them is read."""
+        place = self.list_at(name)
+        return place is not None and place[0] == "STRING"
+
     def strings(self, name: str) -> list[str] | None:
         """A list of texts of the header; None where there is none."""
         place = self.list_at(name)

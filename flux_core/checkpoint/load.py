@@ -21,7 +21,6 @@ from ..models.language import LanguageConfig, LanguageEncoder
 from ..models.language_encoders import (
     LanguageTextEncoders,
     check_marks,
-    find_language_tokenizer,
     open_language_tokenizer,
 )
 from ..models.redux import ReduxConfig, ReduxModel
@@ -41,7 +40,7 @@ from ..quant import Precision, full_dtype
 from ..quant.registry import FULL_PRECISIONS
 from .build import Progress, load_part, outline_part
 from .detect import find_part
-from .own_tokenizer import own_tokenizer
+from .own_tokenizer import folder_for, own_tokenizer
 from .reader import open_source
 from .weights import Weights
 
@@ -237,7 +236,7 @@ def load_language_encoders(
     own = own_tokenizer(path) if tokenizer is None else None
     folder = Path(tokenizer) if tokenizer is not None else None
     if own is None and folder is None:
-        folder = find_language_tokenizer(path)
+        folder = folder_for(path)
     loaded = load_part(path, "language_model", new_language_model, **options)
     language = cast(LanguageEncoder, loaded)
     kind = language.config.kind

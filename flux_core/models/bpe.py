@@ -9,13 +9,14 @@ two others is a merge, ranked by the token. Patterns are those that the host spl
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers import models as tokenizer_models
 from transformers import PreTrainedTokenizerFast
+
+from ..files import parse_json
 
 #: How text is split before bytes are merged: digits three at a time, or one by one.
 TEKKEN_PATTERN, QWEN_PATTERN = (
@@ -27,6 +28,10 @@ TEKKEN_PATTERN, QWEN_PATTERN = (
 #: By what GGUF files call them; Qwen's composes letters with their accents first.
 PATTERNS = {"tekken": TEKKEN_PATTERN, "qwen2": QWEN_PATTERN}
 COMPOSED = ("qwen2",)
+#: Bytes of a token of Mistral's; it is cut in two at every byte, which takes their square.
+LONGEST_TOKEN = 512
+#: Numbers of tokens, ten times those of any; tokenizers are copied by going through all of them.
+MOST_TOKENS = 2_000_000
 
 
 def byte_letters() -> dict[int, str]:
@@ -45,14 +50,13 @@ def byte_level_bpe(
 ) -> PreTrainedTokenizerFast:
     """A tokenizer of tokens in ``byte_letters`` with their numbers, and merges in order.
 
-    ``special`` tokens are found as they stand; ``split_as`` is one of ``PATTERNS``, else raises
-    ``ValueError``.
+    ``special`` tokens are found as they stand; ``split_as`` is a key of ``PATTERNS``. Raises
+    ``ValueError`` for a merge whose parts or result are no tokens.
     """
-    if split_as not in PATTERNS:
-        raise ValueError(
-            f"splits text as {split_as!r}, expected {' or '.join(PATTERNS)}: put the folder "
-            "'tokenizer' of the model's repository beside the file"
-        )
+    for first, second in merges:
+        for part in (first, second, first + second):
+            if part not in vocabulary:
+                raise ValueError(f"merges {first!r} with {second!r}, and {part!r} is no token")
     inner = Tokenizer(tokenizer_models.BPE(dict(vocabulary), list(merges)))
     if split_as in COMPOSED:
         inner.normalizer = normalizers.NFC()  # type: ignore[assignment]
@@ -66,6 +70,17 @@ def byte_level_bpe(
     inner.add_special_tokens(
         [AddedToken(token, special=True, normalized=False) for token in special]
     )
+    return wrapped(inner)
+
+
+def wrapped(inner: Tokenizer) -> PreTrainedTokenizerFast:
+    """A tokenizer as ``transformers`` has it.
+
+    Raises ``ValueError`` where its tokens have numbers beyond ``MOST_TOKENS``.
+    """
+    highest = max(inner.get_vocab().values(), default=0)
+    if highest >= MOST_TOKENS:
+        raise ValueError(f"has a token of the number {highest}, expected less than {MOST_TOKENS}")
     return PreTrainedTokenizerFast(tokenizer_object=inner)
 
 
@@ -74,7 +89,7 @@ def from_tekken(data: bytes) -> PreTrainedTokenizerFast:
 
     Raises ``ValueError``, ``KeyError`` or ``TypeError`` for what is none.
     """
-    tree: dict[str, Any] = json.loads(data)
+    tree: dict[str, Any] = parse_json(data)
     config, letters = tree["config"], byte_letters()
     first = int(config["default_num_special_tokens"])
     count = int(config["default_vocab_size"]) - first
@@ -84,16 +99,16 @@ def from_tekken(data: bytes) -> PreTrainedTokenizerFast:
         if int(entry["rank"]) < count
     }
     special = {str(entry["token_str"]): int(entry["rank"]) for entry in tree["special_tokens"]}
-
-    def spelled(token: bytes) -> str:
-        return "".join(letters[byte] for byte in token)
-
+    longest = max(map(len, ranks), default=0)
+    if longest > LONGEST_TOKEN:
+        raise ValueError(f"has a token of {longest} bytes, expected {LONGEST_TOKEN} at most")
+    spelled = {token: "".join(letters[byte] for byte in token) for token in ranks}
     merges: list[tuple[str, str]] = []
     for token, _ in sorted(ranks.items(), key=lambda item: item[1]):
-        splits = [(token[:i], token[i:]) for i in range(1, len(token))]
+        splits = ((token[:i], token[i:]) for i in range(1, len(token)))
         known = [(ranks[a], ranks[b], a, b) for a, b in splits if a in ranks and b in ranks]
-        merges += [(spelled(a), spelled(b)) for _, _, a, b in sorted(known)]
-    vocabulary = {spelled(token): first + rank for token, rank in ranks.items()}
+        merges += [(spelled[a], spelled[b]) for _, _, a, b in sorted(known)]
+    vocabulary = {spelled[token]: first + rank for token, rank in ranks.items()}
     ordered = sorted(special, key=special.__getitem__)
     return byte_level_bpe(vocabulary | special, merges, ordered, "tekken")
 

@@ -53,6 +53,15 @@ def test_whatever_goes_wrong_is_one_error_of_one_line_with_the_files_name(fault)
     assert "\n" not in str(raised.value) and str(raised.value) != "model.safetensors: "
 
 
+@pytest.mark.parametrize("message", ["range end index 2 out of range\nfor a slice", ""])
+def test_a_panic_of_a_library_in_rust_is_an_error_as_well(message):
+    panic = type("PanicException", (BaseException,), {})
+    refused = pytest.raises(ConfigError, match="^a.json: cannot be read as a tokenizer")
+    with refused as raised, reading("a.json", "a tokenizer", ConfigError):
+        raise panic(message)
+    assert "\n" not in str(raised.value) and isinstance(raised.value.__cause__, panic)
+
+
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit, GeneratorExit])
 def test_interrupts_pass(interrupt):
     with pytest.raises(interrupt), reading("m", "a model"):

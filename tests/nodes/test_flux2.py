@@ -142,6 +142,32 @@ class TestTokenizers:
         with pytest.raises(FileNotFoundError, match="no tokenizer"):
             tokenizer_folder(other)
 
+    @pytest.mark.parametrize("split_as", ["", "llama-bpe", "gpt-2"])
+    def test_one_that_is_not_known_is_passed_over(self, split_as, tmp_path, monkeypatch):
+        pytest.importorskip("gguf")
+        from fluxfit.nodes.part_loaders import tokenizer_folder
+
+        from tests.flux_core.checkpoint.test_gguf import write
+
+        lists = {"tokenizer__ggml__tokens": ["a", "b"], "tokenizer__ggml__merges": ["a b"]}
+        lists["tokenizer__ggml__pre"] = split_as
+        for name in ("q", "m"):
+            (tmp_path / name).mkdir()
+        norm = {"blk.0.attn_q_norm.weight": torch.ones(128)}
+        qwen = write(tmp_path / "q" / "q.gguf", norm, "F16", "qwen3", **lists)
+        mistral = write(tmp_path / "m" / "m.gguf", {}, "F16", "llama", **lists)
+        shipped = tmp_path / "comfy" / "text_encoders" / "qwen25_tokenizer"
+        shipped.mkdir(parents=True)
+        monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+        assert tokenizer_folder(qwen) == shipped
+        with pytest.raises(CheckpointError, match=r"m\.gguf: .* split.* text.*put the folder"):
+            tokenizer_folder(mistral)
+        for path in (qwen, mistral):
+            folder = path.parent / "tokenizer"
+            folder.mkdir()
+            (folder / "tokenizer.json").touch()
+            assert tokenizer_folder(path) == folder
+
     def test_a_file_of_another_part_is_named(self, folder, monkeypatch):
         monkeypatch.setenv("FLUXFIT_MODELS", str(folder))
         name = "fluxfit_pocket_clip_l.safetensors"

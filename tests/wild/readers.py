@@ -52,7 +52,10 @@ from .flux2_files import (
     flux2_vae_bytes,
     language_bytes,
     read_language_tokenizer,
+    read_tokenizer_inside,
+    write_gguf_tokenizer,
     write_language_tokenizer,
+    write_tokenizer_inside,
 )
 from .mutations import as_json, damaged_bytes, damaged_safetensors, damaged_text, damaged_tree
 
@@ -312,6 +315,8 @@ READERS = (
         "language model", language_bytes, inspected_and_read(lambda p: outline(p, "language_model"))
     ),
     Reader("language tokenizer", write_language_tokenizer, read_language_tokenizer),
+    Reader("tokenizer inside", write_tokenizer_inside, read_tokenizer_inside),
+    Reader("tokenizer in gguf", write_gguf_tokenizer, read_tokenizer_inside),
     safetensors_reader("embedding", lambda: save({"clip_l": torch.ones(2, 8)}), read_embedding),
     Reader("lora", write_adapter, read_adapter),
     Reader(

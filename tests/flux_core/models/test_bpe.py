@@ -14,16 +14,26 @@ import torch
 from torch import Tensor
 
 from flux_core import CheckpointError, load_language_encoders
+from flux_core.checkpoint.gguf import GGUFFile
 from flux_core.checkpoint.own_tokenizer import has_tokenizer, own_tokenizer
-from flux_core.models.bpe import PATTERNS, byte_letters, from_tekken
-from flux_core.models.language import QWEN3
+from flux_core.models.bpe import (
+    LONGEST_TOKEN,
+    MOST_TOKENS,
+    PATTERNS,
+    byte_letters,
+    from_lists,
+    from_tekken,
+)
+from flux_core.models.language import MISTRAL, QWEN3
+from flux_core.models.language_encoders import open_language_tokenizer
+from flux_core.models.tokenizers import Tokenizers
 from tests import flux2_models, tiny_models
 
 regex = pytest.importorskip("regex")
 
 SPECIAL = ("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]")
 FIRST = 12  # numbers that are kept for special tokens
-MARKS = dict(enumerate((*SPECIAL, "<pad>")))
+MARKS: dict[int, str] = dict(enumerate((*SPECIAL, "<pad>")))
 LEARNED = "the other cat's hat, that there 1234 25  an\n\n  Ünder ünder [INST] it'll the thing 日本"
 TEXTS = (
     LEARNED,
@@ -174,6 +184,87 @@ def test_a_tokenizer_that_is_broken_or_another_s_is_named(mistral, tmp_path):
             load_language_encoders(path)
 
 
+#: Merges of a vocabulary of "a", "b", "c" and "ab", and what is no token of each.
+WRONG_MERGES = {"a c": "ac", "b a": "ba", "a d": "d", "d a": "d", "ab a": "aba", "a ": ""}
+
+
+@pytest.mark.parametrize("merge", WRONG_MERGES)
+@pytest.mark.parametrize("split_as", PATTERNS)
+def test_merges_of_what_is_no_token_are_refused(merge, split_as):
+    tokens = ["a", "b", "c", "ab"]
+    assert numbers_of(from_lists(tokens, [], ["a b"], split_as), "ab") == [3]
+    with pytest.raises(ValueError, match=f"merges .* and '{WRONG_MERGES[merge]}' is no token"):
+        from_lists(tokens, [], ["a b", merge], split_as)
+
+
+def test_a_library_s_panic_names_the_file(tmp_path):
+    """A merge into no token panics inside of the library, from whatever file it comes."""
+    model = {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": [["a", "b"]]}
+    data = json.dumps({"version": "1.0", "added_tokens": [], "model": model}).encode()
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").write_bytes(data)
+    inside = {"tokenizer_json": as_tensor(data)}
+    path = tiny_models.save(inside, tmp_path / "whole.safetensors")
+    with pytest.raises(CheckpointError, match=r"whole\.safetensors: cannot be read as the token"):
+        own_tokenizer(path)
+    for kind in (QWEN3, MISTRAL):
+        with pytest.raises(CheckpointError, match="tokenizer: cannot be read as a tokenizer"):
+            open_language_tokenizer(tmp_path / "tokenizer", kind)
+    with pytest.raises(CheckpointError, match="tokenizer: cannot be read as a tokenizer"):
+        Tokenizers.load(tmp_path / "tokenizer", tmp_path / "tokenizer")
+
+
+def with_token(token: bytes) -> bytes:
+    """``tekken`` with one more token."""
+    tree = json.loads(tekken())
+    tree["vocab"][-1]["token_bytes"] = base64.b64encode(token).decode()
+    tree["config"]["default_vocab_size"] += 1
+    return json.dumps(tree).encode()
+
+
+def test_tokens_have_a_longest():
+    longest = from_tekken(with_token(b"x" * LONGEST_TOKEN))
+    assert "x" * LONGEST_TOKEN in longest.get_vocab()
+    for length in (LONGEST_TOKEN + 1, 5_000, 2_000_000):
+        with pytest.raises(ValueError, match=f"a token of {length} bytes, expected 512 at most"):
+            from_tekken(with_token(b"x" * length))
+
+
+@pytest.mark.parametrize("number", [MOST_TOKENS, 2**31])
+def test_numbers_of_tokens_have_an_end(number, tmp_path):
+    whole = json.loads(from_tekken(tekken()).backend_tokenizer.to_str())
+    whole["model"]["vocab"]["zz"] = number
+    shifted, special = json.loads(tekken()), json.loads(tekken())
+    shifted["config"] = {
+        "default_num_special_tokens": number,
+        "default_vocab_size": number + len(learned_ranks()),
+    }
+    special["special_tokens"][-1]["rank"] = number
+    for place, (name, tree) in enumerate(
+        (("tokenizer_json", whole), ("tekken_model", shifted), ("tekken_model", special))
+    ):
+        inside = {name: as_tensor(json.dumps(tree).encode())}
+        path = tiny_models.save(inside, tmp_path / f"{place}.safetensors")
+        with pytest.raises(
+            CheckpointError, match=rf"{place}\.safetensors: .* the number {str(number)[:4]}"
+        ):
+            own_tokenizer(path)
+
+
+@pytest.mark.parametrize("name", ["tekken_model", "tokenizer_json", "inner.tokenizer_json"])
+def test_a_tokenizer_s_bytes_have_a_largest(name, tmp_path, monkeypatch):
+    from flux_core.checkpoint import own_tokenizer as module
+
+    data = tekken()
+    if name != "tekken_model":
+        data = from_tekken(data).backend_tokenizer.to_str().encode()
+    path = tiny_models.save({name: as_tensor(data)}, tmp_path / "m.safetensors")
+    assert numbers_of(own_tokenizer(path), LEARNED) == by_hand(learned_ranks(), LEARNED)
+    monkeypatch.setattr(module, "LARGEST_TOKENIZER", len(data) - 1)
+    with pytest.raises(CheckpointError, match=rf"m\.safetensors: '{name}' has {len(data)} bytes"):
+        own_tokenizer(path)
+
+
 class TestGGUF:
     @pytest.fixture(autouse=True)
     def package(self):
@@ -247,10 +338,53 @@ class TestGGUF:
         assert numbers_of(tokenizer, "e\u0301") == numbers_of(tokenizer, "\u00e9")
         assert context(path).isfinite().all()
 
-    def test_another_way_to_split_is_named(self, mistral, tmp_path):
+    @pytest.mark.parametrize(
+        "split_as, how",
+        [
+            ("llama-bpe", "splits text as 'llama-bpe'"),
+            ("Tekken", "splits text as 'Tekken'"),
+            ("", "does not say how to split text"),
+            (None, "does not say how to split text"),
+            (5, "splits text as '5'"),
+        ],
+    )
+    def test_another_way_to_split_takes_the_folder_or_is_named(
+        self, split_as, how, mistral, single_file, tmp_path
+    ):
+        lists = self.lists("tekken", MARKS) | {"tokenizer__ggml__pre": split_as}
+        lists = {name: value for name, value in lists.items() if value is not None}
         state = self.renamed(mistral, turned=True)
-        path = self.write(tmp_path / "m.gguf", state, "llama", self.lists("llama-bpe", MARKS))
-        with pytest.raises(
-            CheckpointError, match=r"m\.gguf: .*splits text as 'llama-bpe', expected"
-        ):
+        path = self.write(tmp_path / "m.gguf", state, "llama", lists)
+        assert not has_tokenizer(path) and own_tokenizer(path) is None
+        with pytest.raises(CheckpointError, match=rf"m\.gguf: .*{how}.*, expected .*qwen2: put"):
             load_language_encoders(path)
+        from_tekken(tekken()).save_pretrained(tmp_path / "tokenizer")
+        assert tiny_models.relative(context(path), context(single_file)) < 0.01
+
+    @pytest.mark.parametrize("lacks", ["tokens", "merges"])
+    def test_half_a_tokenizer_is_none(self, lacks, mistral, tmp_path):
+        lists = self.lists("tekken", MARKS)
+        del lists[f"tokenizer__ggml__{lacks}"]
+        path = self.write(tmp_path / "m.gguf", self.renamed(mistral, turned=True), "llama", lists)
+        assert not has_tokenizer(path) and own_tokenizer(path) is None
+        with pytest.raises(FileNotFoundError, match="no tokenizer for"):
+            load_language_encoders(path)
+
+    @pytest.mark.parametrize(
+        "text, finds",
+        [("<kept8>", True), ("[INST]", True), ("tekken", False)],
+        ids=["tokens", "special", "split"],
+    )
+    def test_letters_that_are_none_name_the_file(self, text, finds, tmp_path, monkeypatch):
+        path = self.write(tmp_path / "m.gguf", {}, "llama", self.lists("tekken", MARKS))
+        raw = path.read_bytes()
+        assert raw.count(text.encode()) == 1
+        path.write_bytes(raw.replace(text.encode(), b"\xff" * len(text)))
+        with pytest.raises(CheckpointError, match=r"m\.gguf: cannot be read as the tokenizer"):
+            own_tokenizer(path)
+        monkeypatch.setattr(GGUFFile, "strings", None)  # not read to say that they are there
+        if finds:
+            assert has_tokenizer(path)
+        else:
+            with pytest.raises(CheckpointError, match=r"m\.gguf: cannot be read as the tokeniz"):
+                has_tokenizer(path)
