@@ -145,7 +145,8 @@ def of_array(array: np.ndarray, name: str) -> Tensor:
     if array.dtype.kind not in "fuib":
         raise ValueError(f"{name} is an array of {array.dtype}, expected numbers of pictures")
     kinds = {np.dtype(np.uint8): np.uint8, np.dtype(bool): bool}
-    return torch.from_numpy(np.ascontiguousarray(array, kinds.get(array.dtype, np.float32)))
+    array = np.ascontiguousarray(array, kinds.get(array.dtype, np.float32))
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def rows_for(batch: int, value: Tensor, name: str) -> Tensor:

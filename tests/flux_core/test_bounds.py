@@ -201,15 +201,16 @@ class TestPicturesOfAnyOrder:
             as_masks([torch.zeros(4, 6), torch.zeros(6, 4)], "mask")
 
 
-class TestRequests:
-    @pytest.fixture(scope="class")
-    def request_of(self, pipeline):
-        config = pipeline.transformer.config
-        prompt = Conditioning(
-            torch.zeros(1, 4, config.context_in_dim), torch.zeros(1, config.vec_in_dim)
-        )
-        return DrawRequest(pipeline.transformer, prompt, torch.zeros(1, 16, 8, 8))
+@pytest.fixture(scope="module")
+def request_of(pipeline):
+    config = pipeline.transformer.config
+    prompt = Conditioning(
+        torch.zeros(1, 4, config.context_in_dim), torch.zeros(1, config.vec_in_dim)
+    )
+    return DrawRequest(pipeline.transformer, prompt, torch.zeros(1, 16, 8, 8))
 
+
+class TestRequests:
     @pytest.mark.parametrize("strength", [math.nan, math.inf, 1e6, "x"])
     def test_strengths(self, request_of, strength):
         control = Control(None, torch.zeros(1, 16, 8, 8), strength)  # type: ignore[arg-type]

@@ -75,11 +75,13 @@ def test_a_crop_is_drawn_and_stitched_under_every_policy():
 
 
 def test_what_does_not_belong_together_is_refused(pipeline):
+    painted = {"image": torch.zeros(1, 64, 64, 3), "mask": torch.ones(1, 64, 64)}
     for options, message in (
         ({"keep_pixels": 4}, "keep_pixels keeps those outside of a mask"),
         ({"tiles": 512}, "tiles is 512, expected a Tiling"),
         ({"hires": 2.0}, "hires is 2.0, expected a Hires"),
-        ({"differential": 2.0}, "strength of differential diffusion is 2.0"),
+        ({"differential": 1.0}, "differential says how a mask is read, but there is none"),
+        ({"differential": 2.0, **painted}, "strength of differential diffusion is 2.0"),
     ):
         with pytest.raises(ValueError, match=message):
             pipeline(TEXT, **SETTINGS, **options)
