@@ -123,7 +123,12 @@ def is_trained(module: nn.Module) -> bool:
 
 def has_attached(module: nn.Module) -> bool:
     """Whether something is beside a module's layers for a run."""
-    return any(is_for_a_run(part) for part in module.modules())
+    return bool(parts_for_a_run(module))
+
+
+def parts_for_a_run(module: nn.Module) -> set[int]:
+    """Ids of what is beside a module's layers for the length of a run."""
+    return {id(part) for part in module.modules() if is_for_a_run(part)}
 
 
 def trained_parameters(block: nn.Module) -> Iterator[nn.Parameter]:

@@ -22,6 +22,7 @@ from .blocks import (
     modulation_parts,
     modulations_of,
     parts_apart,
+    parts_for_a_run,
 )
 from .machine import Machine
 from .pack import aligned, named_tensors
@@ -75,7 +76,8 @@ def cost_of(
     return Cost(
         rest=packed_bytes(module, parts_apart(module)),
         blocks=tuple(packed_bytes(block, modulation_parts(block)) for block in blocks),
-        modulations=sum(packed_bytes(layer) for layer in modulations_of(module)),
+        # what is beside them for a run comes and goes with the call that computes them
+        modulations=sum(packed_bytes(m, parts_for_a_run(m)) for m in modulations_of(module)),
         seconds=tuple(
             batch * block_seconds(block, machine, image_tokens, text_tokens) for block in blocks
         ),

@@ -96,11 +96,11 @@ class Scene:
 
 def lora(scene: Scene) -> None:
     """A LoRA on some layers of some blocks, and of what makes modulations."""
-    file = {}
+    file, rank = {}, scene.rng.choice((2, 16))
     for name, layer in scene.transformer.named_modules():
         there = any(part in name for part in ("_blocks.", "_modulation", "guidance_layer"))
         if hasattr(layer, "out_features") and there and scene.rng.random() < 0.3:
-            down, up = scene.normal(2, layer.in_features), scene.normal(layer.out_features, 2)
+            down, up = scene.normal(rank, layer.in_features), scene.normal(layer.out_features, rank)
             file |= {f"{name}.lora_A.weight": 0.1 * down, f"{name}.lora_B.weight": 0.1 * up}
     if file:
         path = tiny_models.save(file, scene.folder / f"{scene.rng.random()}.safetensors")
