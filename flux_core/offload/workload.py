@@ -56,28 +56,28 @@ class ModulationsOnMeta:
 
 
 def one_of_each_block(model: nn.Module) -> Any:
-    """The model on meta with one block of each kind: that which has the most, with what is beside
-    its layers.
+    """The model on meta with one block of each kind, with what is beside its layers.
 
-    Blocks in one list are taken for alike, and one leaves nothing behind for the next.
+    Blocks of a list are alike where their tensors are, and one leaves nothing behind for the next.
     """
     small = on_meta(model)
     blocks = {id(block) for block in blocks_of(small)}
     for owner in list(small.modules()):
         if isinstance(owner, nn.ModuleList) and {id(child) for child in owner} <= blocks:
-            sizes = [packed_bytes(block) for block in owner]
-            largest = sizes.index(max(sizes)) if sizes else 0
-            del owner[largest + 1 :]
-            del owner[:largest]
+            kinds = list(map(shapes_of, owner))
+            for number in reversed(range(len(owner))):
+                if kinds[number] in kinds[:number]:
+                    del owner[number]
     return set_compute(small, "dequantize")
 
 
-def attached_shapes(module: nn.Module) -> tuple[Hashable, ...]:
-    """What is beside a model's layers for a run, by its names, shapes and dtypes."""
+def shapes_of(module: nn.Module, attached_alone: bool = False) -> tuple[Hashable, ...]:
+    """What a module holds, or only what is beside its layers for a run, by names, shapes and
+    dtypes."""
     return tuple(
         (name, tensor.shape, tensor.dtype, getattr(owner, "size_key", None))
         for name, owner, _, tensor in named_tensors(module)
-        if is_for_a_run(owner)
+        if is_for_a_run(owner) or not attached_alone
     )
 
 
@@ -106,7 +106,7 @@ def transformer_bytes(
         return peak_bytes(step)
 
     of_options = tuple((name, part_of_key(value)) for name, value in options.items())
-    key = (image_tokens, text_tokens, batch, of_options, attached_shapes(module))
+    key = (image_tokens, text_tokens, batch, of_options, shapes_of(module, True))
     return counted(module, key, count)
 
 

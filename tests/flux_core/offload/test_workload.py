@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from flux_core import OffloadPolicy, quantize
+from flux_core import OffloadPolicy, load_lora, quantize
+from flux_core.lora import lora_applied
 from flux_core.offload import OffloadRunner
 from flux_core.offload.activations import LiveBytes
 from flux_core.offload.workload import transformer_bytes
@@ -40,6 +43,33 @@ def test_predicted_bytes_are_what_a_step_takes(on_host, monkeypatch):
                 step.run()
     gradients_seen = counted.peak - sum(p.nbytes for p in step.lora.parameters())  # their gradients
     assert abs(gradients_seen - work.activations) < 0.06 * gradients_seen
+
+
+@pytest.mark.parametrize("kind", ["double_blocks", "single_blocks"])
+def test_what_loras_take_is_counted_in_whatever_block_it_is(kind, tmp_path):
+    """The block whose LoRAs are the largest need not be the one where they take the most."""
+    small, wide = {
+        "double_blocks": ("txt_attn.qkv", "img_mlp.0"),
+        "single_blocks": ("linear2", "linear1"),
+    }[kind]
+    other = {"double_blocks": "depth_single_blocks", "single_blocks": "depth"}[kind]
+    model = tiny_models.flux_transformer(replace(tiny_models.DEV, **{other: 0}))
+
+    def size_with(*ranks: tuple[str, int]) -> int:
+        file = {}
+        for name, rank in ranks:
+            layer = model.get_submodule(name)
+            file[f"{name}.lora_A.weight"] = torch.zeros(rank, layer.in_features)
+            file[f"{name}.lora_B.weight"] = torch.zeros(layer.out_features, rank)
+        lora = load_lora(tiny_models.save(file, tmp_path / f"{len(file)}{ranks}.safetensors"))
+        with lora_applied(model, [(lora, 1.0)]):
+            return transformer_bytes(model, 256, 16, 1)
+
+    most = size_with((f"{kind}.1.{wide}", 2))
+    assert most > size_with((f"{kind}.0.{small}", 64))
+    for first, second in ((0, 1), (1, 0)):
+        both = (f"{kind}.{first}.{small}", 64), (f"{kind}.{second}.{wide}", 2)
+        assert size_with(*both) == most
 
 
 @pytest.mark.parametrize("make", [flux2_models.transformer, tiny_models.flux_transformer])
