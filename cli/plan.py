@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--link", type=float, default=25, help="GB/s; PCIe 3, 4, 5: 12.5, 25, 55")
     parser.add_argument("--tflops", type=float, default=70, help="of linear layers, effective")
     parser.add_argument("--ram", type=float, help="gigabytes of host memory")
-    parser.add_argument("--steps", type=int, default=28)
+    parser.add_argument("--steps", type=int, help="28 or, for schnell and klein, 4")
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--height", type=int, default=1024)
     parser.add_argument("--precision", default="fp8_scaled")
@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from flux_core.bounds import MOST_STEPS, check_number
+    from flux_core.models.families import published_as
     from flux_core.offload.machine import Machine
     from flux_core.quant import PRECISIONS
     from flux_core.sampling.estimate import plan_picture, published_models
@@ -48,9 +49,11 @@ def run(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None:
             check_number(value, name, 1e-3, 1e9)
-    check_number(args.steps, "steps", 1, MOST_STEPS, whole=True)
+    family, _ = published_as(args.model)
+    steps = family.steps if args.steps is None else args.steps
+    check_number(steps, "steps", 1, MOST_STEPS, whole=True)
     models = published_models(args.model, args.precision)
-    print(f"{args.model} in {args.precision}, {args.width}x{args.height}, {args.steps} steps")
+    print(f"{args.model} in {args.precision}, {args.width}x{args.height}, {steps} steps")
     gpus = COMMON_GPUS
     if args.vram:
         gpus = ((args.vram, args.link, args.tflops, f"{args.link:g} GB/s"),)
@@ -61,8 +64,8 @@ def run(args: argparse.Namespace) -> None:
             ram=args.ram and args.ram * 1e9,
             width=args.width,
             height=args.height,
-            steps=args.steps,
+            steps=steps,
             models=models,
         )
         line = f"{vram:>4g} GB, {tflops:g} TFLOP/s ({name}): {picture}"
-        print(line + f", {picture.seconds(args.steps):.0f} s a picture" * picture.fits)
+        print(line + f", {picture.seconds(steps):.0f} s a picture" * picture.fits)

@@ -167,9 +167,10 @@ def called(node: Node, model: FluxModel) -> FluxModel:
     return cast(FluxModel, function(model=model, **values)[0])
 
 
-def model_of(nodes: Sequence[Node], transformer: FluxTransformer) -> tuple[FluxModel, int]:
-    """The model that reaches the sampler, and how many IP-Adapters are on it."""
-    model, adapters = FluxModel(transformer, OffloadPolicy()), 0
+def model_of(nodes: Sequence[Node], transformer: FluxTransformer) -> tuple[FluxModel, list[bool]]:
+    """The model that reaches the sampler, and of each IP-Adapter on it, whether the negative prompt
+    is shown a picture too."""
+    model, adapters = FluxModel(transformer, OffloadPolicy()), list[bool]()
     for node in reversed(nodes):  # from the loader on
         values = node["values"]
         if "model" not in node["behind"]:
@@ -179,7 +180,7 @@ def model_of(nodes: Sequence[Node], transformer: FluxTransformer) -> tuple[FluxM
             use = (outlined_lora(path), float(values.get("strength", 1.0)))
             model = replace(model, loras=(*model.loras, use))
         elif node["type"] == "FluxFitApplyIPAdapter" and values.get("weight", 1.0):
-            adapters += 1
+            adapters.append("negative_output" in node["wired"])
         elif node["type"] in ON_MODELS:
             model = called(node, model)
     return model, adapters
@@ -236,7 +237,7 @@ def options_of(
         len(kinds["FluxFitRegion"]),
         redux_tokens(kinds["FluxFitRedux"]),
         outlined_nets(nodes, "control"),
-        [adapter] * adapters if adapter is not None else [],
+        [(adapter, shown) for shown in adapters] if adapter is not None else [],
         model.loras,
         model.tiles,
         model.differential,

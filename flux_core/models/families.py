@@ -93,6 +93,7 @@ FLUX1_SCHNELL = replace(
     matches=lambda config: not config.guidance_embed,
     sigma_shift=0.0,
     sigma_entries=1_000,
+    steps=4,
     published={"FLUX.1-schnell": TransformerConfig(guidance_embed=False)},
 )
 #: Distilled to 8 double blocks; drawn as dev is.
@@ -174,6 +175,7 @@ FLUX2_KLEIN = replace(
     members=("FLUX.2 klein 4B", "FLUX.2 klein 9B", "FLUX.2 klein base"),
     matches=lambda config: isinstance(config, Flux2Config) and not config.guidance_embed,
     encoders=("qwen3",),
+    steps=4,
     published={
         "FLUX.2-klein-4B": Flux2Config(
             context_in_dim=7680,

@@ -52,6 +52,7 @@ class Family:
         takes_controls: whether FLUX.1's ControlNets are made for it.
         host_model: what the host calls the family (``image_model``).
         lora_base: what files of LoRAs call it (``ss_base_model_version``).
+        steps: how many a picture takes, as its models are published.
         published: configurations of the models that people have by name, to be planned with.
     """
 
@@ -72,6 +73,7 @@ class Family:
     takes_controls: bool = True
     host_model: str = "flux"
     lora_base: str = "flux1"
+    steps: int = 28
     published: Mapping[str, Any] = field(default_factory=dict)
 
     @property

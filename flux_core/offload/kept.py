@@ -10,8 +10,6 @@ host waits for neither. Axis letters: B pictures, R tokens, H heads, d width of 
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -19,13 +17,6 @@ from .memory import device_buffer, host_buffer
 from .pack import aligned
 
 SLOTS = 2
-
-
-class Pair(NamedTuple):
-    """Keys and values (B, R, H, d) of one block."""
-
-    keys: Tensor
-    values: Tensor
 
 
 class KeptSlot:
@@ -62,7 +53,7 @@ class KeptOnHost:
         """Bytes of its buffers on the device."""
         return sum(slot.buffer.nbytes for slot in self.slots)
 
-    def put(self, block: int, known: Pair) -> None:
+    def put(self, block: int, known: tuple[Tensor, ...]) -> None:
         """Keep what a block computed, keys and values (B, R, H, d)."""
         size = sum(aligned(tensor.nbytes) for tensor in known)
         if not self.like:
@@ -74,15 +65,15 @@ class KeptOnHost:
         self.turns[block] = len(self.host)
         self.host.append(flat)
 
-    def views(self, buffer: Tensor) -> Pair:
+    def views(self, buffer: Tensor) -> tuple[Tensor, ...]:
         """Keys and values (B, R, H, d) in a buffer, (size,) uint8."""
         views, start = [], 0
         for shape, dtype, size in self.like:
             views.append(buffer[start : start + size].view(dtype).view(shape))
             start += aligned(size)
-        return Pair(*views)
+        return tuple(views)
 
-    def get(self, block: int) -> Pair:
+    def get(self, block: int) -> tuple[Tensor, ...]:
         """What a block reads, on the device, ready for the current stream; the next one's is
         fetched meanwhile."""
         turn = self.turns[block]

@@ -43,8 +43,9 @@ class DrawingOptions:
     """What is asked for beside a prompt and a size.
 
     ``references`` are heights and widths in pixels; ``regions`` how many prompts of parts there
-    are, ``more_text`` tokens that pictures add to the prompt (Redux). The rest is as
-    ``DrawRequest`` and ``SamplingSettings`` have it; ``hires`` asks for a second run.
+    are, ``more_text`` tokens that pictures add to the prompt (Redux); an IP-Adapter comes with
+    whether the negative prompt is shown a picture too. The rest is as ``DrawRequest`` and
+    ``SamplingSettings`` have it; ``hires`` asks for a second run.
     """
 
     cfg: float = 1.0
@@ -54,7 +55,7 @@ class DrawingOptions:
     regions: int = 0
     more_text: int = 0
     controls: Sequence[FluxControlNet] = ()
-    adapters: Sequence[IPAdapter] = ()
+    adapters: Sequence[tuple[IPAdapter, bool]] = ()
     loras: LoraStack = ()
     tiles: Tiling | None = None
     differential: float | None = None
@@ -66,12 +67,14 @@ def no_numbers(*shape: int) -> Tensor:
     return torch.zeros(()).expand(shape)
 
 
-def outlined_adapter(adapter: IPAdapter) -> AppliedAdapter:
-    """An IP-Adapter with one picture, its keys and values without numbers."""
+def outlined_adapter(adapter: IPAdapter, negative: bool) -> AppliedAdapter:
+    """An IP-Adapter with one picture a prompt, its keys and values without numbers."""
     small = set_compute(on_meta(adapter), "dequantize")
     with torch.no_grad():
         keys = small(torch.empty(1, adapter.config.embed_dim, device=META))
-    return AppliedAdapter(adapter, no_numbers(1, adapter.config.embed_dim), ready=(keys, None))
+    seen = no_numbers(1, adapter.config.embed_dim)
+    of_both = (keys, keys if negative else None)
+    return AppliedAdapter(adapter, seen, negative=seen if negative else None, ready=of_both)
 
 
 def outlined_control(net: FluxControlNet, size: Sequence[int], channels: int, side: int) -> Control:
@@ -124,7 +127,7 @@ def outlined_request(
         loras=options.loras,
         tiles=options.tiles,
         differential=options.differential,
-        adapters=[outlined_adapter(adapter) for adapter in options.adapters],
+        adapters=[outlined_adapter(*each) for each in options.adapters],
     )
 
 

@@ -29,3 +29,12 @@ def test_other_models_are_planned_by_name(tmp_path):
     assert "of 57 blocks stay" in dev[1] and "46 of 46 blocks stay" in lite[1]
     done = call("plan", "--model", "Sana", cwd=tmp_path)
     assert done.returncode and "'Sana', expected one of FLUX.1-dev, FLUX.1-schnell" in done.stderr
+
+
+def test_a_picture_has_as_many_steps_as_its_model_is_published_with(tmp_path):
+    names = {"FLUX.1-schnell": 4, "FLUX.2-klein-4B": 4, "FLUX.2-dev": 28, "Chroma": 28}
+    for name, steps in names.items():
+        done = call("plan", "--model", name, "--vram", "24", cwd=tmp_path)
+        assert done.stdout.splitlines()[0].endswith(f", {steps} steps")
+    done = call("plan", "--model", "FLUX.1-schnell", "--steps", "8", cwd=tmp_path)
+    assert done.stdout.splitlines()[0].endswith(", 8 steps")

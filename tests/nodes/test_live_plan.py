@@ -229,6 +229,9 @@ class TestWhatIsWired:
         assert plain < single < double
         nothing = ("FluxFitApplyIPAdapter", "model", {"weight": 0.0})
         assert self.bytes_of(nothing, loader)[0] == plain
+        both = (*one, ["negative_output"])
+        shown = [self.bytes_of(n, loader, wired=NEGATIVE, cfg=2.5)[0] for n in (one, both)]
+        assert shown[0] < shown[1]
 
     def test_controlnets_stand_beside_the_transformer(self):
         values = {"controlnet": "fluxfit_pocket_upscaler.safetensors", "precision": "bf16"}

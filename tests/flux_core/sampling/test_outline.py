@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from flux_core import Conditioning, Control, FluxControlNet, FluxTransformer
+from flux_core import Conditioning, Control, FluxControlNet, FluxTransformer, load_ip_adapter
 from flux_core.offload.activations import on_meta
 from flux_core.offload.plan import Plan
+from flux_core.sampling.adapters import AppliedAdapter, keys_of
 from flux_core.sampling.conditioning import Region, RegionalPrompts
 from flux_core.sampling.guidance import GuidanceOptions
 from flux_core.sampling.hires import Hires
@@ -25,7 +26,7 @@ from flux_core.sampling.outline import (
 from flux_core.sampling.references import References
 from flux_core.sampling.run import DrawRequest, SamplingSettings, sample
 from flux_core.sampling.tiles import Tiling
-from tests import tiny_models
+from tests import adapter_files, tiny_models
 
 TEXT = 5
 NAG = GuidanceOptions(nag=NormalizedAttentionGuidance())
@@ -80,6 +81,28 @@ def test_the_work_is_that_of_a_real_request(transformer, name):
     assert outlined.work == real.work
     tensors = (outlined.latents, outlined.positives[0].context)
     assert all(tensor.untyped_storage().nbytes() == 4 for tensor in tensors)
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_an_adapter_counts_what_each_prompt_is_shown(transformer, shown, tmp_path):
+    file = adapter_files.instantx()
+    opened = load_ip_adapter(tiny_models.save(file, tmp_path / "adapter.safetensors"))
+    about = {"width": 112, "height": 64}
+    small, outlined = on_meta(transformer), on_meta(opened)
+    plan = outlined_request(
+        small,
+        DrawingOptions(cfg=3.0, adapters=[(outlined, shown)]),
+        steps=3,
+        batch=2,
+        text_tokens=TEXT,
+        **about,
+    )
+    embeds = torch.randn(1, opened.config.embed_dim)
+    applied = AppliedAdapter(opened, embeds, negative=embeds if shown else None)
+    plain = real_request(transformer, DrawingOptions(cfg=3.0), **about)
+    keys = keys_of(None, opened, embeds)
+    ready = replace(applied, ready=(keys, keys if shown else None))
+    assert plan.work == replace(plain, adapters=[ready]).work
 
 
 def test_calls_are_those_that_are_made(transformer):
