@@ -113,9 +113,9 @@ def reference_edit() -> Page:
         ),
         {
             "Load": [["policy"], ["loader"], ["lora"]],
-            "Prompt": [["prompt", "negative", "size", "instruction"]],
+            "Prompt": [["prompt", "negative", "size"]],
             "Draw": [["sampler"], ["decode"], ["save"]],
-            "Edit": [["reference"], ["edit"]],
+            "Edit": [["instruction"], ["reference"], ["edit"]],
             "Result": [["decode edited"], ["save edited"]],
         },
     )
