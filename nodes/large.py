@@ -81,7 +81,7 @@ class FluxFitHiresFix(FluxSampler):
     """A large picture in two runs."""
 
     DESCRIPTION = (
-        "Draws small, enlarges, and draws again: the composition of the size that FLUX.1 knows, "
+        "Draws small, enlarges, and draws again: the composition of the size that FLUX knows, "
         "with the detail of a large picture. With FluxFitTiledDrawing in front the second run is "
         "drawn in windows; ControlNets on upscaler see the enlarged picture."
     )

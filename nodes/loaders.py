@@ -233,8 +233,9 @@ class FluxFitTransformerLoader:
     """A transformer alone."""
 
     DESCRIPTION = (
-        "Opens a FLUX.1 transformer alone, to use another precision or another model with text "
-        "encoders and a VAE that are loaded already."
+        "Opens a transformer of FLUX.1, FLUX.2 or Chroma alone. FLUX.2 has loaders of its own for "
+        "the rest; elsewhere text encoders and a VAE that are loaded already serve another model, "
+        "or another precision."
     )
     CATEGORY = LOADING
     FUNCTION = "load"

@@ -31,7 +31,7 @@ class FluxFitLoraLoader:
     """A LoRA beside the weights."""
 
     DESCRIPTION = (
-        "Puts a LoRA on FLUX.1, of any precision and any offload policy: it is added beside the "
+        "Puts a LoRA on a model of any precision and any offload policy: it is added beside the "
         "weights, never into them. Reads kohya, diffusers, ai-toolkit, PEFT, ComfyUI, XLabs and "
         "OneTrainer, with LoHa, LoKr and DoRA. Chain several; another strength costs nothing."
     )

@@ -23,7 +23,7 @@ class OffloadPolicy:
     """How the parts share the device's memory."""
 
     DESCRIPTION = (
-        "How the parts of FLUX.1 share the card's memory. auto: what fits stays there, the rest is "
+        "How the parts of FLUX share the card's memory. auto: what fits stays there, the rest is "
         "streamed. none: everything stays, the fastest where it fits. component: each part is "
         "there only while it computes. stream: blocks pass through a few buffers, the least "
         "memory. Pictures are the same to the bit. The node shows what the model that it is "
@@ -121,7 +121,7 @@ class FluxFitMemoryReport:
     """What the parts took when they ran last."""
 
     DESCRIPTION = (
-        "Shows what each part of FLUX.1 took when it ran last: bytes on the card, streamed and "
+        "Shows what each part of FLUX took when it ran last: bytes on the card, streamed and "
         "pinned, predicted beside measured, copies, stalls and bandwidth, and a timeline of memory "
         "and of the copy and compute lanes. Wire in the picture that is made last."
     )

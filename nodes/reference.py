@@ -59,7 +59,7 @@ class FluxFitReference:
         return {
             "required": {
                 "positive": socket("CONDITIONING", "What to change, from FluxTextEncode."),
-                "vae": socket("VAE", "Encodes the picture; any VAE of FLUX.1."),
+                "vae": socket("VAE", "Encodes the picture; the VAE of the model that draws."),
                 "image": socket("IMAGE", "The picture to look at."),
                 "size": choice(
                     SIZES,

@@ -41,13 +41,13 @@ log = logging.getLogger("fluxfit")
 
 
 class FluxSampler:
-    """FLUX.1's sampler."""
+    """FLUX's sampler."""
 
     DESCRIPTION = (
-        "Draws latents with FLUX.1. Noise and sigmas are the host's, so that the same seed gives "
-        "the same picture as its KSampler. The latent may be any empty one, or an encoded "
-        "picture with denoise below 1; a noise mask on it is respected. Prompts may have regions, "
-        "masks, spans and reference latents. When it ends it shows what it took."
+        "Draws latents with FLUX.1, FLUX.2 or Chroma. Noise and sigmas are the host's, so that the "
+        "same seed gives the same picture as its KSampler. The latent may be any empty one, or an "
+        "encoded picture with denoise below 1; a noise mask on it is respected. Prompts may have "
+        "regions, masks, spans and reference latents. When it ends it shows what it took."
     )
     CATEGORY = SAMPLING
     FUNCTION = "sample"
