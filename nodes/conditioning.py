@@ -21,7 +21,7 @@ from flux_core.sampling.references import JOINT, References
 DEFAULT_GUIDANCE = 3.5
 #: Where FluxFitFlexControl puts a ``ControlPicture``.
 CONTROL_PICTURE = "fluxfit_control_picture"
-#: Where FLUX Regional Prompts puts its regions; stock samplers do not read it.
+#: Where FLUX Regional Prompts puts its regions; stock samplers on our MODEL refuse them.
 REGIONS_KEY = "fluxfit_regions"
 #: The host's mask of attention, and the tokens of the image that it is over besides the text.
 ATTENTION_MASK, MASK_SHAPE = "attention_mask", "attention_mask_img_shape"

@@ -24,7 +24,8 @@ from flux_core.units import readable_bytes, readable_seconds
 
 from . import accounts, host
 from .bridge.host_sampling import guider_of, named_sampler, refers, sample
-from .conditioning import REGIONS_KEY, conditioning_of
+from .bridge.host_work import refuse_regions
+from .conditioning import conditioning_of
 from .memory_manager import HostOffloadRunner
 from .preview import preview
 from .widgets import choice, integer, number, socket, toggle
@@ -216,11 +217,7 @@ def refuse_own(
     model: FluxModel, control: Sequence[Control] | None, guider: Any, prompts: Sequence[Any]
 ) -> None:
     """Raise ``ValueError`` for what only our own samplers draw, where the host's are asked for."""
-    if any(entry[1].get(REGIONS_KEY) is not None for entry in prompts):
-        raise ValueError(
-            "FLUX Regional Prompts draw with FluxSampler's own samplers: take sampler_object and "
-            "guider away"
-        )
+    refuse_regions([entry[1] for entry in prompts])
     if control:
         raise ValueError(
             "ControlNets on the control input draw with FluxSampler's own samplers: take "

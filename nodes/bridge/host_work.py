@@ -13,6 +13,7 @@ from flux_core.offload import Work
 from flux_core.sampling.latents import image_tokens
 
 from .. import host
+from ..conditioning import REGIONS_KEY
 from .patches import has_patches
 
 #: Of wrappers that are ours.
@@ -29,6 +30,16 @@ def takes_all(options: Mapping[str, Any]) -> bool:
         or "model_function_wrapper" in options
         or any(key != KEY for key in wrappers)
     )
+
+
+def refuse_regions(prompts: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ``ValueError`` where a prompt, of those that the host's samplers draw, has regions."""
+    if any(prompt.get(REGIONS_KEY) is not None for prompt in prompts):
+        raise ValueError(
+            "FLUX Regional Prompts draw with FluxSampler's own samplers: put FluxSampler in the "
+            "place of this one, without sampler_object and guider; stock samplers draw "
+            "ConditioningSetArea and ConditioningSetMask"
+        )
 
 
 def text_count(prompt: Mapping[str, Any]) -> int:

@@ -33,7 +33,15 @@ from ..wires import FluxModel
 from .adapters import HostAdapters
 from .concat import flex_latents
 from .host_config import NoHostModel, UnknownToHostError, unet_config
-from .host_work import KEY, other_models, reference_count, takes_all, text_count, work_beside
+from .host_work import (
+    KEY,
+    other_models,
+    reference_count,
+    refuse_regions,
+    takes_all,
+    text_count,
+    work_beside,
+)
 from .model import HostFlux, RunModulations
 from .weight_patches import Entry, entries_of, numbered_together
 
@@ -300,6 +308,7 @@ class ModelPatching(PartPatching):
         """The host's sampling of noise (B, C, h, w), held for all sigmas (steps + 1,)."""
         together = takes_all(guider.model_options)
         prompts = [prompt for conds in guider.conds.values() for prompt in conds or ()]
+        refuse_regions(prompts)
         batch = noise.shape[0] * (len(prompts) if together else 1)
         still = reference_count(prompts, "index_timestep_zero", self.diffusion.geometry)
         transformer, geometry = self.diffusion.transformer, self.diffusion.geometry

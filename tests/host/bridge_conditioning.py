@@ -195,6 +195,24 @@ def reference_attention() -> None:
 
 
 @check()
+def regional_prompts() -> None:
+    """Regions that attention reads are refused where the host would draw without them."""
+    (region,) = call("FluxFitRegion", conditioning=GREEN)
+    placed, _ = call("FluxFitRegionalPrompts", conditioning=RED, regions=region)
+    values = {"latent": latent(), "steps": STEPS, "seed": SEED}
+    (drawn, *_) = call("FluxSampler", model=FLUX, positive=placed, **values)
+    differs(drawn["samples"], call("FluxSampler", model=FLUX, positive=RED, **values)[0]["samples"])
+    (sampler,) = call("KSamplerSelect", sampler_name="euler")
+    (guider,) = call("BasicGuider", model=MODEL, conditioning=placed)
+    for draw in (
+        lambda: ksampler(MODEL, placed),
+        lambda: call("FluxSampler", model=FLUX, positive=RED, guider=guider, **values),
+        lambda: call("FluxSampler", model=FLUX, positive=placed, sampler_object=sampler, **values),
+    ):
+        refused("FLUX Regional Prompts draw with FluxSampler's own samplers", draw)
+
+
+@check()
 def attention_masks() -> None:
     tokens = RED[0][0].shape[1]
     bias = torch.zeros(1, tokens + 1, tokens + 1, dtype=torch.float16)
