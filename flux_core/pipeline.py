@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .bounds import brief, check_number, check_span
+from .bounds import brief, check_number
 from .checkpoint.load import load_text_encoders, load_transformer, load_vae
 from .lora import Lora, LoraStack, LoraUse
 from .models.families import family_of
@@ -23,43 +23,37 @@ from .models.transformer import FluxTransformer
 from .models.vae import AutoEncoder
 from .offload import MemoryReport, OffloadPolicy, OffloadRunner
 from .offload.turns import turn_of
-from .pipeline_inputs import (
+from .pipeline_inputs import batch_of, check_request, listed, opened_loras, refuse_strangers
+from .pipeline_pictures import (
+    ControlOptions,
     Picture,
-    batch_of,
-    check_request,
-    condition_pixels,
+    ReadPictures,
+    check_masked,
+    condition_of,
     control_pixels,
-    listed,
-    opened_loras,
     read_beside,
-    refuse_condition,
-    refuse_strangers,
+    references_of,
+    started_from,
 )
 from .pocket import pocket_file
 from .quant import full_dtype
-from .sampling.concat import channels_beside
 from .sampling.conditioning import (
     Conditioning,
     Control,
-    ControlPicture,
     RegionalOptions,
     RegionalPrompts,
 )
 from .sampling.guidance import PLAIN_GUIDANCE, GuidanceOptions
 from .sampling.hires import Hires, draw_twice
-from .sampling.image_prompts import ImagePrompt, apply_image_prompts, check_image_prompt
+from .sampling.image_prompts import ImagePrompt, apply_image_prompts
 from .sampling.images import (
-    as_masks,
-    as_pictures,
     check_size,
-    rows_for,
-    scaled_to,
     to_pixels,
 )
 from .sampling.latents import expand, zero_latents
-from .sampling.masks import MOST_FEATHER, keep_pixels_outside
+from .sampling.masks import keep_pixels_outside
 from .sampling.prompts import encode_prompts
-from .sampling.reference_pictures import PREFERRED, as_references, encode_references
+from .sampling.reference_pictures import PREFERRED
 from .sampling.references import JOINT, References
 from .sampling.regional import RegionPrompt, checked_regions
 from .sampling.run import DrawRequest, SamplingSettings, StepCallback, draw
@@ -216,15 +210,11 @@ class FluxPipeline:
         if not isinstance(negative_prompt, str):
             raise ValueError(f"negative_prompt is {brief(negative_prompt)}, expected a text")
         controls, loras = listed(controls, "controls"), listed(loras, "loras")
-        pictures = masks = read_picture = read_mask = None
-        if image is not None:
-            pictures = rows_for(batch, as_pictures(image, "image"), "image")
+        image_prompts = listed(image_prompts, "image_prompts")
+        pictures, masks = started_from(image, mask, batch)
+        if pictures is not None:
             height, width = pictures.shape[1:3]
         check_size(width, height, batch)
-        if mask is not None:
-            if image is None:
-                raise ValueError("a mask says what to keep of an image, but there is no image")
-            masks = rows_for(batch, as_masks(mask, "mask"), "mask")
         settings = SamplingSettings(
             seed=seed,
             steps=steps,
@@ -239,43 +229,25 @@ class FluxPipeline:
         parts_of_picture = checked_regions(regions, batch)
         if regional is not None and not isinstance(regional, RegionalOptions):
             raise ValueError(f"regional is {brief(regional)}, expected RegionalOptions")
-        opened = opened_loras(loras, self.transformer, self.text_encoders)
-        if condition is not None:
-            refuse_condition(self.transformer, opened)
-            read_picture = rows_for(batch, as_pictures(condition, "condition"), "condition")
-            if condition_mask is not None:
-                read_mask = as_masks(condition_mask, "condition_mask")
-                read_mask = rows_for(batch, read_mask, "condition_mask")[:, None]
-        elif condition_mask is not None:
-            raise ValueError("condition_mask belongs to a condition, but there is none")
-        guide = control_pixels(self.transformer, control_picture, batch, condition, condition_mask)
-        check_number(control_strength, "control_strength", -1000, 1000)
-        check_span(0.0, control_end, "a control picture's")
-        if keep_pixels is not None:
-            check_number(keep_pixels, "keep_pixels", 0, MOST_FEATHER, whole=True)
-            if masks is None:
-                raise ValueError("keep_pixels keeps those outside of a mask, but there is none")
-        references, shown = None, []
-        if reference is not None:
-            if channels_beside(self.transformer):
-                raise ValueError(
-                    "a reference is read by Kontext and dev, and this model reads a picture beside "
-                    "the noise: is it meant as condition?"
-                )
-            shown = as_references(reference, batch, reference_size, (height, width))
-            references = References((), reference_method, reference_attention)
         if hires is not None and not isinstance(hires, Hires):
             raise ValueError(f"hires is {brief(hires)}, expected a Hires")
-        if differential is not None and masks is None:
-            raise ValueError("differential says how a mask is read, but there is none")
-        pictures_said = listed(image_prompts, "image_prompts")
-        for each in pictures_said:
-            check_image_prompt(each)
+        check_masked(masks, keep_pixels, differential)
+        opened = opened_loras(loras, self.transformer, self.text_encoders)
+        of_noise = condition_of(self.transformer, opened, condition, condition_mask, batch)
+        placing = References((), reference_method, reference_attention)
+        read = ReadPictures(
+            *of_noise,
+            control_pixels(self.transformer, control_picture, batch, *of_noise),
+            ControlOptions(control_strength, control_end),
+            **references_of(
+                self.transformer, reference, placing, batch, reference_size, (height, width)
+            ),
+        )
         check_request(
             self.transformer,
             settings,
-            references,
-            pictures_said,
+            read.placing,
+            image_prompts,
             batch,
             height,
             width,
@@ -284,45 +256,30 @@ class FluxPipeline:
             tiles=tiles,
             differential=differential,
         )
-        more = [*controls, *(hires.controls if hires else ())]
-        parts = [self.transformer, self.text_encoders, self.vae, *(c.net for c in more)]
-        with turn_of(*parts):
+        nets = [control.net for control in (*controls, *(hires.controls if hires else ()))]
+        with turn_of(self.transformer, self.text_encoders, self.vae, *nets):
             runner = OffloadRunner(self.policy, self.device)
             positive, negative = self._encode(
                 runner, prompts, negative_prompt, settings, guidance, opened
             )
             if parts_of_picture:
                 positive = self._with_regions(runner, positive, parts_of_picture, regional, opened)
-            positive, adapters = apply_image_prompts(runner, pictures_said, positive)
+            positive, adapters = apply_image_prompts(runner, image_prompts, positive)
             latents = zero_latents(family_of(self.transformer).vae, batch, height, width)
             if pictures is not None:
                 encoded = encode_pixels(runner, self.vae, to_pixels(pictures))
                 latents = expand(encoded, batch)
-            if read_picture is not None:
-                reads = read_beside(self.transformer, opened)
-                fitted, read_mask = condition_pixels(reads, read_picture, read_mask, height, width)
-                read = {"picture": encode_pixels(runner, self.vae, fitted), "mask": read_mask}
-                positive = replace(positive, **read)
-                negative = None if negative is None else replace(negative, **read)
-            if guide is not None:
-                fitted = encode_pixels(runner, self.vae, scaled_to(guide, height, width))
-                control = ControlPicture(fitted, control_strength, 0.0, control_end)
-                positive = replace(positive, control=control)
-                negative = None if negative is None else replace(negative, control=control)
-            if references is not None:
-                encoded = encode_references(runner, self.vae, shown)
-                references = replace(references, latents=encoded)
-                positive = replace(positive, references=references)
-                negative = None if negative is None else replace(negative, references=references)
+            channels = read_beside(self.transformer, opened)
+            fields = read.encoded(runner, self.vae, channels, (height, width))
             small_masks = None
             if masks is not None:
                 small_masks = F.interpolate(masks[:, None], latents.shape[-2:], mode="bilinear")
             request = DrawRequest(
                 self.transformer,
-                positive,
+                replace(positive, **fields),
                 latents,
                 settings,
-                negative=negative,
+                negative=None if negative is None else replace(negative, **fields),
                 mask=small_masks,
                 controls=controls,
                 loras=opened,

@@ -7,39 +7,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
 from .bounds import brief, check_number
-from .lora import Lora, LoraStack, LoraUse, load_lora, lora_uses, match_lora
-from .lora.match import WIDENED_LAYER, is_whole, lora_report, refuse_unmatched
+from .lora import Lora, LoraStack, LoraUse, load_lora, match_lora
+from .lora.match import is_whole, lora_report, refuse_unmatched
 from .models.families import family_of
 from .models.language_encoders import LanguageTextEncoders
 from .models.text_encoders import TextEncoders
 from .models.transformer import FluxTransformer
 from .models.vae import AutoEncoder
 from .sampling.adapters import AppliedAdapter
-from .sampling.concat import (
-    MASKED_AND_CONTROL,
-    NO_CONTROL,
-    PICTURE_AND_MASK,
-    channels_beside,
-    extra_channels,
-    picture_to_fill,
-)
 from .sampling.conditioning import Conditioning
-from .sampling.image_prompts import ImagePrompt, IPAdapterPrompt
-from .sampling.images import as_masks, as_pictures, cut_to_shape, rows_for, scaled_to, to_pixels
+from .sampling.image_prompts import ImagePrompt, IPAdapterPrompt, check_image_prompt
+from .sampling.images import as_masks
 from .sampling.latents import zero_latents
 from .sampling.references import References
 from .sampling.run import DrawRequest, SamplingSettings
 
 log = logging.getLogger(__name__)
-
-#: What a picture may be.
-Picture = Tensor | np.ndarray | Image.Image | Sequence[Image.Image]
 
 
 def batch_of(prompts: Sequence[object], batch_size: int) -> int:
@@ -115,41 +101,6 @@ def opened_loras(
     return opened
 
 
-def refuse_condition(transformer: FluxTransformer, loras: LoraStack) -> None:
-    """Raise ``ValueError`` where nothing reads a picture beside the noise."""
-    if not read_beside(transformer, loras):
-        raise ValueError(
-            "a condition is read by Fill, Canny, Depth, Flex.2 and control LoRAs, and this "
-            "model reads none: is it meant as image, or for a ControlNet?"
-        )
-
-
-def read_beside(transformer: FluxTransformer, loras: LoraStack) -> int:
-    """``channels_beside`` of a transformer once these LoRAs are beside its layers."""
-    widths = [
-        delta.width
-        for use in lora_uses(loras)
-        for delta in match_lora(use.lora, transformer).deltas.get(WIDENED_LAYER, ())
-    ]
-    family = family_of(transformer)
-    return extra_channels(max([transformer.reads, *widths]), family.tokens, family.vae)
-
-
-def condition_pixels(
-    reads: int, picture: Tensor, mask: Tensor | None, height: int, width: int
-) -> tuple[Tensor, Tensor | None]:
-    """What is read beside the noise, for a picture (1 or B, H, W, 3) in [0, 1] and its mask
-    (1 or B, 1, H, W), by a model that ``reads`` so many channels there: pixels (1 or B, 3, height,
-    width) in [-1, 1], and the mask in their shape."""
-    pixels = scaled_to(to_pixels(picture), height, width)
-    if mask is None:
-        return pixels, None
-    mask = cut_to_shape(mask, height, width)
-    if reads == PICTURE_AND_MASK:
-        pixels = picture_to_fill(pixels, mask)
-    return pixels, mask
-
-
 def check_request(
     transformer: FluxTransformer,
     settings: SamplingSettings,
@@ -162,6 +113,8 @@ def check_request(
 ) -> None:
     """Raise ``ValueError`` for what a ``DrawRequest`` refuses whatever the words are, before they
     are encoded; ``options`` are its further arguments."""
+    for each in image_prompts:
+        check_image_prompt(each)
     family, config = family_of(transformer), transformer.config
     blank = Conditioning(
         torch.zeros(1, 1, config.context_in_dim),
@@ -182,25 +135,3 @@ def check_request(
         transformer, blank, latents, settings, negative=blank, adapters=adapters, **options
     )
     settings.guidance_options.zero_sigma(request.noise_schedule.sigmas)
-
-
-def control_pixels(
-    transformer: FluxTransformer,
-    picture: Picture | None,
-    batch: int,
-    condition: Picture | None,
-    condition_mask: Picture | None,
-) -> Tensor | None:
-    """A control picture as pixels (1 or B, 3, H, W) in [-1, 1]; raises ``ValueError`` where the
-    model does not read it, and where it would see nothing of a condition."""
-    reads = channels_beside(transformer) == MASKED_AND_CONTROL
-    if reads and condition is not None and condition_mask is None:
-        raise ValueError(
-            "condition is read where condition_mask keeps it, and there is no condition_mask: "
-            "is it meant as control_picture?"
-        )
-    if picture is None:
-        return None
-    if not reads:
-        raise ValueError(NO_CONTROL)
-    return to_pixels(rows_for(batch, as_pictures(picture, "control_picture"), "control_picture"))

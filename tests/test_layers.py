@@ -55,6 +55,7 @@ def test_importing_the_core_touches_no_gpu_and_no_network():
 LAYERS = (
     "pipeline",
     "pipeline_inputs",
+    "pipeline_pictures",
     "train",
     "calibration",
     "report",

@@ -74,8 +74,8 @@ class KeptOnHost:
         return tuple(views)
 
     def get(self, block: int) -> tuple[Tensor, ...]:
-        """What a block reads, on the device, ready for the current stream; the next one's is
-        fetched meanwhile."""
+        """Keys and values (B, R, H, d) of a block, on the device, ready for the current stream; the
+        next one's are fetched meanwhile."""
         turn = self.turns[block]
         slot = next((slot for slot in self.slots if slot.turn == turn), None)
         if slot is None:  # the first of all, or out of turn
