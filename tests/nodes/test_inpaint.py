@@ -80,3 +80,13 @@ def test_colors_are_matched_where_the_mask_says():
     for method in ("wavelet", "mean_std"):
         (matched,) = node("FluxFitColorMatch").match(drawn, reference, method, 0.5, hole())
         assert torch.equal(matched, match_color(drawn, reference, hole(), method, 0.5))
+
+
+def test_what_canny_reads_is_the_middle_of_its_picture(loaded, positive):
+    encode = STOCK_SAMPLING["InstructPixToPixConditioning"]().encode
+    picture = torch.rand(1, 69, 85, 3, generator=torch.Generator().manual_seed(0))
+    prompt, negative, latent = encode(positive, [], loaded[2], picture)
+    expected = loaded[2].encode(picture[:, 2:66, 2:82])
+    assert torch.equal(prompt[0][1]["concat_latent_image"], expected) and negative == []
+    assert "concat_mask" not in prompt[0][1] and "concat_latent_image" not in positive[0][1]
+    assert latent["samples"].shape == expected.shape and not latent["samples"].any()
