@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tools.control_graphs import control_graphs
 from tools.graphs import (
     DEV_FILES,
     DEV_SAMPLING,
@@ -150,7 +151,7 @@ def kontext_edit() -> Description:
 
 
 def descriptions() -> dict[str, Description]:
-    return {
+    graphs = {
         "text_to_image": drawing(PROMPT, 256, POCKET_FILES, [], SAMPLING, "FluxFit/text_to_image"),
         "upscale": pocket_upscale(),
         "compare_precisions": compare_precisions(),
@@ -173,4 +174,5 @@ def descriptions() -> dict[str, Description]:
         "flux1_dev_gguf": dev_gguf(),
         "flux1_fill_inpaint": fill_inpaint(),
         "flux1_kontext_edit": kontext_edit(),
-    } | prompting_graphs()
+    }
+    return graphs | prompting_graphs() | control_graphs()

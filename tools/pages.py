@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tools.control_pages import CONTROL_PAGES
 from tools.graphs import CALIBRATED, COMPARED, CONCEPT
 from tools.model_files import (
     DEV_MODELS,
@@ -287,5 +288,6 @@ PAGES = {
         flux1_fill_inpaint,
         flux1_kontext_edit,
         *PROMPTING_PAGES,
+        *CONTROL_PAGES,
     )
 }
