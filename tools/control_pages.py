@@ -36,8 +36,8 @@ def guidance_options() -> Page:
             negative prediction the length that fits. One seed; steps behind `end` take half the
             time.""",
             POCKET,
-            """`end` of the options, and `cfg` of both samplers. `rescale` and `mimic_scale` hold the
-            contrast where cfg counts in all steps; of this star they mend less than the span.""",
+            """`end` of the options, and `cfg` of both samplers. `rescale` and `mimic_scale` hold
+            the contrast where cfg counts in all steps; of this star they mend less.""",
         ),
         {
             "Load": [*LOAD, ["changed"]],

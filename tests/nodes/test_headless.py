@@ -16,7 +16,7 @@ from fluxfit.nodes.headless.graph import PREFIXED
 from fluxfit.nodes.headless.page import NOTES
 from PIL import Image
 
-from tests.host.small_models import small, write_small_models
+from tests.host.small_models import small, write_small_klein, write_small_models
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
@@ -64,9 +64,12 @@ NEED_FILES = (
     "flux1_dev_gguf",
     "flux1_fill_inpaint",
     "flux1_kontext_edit",
+    "flux1_canny",
     "flux1_redux_variation",
     "flux1_ip_adapter",
     "chroma_text_to_image",
+    "flux2_klein_text_to_image",
+    "flux2_klein_edit",
 )
 
 
@@ -85,6 +88,7 @@ def small_files(tmp_path_factory) -> Path:
     """A folder with models and an input picture under the names that graphs ask for."""
     folder = tmp_path_factory.mktemp("small")
     write_small_models(folder / "models", folder / "input")
+    write_small_klein(folder / "klein")
     return folder
 
 
@@ -167,7 +171,9 @@ class TestWorkflowFiles:
             for model in item["properties"].get("models", []):
                 assert model["name"] in item["widgets_values"]
                 assert model["url"].startswith("https://huggingface.co/")
-        message = r"'(flux1|Chroma1)-[\w.-]+', a file to get from https://.* into models/diffusion"
+        message = (
+            r"'(flux1|flux-2|Chroma1)-[\w.-]+', a file to get from https://.* into models/diffusion"
+        )
         refused(data, message)
 
     @pytest.mark.parametrize("name", POCKET)
@@ -207,7 +213,8 @@ class TestWorkflowFiles:
         self, name, small_files, tmp_path, monkeypatch
     ):
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setenv("FLUXFIT_MODELS", str(small_files / "models"))
+        models = small_files / ("klein" if name.startswith("flux2") else "models")
+        monkeypatch.setenv("FLUXFIT_MODELS", str(models))
         (tmp_path / "input").symlink_to(small_files / "input", target_is_directory=True)
         data = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text())
         for path in headless.saved_images(headless.run(headless.from_api(small(data)))):
