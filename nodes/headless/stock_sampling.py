@@ -244,8 +244,9 @@ class InstructPixToPixConditioning:
 
 def middle(pixels: Tensor) -> tuple[slice, slice]:
     """Rows and columns of pictures (B, H, W, 3), without what is less than a latent at the rim."""
+    height, width = pixels.shape[1:3]
     slices = []
-    for length, latents in zip(pixels.shape[1:3], latent_size(*pixels.shape[1:3]), strict=True):
+    for length, latents in zip((height, width), latent_size(height, width), strict=True):
         start = (length - PIXELS_A_LATENT * latents) // 2
         slices.append(slice(start, start + PIXELS_A_LATENT * latents))
     return slices[0], slices[1]

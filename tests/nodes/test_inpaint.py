@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from fluxfit.nodes.headless.stock_sampling import STOCK_SAMPLING
+from PIL import Image
 
 from flux_core.sampling.color import match_color
 from tests.nodes.node_calls import defaults, empty, node, sample
+from tests.nodes.test_headless import drawn_quickly
 
 
 def pictures(batch: int = 1, side: int = 96, seed: int = 0) -> torch.Tensor:
@@ -90,3 +95,16 @@ def test_what_canny_reads_is_the_middle_of_its_picture(loaded, positive):
     assert torch.equal(prompt[0][1]["concat_latent_image"], expected) and negative == []
     assert "concat_mask" not in prompt[0][1] and "concat_latent_image" not in positive[0][1]
     assert latent["samples"].shape == expected.shape and not latent["samples"].any()
+
+
+def test_the_graph_without_a_seam_keeps_every_pixel_outside_of_the_mask(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pictures = {}
+    for path in map(Path, drawn_quickly("soft_inpaint.json")):
+        pictures[path.stem] = np.asarray(Image.open(path).convert("RGB"))
+    mask = slice(108, 252), slice(56, 200)
+    for name in ("hard_inpaint_00001", "soft_inpaint_00001"):
+        changed = (pictures[name] != pictures["before_soft_inpaint_00001"]).any(axis=-1)
+        assert changed[mask].any()
+        changed[mask] = False
+        assert not changed.any()
