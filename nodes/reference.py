@@ -59,7 +59,7 @@ class FluxFitReference:
         return {
             "required": {
                 "positive": socket("CONDITIONING", "What to change, from FluxTextEncode."),
-                "vae": socket("VAE", "Encodes the picture; any VAE of FLUX.1."),
+                "vae": socket("VAE", "Encodes the picture; the VAE of the model that draws."),
                 "image": socket("IMAGE", "The picture to look at."),
                 "size": choice(
                     SIZES,
@@ -69,8 +69,8 @@ class FluxFitReference:
                 ),
                 "method": choice(
                     METHODS,
-                    "How references are placed. offset: Kontext. uxo: USO and UNO. index: each on "
-                    "a layer of its own. It counts for all references of the prompt.",
+                    "How references are placed. offset: Kontext. uxo: USO and UNO. index: FLUX.2, "
+                    "each on a layer of its own. It counts for all references of the prompt.",
                     default=METHODS[0],
                 ),
             },
