@@ -69,8 +69,8 @@ class FluxFitReference:
                 ),
                 "method": choice(
                     METHODS,
-                    "How references are placed. offset: Kontext. uxo: USO and UNO. index: each on "
-                    "a layer of its own. It counts for all references of the prompt.",
+                    "How references are placed. offset: Kontext. uxo: USO and UNO. index: FLUX.2, "
+                    "each on a layer of its own. It counts for all references of the prompt.",
                     default=METHODS[0],
                 ),
             },

@@ -1,7 +1,9 @@
-"""The graphs of ``workflows/`` that are for FLUX.1-dev and its kin, and the list of all graphs."""
+"""The graphs of ``workflows/`` that are for FLUX.1-dev and its kin and for FLUX.2, and the list of
+all graphs."""
 
 from __future__ import annotations
 
+from tools.control_graphs import control_graphs
 from tools.graphs import (
     DEV_FILES,
     DEV_SAMPLING,
@@ -21,9 +23,11 @@ from tools.graphs import (
     with_report,
 )
 from tools.model_files import (
+    CANNY_MODEL,
     DEV_MODELS,
     FILL_MODEL,
     GGUF_MODEL,
+    KLEIN_MODELS,
     KONTEXT_MODEL,
     UNION_MODEL,
     with_transformer,
@@ -149,8 +153,81 @@ def kontext_edit() -> Description:
     }
 
 
-def descriptions() -> dict[str, Description]:
+def canny() -> Description:
+    """A sentence drawn along the edges of a picture, which FLUX.1-Canny reads beside the noise."""
+    files = DEV_FILES | {"transformer": CANNY_MODEL["name"]}
+    prompt = "a stone cottage by a lake, evening light, photograph"
+    graph = drawing(
+        prompt, 1024, files, with_transformer(CANNY_MODEL), DEV_SAMPLING, "FluxFit/canny"
+    )
+    del graph["size"]
+    graph["prompt"].values["guidance"] = 30.0
+    graph["picture"] = Node("LoadImage", {"image": "example.png"}, title="picture of edges")
+    graph["edges"] = Node(
+        "InstructPixToPixConditioning",
+        {},
+        {
+            "positive": ("prompt", 0),
+            "negative": ("prompt", 0),
+            "vae": ("loader", 2),
+            "pixels": ("picture", 0),
+        },
+    )
+    graph["sampler"].wires |= {"positive": ("edges", 0), "latent": ("edges", 2)}
+    return graph
+
+
+def klein(prompt: str, prefix: str) -> Description:
+    """FLUX.2 klein, each part by a loader of its own, and a sentence."""
+    transformer, encoder, vae = KLEIN_MODELS
+    policy = {"policy": ("policy", 0)}
     return {
+        "policy": Node("OffloadPolicy", {"mode": "auto"}),
+        "transformer": Node(
+            "FluxFitTransformerLoader",
+            {"transformer": transformer["name"]},
+            policy,
+            models=[transformer],
+        ),
+        "text encoder": Node(
+            "FluxFitTextEncoderLoader", {"text_encoder": encoder["name"]}, policy, models=[encoder]
+        ),
+        "vae": Node("FluxFitVAELoader", {"vae": vae["name"]}, policy, models=[vae]),
+        "prompt": Node(
+            "FluxTextEncode", {"prompt": prompt}, {"text_encoders": ("text encoder", 0)}
+        ),
+        "sampler": Node(
+            "FluxSampler",
+            {"seed": 7, "steps": 4, "shift": "resolution"},
+            {"model": ("transformer", 0), "positive": ("prompt", 0), "latent": ("size", 0)},
+        ),
+        "decode": Node("VAEDecode", {}, {"samples": ("sampler", 0), "vae": ("vae", 0)}),
+        "save": Node("SaveImage", {"filename_prefix": prefix}, {"images": ("decode", 0)}),
+    }
+
+
+def klein_text_to_image() -> Description:
+    """A sentence to a picture by FLUX.2 klein, in four steps."""
+    graph = klein("a red fox asleep in fresh snow, morning light, photograph", "FluxFit/klein")
+    graph["size"] = Node("EmptySD3LatentImage", {"width": 1024, "height": 1024})
+    return graph
+
+
+def klein_edit() -> Description:
+    """A picture changed as a sentence asks for, by FLUX.2 klein."""
+    graph = klein("make it a watercolour painting, keep everything else", "FluxFit/klein_edit")
+    graph["picture"] = Node("LoadImage", {"image": "example.png"})
+    graph["reference"] = Node(
+        "FluxFitReference",
+        {"method": "index"},
+        {"positive": ("prompt", 0), "vae": ("vae", 0), "image": ("picture", 0)},
+    )
+    graph["sampler"].wires |= {"positive": ("reference", 0), "latent": ("reference", 2)}
+    return graph
+
+
+def descriptions() -> dict[str, Description]:
+    graphs = {
         "text_to_image": drawing(PROMPT, 256, POCKET_FILES, [], SAMPLING, "FluxFit/text_to_image"),
         "upscale": pocket_upscale(),
         "compare_precisions": compare_precisions(),
@@ -173,4 +250,8 @@ def descriptions() -> dict[str, Description]:
         "flux1_dev_gguf": dev_gguf(),
         "flux1_fill_inpaint": fill_inpaint(),
         "flux1_kontext_edit": kontext_edit(),
-    } | prompting_graphs()
+        "flux1_canny": canny(),
+        "flux2_klein_text_to_image": klein_text_to_image(),
+        "flux2_klein_edit": klein_edit(),
+    }
+    return graphs | prompting_graphs() | control_graphs()

@@ -57,6 +57,12 @@ FILL_MODEL = {
     "diffusion_models/flux1-fill-dev.safetensors",
     "directory": "diffusion_models",
 }
+CANNY_MODEL = {
+    "name": "flux1-canny-dev.safetensors",
+    "url": f"{HUGGING_FACE}/Comfy-Org/flux1-dev/resolve/main/split_files/"
+    "diffusion_models/flux1-canny-dev.safetensors",
+    "directory": "diffusion_models",
+}
 KONTEXT_MODEL = {
     "name": "flux1-dev-kontext_fp8_scaled.safetensors",
     "url": f"{HUGGING_FACE}/Comfy-Org/flux1-kontext-dev_ComfyUI/resolve/main/split_files/"
@@ -69,6 +75,18 @@ CHROMA_MODEL = {
     "diffusion_models/Chroma1-HD-fp8mixed.safetensors",
     "directory": "diffusion_models",
 }
+KLEIN_MODELS: list[Model] = [
+    {
+        "name": name,
+        "url": f"{HUGGING_FACE}/Comfy-Org/Flux-2-Klein-4B/resolve/main/split_files/{folder}/{name}",
+        "directory": folder,
+    }
+    for folder, name in (
+        ("diffusion_models", "flux-2-klein-4b.safetensors"),
+        ("text_encoders", "qwen_3_4b.safetensors"),
+        ("vae", "flux2-vae.safetensors"),
+    )
+]
 SIGLIP_MODEL = {
     "name": "sigclip_vision_patch14_384.safetensors",
     "url": f"{HUGGING_FACE}/Comfy-Org/sigclip_vision_384/resolve/main/"

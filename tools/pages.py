@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from tools.control_pages import CONTROL_PAGES
 from tools.graphs import CALIBRATED, COMPARED, CONCEPT
 from tools.model_files import (
+    CANNY_MODEL,
     DEV_MODELS,
     FILL_MODEL,
     GGUF_MODEL,
+    KLEIN_MODELS,
     KONTEXT_MODEL,
     UNION_MODEL,
     UPSCALER_MODEL,
@@ -270,6 +273,67 @@ def flux1_kontext_edit() -> Page:
     )
 
 
+def flux1_canny() -> Page:
+    return Page(
+        note(
+            "Edges with FLUX.1-Canny",
+            "A sentence is drawn along the edges of a picture, which the model reads as channels.",
+            files_note(with_transformer(CANNY_MODEL)),
+            """the picture, which is to be edges already, white on black: for a photograph put
+            ComfyUI's *Canny* in between. Then the sentence. Canny wants a `guidance` around 30, and
+            draws in the picture's size. FLUX.1-Depth fits in its place, with a picture of
+            depth.""",
+        ),
+        {
+            "Load": LOAD,
+            "Prompt": [["prompt", "picture"], ["edges"]],
+            "Sample": [["sampler"]],
+            "Result": [["decode"], ["save"]],
+        },
+    )
+
+
+#: FLUX.2's loaders.
+PARTS = [["policy"], ["transformer", "text encoder", "vae"]]
+
+
+def flux2_klein_text_to_image() -> Page:
+    return Page(
+        note(
+            "FLUX.2 klein",
+            "FLUX.2 klein 4B draws a sentence in four steps. A language model reads it.",
+            files_note(KLEIN_MODELS),
+            """the sentence, then both precisions and the policy's `mode`. Klein reads no
+            `guidance` and no negative prompt. The base variants want a `cfg` and more steps.""",
+        ),
+        {
+            "Load": PARTS,
+            "Prompt": [["prompt", "size"]],
+            "Sample": [["sampler"]],
+            "Result": [["decode"], ["save"]],
+        },
+    )
+
+
+def flux2_klein_edit() -> Page:
+    return Page(
+        note(
+            "Edit with FLUX.2 klein",
+            """A picture is changed as a sentence asks for: FLUX.2 klein looks at it while it
+            draws.""",
+            files_note(KLEIN_MODELS),
+            """the picture, and the sentence. FLUX.2 wants the `method` *index*. More pictures go
+            through more FLUX Reference nodes in a row.""",
+        ),
+        {
+            "Load": PARTS,
+            "Prompt": [["prompt", "picture"], ["reference"]],
+            "Sample": [["sampler"]],
+            "Result": [["decode"], ["save"]],
+        },
+    )
+
+
 PAGES = {
     page.__name__: page()
     for page in (
@@ -286,6 +350,10 @@ PAGES = {
         flux1_dev_gguf,
         flux1_fill_inpaint,
         flux1_kontext_edit,
+        flux1_canny,
+        flux2_klein_text_to_image,
+        flux2_klein_edit,
         *PROMPTING_PAGES,
+        *CONTROL_PAGES,
     )
 }

@@ -60,4 +60,43 @@ class MaskComposite:
         return (combined.clamp(0.0, 1.0),)
 
 
-STOCK_MASKS: dict[str, Any] = {"MaskComposite": MaskComposite, "SolidMask": SolidMask}
+class FeatherMask:
+    """A mask that fades out over so many pixels at each side.
+
+    As in the host, the first pixel that is counted from the right or from below is the one at the
+    other end, since it is numbered -0.
+    """
+
+    FUNCTION = "feather"
+    RETURN_TYPES = ("MASK",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        pixels = ("INT", {"default": 0, "min": 0, "max": MOST, "step": 1})
+        sides = dict.fromkeys(("left", "top", "right", "bottom"), pixels)
+        return {"required": {"mask": ("MASK",)} | sides}
+
+    def feather(self, mask: Tensor, left: int, top: int, right: int, bottom: int):
+        faded = mask.reshape(-1, *mask.shape[-2:]).clone()
+        height, width = faded.shape[-2:]
+        faded *= rising(width, left, 1)
+        faded *= rising(width, right, -1)
+        faded *= rising(height, top, 1)[:, None]
+        faded *= rising(height, bottom, -1)[:, None]
+        return (faded,)
+
+
+def rising(length: int, pixels: int, direction: int) -> Tensor:
+    """Weights (length,) that rise to 1 over so many pixels, in one direction from number 0."""
+    pixels = min(pixels, length)
+    places = torch.arange(pixels)
+    weights = torch.ones(length)
+    weights[direction * places] = ((places + 1).double() / max(pixels, 1)).float()
+    return weights
+
+
+STOCK_MASKS: dict[str, Any] = {
+    "FeatherMask": FeatherMask,
+    "MaskComposite": MaskComposite,
+    "SolidMask": SolidMask,
+}

@@ -210,25 +210,51 @@ class InpaintModelConditioning:
         mask: Tensor,
         noise_mask: bool,
     ):
-        height, width = (
-            PIXELS_A_LATENT * rows for rows in latent_size(pixels.shape[1], pixels.shape[2])
-        )
-        top, left = (pixels.shape[1] - height) // 2, (pixels.shape[2] - width) // 2
         mask = mask.reshape(-1, 1, *mask.shape[-2:])
         mask = F.interpolate(mask, pixels.shape[1:3], mode="bilinear")
-        pixels = pixels[:, top : top + height, left : left + width]
-        mask = mask[..., top : top + height, left : left + width]
+        rows, columns = middle(pixels)
+        pixels, mask = pixels[:, rows, columns], mask[..., rows, columns]
         keep = (1 - mask.round()).movedim(1, -1)
         about = {
             "concat_latent_image": vae.encode((pixels - 0.5) * keep + 0.5),
             "concat_mask": mask,
         }
         latent = {"samples": vae.encode(pixels)} | ({"noise_mask": mask} if noise_mask else {})
-        prompts = (
-            [[context, extra | about] for context, extra in prompt]
-            for prompt in (positive, negative)
-        )
-        return (*prompts, latent)
+        return (with_extra(positive, about), with_extra(negative, about), latent)
+
+
+class InstructPixToPixConditioning:
+    """What Canny and Depth read beside the noise: a picture of edges, or of depth."""
+
+    FUNCTION = "encode"
+    RETURN_TYPES = ("CONDITIONING", "CONDITIONING", "LATENT")
+    RETURN_NAMES = ("positive", "negative", "latent")
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        prompts = {"positive": ("CONDITIONING",), "negative": ("CONDITIONING",)}
+        return {"required": prompts | {"vae": ("VAE",), "pixels": ("IMAGE",)}}
+
+    def encode(self, positive: list, negative: list, vae: Any, pixels: Tensor):
+        rows, columns = middle(pixels)
+        about = {"concat_latent_image": vae.encode(pixels[:, rows, columns])}
+        latent = {"samples": torch.zeros_like(about["concat_latent_image"])}
+        return (with_extra(positive, about), with_extra(negative, about), latent)
+
+
+def middle(pixels: Tensor) -> tuple[slice, slice]:
+    """Rows and columns of pictures (B, H, W, 3), without what is less than a latent at the rim."""
+    height, width = pixels.shape[1:3]
+    slices = []
+    for length, latents in zip((height, width), latent_size(height, width), strict=True):
+        start = (length - PIXELS_A_LATENT * latents) // 2
+        slices.append(slice(start, start + PIXELS_A_LATENT * latents))
+    return slices[0], slices[1]
+
+
+def with_extra(prompt: list, about: dict[str, Tensor]) -> list:
+    """A prompt with more said in each of its entries."""
+    return [[context, extra | about] for context, extra in prompt]
 
 
 class DifferentialDiffusion:
@@ -253,6 +279,7 @@ STOCK_SAMPLING = {
     "DifferentialDiffusion": DifferentialDiffusion,
     "FluxGuidance": FluxGuidance,
     "InpaintModelConditioning": InpaintModelConditioning,
+    "InstructPixToPixConditioning": InstructPixToPixConditioning,
     "KSampler": KSampler,
     "SetLatentNoiseMask": SetLatentNoiseMask,
 }

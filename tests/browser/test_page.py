@@ -20,7 +20,7 @@ from tests.host_server import ROOT, Server
 
 WORKFLOWS = {path.stem: path for path in sorted((ROOT / "workflows").glob("*.json"))}
 #: Those that need files which nobody has at first.
-NEED_FILES = {name for name in WORKFLOWS if name.startswith(("flux1_", "chroma_"))}
+NEED_FILES = {name for name in WORKFLOWS if name.startswith(("flux1_", "flux2_", "chroma_"))}
 SAMPLER = "FluxSampler"
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from flux_core import FluxTransformer, load_transformer
 from flux_core.pocket import POCKET
 from tests import adapter_files, tiny_chroma, tiny_models
+from tests.flux_core.test_flux2_pipeline import their_parts
 from tests.tiny_models import randomise
 
 TRANSFORMER = POCKET / "diffusion_models" / "fluxfit_pocket.safetensors"
@@ -46,6 +47,8 @@ def write_small_models(models: Path, inputs: Path) -> None:
     pocket = load_transformer(TRANSFORMER, precision="fp32")
     fill = randomise(FluxTransformer(replace(pocket.config, in_channels=384)), deviation=0.02)
     save_file(fill.state_dict(), models / "diffusion_models" / "flux1-fill-dev.safetensors")
+    canny = randomise(FluxTransformer(replace(pocket.config, in_channels=128)), deviation=0.02)
+    save_file(canny.state_dict(), models / "diffusion_models" / "flux1-canny-dev.safetensors")
     context, hidden = pocket.config.context_in_dim, pocket.config.hidden_size
     chroma = tiny_chroma.chroma_transformer(replace(tiny_chroma.CHROMA, context_in_dim=context))
     name = "Chroma1-HD-fp8mixed.safetensors"
@@ -68,6 +71,18 @@ def write_small_models(models: Path, inputs: Path) -> None:
     Image.merge("RGBA", (picture, picture.rotate(90), picture, picture)).save(
         inputs / "example.png"
     )
+
+
+def write_small_klein(models: Path) -> None:
+    """FLUX.2 klein in miniature, in a folder of its own: its tokenizer lies where CLIP's would."""
+    parts = their_parts(dev=False)
+    for name, part in {
+        "diffusion_models/flux-2-klein-4b.safetensors": "transformer",
+        "text_encoders/qwen_3_4b.safetensors": "text_encoder",
+        "vae/flux2-vae.safetensors": "vae",
+    }.items():
+        tiny_models.save(parts[part].state_dict(), models / name)
+    parts["tokenizer"].save_pretrained(models / "text_encoders" / "tokenizer")
 
 
 def write_image_prompts(models: Path, context: int, hidden: int, depth: int) -> None:

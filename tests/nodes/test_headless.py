@@ -15,7 +15,7 @@ from fluxfit.nodes.headless.graph import PREFIXED
 from fluxfit.nodes.headless.page import NOTES
 from PIL import Image
 
-from tests.host.small_models import small, write_small_models
+from tests.host.small_models import small, write_small_klein, write_small_models
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
@@ -32,9 +32,20 @@ POCKET = (
     "inpaint_crop_stitch",
     "reference_edit",
     "redux_variation",
+    "nag",
+    "guidance_options",
+    "lora_control",
+    "soft_inpaint",
 )
 #: Those that draw something else than a picture of the pocket model's own size.
-OTHER_SIZES = {"compare_precisions", "train_lora", "hires_fix", "large_picture"}
+OTHER_SIZES = {
+    "compare_precisions",
+    "train_lora",
+    "hires_fix",
+    "large_picture",
+    "lora_control",
+    "soft_inpaint",
+}
 #: What makes a graph quick and leaves it what it is.
 FEW_STEPS = {
     "FluxSampler": {"steps": 2},
@@ -52,9 +63,12 @@ NEED_FILES = (
     "flux1_dev_gguf",
     "flux1_fill_inpaint",
     "flux1_kontext_edit",
+    "flux1_canny",
     "flux1_redux_variation",
     "flux1_ip_adapter",
     "chroma_text_to_image",
+    "flux2_klein_text_to_image",
+    "flux2_klein_edit",
 )
 
 
@@ -73,6 +87,7 @@ def small_files(tmp_path_factory) -> Path:
     """A folder with models and an input picture under the names that graphs ask for."""
     folder = tmp_path_factory.mktemp("small")
     write_small_models(folder / "models", folder / "input")
+    write_small_klein(folder / "klein")
     return folder
 
 
@@ -155,7 +170,9 @@ class TestWorkflowFiles:
             for model in item["properties"].get("models", []):
                 assert model["name"] in item["widgets_values"]
                 assert model["url"].startswith("https://huggingface.co/")
-        message = r"'(flux1|Chroma1)-[\w.-]+', a file to get from https://.* into models/diffusion"
+        message = (
+            r"'(flux1|flux-2|Chroma1)-[\w.-]+', a file to get from https://.* into models/diffusion"
+        )
         refused(data, message)
 
     @pytest.mark.parametrize("name", POCKET)
@@ -182,7 +199,8 @@ class TestWorkflowFiles:
         self, name, small_files, tmp_path, monkeypatch
     ):
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setenv("FLUXFIT_MODELS", str(small_files / "models"))
+        models = small_files / ("klein" if name.startswith("flux2") else "models")
+        monkeypatch.setenv("FLUXFIT_MODELS", str(models))
         (tmp_path / "input").symlink_to(small_files / "input", target_is_directory=True)
         data = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text())
         for path in headless.saved_images(headless.run(headless.from_api(small(data)))):

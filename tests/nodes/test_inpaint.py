@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from fluxfit.nodes.headless.stock_sampling import STOCK_SAMPLING
+from PIL import Image
 
 from flux_core.sampling.color import match_color
 from tests.nodes.node_calls import defaults, empty, node, sample
+from tests.nodes.test_headless import drawn_quickly
 
 
 def pictures(batch: int = 1, side: int = 96, seed: int = 0) -> torch.Tensor:
@@ -80,3 +85,26 @@ def test_colors_are_matched_where_the_mask_says():
     for method in ("wavelet", "mean_std"):
         (matched,) = node("FluxFitColorMatch").match(drawn, reference, method, 0.5, hole())
         assert torch.equal(matched, match_color(drawn, reference, hole(), method, 0.5))
+
+
+def test_what_canny_reads_is_the_middle_of_its_picture(loaded, positive):
+    encode = STOCK_SAMPLING["InstructPixToPixConditioning"]().encode
+    picture = torch.rand(1, 69, 85, 3, generator=torch.Generator().manual_seed(0))
+    prompt, negative, latent = encode(positive, [], loaded[2], picture)
+    expected = loaded[2].encode(picture[:, 2:66, 2:82])
+    assert torch.equal(prompt[0][1]["concat_latent_image"], expected) and negative == []
+    assert "concat_mask" not in prompt[0][1] and "concat_latent_image" not in positive[0][1]
+    assert latent["samples"].shape == expected.shape and not latent["samples"].any()
+
+
+def test_the_graph_without_a_seam_keeps_every_pixel_outside_of_the_mask(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pictures = {}
+    for path in map(Path, drawn_quickly("soft_inpaint.json")):
+        pictures[path.stem] = np.asarray(Image.open(path).convert("RGB"))
+    mask = slice(108, 252), slice(56, 200)
+    for name in ("hard_inpaint_00001", "soft_inpaint_00001"):
+        changed = (pictures[name] != pictures["before_soft_inpaint_00001"]).any(axis=-1)
+        assert changed[mask].any()
+        changed[mask] = False
+        assert not changed.any()

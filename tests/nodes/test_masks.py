@@ -51,3 +51,22 @@ def test_masks_of_a_batch_meet_one_another_and_shapes_of_four_numbers_are_read()
     below, above = values(2, 1, 4, 4, seed=3), values(2, 4, 4, seed=4)
     result = combined(below, above, x=0, y=0, operation="multiply")
     assert torch.equal(result, below[:, 0] * above)
+
+
+@pytest.mark.parametrize(
+    "sides", [(0, 0, 0, 0), (3, 0, 0, 0), (0, 0, 3, 0), (2, 3, 4, 1), (9, 9, 9, 9)]
+)
+def test_a_mask_fades_out_as_the_host_counts_its_sides(sides):
+    mask = values(2, 5, 7, seed=5)
+    left, top, right, bottom = sides
+    expected = mask.clone()
+    for x in range(min(left, 7)):
+        expected[:, :, x] *= (x + 1) / min(left, 7)
+    for x in range(min(right, 7)):
+        expected[:, :, -x] *= (x + 1) / min(right, 7)
+    for y in range(min(top, 5)):
+        expected[:, y] *= (y + 1) / min(top, 5)
+    for y in range(min(bottom, 5)):
+        expected[:, -y] *= (y + 1) / min(bottom, 5)
+    (faded,) = STOCK_MASKS["FeatherMask"]().feather(mask, *sides)
+    assert torch.equal(faded, expected)
