@@ -18,6 +18,8 @@ from .widgets import choice, socket, toggle
 from .wires import FLUX_MODEL, SAMPLING, FluxModel, Latent
 
 LATENTS, METHOD = "reference_latents", "reference_latents_method"
+#: References are placed as the model that draws was trained.
+AS_TRAINED = "auto"
 
 
 def with_references(conditioning: list, latents: Sequence[Tensor]) -> list:
@@ -68,10 +70,11 @@ class FluxFitReference:
                     default=SIZES[0],
                 ),
                 "method": choice(
-                    METHODS,
-                    "How references are placed. offset: Kontext. uxo: USO and UNO. index: FLUX.2, "
-                    "each on a layer of its own. It counts for all references of the prompt.",
-                    default=METHODS[0],
+                    (AS_TRAINED, *METHODS),
+                    "How all references of the prompt are placed. auto: as the model was trained, "
+                    "or as an earlier node says. offset: Kontext. index: FLUX.2, each on a layer "
+                    "of its own. uxo: USO and UNO.",
+                    default=AS_TRAINED,
                 ),
             },
             "optional": {
@@ -107,7 +110,8 @@ class FluxFitReference:
         latents = [vae.encode(picture) for picture in fitted]
 
         def referring(conditioning: list) -> list:
-            return with_method(with_references(conditioning, latents), method)
+            referred = with_references(conditioning, latents)
+            return referred if method == AS_TRAINED else with_method(referred, method)
 
         empty = {
             "samples": zero_latents(VAEConfig(), 1, *fitted[0].shape[1:3]),

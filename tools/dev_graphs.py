@@ -219,7 +219,7 @@ def klein_edit() -> Description:
     graph["picture"] = Node("LoadImage", {"image": "example.png"})
     graph["reference"] = Node(
         "FluxFitReference",
-        {"method": "index"},
+        {},
         {"positive": ("prompt", 0), "vae": ("vae", 0), "image": ("picture", 0)},
     )
     graph["sampler"].wires |= {"positive": ("reference", 0), "latent": ("reference", 2)}

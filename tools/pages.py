@@ -322,8 +322,8 @@ def flux2_klein_edit() -> Page:
             """A picture is changed as a sentence asks for: FLUX.2 klein looks at it while it
             draws.""",
             files_note(KLEIN_MODELS),
-            """the picture, and the sentence. FLUX.2 wants the `method` *index*. More pictures go
-            through more FLUX Reference nodes in a row.""",
+            """the picture, and the sentence. More pictures go through more FLUX Reference nodes in
+            a row.""",
         ),
         {
             "Load": PARTS,

@@ -103,11 +103,12 @@ def test_reference_latents_are_read_as_flux_2_places_them(wires):
     assert not torch.equal(results[1], results[0]) and not torch.equal(results[1], results[3])
 
 
-def test_flux_reference_places_its_picture_as_the_family_does_by_index(wires):
+@pytest.mark.parametrize("method", ["auto", "index"])
+def test_flux_reference_places_its_picture_as_the_family_does(wires, method):
     model, texts, vae = wires
     (positive,) = node("FluxTextEncode").encode(texts, "a cat", 3.5)
     picture = torch.rand(1, 64, 96, 3, generator=torch.Generator().manual_seed(2))
-    (by_node, _, size) = node("FluxFitReference").refer(positive, vae, picture, "own", "index")
+    (by_node, _, size) = node("FluxFitReference").refer(positive, vae, picture, "own", method)
     by_hand = [[c, e | {"reference_latents": [vae.encode(picture)]}] for c, e in positive]
     results = []
     for prompt, latent in ((by_node, size), (by_hand, empty())):

@@ -47,6 +47,9 @@ class TestReference:
         assert mine.references.method == host.references.method == "uxo"
         pairs = zip(mine.references.latents, host.references.latents, strict=True)
         assert len(mine.references.latents) == 2 and all(torch.equal(a, b) for a, b in pairs)
+        assert negative[0][1].get("reference_latents_method") is None, "as the model was trained"
+        (entry,), _ = refer(loaded, ours, first)
+        assert entry[1]["reference_latents_method"] == "uxo", "as it was"
         assert "reference_latents" not in positive[0][1]
         assert len(negative[0][1]["reference_latents"]) == 1
 
