@@ -51,6 +51,12 @@ def test_every_node_shows_with_its_help(server):
         "hires_fix",
         "inpaint_crop_stitch",
         "large_picture",
+        "reference_edit",
+        "redux_variation",
+        "nag",
+        "guidance_options",
+        "lora_control",
+        "soft_inpaint",
     ],
 )
 def test_pocket_workflows_give_the_headless_picture(name, server, tmp_path, monkeypatch):
