@@ -63,8 +63,7 @@ class MaskComposite:
 class FeatherMask:
     """A mask that fades out over so many pixels at each side.
 
-    As in the host, the first pixel that is counted from the right or from below is the one at the
-    other end, since it is numbered -0.
+    As in the host since 0.33; older ones number pixels from the right and from below one off.
     """
 
     FUNCTION = "feather"
@@ -79,19 +78,18 @@ class FeatherMask:
     def feather(self, mask: Tensor, left: int, top: int, right: int, bottom: int):
         faded = mask.reshape(-1, *mask.shape[-2:]).clone()
         height, width = faded.shape[-2:]
-        faded *= rising(width, left, 1)
-        faded *= rising(width, right, -1)
-        faded *= rising(height, top, 1)[:, None]
-        faded *= rising(height, bottom, -1)[:, None]
+        faded *= rising(width, left)
+        faded *= rising(width, right).flip(0)
+        faded *= rising(height, top)[:, None]
+        faded *= rising(height, bottom).flip(0)[:, None]
         return (faded,)
 
 
-def rising(length: int, pixels: int, direction: int) -> Tensor:
-    """Weights (length,) that rise to 1 over so many pixels, in one direction from number 0."""
+def rising(length: int, pixels: int) -> Tensor:
+    """Weights (length,) that rise to 1 over so many pixels."""
     pixels = min(pixels, length)
-    places = torch.arange(pixels)
     weights = torch.ones(length)
-    weights[direction * places] = ((places + 1).double() / max(pixels, 1)).float()
+    weights[:pixels] = (torch.arange(1, pixels + 1).double() / max(pixels, 1)).float()
     return weights
 
 

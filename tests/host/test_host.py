@@ -41,6 +41,12 @@ def test_every_node_shows_with_its_help(server):
         assert info[name]["category"].startswith("FluxFit") and info[name]["description"]
 
 
+def feathers_evenly() -> bool:
+    """Whether the host's FeatherMask counts pixels from all sides alike, as 0.33 does."""
+    nodes = Path(os.environ["COMFYUI_PATH"]) / "comfy_extras" / "nodes_mask.py"
+    return "-(x + 1)" in nodes.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -60,6 +66,8 @@ def test_every_node_shows_with_its_help(server):
     ],
 )
 def test_pocket_workflows_give_the_headless_picture(name, server, tmp_path, monkeypatch):
+    if name == "soft_inpaint" and not feathers_evenly():
+        pytest.skip("this host's FeatherMask numbers pixels from the right and below one off")
     here = server.pictures(server.run(api(name)))
     monkeypatch.chdir(tmp_path)
     alone = headless.saved_images(headless.run(headless.from_api(api(name))))

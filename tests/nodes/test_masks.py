@@ -63,10 +63,10 @@ def test_a_mask_fades_out_as_the_host_counts_its_sides(sides):
     for x in range(min(left, 7)):
         expected[:, :, x] *= (x + 1) / min(left, 7)
     for x in range(min(right, 7)):
-        expected[:, :, -x] *= (x + 1) / min(right, 7)
+        expected[:, :, -(x + 1)] *= (x + 1) / min(right, 7)
     for y in range(min(top, 5)):
         expected[:, y] *= (y + 1) / min(top, 5)
     for y in range(min(bottom, 5)):
-        expected[:, -y] *= (y + 1) / min(bottom, 5)
+        expected[:, -(y + 1)] *= (y + 1) / min(bottom, 5)
     (faded,) = STOCK_MASKS["FeatherMask"]().feather(mask, *sides)
     assert torch.equal(faded, expected)
