@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--link", type=float, default=25, help="GB/s; PCIe 3, 4, 5: 12.5, 25, 55")
     parser.add_argument("--tflops", type=float, default=70, help="of linear layers, effective")
     parser.add_argument("--ram", type=float, help="gigabytes of host memory")
-    parser.add_argument("--steps", type=int, help="28 or, for schnell and klein, 4")
+    parser.add_argument("--steps", type=int, help="28 or, for schnell and distilled klein, 4")
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--height", type=int, default=1024)
     parser.add_argument("--precision", default="fp8_scaled")

@@ -187,14 +187,14 @@ def writing(path: str | Path) -> Iterator[Path]:
     """A name to write under; the file has its own when the block ends, on disk.
 
     Every writer has a name of its own. Whatever happens inside, nothing is left behind, and what
-    was there before stays until then. Who may read it is as for any new file.
+    was there before stays until then. Who may read it is as before, or as for any new file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_name(path)
     try:
         partial.touch()
-        mode = partial.stat().st_mode
+        mode = (path if path.exists() else partial).stat().st_mode
         partial.unlink()
         yield partial
         partial.chmod(mode)  # safetensors 0.8 lets nobody but the writer read its files

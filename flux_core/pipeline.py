@@ -233,21 +233,22 @@ class FluxPipeline:
             raise ValueError(f"hires is {brief(hires)}, expected a Hires")
         check_masked(masks, keep_pixels, differential)
         opened = opened_loras(loras, self.transformer, self.text_encoders)
-        of_noise = condition_of(self.transformer, opened, condition, condition_mask, batch)
+        channels = read_beside(self.transformer, opened)
+        shown, painted = condition_of(channels, condition, condition_mask, batch)
         placing = References((), reference_method, reference_attention)
         read = ReadPictures(
-            *of_noise,
-            control_pixels(self.transformer, control_picture, batch, *of_noise),
+            shown,
+            painted,
+            control_pixels(channels, control_picture, batch, shown, painted),
             ControlOptions(control_strength, control_end),
-            **references_of(
-                self.transformer, reference, placing, batch, reference_size, (height, width)
-            ),
+            **references_of(channels, reference, placing, batch, reference_size, (height, width)),
         )
         check_request(
             self.transformer,
             settings,
             read.placing,
             image_prompts,
+            hires,
             batch,
             height,
             width,
@@ -269,7 +270,6 @@ class FluxPipeline:
             if pictures is not None:
                 encoded = encode_pixels(runner, self.vae, to_pixels(pictures))
                 latents = expand(encoded, batch)
-            channels = read_beside(self.transformer, opened)
             fields = read.encoded(runner, self.vae, channels, (height, width))
             small_masks = None
             if masks is not None:

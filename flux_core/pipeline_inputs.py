@@ -17,11 +17,11 @@ from .models.language_encoders import LanguageTextEncoders
 from .models.text_encoders import TextEncoders
 from .models.transformer import FluxTransformer
 from .models.vae import AutoEncoder
-from .sampling.adapters import AppliedAdapter
 from .sampling.conditioning import Conditioning
-from .sampling.image_prompts import ImagePrompt, IPAdapterPrompt, check_image_prompt
-from .sampling.images import as_masks
+from .sampling.hires import Hires, outlined_second
+from .sampling.image_prompts import ImagePrompt, apply_image_prompts, check_image_prompt
 from .sampling.latents import zero_latents
+from .sampling.prepared import check_condition_size
 from .sampling.references import References
 from .sampling.run import DrawRequest, SamplingSettings
 
@@ -106,6 +106,7 @@ def check_request(
     settings: SamplingSettings,
     references: References | None,
     image_prompts: Sequence[ImagePrompt],
+    hires: Hires | None,
     batch: int,
     height: int,
     width: int,
@@ -121,17 +122,12 @@ def check_request(
         torch.zeros(1, config.vec_in_dim) if family.needs_pooled else None,
         references=references,
     )
-    adapters = [
-        AppliedAdapter(
-            prompt.adapter,
-            torch.zeros(1, prompt.adapter.config.embed_dim),
-            mask=None if prompt.mask is None else as_masks(prompt.mask, "an IP-Adapter's mask"),
-        )
-        for prompt in image_prompts
-        if isinstance(prompt, IPAdapterPrompt)
-    ]
+    positive, adapters = apply_image_prompts(None, image_prompts, blank)
     latents = zero_latents(family.vae, batch, height, width)
     request = DrawRequest(
-        transformer, blank, latents, settings, negative=blank, adapters=adapters, **options
+        transformer, positive, latents, settings, negative=blank, adapters=adapters, **options
     )
-    settings.guidance_options.zero_sigma(request.noise_schedule.sigmas)
+    for each in (request, *([] if hires is None else [outlined_second(request, hires)])):
+        settings.guidance_options.zero_sigma(each.noise_schedule.sigmas)
+        for control in each.controls:
+            check_condition_size(control, each.latents.shape, family.vae)

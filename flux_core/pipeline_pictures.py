@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from .bounds import check_number, check_span
-from .lora import LoraStack, lora_uses, match_lora
+from .lora import LoraStack, match_lora
+from .lora.apply import counting
 from .lora.match import WIDENED_LAYER
 from .models.families import family_of
 from .models.transformer import FluxTransformer
@@ -25,7 +26,6 @@ from .sampling.concat import (
     MASKED_AND_CONTROL,
     NO_CONTROL,
     PICTURE_AND_MASK,
-    channels_beside,
     extra_channels,
     picture_to_fill,
 )
@@ -116,19 +116,19 @@ def check_masked(masks: Tensor | None, keep_pixels: int | None, differential: fl
 
 
 def condition_of(
-    transformer: FluxTransformer,
-    loras: LoraStack,
-    condition: Picture | None,
-    mask: Picture | None,
-    batch: int,
+    reads: int, condition: Picture | None, mask: Picture | None, batch: int
 ) -> tuple[Tensor | None, Tensor | None]:
-    """A condition (1 or B, H, W, 3) in [0, 1] and its mask (1 or B, 1, H, W); raises ``ValueError``
-    where the model reads none."""
+    """A condition (1 or B, H, W, 3) in [0, 1] and its mask (1 or B, 1, H, W), for a model that
+    ``reads`` so many channels beside the noise; raises ``ValueError`` where those are none."""
     if condition is None:
         if mask is not None:
             raise ValueError("condition_mask belongs to a condition, but there is none")
         return None, None
-    refuse_condition(transformer, loras)
+    if not reads:
+        raise ValueError(
+            "a condition is read by Fill, Canny, Depth, Flex.2 and control LoRAs, and this "
+            "model reads none: is it meant as image, or for a ControlNet?"
+        )
     pictures = rows_for(batch, as_pictures(condition, "condition"), "condition")
     if mask is None:
         return pictures, None
@@ -137,7 +137,7 @@ def condition_of(
 
 
 def references_of(
-    transformer: FluxTransformer,
+    reads: int,
     reference: Picture | Sequence[Picture] | None,
     placing: References,
     batch: int,
@@ -145,10 +145,10 @@ def references_of(
     drawn: tuple[int, int],
 ) -> dict[str, Any]:
     """References and their place as ``ReadPictures`` has them, for a picture of ``drawn`` pixels;
-    raises ``ValueError`` where the model reads none."""
+    raises ``ValueError`` for a model that ``reads`` channels beside the noise."""
     if reference is None:
         return {}
-    if channels_beside(transformer):
+    if reads:
         raise ValueError(
             "a reference is read by Kontext and dev, and this model reads a picture beside "
             "the noise: is it meant as condition?"
@@ -156,20 +156,11 @@ def references_of(
     return {"references": as_references(reference, batch, size, drawn), "placing": placing}
 
 
-def refuse_condition(transformer: FluxTransformer, loras: LoraStack) -> None:
-    """Raise ``ValueError`` where nothing reads a picture beside the noise."""
-    if not read_beside(transformer, loras):
-        raise ValueError(
-            "a condition is read by Fill, Canny, Depth, Flex.2 and control LoRAs, and this "
-            "model reads none: is it meant as image, or for a ControlNet?"
-        )
-
-
 def read_beside(transformer: FluxTransformer, loras: LoraStack) -> int:
     """``channels_beside`` of a transformer once these LoRAs are beside its layers."""
     widths = [
         delta.width
-        for use in lora_uses(loras)
+        for use in counting(loras)
         for delta in match_lora(use.lora, transformer).deltas.get(WIDENED_LAYER, ())
     ]
     family = family_of(transformer)
@@ -192,22 +183,23 @@ def condition_pixels(
 
 
 def control_pixels(
-    transformer: FluxTransformer,
+    reads: int,
     picture: Picture | None,
     batch: int,
-    condition: Picture | None,
-    condition_mask: Picture | None,
+    condition: Tensor | None,
+    condition_mask: Tensor | None,
 ) -> Tensor | None:
     """A control picture as pixels (1 or B, 3, H, W) in [-1, 1]; raises ``ValueError`` where the
-    model does not read it, and where it would see nothing of a condition."""
-    reads = channels_beside(transformer) == MASKED_AND_CONTROL
-    if reads and condition is not None and condition_mask is None:
+    model, which ``reads`` so many channels beside the noise, does not read it, and where it would
+    see nothing of a condition."""
+    reads_control = reads == MASKED_AND_CONTROL
+    if reads_control and condition is not None and condition_mask is None:
         raise ValueError(
             "condition is read where condition_mask keeps it, and there is no condition_mask: "
             "is it meant as control_picture?"
         )
     if picture is None:
         return None
-    if not reads:
+    if not reads_control:
         raise ValueError(NO_CONTROL)
     return to_pixels(rows_for(batch, as_pictures(picture, "control_picture"), "control_picture"))

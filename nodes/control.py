@@ -100,7 +100,9 @@ def make_control(
         )
     if net.config.num_modes and mode is None:
         raise ValueError(f"{path}: is a union ControlNet, choose a mode in FluxFitControlNet")
-    if net.wants_mask and mask is not None:
+    if mask is not None and not net.wants_mask:
+        raise ValueError(f"{path}: is no ControlNet for inpainting and reads no mask: unwire it")
+    if mask is not None:
         image = image * (1 - as_large_as(mask, image).round())  # to paint anew: shown as black
     cond = opened.encoded(net, vae, image)
     return Control(

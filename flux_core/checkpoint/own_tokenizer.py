@@ -27,8 +27,8 @@ TOKENS, MERGES, KINDS, SPLIT = (
     f"tokenizer.ggml.{name}" for name in ("tokens", "merges", "token_type", "pre")
 )
 
-
-WHAT = "the tokenizer inside of this file"
+#: What errors call it.
+TOKENIZER_INSIDE = "the tokenizer inside of this file"
 
 
 def place_of(source: Source) -> str | None:
@@ -51,7 +51,7 @@ def has_lists(source: GGUFFile) -> bool:
 def has_tokenizer(path: str | Path) -> bool:
     """Whether a file of weights holds its tokenizer, as ``own_tokenizer`` opens it."""
     source = open_source(path)
-    with reading(path, WHAT):
+    with reading(path, TOKENIZER_INSIDE):
         return place_of(source) is not None
 
 
@@ -61,7 +61,7 @@ def own_tokenizer(path: str | Path) -> PreTrainedTokenizerBase | None:
     Raises ``CheckpointError`` naming the file where it is broken.
     """
     source = open_source(path)
-    with reading(path, WHAT):
+    with reading(path, TOKENIZER_INSIDE):
         place = place_of(source)
         if place is None:
             return None
@@ -81,6 +81,8 @@ def of_gguf(source: GGUFFile) -> PreTrainedTokenizerBase:
     """The tokenizer of a GGUF file's header, which has one."""
     tokens, merges = source.strings(TOKENS) or [], source.strings(MERGES) or []
     kinds = source.numbers(KINDS) or [1] * len(tokens)
+    if len(kinds) != len(tokens):
+        raise ValueError(f"has {len(tokens)} tokens, and {len(kinds)} kinds of them ({KINDS})")
     special = [t for t, kind in zip(tokens, kinds, strict=True) if kind in SPECIAL_KINDS]
     return from_lists(tokens, special, merges, source.word(SPLIT))
 

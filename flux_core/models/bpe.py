@@ -30,6 +30,8 @@ PATTERNS = {"tekken": TEKKEN_PATTERN, "qwen2": QWEN_PATTERN}
 COMPOSED = ("qwen2",)
 #: Bytes of a token of Mistral's; it is cut in two at every byte, which takes their square.
 LONGEST_TOKEN = 512
+#: Pairs that are merged, several times those of any; each is kept as two texts.
+MOST_MERGES = 2_000_000
 #: Numbers of tokens, ten times those of any; tokenizers are copied by going through all of them.
 MOST_TOKENS = 2_000_000
 
@@ -51,8 +53,9 @@ def byte_level_bpe(
     """A tokenizer of tokens in ``byte_letters`` with their numbers, and merges in order.
 
     ``special`` tokens are found as they stand; ``split_as`` is a key of ``PATTERNS``. Raises
-    ``ValueError`` for a merge whose parts or result are no tokens.
+    ``ValueError`` for a merge whose parts or result are no tokens, and for too many.
     """
+    check_count(merges)
     for first, second in merges:
         for part in (first, second, first + second):
             if part not in vocabulary:
@@ -71,6 +74,12 @@ def byte_level_bpe(
         [AddedToken(token, special=True, normalized=False) for token in special]
     )
     return wrapped(inner)
+
+
+def check_count(merges: Sequence[object]) -> None:
+    """Raise ``ValueError`` for more merges than ``MOST_MERGES``."""
+    if len(merges) > MOST_MERGES:
+        raise ValueError(f"merges more than {MOST_MERGES} pairs of tokens")
 
 
 def wrapped(inner: Tokenizer) -> PreTrainedTokenizerFast:
@@ -108,6 +117,7 @@ def from_tekken(data: bytes) -> PreTrainedTokenizerFast:
         splits = ((token[:i], token[i:]) for i in range(1, len(token)))
         known = [(ranks[a], ranks[b], a, b) for a, b in splits if a in ranks and b in ranks]
         merges += [(spelled[a], spelled[b]) for _, _, a, b in sorted(known)]
+        check_count(merges)
     vocabulary = {spelled[token]: first + rank for token, rank in ranks.items()}
     ordered = sorted(special, key=special.__getitem__)
     return byte_level_bpe(vocabulary | special, merges, ordered, "tekken")

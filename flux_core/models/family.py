@@ -52,7 +52,8 @@ class Family:
         takes_controls: whether FLUX.1's ControlNets are made for it.
         host_model: what the host calls the family (``image_model``).
         lora_base: what files of LoRAs call it (``ss_base_model_version``).
-        steps: how many a picture takes, as its models are published.
+        steps: how many a picture takes, as its models are published; distilled ones where there
+            are such, whose base variants take more.
         published: configurations of the models that people have by name, to be planned with.
     """
 

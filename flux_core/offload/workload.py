@@ -71,7 +71,7 @@ def one_of_each_block(model: nn.Module) -> Any:
     return set_compute(small, "dequantize")
 
 
-def shapes_of(module: nn.Module, attached_alone: bool = False) -> tuple[Hashable, ...]:
+def shapes_of(module: nn.Module, *, attached_alone: bool = False) -> tuple[Hashable, ...]:
     """What a module holds, or only what is beside its layers for a run, by names, shapes and
     dtypes."""
     return tuple(
@@ -106,7 +106,7 @@ def transformer_bytes(
         return peak_bytes(step)
 
     of_options = tuple((name, part_of_key(value)) for name, value in options.items())
-    key = (image_tokens, text_tokens, batch, of_options, shapes_of(module, True))
+    key = (image_tokens, text_tokens, batch, of_options, shapes_of(module, attached_alone=True))
     return counted(module, key, count)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..bounds import brief, check_number, check_span
@@ -82,8 +83,9 @@ def check_image_prompt(prompt: object) -> None:
         )
     if not isinstance(prompt.encoder, VisionEncoder):
         raise ValueError(f"an image prompt has {brief(prompt.encoder)}, expected a VisionEncoder")
+    if not isinstance(prompt.crop, bool | None):
+        raise ValueError(f"crop is {brief(prompt.crop)}, expected True or False")
     config = prompt.encoder.config
-    as_pictures(prompt.image, "the picture of an image prompt")
     if isinstance(prompt, IPAdapterPrompt):
         if not isinstance(prompt.adapter, IPAdapter):
             raise ValueError(f"an image prompt has {brief(prompt.adapter)}, expected an IPAdapter")
@@ -108,43 +110,58 @@ def check_image_prompt(prompt: object) -> None:
         )
 
 
-def seen_pooled(runner: OffloadRunner, encoder: VisionEncoder, image: object, crop: bool) -> Tensor:
+def seen_pooled(
+    runner: OffloadRunner | None, encoder: VisionEncoder, image: object, crop: bool
+) -> Tensor:
     """The encoder's vectors (n, P) of pictures."""
     pictures = as_pictures(image, "the picture of an image prompt")
+    if runner is None:
+        return torch.zeros(len(pictures), encoder.config.pooled_width)
     pooled = encode_vision(runner, encoder, pictures, crop).pooled
     assert pooled is not None, "a width was checked"
     return pooled
 
 
+def seen_tokens(runner: OffloadRunner | None, prompt: ReduxPrompt) -> Tensor:
+    """What Redux makes of its pictures, (n, M, C)."""
+    pictures = as_pictures(prompt.image, "the picture of an image prompt")
+    if runner is None:
+        tokens, width = prompt.encoder.config.tokens, prompt.redux.config.context_dim
+        return torch.zeros(len(pictures), tokens, width)
+    features = encode_vision(runner, prompt.encoder, pictures, prompt.crop)
+    return redux_tokens(runner, prompt.redux, features.tokens)
+
+
+def applied_adapter(runner: OffloadRunner | None, prompt: IPAdapterPrompt) -> AppliedAdapter:
+    """An IP-Adapter with what its encoder sees."""
+    crop = not prompt.adapter.config.wide if prompt.crop is None else prompt.crop
+    negative = prompt.negative_image
+    return AppliedAdapter(
+        prompt.adapter,
+        seen_pooled(runner, prompt.encoder, prompt.image, crop),
+        prompt.weight,
+        prompt.start,
+        prompt.end,
+        None if prompt.mask is None else as_masks(prompt.mask, "an IP-Adapter's mask"),
+        None if negative is None else seen_pooled(runner, prompt.encoder, negative, crop),
+    )
+
+
 def apply_image_prompts(
-    runner: OffloadRunner, prompts: Sequence[ImagePrompt], positive: Conditioning
+    runner: OffloadRunner | None, prompts: Sequence[ImagePrompt], positive: Conditioning
 ) -> tuple[Conditioning, list[AppliedAdapter]]:
-    """A prompt with what Redux adds to it, and the IP-Adapters of a run."""
+    """A prompt with what Redux adds to it, and the IP-Adapters of a run.
+
+    Without a runner zeros stand for what encoders see, and all is checked that a run would refuse.
+    Raises ``ValueError``.
+    """
     adapters = []
     for prompt in prompts:
         if isinstance(prompt, IPAdapterPrompt):
-            wide = prompt.adapter.config.wide
-            crop = not wide if prompt.crop is None else prompt.crop
-            negative = prompt.negative_image
-            adapters.append(
-                AppliedAdapter(
-                    prompt.adapter,
-                    seen_pooled(runner, prompt.encoder, prompt.image, crop),
-                    prompt.weight,
-                    prompt.start,
-                    prompt.end,
-                    None if prompt.mask is None else as_masks(prompt.mask, "an adapter's mask"),
-                    None
-                    if negative is None
-                    else seen_pooled(runner, prompt.encoder, negative, crop),
-                )
-            )
+            adapters.append(applied_adapter(runner, prompt))
             continue
-        pictures = as_pictures(prompt.image, "the picture of an image prompt")
-        features = encode_vision(runner, prompt.encoder, pictures, prompt.crop)
         mask = None if prompt.mask is None else as_masks(prompt.mask, "a picture's mask")
-        tokens = redux_tokens(runner, prompt.redux, features.tokens)
-        rows = on_grid(tokens, prompt.grid, mask, prompt.crop)
+        rows = on_grid(seen_tokens(runner, prompt), prompt.grid, mask, prompt.crop)
         joined = merged(rows, prompt.weights, prompt.merge)
         positive = with_tokens(positive, joined, prompt.strength, prompt.strength_type)
     return positive, adapters

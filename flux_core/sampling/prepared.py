@@ -332,6 +332,18 @@ def control_condition(
     return cut_condition(control, whole, area, vae, shape[0], device)
 
 
+def check_condition_size(control: Control, shape: Sequence[int], vae: VAEConfig) -> None:
+    """Raise ``ValueError`` for a control picture of another size than latents of a shape (B, C, h,
+    w), which cannot be scaled to it."""
+    cond, side, (height, width) = control.cond, vae.compression, shape[-2:]
+    fits = control.net.config.hint or cond.shape[-2:] == (height, width)
+    if not fits and (control.picture is None or control.encode is None):
+        raise ValueError(
+            f"the control picture is {cond.shape[-1] * side}x{cond.shape[-2] * side} pixels, "
+            f"the picture to draw {width * side}x{height * side}"
+        )
+
+
 def whole_condition(
     control: Control, shape: Sequence[int], vae: VAEConfig, device: torch.device
 ) -> Tensor:
@@ -341,11 +353,7 @@ def whole_condition(
     cond, side = control.cond.to(device), vae.compression
     if control.net.config.hint:
         return F.interpolate(cond.float(), (height * side, width * side), mode="bilinear")
-    if cond.shape[-2:] != (height, width):
-        raise ValueError(
-            f"the control picture is {cond.shape[-1] * side}x{cond.shape[-2] * side} pixels, "
-            f"the picture to draw {width * side}x{height * side}"
-        )
+    check_condition_size(replace(control, encode=None), shape, vae)
     cond = standardise(cond.float(), vae)
     if control.net.wants_mask:
         mask = torch.ones_like(cond[:, :1]) if control.mask is None else control.mask.to(cond)

@@ -207,6 +207,16 @@ class TestWriting:
         modes = {path.stat().st_mode for path in tmp_path.iterdir()}
         assert len(modes) == 1 and len(list(tmp_path.iterdir())) == 3
 
+    @pytest.mark.skipif(os.name == "nt", reason="no such modes")
+    @pytest.mark.parametrize("mode", [0o600, 0o640, 0o664])
+    def test_who_may_read_stays_as_it_was(self, mode, tmp_path):
+        (tmp_path / "a").touch()
+        (tmp_path / "a").chmod(mode)
+        with writing(tmp_path / "a") as partial:
+            partial.write_text("new")
+        assert (tmp_path / "a").stat().st_mode & 0o777 == mode
+        assert (tmp_path / "a").read_text() == "new"
+
     def test_two_writers_of_one_name_do_not_meet(self, tmp_path):
         with writing(tmp_path / "a") as first, writing(tmp_path / "a") as second:
             first.write_text("1")

@@ -10,18 +10,24 @@ import torch
 from flux_core import (
     Control,
     FluxPipeline,
+    IPAdapterPrompt,
     LoraRegion,
     LoraUse,
     OffloadPolicy,
+    ReduxPrompt,
     load_controlnet,
+    load_ip_adapter,
     load_lora,
+    load_redux,
+    load_vision_encoder,
 )
 from flux_core.offload.runner import OffloadRunner
 from flux_core.pocket import pocket_file
 from flux_core.sampling.guidance import GuidanceOptions, NormalizedAttentionGuidance
+from flux_core.sampling.hires import Hires
 from flux_core.sampling.images import to_pixels
 from flux_core.sampling.latents import host_noise, image_ids, pack, unpack
-from tests import tiny_models
+from tests import adapter_files, tiny_models
 
 SMALL = {"width": 64, "height": 48, "steps": 3}
 PROMPT = "a red circle on a blue background"
@@ -241,11 +247,72 @@ class TestBeforeAnythingIsComputed:
                 },
                 "drawn without NAG",
             ),
+            (
+                {
+                    "guidance_options": GuidanceOptions(zero_steps=3),
+                    "steps": 8,
+                    "cfg": 2.0,
+                    "hires": Hires(steps=2),
+                },
+                "zero_steps is 3, expected fewer than the 2 steps",
+            ),
         ],
     )
     def test_of_options(self, options, message, nothing_runs, pipeline):
         with pytest.raises(ValueError, match=message):
             pipeline("a", width=64, height=64, **options)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"grid": -3}, "the grid of a picture's tokens is -3"),
+            ({"grid": 99}, "the grid of a picture's tokens is 99"),
+            ({"weights": [1.0, 2.0, 3.0]}, "3 weights for 1 pictures"),
+            ({"mask": torch.zeros(1, 8, 8)}, "covers nothing"),
+            ({"mask": "abc"}, "a picture's mask"),
+            ({"crop": "x"}, "crop is 'x'"),
+            ({"image": torch.zeros(1, 2, 3, 4, 5)}, "the picture of an image prompt"),
+        ],
+    )
+    def test_of_pictures_in_the_prompt(self, options, message, nothing_runs, pipeline):
+        redux = load_redux(pocket_file("style_models", "_redux"))
+        encoder = load_vision_encoder(pocket_file("clip_vision", "_siglip"))
+        said = {"image": torch.zeros(1, 32, 32, 3)} | options
+        with pytest.raises(ValueError, match=message):
+            prompts = [ReduxPrompt(redux, encoder, **said)]
+            pipeline("a", width=64, height=64, image_prompts=prompts)
+
+    def test_of_what_an_adapter_is_shown(self, nothing_runs, pipeline, tmp_path):
+        config = pipeline.transformer.config
+        file = adapter_files.widened(
+            adapter_files.xlabs(config.depth), config.context_in_dim, config.hidden_size
+        )
+        adapter = load_ip_adapter(tiny_models.save(file, tmp_path / "a.safetensors"))
+        seen_by = adapter_files.host_vision(adapter_files.clip_vision(), tmp_path / "c.safetensors")
+        encoder = load_vision_encoder(seen_by)
+        prompt = IPAdapterPrompt(adapter, encoder, torch.zeros(1, 32, 32, 3), negative_image="x")
+        with pytest.raises(ValueError, match="the picture of an image prompt"):
+            pipeline("a", width=64, height=64, image_prompts=[prompt])
+
+    @pytest.mark.parametrize("hires", [False, True])
+    def test_of_controls_of_another_size(self, hires, nothing_runs, pipeline, upscaler):
+        size = 8 if hires else 4
+        control = Control(upscaler, torch.zeros(1, 16, size, size))
+        with pytest.raises(ValueError, match=f"the control picture is {8 * size}x{8 * size} pix"):
+            options = {"hires": Hires(2.0)} if hires else {}
+            pipeline("a", width=64, height=64, controls=[control], **options)
+
+    def test_of_a_reference_where_a_lora_reads_beside(self, nothing_runs, pipeline, tmp_path):
+        hidden = pipeline.transformer.img_in.out_features
+        for width, message in ((128, "is it meant as condition"), (100, "100 packed channels")):
+            file = {
+                "img_in.lora_A.weight": torch.ones(1, width),
+                "img_in.lora_B.weight": torch.ones(hidden, 1),
+            }
+            path = tiny_models.save(file, tmp_path / f"{width}.safetensors")
+            with pytest.raises(ValueError, match=message):
+                reference = {"reference": torch.rand(1, 32, 32, 3), "reference_size": "own"}
+                pipeline("a", width=64, height=64, loras=[(path, 1.0)], **reference)
 
     def test_of_masks_for_another_batch(self, nothing_runs, pipeline, tmp_path):
         layer = pipeline.transformer.double_blocks[0].img_attn.proj

@@ -46,6 +46,21 @@ class TestControl:
                 end=0.1,
             )
 
+    def test_a_mask_is_refused_where_it_is_not_read(self, loaded):
+        node = NODE_CLASS_MAPPINGS["FluxFitControlNet"]()
+        with pytest.raises(ValueError, match=r"upscaler\.safetensors: .* reads no mask: unwire it"):
+            node.make(
+                mode="none",
+                vae=loaded[2],
+                image=torch.rand(1, 16, 16, 3),
+                strength=1.0,
+                controlnet="fluxfit_pocket_upscaler.safetensors",
+                precision="bf16",
+                start=0.0,
+                end=1.0,
+                mask=torch.ones(1, 16, 16),
+            )
+
     @pytest.mark.parametrize("blur", [1.0, 4.0])
     def test_enlarging_keeps_a_flat_picture_flat(self, blur):
         flat = torch.full((1, 26, 26, 3), 0.4)

@@ -230,6 +230,26 @@ def test_tokens_have_a_longest():
             from_tekken(with_token(b"x" * length))
 
 
+def test_merges_have_an_end(monkeypatch):
+    """Every part of one long text is a token, so that every way to cut each of them is a merge."""
+    text = bytes(range(256))
+    tree = json.loads(tekken())
+    parts = {text[i : i + n]: None for n in range(1, 40) for i in range(257 - n)}
+    tree["vocab"] = [
+        {"rank": rank, "token_bytes": base64.b64encode(token).decode()}
+        for rank, token in enumerate(parts)
+    ]
+    tree["config"]["default_vocab_size"] = FIRST + len(parts)
+    count = sum((len(token) - 1) for token in parts)
+    for most in (count, count - 1):
+        monkeypatch.setattr("flux_core.models.bpe.MOST_MERGES", most)
+        if most == count:
+            assert len(from_tekken(json.dumps(tree).encode())) > len(parts)
+            continue
+        with pytest.raises(ValueError, match=f"merges more than {most} pairs"):
+            from_tekken(json.dumps(tree).encode())
+
+
 @pytest.mark.parametrize("number", [MOST_TOKENS, 2**31])
 def test_numbers_of_tokens_have_an_end(number, tmp_path):
     whole = json.loads(from_tekken(tekken()).backend_tokenizer.to_str())

@@ -207,3 +207,29 @@ def test_a_lora_that_widens_the_input_to_fill_sees_nothing_of_what_it_paints(
     options = {"loras": loras, "condition_mask": where if width == FILL else None}
     pictures = [both.ours(condition=each, **options) for each in (shown, other)]
     assert torch.equal(*pictures) is (width == FILL)
+
+
+@torch.no_grad()
+def test_a_lora_at_strength_0_widens_nothing(vae: nn.Module, tmp_path: Path):
+    """Nothing that it says of the input counts: neither what is read, nor what is refused."""
+    both = Both(vae, NOISY, 1, tmp_path)
+    cast(Any, both.pipeline.text_encoders).modules_used = ()
+    hidden = both.pipeline.transformer.img_in.out_features
+
+    def lora(width: int, strength: float) -> tuple[Any, float]:
+        factors = {
+            "img_in.lora_A.weight": 0.1 * torch.randn(2, width),
+            "img_in.lora_B.weight": 0.1 * torch.randn(hidden, 2),
+        }
+        path = tiny_models.save(factors, tmp_path / f"{width}.safetensors")
+        return load_lora(path), strength
+
+    control = lora(CONTROL, 1.0)
+    said = {"condition": picture(HEIGHT, WIDTH), "condition_mask": mask(1)}
+    alone = both.ours(loras=[control], **said)
+    assert torch.equal(both.ours(loras=[control, lora(FILL, 0.0)], **said), alone)
+    plain = both.ours(loras=[])
+    for width in (CONTROL, FILL, 100):
+        assert torch.equal(both.ours(loras=[lora(width, 0.0)]), plain)
+        with pytest.raises(ValueError, match="this model reads none"):
+            both.ours(loras=[lora(width, 0.0)], **said)
