@@ -277,9 +277,9 @@ class TestBeforeAnythingIsComputed:
     def test_of_pictures_in_the_prompt(self, options, message, nothing_runs, pipeline):
         redux = load_redux(pocket_file("style_models", "_redux"))
         encoder = load_vision_encoder(pocket_file("clip_vision", "_siglip"))
-        said = {"image": torch.zeros(1, 32, 32, 3)} | options
+        options = {"image": torch.zeros(1, 32, 32, 3)} | options
         with pytest.raises(ValueError, match=message):
-            prompts = [ReduxPrompt(redux, encoder, **said)]
+            prompts = [ReduxPrompt(redux, encoder, **options)]
             pipeline("a", width=64, height=64, image_prompts=prompts)
 
     def test_of_what_an_adapter_is_shown(self, nothing_runs, pipeline, tmp_path):

@@ -225,11 +225,11 @@ def test_a_lora_at_strength_0_widens_nothing(vae: nn.Module, tmp_path: Path):
         return load_lora(path), strength
 
     control = lora(CONTROL, 1.0)
-    said = {"condition": picture(HEIGHT, WIDTH), "condition_mask": mask(1)}
-    alone = both.ours(loras=[control], **said)
-    assert torch.equal(both.ours(loras=[control, lora(FILL, 0.0)], **said), alone)
+    options = {"condition": picture(HEIGHT, WIDTH), "condition_mask": mask(1)}
+    alone = both.ours(loras=[control], **options)
+    assert torch.equal(both.ours(loras=[control, lora(FILL, 0.0)], **options), alone)
     plain = both.ours(loras=[])
     for width in (CONTROL, FILL, 100):
         assert torch.equal(both.ours(loras=[lora(width, 0.0)]), plain)
         with pytest.raises(ValueError, match="this model reads none"):
-            both.ours(loras=[lora(width, 0.0)], **said)
+            both.ours(loras=[lora(width, 0.0)], **options)
