@@ -56,6 +56,10 @@ def mistral_layers(**sizes: Any) -> list[nn.Module]:
     return [MistralLayer(config, i) for i in range(sizes["num_hidden_layers"])]
 
 
+#: Tokens of their own in a template, as both models write them.
+MARKS = re.compile(r"<\|\w+\|>|\[/?[A-Z_]+\]")
+
+
 @dataclass(frozen=True)
 class LanguageKind:
     """One of the language models.
@@ -79,6 +83,13 @@ class LanguageKind:
     pad: str
     start: str = ""
     pad_left: bool = False
+
+    @property
+    def marks(self) -> list[str]:
+        """The tokens that its tokenizer has at least: of padding, of the beginning, and those that
+        stand around a prompt."""
+        around = MARKS.findall(self.template)
+        return [mark for mark in dict.fromkeys((self.pad, self.start, *around)) if mark]
 
 
 QWEN3 = LanguageKind(

@@ -17,15 +17,18 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..errors import CheckpointError
-from ..files import reading
+from ..files import LARGEST_TOKENIZER, reading
 from ..quant import quantized_linears
 from .family import Family
-from .language import LANGUAGE_LENGTH, LanguageEncoder, LanguageKind
+from .language import LANGUAGE_LENGTH, MISTRAL, QWEN3, LanguageEncoder, LanguageKind
 from .prompt import refuse_long, whole_letters
 from .text_encoders import CACHED_PROMPTS
 from .text_encoding import Encodings, TextEncoding, recalled, remember
 
 log = logging.getLogger(__name__)
+
+#: Files of a tokenizer's folder that say its tokens.
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "added_tokens.json", "tokenizer_config.json")
 
 
 def open_language_tokenizer(folder: str | Path, kind: LanguageKind) -> PreTrainedTokenizerBase:
@@ -54,7 +57,7 @@ def open_language_tokenizer(folder: str | Path, kind: LanguageKind) -> PreTraine
 def check_marks(tokenizer: PreTrainedTokenizerBase, kind: LanguageKind, path: str | Path) -> None:
     """Raise ``CheckpointError`` where a tokenizer is not that of a language model."""
     words = tokenizer.get_vocab()
-    for mark in filter(None, (kind.pad, kind.start)):
+    for mark in kind.marks:
         if mark not in words:
             raise CheckpointError(
                 f"{path}: the tokenizer has no {mark!r}: it is not that of {kind.title}"
@@ -187,17 +190,32 @@ class LanguageTextEncoders(nn.Module):
 
 
 def find_language_tokenizer(path: str | Path) -> Path:
-    """The tokenizer's folder, in the weights' folder or beside it as Hugging Face has them.
+    """The tokenizer's folder, in the weights' folder or beside it as Hugging Face has them; those
+    of CLIP and T5, which may be there as well, are passed by.
 
     Raises ``FileNotFoundError`` saying where it was looked for.
     """
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     places = [folder / "tokenizer", folder.parent / "tokenizer", folder]
+    others = []
     for place in places:
         if any((place / name).is_file() for name in ("tokenizer.json", "merges.txt")):
-            return place
+            if is_for_language(place):
+                return place
+            others.append(place)
     looked = " or ".join(map(str, places))
+    what = "".join(f"; that in {place} is of another text encoder" for place in others)
     raise FileNotFoundError(
         f"no tokenizer for {path}: expected one in {looked}; it is the folder 'tokenizer' of the "
-        "FLUX.2 repository on Hugging Face"
+        "FLUX.2 repository on Hugging Face" + what
     )
+
+
+def is_for_language(folder: Path) -> bool:
+    """Whether a folder's tokenizer has what stands around a prompt of a language model."""
+    words = b""
+    for name in TOKENIZER_FILES:
+        if (folder / name).is_file():
+            with open(folder / name, "rb") as file:
+                words += file.read(LARGEST_TOKENIZER)
+    return any(all(mark.encode() in words for mark in kind.marks) for kind in (QWEN3, MISTRAL))

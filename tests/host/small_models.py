@@ -54,6 +54,7 @@ def write_small_models(models: Path, inputs: Path) -> None:
     name = "Chroma1-HD-fp8mixed.safetensors"
     tiny_models.save(chroma.state_dict(), models / "diffusion_models" / name)
     write_image_prompts(models, context, hidden, pocket.config.depth)
+    write_small_klein(models)
     generator = torch.Generator().manual_seed(1)
     lora = {}
     for name, module in pocket.named_modules():
@@ -74,15 +75,16 @@ def write_small_models(models: Path, inputs: Path) -> None:
 
 
 def write_small_klein(models: Path) -> None:
-    """FLUX.2 klein in miniature, in a folder of its own: its tokenizer lies where CLIP's would."""
+    """FLUX.2 klein in miniature; its tokenizer is inside of the file, since CLIP's is beside it."""
     parts = their_parts(dev=False)
-    for name, part in {
-        "diffusion_models/flux-2-klein-4b.safetensors": "transformer",
-        "text_encoders/qwen_3_4b.safetensors": "text_encoder",
-        "vae/flux2-vae.safetensors": "vae",
-    }.items():
-        tiny_models.save(parts[part].state_dict(), models / name)
-    parts["tokenizer"].save_pretrained(models / "text_encoders" / "tokenizer")
+    tokenizer = parts["tokenizer"].backend_tokenizer.to_str().encode()
+    inside = {"tokenizer_json": torch.frombuffer(bytearray(tokenizer), dtype=torch.uint8)}
+    for name, part, more in (
+        ("diffusion_models/flux-2-klein-4b.safetensors", "transformer", {}),
+        ("text_encoders/qwen_3_4b.safetensors", "text_encoder", inside),
+        ("vae/flux2-vae.safetensors", "vae", {}),
+    ):
+        tiny_models.save(parts[part].state_dict() | more, models / name)
 
 
 def write_image_prompts(models: Path, context: int, hidden: int, depth: int) -> None:

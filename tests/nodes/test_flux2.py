@@ -11,7 +11,7 @@ from fluxfit.nodes.headless.stock_custom import STOCK_CUSTOM
 
 from flux_core import CheckpointError
 from flux_core.sampling.latents import host_noise
-from tests import tiny_models, training_runs
+from tests import flux2_models, tiny_models, training_runs
 from tests.flux_core.test_flux2_pipeline import open_parts, save_parts, their_parts
 from tests.nodes.node_calls import SETTINGS, defaults, node
 
@@ -178,8 +178,7 @@ class TestTokenizers:
             tokenizer_folder(mistral)
         for path in (qwen, mistral):
             folder = path.parent / "tokenizer"
-            folder.mkdir()
-            (folder / "tokenizer.json").touch()
+            flux2_models.qwen_tokenizer().save_pretrained(folder)
             assert tokenizer_folder(path) == folder
 
     def test_a_file_of_another_part_is_named(self, folder, monkeypatch):
@@ -191,8 +190,7 @@ class TestTokenizers:
     def test_that_of_the_file_comes_first(self, tmp_path):
         from fluxfit.nodes.part_loaders import tokenizer_folder
 
-        (tmp_path / "tokenizer").mkdir()
-        (tmp_path / "tokenizer" / "merges.txt").touch()
+        flux2_models.qwen_tokenizer().save_pretrained(tmp_path / "tokenizer")
         file = {"tekken_model": torch.zeros(4, dtype=torch.uint8)}
         path = tiny_models.save(file, tmp_path / "m.safetensors")
         assert tokenizer_folder(path) is None

@@ -15,7 +15,7 @@ from fluxfit.nodes.headless.graph import PREFIXED
 from fluxfit.nodes.headless.page import NOTES
 from PIL import Image
 
-from tests.host.small_models import small, write_small_klein, write_small_models
+from tests.host.small_models import small, write_small_models
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
@@ -87,7 +87,6 @@ def small_files(tmp_path_factory) -> Path:
     """A folder with models and an input picture under the names that graphs ask for."""
     folder = tmp_path_factory.mktemp("small")
     write_small_models(folder / "models", folder / "input")
-    write_small_klein(folder / "klein")
     return folder
 
 
@@ -199,8 +198,7 @@ class TestWorkflowFiles:
         self, name, small_files, tmp_path, monkeypatch
     ):
         monkeypatch.chdir(tmp_path)
-        models = small_files / ("klein" if name.startswith("flux2") else "models")
-        monkeypatch.setenv("FLUXFIT_MODELS", str(models))
+        monkeypatch.setenv("FLUXFIT_MODELS", str(small_files / "models"))
         (tmp_path / "input").symlink_to(small_files / "input", target_is_directory=True)
         data = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text())
         for path in headless.saved_images(headless.run(headless.from_api(small(data)))):

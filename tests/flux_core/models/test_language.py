@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from flux_core.checkpoint.inspect import describe_file
 from flux_core.models.language_encoders import LanguageTextEncoders
 from flux_core.offload import OffloadRunner
 from flux_core.offload.activations import LiveBytes
+from flux_core.pocket import POCKET
 from flux_core.quant import PRECISIONS, quantized_linears
 from flux_core.sampling.prompts import encode_prompts, t5_work
 from tests import flux2_models, tiny_models
@@ -209,3 +211,19 @@ class TestWhatIsNot:
         path = tiny_models.save(qwen.state_dict(), tmp_path / "deep" / "qwen.safetensors")
         with pytest.raises(FileNotFoundError, match="no tokenizer for .*expected one in"):
             load_language_encoders(path)
+
+    def test_clip_s_tokenizer_beside_it_is_passed_by(self, qwen, folder, opened, tmp_path):
+        """Folders of FLUX.1's encoders have one under the same name."""
+        models = tmp_path / "text_encoders"
+        for name in ("tokenizer", "tokenizer_2"):
+            shutil.copytree(POCKET / "text_encoders" / name, models / name)
+        tiny_models.save(qwen.state_dict(), models / "qwen.safetensors")
+        with pytest.raises(FileNotFoundError, match="that in .*tokenizer is of another text enc"):
+            load_language_encoders(models / "qwen.safetensors")
+        for name in ("tokenizer", "tokenizer_2"):
+            with pytest.raises(CheckpointError, match="it is not that of Qwen3"):
+                load_language_encoders(models / "qwen.safetensors", tokenizer=models / name)
+        shutil.copytree(folder / "tokenizer", tmp_path / "tokenizer")
+        encoders = load_language_encoders(models / "qwen.safetensors", precision="fp32")
+        ours, theirs = (each.encode(["a cat"]).context for each in (encoders, opened))
+        assert torch.equal(ours, theirs)
