@@ -64,9 +64,9 @@ def lora_control() -> Page:
         ),
         {
             "Load": [*LOAD, ["lora"]],
-            "Prompt": [["prompt", "negative", "size", "instruction"]],
+            "Prompt": [["prompt", "negative", "size"]],
             "Draw": [["sampler"], ["decode"]],
-            "Control": [["reference", *CONTROLLED]],
+            "Control": [["instruction"], ["reference", *CONTROLLED]],
             "Edit": [edits[:3], edits[3:]],
             "Result": [[f"decode {label}" for label in labels], ["grid"], ["save"]],
         },
@@ -89,12 +89,13 @@ def soft_inpaint() -> Page:
         ),
         {
             "Load": [*LOAD, ["differential"]],
-            "Prompt": [["prompt", "negative", "size", "other"]],
+            "Prompt": [["prompt", "negative", "size"]],
             "Draw": [["sampler"], ["decode"], ["encode", "save"]],
+            "Prompt again": [["other"]],
             "Mask": [
                 ["nothing", "everything", "part"],
-                ["fade"],
-                ["hard", "soft", "outside"],
+                ["outside", "hard", "fade"],
+                ["soft"],
                 ["hard latent", "soft latent"],
             ],
             "Draw again": [["draw hard", "draw soft"], ["decode hard", "decode soft"]],
