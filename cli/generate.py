@@ -19,14 +19,15 @@ ROUNDING = 1e-6
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt")
     parser.add_argument("--negative", default="")
-    parser.add_argument("--cfg", type=float, default=2.5)
+    parser.add_argument("--cfg", type=float, help="2.5 by default, and 1 with --reference")
     parser.add_argument(
         "--nag-scale", type=float, help="normalized attention guidance away from --negative, 5 say"
     )
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--height", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=30, help="30 by default")
+    parser.add_argument("--seed", type=int, default=0, help="0 by default")
+    side = "256 by default; the pocket model draws about that, for more take --hires"
+    parser.add_argument("--width", type=int, default=256, help=side)
+    parser.add_argument("--height", type=int, default=256, help=side)
     parser.add_argument(
         "--reference", action="append", default=[], metavar="PICTURE", help="a picture to look at"
     )
@@ -35,14 +36,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar='"X,Y,W,H: WORDS"',
-        help="a prompt for a box: left, top, width and height in shares of the picture",
+        help="a prompt for a box: left, top, width and height in shares of the picture; the words "
+        "say the place and the background too",
     )
     parser.add_argument("--lora", action="append", default=[], metavar="FILE[=STRENGTH]")
-    parser.add_argument("--tile", type=int, help="pixels of windows that a larger picture has")
+    parser.add_argument(
+        "--tile", type=int, help="pixels of windows that a larger picture has; 256 with --hires"
+    )
     parser.add_argument("--hires", type=float, help="draw again, larger by this")
-    parser.add_argument("--precision", default="bf16")
-    parser.add_argument("--offload", default="component")
-    parser.add_argument("--out", type=Path, default=Path("output"))
+    parser.add_argument(
+        "--hires-denoise",
+        type=float,
+        default=0.3,
+        help="how much is drawn again, 0.3 by default; with much more, windows draw things anew",
+    )
+    parser.add_argument("--precision", default="bf16", help="of weights; bf16 by default")
+    parser.add_argument(
+        "--offload", default="component", help="the policy: none, component, stream or auto"
+    )
+    parser.add_argument("--out", type=Path, default=Path("output"), help="a folder")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -63,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
         drawn = pipeline(
             args.prompt,
             negative_prompt=args.negative,
-            cfg=args.cfg,
+            cfg=args.cfg if args.cfg is not None else 1.0 if args.reference else 2.5,
             width=args.width,
             height=args.height,
             steps=args.steps,
@@ -97,7 +109,8 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
     if args.tile is not None:
         options["tiles"] = Tiling(args.tile, args.tile // 4 // UNIT * UNIT)
     if args.hires is not None:
-        options["hires"] = Hires(args.hires, tiles=options.get("tiles"))
+        tiles = options.get("tiles", Tiling(256, 64))
+        options["hires"] = Hires(args.hires, args.hires_denoise, tiles=tiles)
     return options
 
 
@@ -118,8 +131,8 @@ def region_of(option: str) -> RegionPrompt:
         raise ValueError(f"--region {option}: has no words behind its box")
     if not (0 <= left < left + width <= 1 + ROUNDING and 0 <= top < top + height <= 1 + ROUNDING):
         raise ValueError(
-            f"--region {option}: the box is not inside of the picture: left and width together, "
-            "and top and height, are 1 at most"
+            f"--region {option}: the box is not inside of the picture: width and height are above "
+            "0, and left and width together, and top and height, 1 at most"
         )
     box_of = (left, top, min(1.0, left + width), min(1.0, top + height))
     return RegionPrompt(words.strip(), box=box_of)

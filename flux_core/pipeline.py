@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from .bounds import brief, check_number
 from .checkpoint.load import load_text_encoders, load_transformer, load_vae
 from .lora import Lora, LoraStack, LoraUse
+from .models.controlnet import FluxControlNet
 from .models.families import family_of
 from .models.language_encoders import LanguageTextEncoders
 from .models.text_encoders import TextEncoders
@@ -43,13 +44,11 @@ from .sampling.conditioning import (
     RegionalOptions,
     RegionalPrompts,
 )
+from .sampling.fitting import check_control
 from .sampling.guidance import PLAIN_GUIDANCE, GuidanceOptions
 from .sampling.hires import Hires, draw_twice
 from .sampling.image_prompts import ImagePrompt, apply_image_prompts
-from .sampling.images import (
-    check_size,
-    to_pixels,
-)
+from .sampling.images import as_pictures, check_size, to_pixels
 from .sampling.latents import expand, zero_latents
 from .sampling.masks import keep_pixels_outside
 from .sampling.prompts import encode_prompts
@@ -96,6 +95,8 @@ class FluxPipeline:
             self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         except RuntimeError as error:
             raise ValueError(f"device is {device!r}, expected cpu, cuda or the like") from error
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device is 'cuda', and torch sees no card: use cpu, or torch for CUDA")
 
     @classmethod
     def from_pocket(
@@ -117,6 +118,28 @@ class FluxPipeline:
             policy=policy,
             device=device,
         )
+
+    @torch.no_grad()
+    def control(
+        self, net: FluxControlNet, picture: Picture, strength: float = 1.0, **options: Any
+    ) -> Control:
+        """A ControlNet with a picture (1 or B, H, W, 3) in [0, 1], for ``controls``: encoded as the
+        net reads it, and anew in the size of what is drawn.
+
+        ``options`` are the further fields of ``Control``: ``start``, ``end``, ``mode``, ``mask``
+        and others. Raises ``ValueError``.
+        """
+        pixels = to_pixels(as_pictures(picture, "the picture of a ControlNet"))
+
+        def encode(pixels: Tensor) -> Tensor:
+            return encode_pixels(OffloadRunner(self.policy, self.device), self.vae, pixels)
+
+        made = Control(net, pixels, strength, **options)
+        check_control(made)
+        if net.config.hint:
+            return made
+        with turn_of(self.vae):
+            return replace(made, cond=encode(pixels), picture=pixels, encode=encode)
 
     # long: its arguments are the whole of what can be asked for, each with its line
     @torch.no_grad()
@@ -192,7 +215,8 @@ class FluxPipeline:
             differential: a grey ``mask`` says from which step on a place is kept; a strength from 0
                 to 1, which is the whole as well.
             keep_pixels: where ``mask`` is 0 the pixels of ``image`` stay as they are, to the bit,
-                and what is drawn fades in over so many pixels inside of it.
+                and what is drawn fades in over so many pixels inside of it. With ``hires`` they are
+                those of ``image`` enlarged.
             regions: prompts of parts of the picture, read by attention beside ``prompt``;
                 ``regional`` says over which steps and how strictly.
             guidance_options: over which steps and how the negative prompt is guided away from; with

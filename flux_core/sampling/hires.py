@@ -25,8 +25,9 @@ from ..offload.turns import turn_of
 from ..units import readable_bytes
 from .adapters import made_ready
 from .conditioning import Conditioning, Control
+from .fitting import check_control
 from .images import to_images, to_pixels
-from .run import DrawRequest, StepCallback, check_control, draw, with_fitting_controls
+from .run import DrawRequest, StepCallback, draw, with_fitting_controls
 from .sigmas import check_steps
 from .stitch import resized
 from .tiles import Tiling, check_tiling

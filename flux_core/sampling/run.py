@@ -19,11 +19,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..bounds import brief, check_number, check_span
+from ..bounds import check_number
 from ..lora import LoraStack, lora_applied, lora_uses
 from ..lora.apply import counting
 from ..models.config import VAEConfig
-from ..models.controlnet import FluxControlNet
 from ..models.families import family_of
 from ..models.side_tokens import Keep
 from ..models.transformer import FluxTransformer
@@ -35,7 +34,7 @@ from .adapters import AppliedAdapter, check_adapter, made_ready
 from .conditioning import Conditioning, Control
 from .denoiser import Denoiser, keep_outside
 from .differential import MaskBySteps, check_differential, mask_by_steps
-from .fitting import fitting_control
+from .fitting import check_condition, fitting_control
 from .kept import keeping, work_of_keeping
 from .latents import destandardise, standardise
 from .lora_factors import LoraFactors, lora_factors
@@ -53,18 +52,6 @@ META = torch.device("meta")
 #: Steps done before this one, steps in all, and the picture as it is believed now: standardised
 #: latents (B, 16, h, w). Over several requests the steps are those of all.
 StepCallback = Callable[[int, int, Tensor], None]
-
-
-def check_control(control: Control) -> None:
-    """Raise ``ValueError`` for what is no ControlNet's, and for its numbers out of range."""
-    if not isinstance(control, Control):
-        raise ValueError(f"controls has {brief(control)}, expected a Control")
-    check_number(control.strength, "a ControlNet's strength", -1000, 1000)
-    check_span(control.start, control.end, "a ControlNet's")
-    if not isinstance(control.net, FluxControlNet):
-        raise ValueError(f"a Control has {brief(control.net)}, expected a FLUX.1 ControlNet")
-    if control.mask is not None and not control.net.wants_mask:
-        raise ValueError("a mask is read by ControlNets for inpainting, and this one is none")
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +109,7 @@ class DrawRequest:
         guiding_of(self.settings.guidance_options, self.negatives)
         self._refuse_changes()
         for control in self.controls:
-            check_control(control)
+            check_condition(control)
         if self.controls and not family.takes_controls:
             raise ValueError(
                 f"{family.name} takes no ControlNets: those of FLUX.1 were not made for it"

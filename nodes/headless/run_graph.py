@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .graph import KNOWN_NODES, Graph, Link, Step, input_specs
+from .graph import KNOWN_NODES, Graph, Link, Step, WorkflowError, input_specs
 from .graph_check import check, left_out
 from .workflow_file import to_api
 
@@ -16,7 +16,10 @@ log = logging.getLogger("fluxfit")
 
 
 def run(graph: Graph, on_node: Callable[[Step], None] | None = None) -> dict[str, Any]:
-    """Run a graph; returns each node's outputs (for output nodes what they show) by its number."""
+    """Run a graph; returns each node's outputs (for output nodes what they show) by its number.
+
+    What a node refuses is a ``WorkflowError`` that names the node.
+    """
     order = check(graph)
     for step in left_out(graph, order):
         log.warning("%s runs in ComfyUI alone, and nothing here needs it: left out", step.label)
@@ -33,7 +36,10 @@ def run(graph: Graph, on_node: Callable[[Step], None] | None = None) -> dict[str
             }
             kwargs |= hidden_inputs(KNOWN_NODES[step.type], graph)
             node = KNOWN_NODES[step.type]()
-            converted = getattr(node, KNOWN_NODES[step.type].FUNCTION)(**kwargs)  # type: ignore[attr-defined]
+            try:
+                converted = getattr(node, KNOWN_NODES[step.type].FUNCTION)(**kwargs)  # type: ignore[attr-defined]
+            except ValueError as error:
+                raise WorkflowError(f"{step.label}: {error}") from error
             results[key] = (
                 converted.get("result", converted) if isinstance(converted, dict) else converted
             )

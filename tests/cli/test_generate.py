@@ -94,6 +94,8 @@ def test_tiles_and_a_second_run(tmp_path, asked):
         (("--region", "a circle"), "--region a circle: expected left, top"),
         (("--region", "0,0,1,1:  "), "has no words behind its box"),
         (("--region", "0,0,2,1: a"), "the box is not inside of the picture"),
+        (("--region", "0,0,0,1: a"), "width and height are above 0"),
+        (("--hires", "2", "--hires-denoise", "0"), "denoise"),
         (("--tile", "70"), "the size of tiles is 70, expected a multiple of 16"),
         (("--hires", "0"), "the scale of hires is 0.0, expected 1 to 16"),
         (("--nag-scale", "-1"), "NAG's scale is -1.0"),
@@ -105,3 +107,15 @@ def test_what_is_wrong_is_said_in_a_line(options, message, tmp_path):
     done = call("generate", "a circle", *OPTIONS, *options, cwd=tmp_path)
     assert done.returncode == 1 and message in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "output").exists()
+
+
+def test_what_is_not_said_fits_the_pocket_model(tmp_path, asked):
+    """Windows of its own size in a second run that draws little anew; edits without cfg."""
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
+    for options in ((), ("--hires", "1.5"), ("--reference", "a.png"), ("--cfg", "3")):
+        done = call("generate", "a circle", *OPTIONS, *options, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    plain, hires, edit, guided = asked
+    assert [options["cfg"] for options in asked] == [2.5, 2.5, 1.0, 3.0]
+    assert (hires["hires"].denoise, hires["hires"].tiles) == (0.3, Tiling(256, 64))
+    assert "tiles" not in hires and "hires" not in plain and "hires" not in edit | guided

@@ -20,3 +20,4 @@ from tests.cli.command_line import POCKET, call
 def test_inspect_tells_every_part_of_the_pocket_model(file, kind, tmp_path):
     done = call("inspect", str(POCKET / file), cwd=tmp_path)
     assert done.returncode == 0 and kind in done.stdout and "bfloat16" in done.stdout
+    assert ("FLUX.1-dev: " in done.stdout) is kind.startswith("transformer")

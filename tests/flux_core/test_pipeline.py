@@ -223,6 +223,42 @@ def test_noise_is_the_host_s():
     assert torch.equal(host_noise(shape, 11, [3, 1]), torch.cat([draws[3], draws[1]]))
 
 
+class TestControl:
+    """What ``controls`` takes, of a picture."""
+
+    def test_a_picture_is_fitted_to_what_is_drawn(self, pipeline, upscaler):
+        picture = torch.rand(1, 96, 96, 3, generator=torch.Generator().manual_seed(4))
+        led = pipeline.control(upscaler, picture, 0.8, end=0.9)
+        assert led.cond.shape == (1, 16, 12, 12) and (led.strength, led.end) == (0.8, 0.9)
+        plain, by_control = draw(pipeline), draw(pipeline, controls=[led])
+        assert by_control.shape == plain.shape and not torch.equal(by_control, plain)
+        whole = pipeline.control(upscaler, picture.movedim(-1, 1).mul(255).byte().movedim(1, -1))
+        assert whole.cond.shape == led.cond.shape, "bytes are pictures too"
+
+    @pytest.mark.parametrize("shape", [(1, 64, 64, 3), (1, 3, 64, 64), (16, 8, 8)])
+    def test_what_is_no_condition_is_named(self, shape, pipeline, upscaler):
+        with pytest.raises(ValueError, match=r"reads raw VAE latents .*FluxPipeline\.control"):
+            draw(pipeline, controls=[Control(upscaler, torch.zeros(shape))])
+
+    def test_what_is_out_of_range_is_refused(self, pipeline, upscaler):
+        picture = torch.zeros(1, 64, 64, 3)
+        for options, message in (
+            ({"start": 0.9, "end": 0.1}, "start is 0.9"),
+            ({"mask": torch.ones(1, 1, 8, 8)}, "read by ControlNets for inpainting"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                pipeline.control(upscaler, picture, **options)
+        with pytest.raises(ValueError, match="expected a FLUX.1 ControlNet"):
+            pipeline.control(pipeline.vae, picture)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
+def test_a_card_that_is_not_there_is_named():
+    for device in ("cuda", "cuda:1"):
+        with pytest.raises(ValueError, match="torch sees no card"):
+            FluxPipeline.from_pocket(device=device)
+
+
 class TestBeforeAnythingIsComputed:
     """What a request refuses whatever the words are is refused before they are encoded."""
 
