@@ -134,12 +134,12 @@ class FluxPipeline:
         def encode(pixels: Tensor) -> Tensor:
             return encode_pixels(OffloadRunner(self.policy, self.device), self.vae, pixels)
 
-        made = Control(net, pixels, strength, **options)
-        check_control(made)
+        control = Control(net, pixels, strength, **options)
+        check_control(control)
         if net.config.hint:
-            return made
+            return control
         with turn_of(self.vae):
-            return replace(made, cond=encode(pixels), picture=pixels, encode=encode)
+            return replace(control, cond=encode(pixels), picture=pixels, encode=encode)
 
     # long: its arguments are the whole of what can be asked for, each with its line
     @torch.no_grad()
