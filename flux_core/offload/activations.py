@@ -89,11 +89,17 @@ class FusedAttention(TorchFunctionMode):
 
 
 def on_meta(module: nn.Module) -> nn.Module:
-    """A module like another without numbers, and without the hooks of those who want some."""
+    """A module like another without numbers, and without the hooks of those who want some.
+
+    It is not compiled: a function that is first called while something is counted is never compiled
+    again.
+    """
     small = twin(module, {id(t): t.to("meta") for *_, t in named_tensors(module)})
     for part in small.modules():
         part._forward_hooks.clear()
         part._forward_pre_hooks.clear()
+        if getattr(part, "compiled", None) is not None:
+            part.compiled = None  # type: ignore[assignment]
     return small
 
 

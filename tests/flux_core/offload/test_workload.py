@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from flux_core import OffloadPolicy, load_lora, quantize
 from flux_core.lora import lora_applied
+from flux_core.models.compile import compile_blocks, compiled_forward
 from flux_core.offload import OffloadRunner
 from flux_core.offload.activations import LiveBytes
 from flux_core.offload.workload import transformer_bytes
@@ -70,6 +72,27 @@ def test_what_loras_take_is_counted_in_whatever_block_it_is(kind, tmp_path):
     for first, second in ((0, 1), (1, 0)):
         both = (f"{kind}.{first}.{small}", 64), (f"{kind}.{second}.{wide}", 2)
         assert size_with(*both) == most
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_counting_leaves_blocks_to_be_compiled(alike):
+    """Blocks of two layouts are counted one after another, by one function of their class."""
+    torch._dynamo.reset()
+    compiled_forward.cache_clear()
+    model = tiny_models.flux_transformer().requires_grad_(False)
+    if not alike:
+        quantize(model.double_blocks[1], "int8")
+        quantize(model.single_blocks[1], "int8")
+    counter = CompileCounter()
+    compile_blocks(model, counter)  # type: ignore[arg-type]
+    try:
+        transformer_bytes(model, 64, 16, 1)
+        with torch.no_grad():
+            model(**tiny_models.inputs(height=16, width=16, text=16))
+        assert counter.frame_count >= 2
+    finally:
+        compile_blocks(model, "")
+        torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("make", [flux2_models.transformer, tiny_models.flux_transformer])
