@@ -34,10 +34,15 @@ def named_tensors(
 ) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
     """Full name, owner, attribute and tensor (any shape) of all parameters and buffers.
 
-    Those of modules in ``left_out`` (ids) are not among them.
+    Those of modules in ``left_out`` (ids), and of what is inside them now, are not among them.
     """
+    inside = None
     for path, owner in module.named_modules():
+        if inside is not None and path.startswith(inside):
+            continue  # also what was attached after ids were taken
+        inside = None
         if id(owner) in left_out:
+            inside = f"{path}." if path else ""
             continue
         for table in (owner._parameters, owner._buffers):
             for attribute, tensor in table.items():

@@ -94,6 +94,9 @@ def drawing_problem(combination: Combination, folder: Path) -> str:
         (expected,) = draw(OffloadRunner(OffloadPolicy("none"), CPU), [request])
         if not bool(expected.isfinite().all()):
             return "not a number"
+        # a model that was drawn with before, without what is attached for a run
+        draw(OffloadRunner(POLICIES["stream"], CPU), [replace(request, loras=(), adapters=())])
+        evict(request.modules)
         for name, policy in POLICIES.items():
             latents, predicted, counted = drawn(request, policy)
             evict(request.modules)
