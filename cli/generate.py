@@ -106,10 +106,11 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
     if args.nag_scale is not None:
         nag = NormalizedAttentionGuidance(scale=args.nag_scale)
         options["guidance_options"] = GuidanceOptions(nag=nag)
+    size = 256 if args.tile is None else args.tile
+    tiles = Tiling(size, size // 4 // UNIT * UNIT)
     if args.tile is not None:
-        options["tiles"] = Tiling(args.tile, args.tile // 4 // UNIT * UNIT)
+        options["tiles"] = tiles
     if args.hires is not None:
-        tiles = options.get("tiles", Tiling(256, 64))
         options["hires"] = Hires(args.hires, args.hires_denoise, tiles=tiles)
     return options
 

@@ -26,12 +26,11 @@ from .offload import MemoryReport, OffloadPolicy, OffloadRunner
 from .offload.turns import turn_of
 from .pipeline_inputs import batch_of, check_request, listed, opened_loras, refuse_strangers
 from .pipeline_pictures import (
-    ControlOptions,
     Picture,
     ReadPictures,
     check_masked,
     condition_of,
-    control_pixels,
+    control_of,
     read_beside,
     references_of,
     started_from,
@@ -263,8 +262,9 @@ class FluxPipeline:
         read = ReadPictures(
             shown,
             painted,
-            control_pixels(channels, control_picture, batch, shown, painted),
-            ControlOptions(control_strength, control_end),
+            control_of(
+                channels, control_picture, batch, shown, painted, control_strength, control_end
+            ),
             **references_of(channels, reference, placing, batch, reference_size, (height, width)),
         )
         check_request(

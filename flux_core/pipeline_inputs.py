@@ -130,4 +130,5 @@ def check_request(
     for each in (request, *([] if hires is None else [outlined_second(request, hires)])):
         settings.guidance_options.zero_sigma(each.noise_schedule.sigmas)
         for control in each.controls:
-            check_condition_size(control, each.latents.shape, family.vae)
+            if not control.scales:
+                check_condition_size(control, each.latents.shape, family.vae)

@@ -41,32 +41,18 @@ Picture = Tensor | np.ndarray | Image.Image | Sequence[Image.Image]
 
 
 @dataclass(frozen=True, eq=False)
-class ControlOptions:
-    """How much a control picture counts, up to which share of the schedule; raises ``ValueError``
-    for numbers out of range."""
-
-    strength: float = 1.0
-    end: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_number(self.strength, "control_strength", -1000, 1000)
-        check_span(0.0, self.end, "a control picture's")
-
-
-@dataclass(frozen=True, eq=False)
 class ReadPictures:
     """Pictures that prompts are read with, each (1 or B, H, W, 3) in [0, 1] and checked.
 
     ``condition`` stands beside the noise, and ``condition_mask`` (1 or B, 1, H, W) says where it is
-    painted anew; ``control`` are pixels (1 or B, 3, H, W) in [-1, 1] for Flex.2. ``references`` are
-    each in its size, and are placed and attended to as ``placing`` has it, whose latents are not
-    known yet.
+    painted anew; ``control``, for Flex.2, has pixels (1 or B, 3, H, W) in [-1, 1] in the place of
+    its latents. ``references`` are each in its size, and are placed and attended to as ``placing``
+    has it, whose latents are not known yet.
     """
 
     condition: Tensor | None = None
     condition_mask: Tensor | None = None
-    control: Tensor | None = None
-    control_options: ControlOptions = ControlOptions()
+    control: ControlPicture | None = None
     references: Sequence[Tensor] = ()
     placing: References | None = None
 
@@ -84,9 +70,8 @@ class ReadPictures:
             pixels, mask = condition_pixels(reads, self.condition, self.condition_mask, *size)
             fields |= {"picture": encode_pixels(runner, vae, pixels), "mask": mask}
         if self.control is not None:
-            latents = encode_pixels(runner, vae, scaled_to(self.control, *size))
-            options = self.control_options
-            fields["control"] = ControlPicture(latents, options.strength, 0.0, options.end)
+            latents = encode_pixels(runner, vae, scaled_to(self.control.latents, *size))
+            fields["control"] = replace(self.control, latents=latents)
         if self.placing is not None:
             latents = encode_references(runner, vae, self.references)
             fields["references"] = replace(self.placing, latents=latents)
@@ -182,16 +167,20 @@ def condition_pixels(
     return pixels, mask
 
 
-def control_pixels(
+def control_of(
     reads: int,
     picture: Picture | None,
     batch: int,
     condition: Tensor | None,
     condition_mask: Tensor | None,
-) -> Tensor | None:
-    """A control picture as pixels (1 or B, 3, H, W) in [-1, 1]; raises ``ValueError`` where the
-    model, which ``reads`` so many channels beside the noise, does not read it, and where it would
-    see nothing of a condition."""
+    strength: float,
+    end: float,
+) -> ControlPicture | None:
+    """A control picture as ``ReadPictures`` has it; raises ``ValueError`` where the model, which
+    ``reads`` so many channels beside the noise, does not read it, where it would see nothing of a
+    condition, and for numbers out of range."""
+    check_number(strength, "control_strength", -1000, 1000)
+    check_span(0.0, end, "a control picture's")
     reads_control = reads == MASKED_AND_CONTROL
     if reads_control and condition is not None and condition_mask is None:
         raise ValueError(
@@ -202,4 +191,5 @@ def control_pixels(
         return None
     if not reads_control:
         raise ValueError(NO_CONTROL)
-    return to_pixels(rows_for(batch, as_pictures(picture, "control_picture"), "control_picture"))
+    pictures = rows_for(batch, as_pictures(picture, "control_picture"), "control_picture")
+    return ControlPicture(to_pixels(pictures), strength, 0.0, end)

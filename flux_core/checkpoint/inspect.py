@@ -17,8 +17,15 @@ from .reader import open_source
 from .source import Source, total_bytes
 from .weights import Weights
 
+
+def named_config(layout: str, shapes: Shapes) -> str:
+    """A transformer's family, and its configuration."""
+    family, config = recognize(layout, shapes)
+    return f"{family.name}: {config}"
+
+
 CONFIGS: dict[str, Callable[[str, Shapes], object]] = {
-    "transformer": lambda layout, shapes: named_config(layout, shapes),
+    "transformer": named_config,
     "controlnet": lambda _, shapes: ControlNetConfig.from_shapes(shapes),
     "vae": lambda _, shapes: VAEConfig.from_shapes(shapes),
     "language_model": lambda _, shapes: LanguageConfig.from_shapes(shapes).sizes,
@@ -75,12 +82,6 @@ def whole_part(source: Source, part: Part) -> str:
         f"  {part}: {total / 1e6:.1f} M parameters ({mix}{scales}), "
         f"{total_bytes(entries.values()) / MIB:.1f} MiB{sizes(part, weights)}"
     )
-
-
-def named_config(layout: str, shapes: Shapes) -> str:
-    """A transformer's family, and its configuration."""
-    family, config = recognize(layout, shapes)
-    return f"{family.name}: {config}"
 
 
 def sizes(part: Part, weights: Weights) -> str:

@@ -214,8 +214,9 @@ def find_language_tokenizer(path: str | Path) -> Path:
 def is_for_language(folder: Path) -> bool:
     """Whether a folder's tokenizer has what stands around a prompt of a language model."""
     words = b""
-    for name in TOKENIZER_FILES:
-        if (folder / name).is_file():
-            with open(folder / name, "rb") as file:
-                words += file.read(LARGEST_TOKENIZER)
+    with reading(folder, "a tokenizer"):
+        for name in TOKENIZER_FILES:
+            if (folder / name).is_file():
+                with open(folder / name, "rb") as file:
+                    words += file.read(LARGEST_TOKENIZER)
     return any(all(mark.encode() in words for mark in kind.marks) for kind in (QWEN3, MISTRAL))

@@ -202,3 +202,8 @@ class Control:
     compute: str | None = None
     picture: Tensor | None = None
     encode: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def scales(self) -> bool:
+        """Whether ``cond`` can be made anew in another size."""
+        return self.picture is not None and self.encode is not None

@@ -168,7 +168,7 @@ def outlined_second(first: DrawRequest, hires: Hires) -> DrawRequest:
     pixels = torch.zeros(()).expand(batch, 3, side * size[0], side * size[1])
     controls = []
     for control in first.controls:
-        if control.picture is not None and control.encode is not None:  # it is scaled to the size
+        if control.scales and control.picture is not None:
             control = replace(control, cond=latents[: len(control.picture)], picture=None)
         controls.append(control)
     for control in hires.controls:

@@ -333,11 +333,10 @@ def control_condition(
 
 
 def check_condition_size(control: Control, shape: Sequence[int], vae: VAEConfig) -> None:
-    """Raise ``ValueError`` for a control picture of another size than latents of a shape (B, C, h,
-    w), which cannot be scaled to it."""
+    """Raise ``ValueError`` for a condition of another size than latents of a shape (B, C, h, w),
+    whose net reads latents."""
     cond, side, (height, width) = control.cond, vae.compression, shape[-2:]
-    fits = control.net.config.hint or cond.shape[-2:] == (height, width)
-    if not fits and (control.picture is None or control.encode is None):
+    if not control.net.config.hint and cond.shape[-2:] != (height, width):
         raise ValueError(
             f"the control picture is {cond.shape[-1] * side}x{cond.shape[-2] * side} pixels, "
             f"the picture to draw {width * side}x{height * side}"
@@ -353,7 +352,7 @@ def whole_condition(
     cond, side = control.cond.to(device), vae.compression
     if control.net.config.hint:
         return F.interpolate(cond.float(), (height * side, width * side), mode="bilinear")
-    check_condition_size(replace(control, encode=None), shape, vae)
+    check_condition_size(control, shape, vae)
     cond = standardise(cond.float(), vae)
     if control.net.wants_mask:
         mask = torch.ones_like(cond[:, :1]) if control.mask is None else control.mask.to(cond)
