@@ -176,9 +176,10 @@ def control_of(
     strength: float,
     end: float,
 ) -> ControlPicture | None:
-    """A control picture as ``ReadPictures`` has it; raises ``ValueError`` where the model, which
-    ``reads`` so many channels beside the noise, does not read it, where it would see nothing of a
-    condition, and for numbers out of range."""
+    """A control picture as ``ReadPictures`` has it, beside a condition (1 or B, H, W, 3) and its
+    mask (1 or B, 1, H, W); raises ``ValueError`` where the model, which ``reads`` so many channels
+    beside the noise, does not read it, where it would see nothing of a condition, and for numbers
+    out of range."""
     check_number(strength, "control_strength", -1000, 1000)
     check_span(0.0, end, "a control picture's")
     reads_control = reads == MASKED_AND_CONTROL
