@@ -60,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from flux_core import FluxPipeline, OffloadPolicy
     from flux_core.pocket import POCKET_SAMPLING
+    from flux_core.receipts import saved_pixels
 
     from ..nodes import host
     from ..nodes.headless.stock_nodes import save_png
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
             **more,
         )
     print(drawn.report)
-    print(f"picture: {save_png(drawn.images[0], args.out.resolve() / 'generate')}")
+    print(f"picture: {save_png(saved_pixels(drawn.images[0]), args.out.resolve() / 'generate')}")
 
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from . import host
 from .loaders import PRECISION_CHOICES, PRECISION_HELP
 from .vae import HostVAE
 from .weights import OpenedByNode, Wanted, weights_key
-from .widgets import choice, compute_input, number, policy_input, socket
+from .widgets import choice, compute_input, model_file, number, policy_input, socket
 from .wires import CONTROLS, FLUX_CONTROL, controls_of
 
 FOLDER = "controlnet"
@@ -30,7 +30,7 @@ def common_inputs(strength: float) -> dict[str, Any]:
     return {
         "vae": socket("VAE", "The VAE of FluxLoaderFP8: the picture is encoded with it."),
         "image": socket("IMAGE", "The picture that guides the drawing."),
-        "controlnet": choice(host.model_names(FOLDER), "A file of the folder models/controlnet."),
+        "controlnet": model_file((FOLDER,), "A file of the folder models/controlnet."),
         "precision": choice(PRECISION_CHOICES, PRECISION_HELP, default="fp8_scaled"),
         "strength": number(
             strength, 0.0, 10.0, 0.01, "How much the ControlNet says; 0 leaves it out."

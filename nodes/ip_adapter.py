@@ -14,7 +14,7 @@ from . import host
 from .loaders import PRECISION_CHOICES, PRECISION_HELP
 from .vision import picture_inputs, seen_by
 from .weights import OpenedByNode
-from .widgets import choice, number, socket
+from .widgets import choice, model_file, number, socket
 from .wires import FLUX_IP_ADAPTER, FLUX_MODEL, IMAGE_PROMPTS, FluxModel
 
 
@@ -39,8 +39,8 @@ class FluxFitIPAdapterLoader:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "ip_adapter": choice(
-                    host.model_names(host.IP_ADAPTERS),
+                "ip_adapter": model_file(
+                    (host.IP_ADAPTERS,),
                     "A file of models/ipadapter, models/ipadapter-flux or models/xlabs/ipadapters.",
                 ),
                 "precision": choice(PRECISION_CHOICES, PRECISION_HELP, default="bf16"),

@@ -34,7 +34,14 @@ from .bridge.clip_wire import host_clip
 from .bridge.model_patcher import host_model
 from .vae import HostVAE
 from .weights import OpenedByNode, Wanted, weights_key
-from .widgets import choice, compile_input, compute_input, plan_input, policy_input
+from .widgets import (
+    choice,
+    compile_input,
+    compute_input,
+    model_file,
+    plan_input,
+    policy_input,
+)
 from .wires import (
     FLUX_MODEL,
     FLUX_TEXT_ENCODERS,
@@ -139,24 +146,27 @@ class FluxLoaderFP8:
         file = "A file of the folder models/{}."
         return {
             "required": {
-                "transformer": choice(
-                    choices("transformer"), file.format("diffusion_models or models/checkpoints")
+                "transformer": model_file(
+                    PLACES["transformer"],
+                    file.format("diffusion_models or models/checkpoints"),
+                    choices("transformer"),
                 ),
                 "transformer_precision": choice(
                     PRECISION_CHOICES, PRECISION_HELP, default="fp8_scaled"
                 ),
-                "clip_l": choice(
-                    choices("clip_l"),
+                "clip_l": model_file(
+                    PLACES["clip_l"],
                     file.format("text_encoders") + " Chroma reads none, whatever is chosen.",
+                    choices("clip_l"),
                 ),
                 "clip_l_precision": choice(
                     full, "CLIP-L is small; leave it at bf16.", default="bf16"
                 ),
-                "t5": choice(choices("t5"), file.format("text_encoders")),
+                "t5": model_file(PLACES["t5"], file.format("text_encoders"), choices("t5")),
                 "t5_precision": choice(
                     PRECISION_CHOICES, PRECISION_HELP + "T5 bears it well.", default="fp8_scaled"
                 ),
-                "vae": choice(choices("vae"), file.format("vae")),
+                "vae": model_file(PLACES["vae"], file.format("vae"), choices("vae")),
                 "vae_precision": choice(
                     full, "fp32 is exact and slower, fp16 may overflow.", default="bf16"
                 ),
@@ -254,9 +264,10 @@ class FluxFitTransformerLoader:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "transformer": choice(
-                    choices("transformer"),
+                "transformer": model_file(
+                    PLACES["transformer"],
                     "A file of models/diffusion_models or models/checkpoints.",
+                    choices("transformer"),
                 ),
                 "precision": choice(PRECISION_CHOICES, PRECISION_HELP, default="fp8_scaled"),
                 "compute": compute_input(),

@@ -12,7 +12,7 @@ from flux_core.lora.match import lora_report, refuse_unmatched
 
 from . import host
 from .weights import OpenedByNode, Wanted, weights_key
-from .widgets import choice, number, socket, text, toggle
+from .widgets import model_file, number, socket, text, toggle
 from .wires import FLUX_MODEL, FLUX_TEXT_ENCODERS, LORAS, FluxModel, FluxTextEncoders
 
 FOLDER = "loras"
@@ -54,7 +54,7 @@ class FluxFitLoraLoader:
         return {
             "required": {
                 "model": socket(FLUX_MODEL, "From a loader, or the LoRA before."),
-                "lora": choice(host.model_names(FOLDER), "A file of the folder models/loras."),
+                "lora": model_file((FOLDER,), "A file of the folder models/loras."),
                 "strength": strength_input("For the transformer; 0 leaves it out."),
                 "strength_text": strength_input("For the text encoders, where it has layers."),
                 "on": toggle(True, "Off passes everything through."),

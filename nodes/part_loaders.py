@@ -15,7 +15,7 @@ from .bridge.clip_wire import host_clip
 from .loaders import PLACES, PRECISION_CHOICES, PRECISION_HELP, choices, share
 from .vae import HostVAE
 from .weights import OpenedByNode
-from .widgets import choice, compute_input, policy_input
+from .widgets import choice, compute_input, model_file, policy_input
 from .wires import FLUX_TEXT_ENCODERS, LOADING, FluxTextEncoders
 
 
@@ -44,8 +44,8 @@ class FluxFitTextEncoderLoader:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "text_encoder": choice(
-                    host.model_names(*PLACES["t5"], "checkpoints"),
+                "text_encoder": model_file(
+                    (*PLACES["t5"], "checkpoints"),
                     "A file of models/text_encoders or models/checkpoints.",
                 ),
                 "precision": choice(PRECISION_CHOICES, PRECISION_HELP, default="fp8_scaled"),
@@ -97,7 +97,7 @@ class FluxFitVAELoader:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "vae": choice(choices("vae")[:-1], "A file of models/vae."),
+                "vae": model_file(PLACES["vae"], "A file of models/vae.", choices("vae")[:-1]),
                 "precision": choice(
                     list(FULL_PRECISIONS),
                     "fp32 is exact and slower, fp16 may overflow.",

@@ -12,7 +12,7 @@ from flux_core.files import read_text
 
 from . import host
 from .loaders import PREVIEW_KEY
-from .widgets import choice, socket, text, toggle
+from .widgets import model_file, socket, text, toggle
 from .wires import (
     FLUX_CONTROL,
     FLUX_MODEL,
@@ -42,7 +42,7 @@ class FluxFitPrecisionPlan:
     @classmethod
     def INPUT_TYPES(cls):
         where = "A file of the folder output/precision_plans or models/precision_plans."
-        return {"required": {"name": choice(host.plan_names(), where)}}
+        return {"required": {"name": model_file((host.PLANS,), where, host.plan_names())}}
 
     @classmethod
     def IS_CHANGED(cls, name: str) -> str:
@@ -53,9 +53,9 @@ class FluxFitPrecisionPlan:
 
 
 def plan_path(name: str) -> Path:
-    paths = [host.inside(root, name) for root in host.plan_folders()]
-    for path in paths:
-        if path.is_file():
+    """The precision plan of that name; raises ``FileNotFoundError`` where there is none."""
+    for root in host.plan_folders():
+        if (path := host.inside(root, name)).is_file():
             return path
     raise FileNotFoundError(f"no precision plan {name!r} in {host.plan_folders()[0]}")
 

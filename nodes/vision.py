@@ -28,7 +28,7 @@ from .conditioning import attention_of, text_mask_of, with_attention
 from .loaders import PRECISION_CHOICES, PRECISION_HELP
 from .memory_manager import HostOffloadRunner
 from .weights import OpenedByNode
-from .widgets import choice, integer, number, policy_input, socket
+from .widgets import choice, integer, model_file, number, policy_input, socket
 from .wires import IMAGE_PROMPTS
 
 VISION_FOLDER, STYLE_FOLDER = "clip_vision", "style_models"
@@ -128,9 +128,7 @@ class FluxFitVisionLoader:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "vision": choice(
-                    host.model_names(VISION_FOLDER), "A file of the folder models/clip_vision."
-                ),
+                "vision": model_file((VISION_FOLDER,), "A file of the folder models/clip_vision."),
                 "precision": choice(PRECISION_CHOICES, PRECISION_HELP, default="bf16"),
             },
             "optional": {"policy": policy_input()},
@@ -168,9 +166,7 @@ class FluxFitReduxLoader:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "redux": choice(
-                    host.model_names(STYLE_FOLDER), "A file of the folder models/style_models."
-                ),
+                "redux": model_file((STYLE_FOLDER,), "A file of the folder models/style_models."),
                 "precision": choice(PRECISION_CHOICES, PRECISION_HELP, default="bf16"),
             },
             "optional": {"policy": policy_input()},

@@ -6,11 +6,12 @@ words stands at the end.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from flux_core.quant import COMPUTES
 
+from . import host
 from .wires import OFFLOAD_POLICY, PRECISION_PLAN
 
 #: A seed that stays as it is from run to run.
@@ -48,6 +49,14 @@ def toggle(default: bool, tooltip: str, **more: Any) -> tuple:
 
 def choice(choices: Iterable[str], tooltip: str, **more: Any) -> tuple:
     return (list(choices), {"tooltip": tooltip} | more)
+
+
+def model_file(
+    folders: Sequence[str], tooltip: str, names: Iterable[str] | None = None, **more: Any
+) -> tuple:
+    """A file of some of the host's model folders, which ``folders`` among its options names."""
+    names = host.model_names(*folders) if names is None else names
+    return choice(names, tooltip, folders=list(folders), **more)
 
 
 def socket(kind: str, tooltip: str, **more: Any) -> tuple:

@@ -65,6 +65,8 @@ LAYERS = (
     "checkpoint",
     "models",
     "quant",
+    "receipts",
+    "record",
     "pocket",
     "pictures",
     "files",

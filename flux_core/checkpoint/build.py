@@ -29,7 +29,8 @@ from ..quant import (
     set_compute,
 )
 from ..quant.apply import linears, module_bytes
-from ..quant.precision import as_plan
+from ..quant.precision import as_plan, precision_name
+from ..record import mark_read
 from ..units import readable_bytes
 from .detect import Part, find_part, refuse_packed
 from .reader import open_source
@@ -87,6 +88,8 @@ def load_part(
         module, outline.recipes, weights, outline.part, dtype, torch.device(device), progress, spill
     )
     restore_positions(module, torch.device(device))
+    name = AS_STORED if precision == AS_STORED else precision_name(precision)
+    mark_read(module, path, name)
     return module.eval()
 
 

@@ -51,6 +51,22 @@ class PartReport:
         """Bytes a second of the copy lane while it copied."""
         return self.streamed / self.copying if self.copying else 0.0
 
+    @property
+    def facts(self) -> dict[str, float | int | str | None]:
+        """What a picture's receipt says of it; bytes and seconds."""
+        return {
+            "policy": self.mode,
+            "weights": self.size or None,
+            "streamed": self.streamed or None,
+            "predicted": self.predicted,
+            "peak": self.peak or None,
+            "predicted_pass": self.step or None,
+            "seconds": round(self.seconds, 4),
+            "moving": round(self.moving, 4),
+            "tile": self.tile,
+            "replans": self.replans or None,
+        }
+
     def record(self, ran: list[Ran]) -> None:
         """Take in what a ring's lanes did."""
         self.ran = ran

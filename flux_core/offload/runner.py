@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..quant import kernels_used
+from ..record import note, read_from
 from ..units import readable_bytes
 from .machine import Machine, measure_machine
 from .memory import free_bytes, has_own_memory
@@ -226,6 +227,13 @@ class OffloadRunner:
         if self.device.type == "cuda":
             part.peak = torch.cuda.max_memory_allocated(self.device)
         self.report.add(MemoryReport(str(self.device), {name: part}))
+        note(
+            "ran",
+            part=name,
+            device=str(self.device),
+            models=[read for module in modules if (read := read_from(module)) is not None],
+            **part.facts,
+        )
 
     def run(
         self,

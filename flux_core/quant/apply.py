@@ -9,9 +9,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..record import mark_precision
 from .gptq import second_moments_error
 from .linear import COMPUTES, QuantizedLinear
-from .precision import Precision, as_plan
+from .precision import Precision, as_plan, precision_name
 from .registry import FORMATS, full_dtype
 
 M = TypeVar("M", bound=nn.Module)
@@ -96,6 +97,7 @@ def quantize(
         quantized = QuantizedLinear.from_linear(linear, format, of_layer)
         quantized.train(linear.training)
         setattr(parent, name, quantized)
+    mark_precision(module, precision_name(precision))
     return module
 
 

@@ -9,6 +9,7 @@ wherever a precision is, and carried along in the files that are saved with it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -76,6 +77,15 @@ class PrecisionPlan:
 
 #: What a loader takes: one precision for all layers, or a plan.
 Precision = str | PrecisionPlan
+
+
+def precision_name(precision: Precision) -> str:
+    """A precision in a word; a plan with exceptions with the hash of what it says."""
+    plan = as_plan(precision)
+    if not plan.layers:
+        return plan.precision
+    digest = hashlib.sha256(plan.to_json().encode()).hexdigest()[:12]
+    return f"{plan.precision}, {len(plan.layers)} layers otherwise (plan {digest})"
 
 
 def as_plan(precision: Precision) -> PrecisionPlan:

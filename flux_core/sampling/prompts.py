@@ -14,6 +14,8 @@ from ..offload import OffloadRunner, Work
 from ..offload.activations import on_meta, peak_bytes
 from ..offload.workload import counted
 from ..quant import set_compute
+from ..record import note, read_from
+from .facts import facts_of_loras
 from .run import run_with_loras
 
 
@@ -73,4 +75,6 @@ def encode_prompts(
                 encoders.context_encoder, encoders.tokens_at_once(missing, t5_length, literal)
             ),
         )
+    models = [read for module in encoders.modules_used if (read := read_from(module)) is not None]
+    note("encode", models=models, loras=facts_of_loras(uses))
     return [encodings[prompt] for prompt in prompts]

@@ -30,10 +30,12 @@ from ..offload import OffloadPolicy, OffloadRunner, Work
 from ..offload.plan import Plan
 from ..offload.turns import turn_of
 from ..quant import set_compute
+from ..record import note
 from .adapters import AppliedAdapter, check_adapter, made_ready
 from .conditioning import Conditioning, Control
 from .denoiser import Denoiser, keep_outside
 from .differential import MaskBySteps, check_differential, mask_by_steps
+from .facts import facts_of_controls, facts_of_loras, facts_of_prompts, facts_of_run
 from .fitting import check_condition, fitting_control
 from .kept import keeping, work_of_keeping
 from .latents import destandardise, standardise
@@ -307,6 +309,7 @@ def while_drawing(
                     callback(before + number, total, denoised)
 
             drawn.append(sample(request, runner.device, step, keeping(runner, plan)))
+            note_drawn(request)
             done += request.steps
         return drawn
 
@@ -318,6 +321,18 @@ def while_drawing(
         lambda plan: function(partial(draw_all, plan)),
         lambda: max((request.work for request in requests), key=lambda work: work.activations),
         first.policies,
+    )
+
+
+def note_drawn(request: DrawRequest) -> None:
+    """Note how a request was drawn."""
+    sigmas = request.noise_schedule.sigmas
+    note(
+        "draw",
+        **facts_of_run(request.transformer, request.settings, request.latents, sigmas),
+        **facts_of_prompts(request.positives),
+        loras=facts_of_loras(request.loras),
+        controls=facts_of_controls(request.controls),
     )
 
 

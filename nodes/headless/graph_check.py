@@ -24,13 +24,13 @@ EMPTY = {"INT": 0, "FLOAT": 0.0, "STRING": "", "BOOLEAN": False}
 LONGEST_TEXT = 1_000_000
 
 
-def check(graph: Graph) -> list[str]:
-    """The order in which to run what the outputs need; raises ``WorkflowError`` for the first thing
-    that is wrong with it.
+def check(graph: Graph, ends: Sequence[str] | None = None) -> list[str]:
+    """The order in which to run what the outputs need, or the nodes ``ends``; raises
+    ``WorkflowError`` for the first thing that is wrong with it.
 
-    What no output needs is left alone, whatever it is, as the host leaves it.
+    What none of them needs is left alone, whatever it is, as the host leaves it.
     """
-    order = ordered(graph)
+    order = ordered(graph) if ends is None else ordered_from(graph, ends)
     unknown = [graph[key] for key in order if graph[key].type not in KNOWN_NODES]
     if unknown:
         names = ", ".join(f"{step.type!r} (node {step.id})" for step in unknown[:5])
@@ -57,8 +57,13 @@ def is_output(step: Step) -> bool:
 
 def ordered(graph: Graph) -> list[str]:
     """Nodes that an output needs, each after what it needs; raises on a cycle."""
+    return ordered_from(graph, [key for key, step in graph.items() if is_output(step)])
+
+
+def ordered_from(graph: Graph, ends: Sequence[str]) -> list[str]:
+    """Some nodes and all above them, each after what it needs; raises on a cycle."""
     order: dict[str, None] = {}
-    for output in [key for key, step in graph.items() if is_output(step)]:
+    for output in ends:
         waiting: dict[str, Iterator[tuple[str, Link]]] = {output: links_of(graph[output])}
         while waiting:
             key = next(reversed(waiting))

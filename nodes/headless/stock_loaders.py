@@ -28,6 +28,11 @@ WEIGHT_DTYPES = {
 STRENGTH = {"default": 1.0, "min": -100.0, "max": 100.0, "step": 0.01}
 
 
+def stock_file(*folders: str) -> tuple:
+    """An input for a file of some of the model folders, which its options name."""
+    return (host.model_names(*folders), {"folders": list(folders)})
+
+
 def text_encoders(paths: Sequence[Path], t5_alone: bool = False) -> FluxTextEncoders:
     """CLIP-L and T5 from files in any order, or T5 alone; raises ``ValueError`` where one is
     missing."""
@@ -55,8 +60,8 @@ class UNETLoader:
 
     @classmethod
     def INPUT_TYPES(cls):
-        names = host.model_names(*PLACES["transformer"])
-        return {"required": {"unet_name": (names,), "weight_dtype": (list(WEIGHT_DTYPES),)}}
+        file = stock_file(*PLACES["transformer"])
+        return {"required": {"unet_name": file, "weight_dtype": (list(WEIGHT_DTYPES),)}}
 
     def load(self, unet_name: str, weight_dtype: str):
         loader = FluxFitTransformerLoader()
@@ -71,9 +76,9 @@ class DualCLIPLoader:
 
     @classmethod
     def INPUT_TYPES(cls):
-        names = host.model_names("text_encoders")
+        file = stock_file("text_encoders")
         return {
-            "required": {"clip_name1": (names,), "clip_name2": (names,), "type": (["flux"],)},
+            "required": {"clip_name1": file, "clip_name2": file, "type": (["flux"],)},
             "optional": {"device": (["default", "cpu"], {"default": "default"})},
         }
 
@@ -90,9 +95,9 @@ class CLIPLoader:
 
     @classmethod
     def INPUT_TYPES(cls):
-        names = host.model_names("text_encoders")
+        file = stock_file("text_encoders")
         return {
-            "required": {"clip_name": (names,), "type": (["chroma"],)},
+            "required": {"clip_name": file, "type": (["chroma"],)},
             "optional": {"device": (["default", "cpu"], {"default": "default"})},
         }
 
@@ -106,7 +111,7 @@ class VAELoader:
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"vae_name": (host.model_names("vae"),)}}
+        return {"required": {"vae_name": stock_file("vae")}}
 
     def load(self, vae_name: str):
         return (HostVAE(load_vae(host.model_path(vae_name, "vae")), OffloadPolicy()),)
@@ -120,7 +125,7 @@ class CheckpointLoaderSimple:
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"ckpt_name": (host.model_names("checkpoints"),)}}
+        return {"required": {"ckpt_name": stock_file("checkpoints")}}
 
     def load(self, ckpt_name: str):
         path = host.model_path(ckpt_name, "checkpoints")
@@ -142,7 +147,7 @@ class LoraLoader:
             "required": {
                 "model": ("MODEL",),
                 "clip": ("CLIP",),
-                "lora_name": (host.model_names(FOLDER),),
+                "lora_name": stock_file(FOLDER),
                 "strength_model": ("FLOAT", STRENGTH),
                 "strength_clip": ("FLOAT", STRENGTH),
             }
@@ -171,7 +176,7 @@ class LoraLoaderModelOnly:
         return {
             "required": {
                 "model": ("MODEL",),
-                "lora_name": (host.model_names(FOLDER),),
+                "lora_name": stock_file(FOLDER),
                 "strength_model": ("FLOAT", STRENGTH),
             }
         }

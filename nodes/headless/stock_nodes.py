@@ -5,27 +5,28 @@ They cover what workflows made for FLUX.1 commonly use, and run where no host is
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torch.nn import functional as F
 
 from flux_core.files import write_new
 from flux_core.pictures import image_and_mask
+from flux_core.receipts import KEY, Receipt, pixels_hash, png_bytes, saved_pixels
 from flux_core.sampling.images import scaled_to
 from flux_core.sampling.latents import expand, latent_size
 
 from .. import host
 from ..wires import Latent
 
+#: Of an input that names a picture of the input folder.
+PICTURE = {"image_upload": True}
 SIZE = {"min": 16, "max": 16384, "step": 16}
 
 
@@ -37,7 +38,7 @@ class LoadImage:
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"image": ("STRING", {"image_upload": True})}}
+        return {"required": {"image": ("STRING", PICTURE)}}
 
     def load(self, image: str):
         path = host.inside(host.input_folder(), annotated(image))
@@ -55,7 +56,7 @@ class LoadImageMask:
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"image": ("STRING", {}), "channel": (list(cls.CHANNELS),)}}
+        return {"required": {"image": ("STRING", PICTURE), "channel": (list(cls.CHANNELS),)}}
 
     def load(self, image: str, channel: str):
         pictures, mask = LoadImage().load(image)
@@ -75,11 +76,15 @@ def annotated(name: str) -> str:
 
 
 class SaveImage:
-    """Pictures into the output folder, numbered, with the graph that drew them."""
+    """Pictures into the output folder, numbered, with the graph that drew them and what came of
+    it."""
 
     FUNCTION = "save"
     RETURN_TYPES = ()
     OUTPUT_NODE = True
+    HIDDEN = MappingProxyType(
+        {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO", "unique_id": "UNIQUE_ID"}
+    )
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -88,33 +93,43 @@ class SaveImage:
                 "images": ("IMAGE",),
                 "filename_prefix": ("STRING", {"default": "ComfyUI"}),
             },
-            "hidden": {"prompt": "PROMPT"},
+            "hidden": dict(cls.HIDDEN),
         }
 
-    def save(self, images: Tensor, filename_prefix: str, prompt: dict[str, Any] | None = None):
+    def save(
+        self,
+        images: Tensor,
+        filename_prefix: str,
+        prompt: dict[str, Any] | None = None,
+        extra_pnginfo: dict[str, Any] | None = None,
+        unique_id: str = "",
+    ):
         start = host.inside(host.output_folder(), filename_prefix)
         texts = {} if prompt is None else {"prompt": json.dumps(prompt)}
-        return {"ui": {"images": [str(save_png(image, start, texts)) for image in images]}}
+        receipt = Receipt.parse(json.dumps((extra_pnginfo or {}).get(KEY, Receipt().to_json())))
+        written = []
+        for index, image in enumerate(images):
+            pixels = saved_pixels(image)
+            mine = receipt.of_picture(pixels_hash(pixels), unique_id, index, len(images))
+            written.append(str(save_png(pixels, start, texts | {KEY: str(mine)})))
+        return {"ui": {"images": written}}
 
 
-def save_png(image: Tensor, start: Path, texts: Mapping[str, str] = MappingProxyType({})) -> Path:
-    """Write one picture (H, W, 3) beside its elders, under the next free number.
+def save_png(
+    pixels: np.ndarray, start: Path, texts: Mapping[str, str] = MappingProxyType({})
+) -> Path:
+    """Write one picture, uint8 (H, W, 3), beside its elders, under the next free number.
 
     ``texts`` go into it by their keys, as the host's pictures carry theirs. Who writes at the same
     time gets another number.
     """
-    pixels = (image.clamp(0, 1) * 255).to(torch.uint8).cpu().numpy()
-    content = io.BytesIO()
-    info = PngInfo()
-    for key, text in texts.items():
-        info.add_text(key, text)
-    Image.fromarray(pixels).save(content, format="PNG", pnginfo=info)
+    content = png_bytes(pixels, texts)
     start.parent.mkdir(parents=True, exist_ok=True)
     prefix = f"{start.name}_"
     stems = [p.stem for p in start.parent.iterdir() if p.name.startswith(prefix)]
     taken = [n for n in (stem.removeprefix(prefix) for stem in stems) if n.isdecimal()]
     number = 1 + max(map(int, taken), default=0)
-    while not write_new(path := start.with_name(f"{prefix}{number:05}.png"), content.getvalue()):
+    while not write_new(path := start.with_name(f"{prefix}{number:05}.png"), content):
         number += 1
     return path
 
@@ -124,15 +139,17 @@ class PreviewImage(SaveImage):
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"images": ("IMAGE",)}, "hidden": {"prompt": "PROMPT"}}
+        return {"required": {"images": ("IMAGE",)}, "hidden": dict(cls.HIDDEN)}
 
     def save(
         self,
         images: Tensor,
         filename_prefix: str = "preview",
         prompt: dict[str, Any] | None = None,
+        extra_pnginfo: dict[str, Any] | None = None,
+        unique_id: str = "",
     ):
-        return super().save(images, filename_prefix, prompt)
+        return super().save(images, filename_prefix, prompt, extra_pnginfo, unique_id)
 
 
 class VAEDecode:

@@ -9,7 +9,6 @@ from torch import Tensor
 from flux_core.checkpoint.build import AS_STORED
 from flux_core.sampling.redux import MERGES, STRENGTH_TYPES
 
-from .. import host
 from ..vision import (
     CROPS,
     STYLE_FOLDER,
@@ -18,6 +17,7 @@ from ..vision import (
     FluxFitReduxLoader,
     FluxFitVisionLoader,
 )
+from .stock_loaders import stock_file
 
 
 class CLIPVisionLoader:
@@ -28,7 +28,7 @@ class CLIPVisionLoader:
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"clip_name": (host.model_names(VISION_FOLDER),)}}
+        return {"required": {"clip_name": stock_file(VISION_FOLDER)}}
 
     def load(self, clip_name: str):
         return FluxFitVisionLoader().load(clip_name, AS_STORED)
@@ -62,7 +62,7 @@ class StyleModelLoader:
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"style_model_name": (host.model_names(STYLE_FOLDER),)}}
+        return {"required": {"style_model_name": stock_file(STYLE_FOLDER)}}
 
     def load(self, style_model_name: str):
         return FluxFitReduxLoader().load(style_model_name, AS_STORED)

@@ -12,6 +12,7 @@ from fluxfit.nodes.headless.stock_nodes import save_png
 
 from flux_core import FluxPipeline, OffloadPolicy, load_lora
 from flux_core.offload.turns import turn_of
+from flux_core.receipts import saved_pixels
 from tests.wild.faults import small_lora
 
 POLICIES = (
@@ -70,7 +71,9 @@ def test_turns_in_any_order_do_not_wait_for_each_other():
 def test_savers_of_one_name_get_names_of_their_own(prefix, tmp_path):
     pictures = [torch.full((4, 4, 3), i / 20) for i in range(20)]
     with ThreadPoolExecutor(8) as pool:
-        paths = list(pool.map(lambda picture: save_png(picture, tmp_path / prefix), pictures))
+        paths = list(
+            pool.map(lambda picture: save_png(saved_pixels(picture), tmp_path / prefix), pictures)
+        )
     assert len(set(paths)) == 20
     names = [f"{prefix}_{number:05}.png" for number in range(1, 21)]
     assert sorted(p.name for p in tmp_path.iterdir()) == names

@@ -39,6 +39,7 @@ from flux_core.offload.placement import Placement
 from flux_core.offload.ring import Ring
 from flux_core.pocket import pocket_file
 from flux_core.quant import QuantizedLinear
+from flux_core.receipts import saved_pixels
 from flux_core.sampling import run as run_module
 
 #: Where something may go wrong: an owner, and the name of what is called there.
@@ -116,7 +117,7 @@ class Drawing:
             callback=callback,
         )
         self.tiled = drawn.report.parts["VAE decoder"].tile is not None
-        save_png(drawn.images[0], self.folder / "picture")
+        save_png(saved_pixels(drawn.images[0]), self.folder / "picture")
         shutil.rmtree(self.folder)
         return drawn.images[0]
 
