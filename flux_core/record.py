@@ -16,6 +16,8 @@ from typing import Any
 Note = dict[str, Any]
 #: Where a module keeps which file it was read from.
 ATTRIBUTE = "read_from"
+#: The kind of note that says that a file was read; what came of it, others say.
+READ = "read"
 _subscribers: list[Callable[[Note], None]] = []
 _recorded: ContextVar[tuple[list[Note], ...]] = ContextVar("recorded", default=())
 
@@ -46,7 +48,9 @@ def stamp_of(path: Path) -> tuple[int, int] | None:
 
 def mark_read(module: object, path: str | Path, precision: str) -> None:
     """Remember which file a module was read from."""
-    setattr(module, ATTRIBUTE, ReadFrom(Path(path), precision, stamp_of(Path(path))))
+    model = ReadFrom(Path(path), precision, stamp_of(Path(path)))
+    setattr(module, ATTRIBUTE, model)
+    note(READ, model=model)
 
 
 def mark_precision(module: object, precision: str) -> None:

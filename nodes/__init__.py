@@ -5,7 +5,7 @@ from .core_import import import_core
 
 import_core()
 
-from . import host, live_plan
+from . import host, live_plan, receipts
 from .calibration import FluxFitCalibrate, FluxFitMeasurePrecision
 from .control import ControlNetUpscalerFP8, FluxFitControlNet
 from .dataset import FluxFitDataset
@@ -37,6 +37,7 @@ from .vision import FluxFitRedux, FluxFitReduxLoader, FluxFitVisionLoader
 host.register_pocket()
 host.register_ip_adapters()
 host.add_route("/fluxfit/plan", live_plan.live_plan)
+receipts.register()
 
 #: Every node, by the name of its class, with the name that a person sees.
 NODES: dict[type, str] = {

@@ -14,10 +14,10 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -86,6 +86,8 @@ class RunningPrompt(NamedTuple):
     nodes: dict[str, str]
     #: The node that runs, where the host says it: for a page that listens.
     node: str | None = None
+    #: What the page queued beside the graph.
+    extra: Mapping[str, Any] = MappingProxyType({})
 
 
 def page_server() -> Any:
@@ -106,9 +108,9 @@ def running_prompt() -> RunningPrompt | None:
     """What the host runs now; None outside of it, and where it runs nothing."""
     server = page_server()
     queue = getattr(server, "prompt_queue", None)
-    for _, number, graph, *_ in list(queue.currently_running.values()) if queue else ():
+    for _, number, graph, extra, *_ in list(queue.currently_running.values()) if queue else ():
         nodes = {str(key): str(node.get("class_type")) for key, node in graph.items()}
-        return RunningPrompt(str(number), nodes, getattr(server, "last_node_id", None))
+        return RunningPrompt(str(number), nodes, getattr(server, "last_node_id", None), extra)
     return None
 
 

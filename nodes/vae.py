@@ -10,11 +10,20 @@ from flux_core import AutoEncoder, OffloadPolicy
 from flux_core.models.tiling import tiled
 from flux_core.offload import Work
 from flux_core.offload.plan import Plan
+from flux_core.receipts import pixels_hash, saved_pixels
+from flux_core.record import note
 from flux_core.sampling.images import to_images, to_pixels
 from flux_core.sampling.vae import decode, encode, vae_work
 
 from . import host
 from .memory_manager import run
+
+
+def noted(images: Tensor) -> Tensor:
+    """Pictures (B, H, W, 3) that were decoded, whose hashes stand in receipts: one that is saved
+    as it is is known by them."""
+    note("decode", pixels=[pixels_hash(saved_pixels(image)) for image in images])
+    return images
 
 
 class HostVAE:
@@ -36,10 +45,14 @@ class HostVAE:
     def decode(self, samples_in: Tensor, vae_options: dict | None = None) -> Tensor:
         """Raw latents (B, 16, h, w) to pictures (B, 8 h, 8 w, 3), in tiles where the plan says."""
         batch, _, height, width = samples_in.shape
-        return self.run(
-            "VAE decoder",
-            lambda plan: to_images(decode(self.first_stage_model, samples_in, plan, host.device())),
-            vae_work(self.first_stage_model, height, width, batch),
+        return noted(
+            self.run(
+                "VAE decoder",
+                lambda plan: to_images(
+                    decode(self.first_stage_model, samples_in, plan, host.device())
+                ),
+                vae_work(self.first_stage_model, height, width, batch),
+            )
         )
 
     def encode(self, pixel_samples: Tensor) -> Tensor:
@@ -57,19 +70,21 @@ class HostVAE:
     ) -> Tensor:
         """As ``decode``, over tiles whose sides are given in latents."""
         tile = (tile_y or 64, tile_x or 64)
-        return self.run(
-            "VAE decoder",
-            lambda plan: to_images(
-                tiled(
-                    lambda part: self.first_stage_model.decode(part.to(host.device())),
-                    samples,
-                    tile,
-                    overlap or 0,
-                    self.upscale_ratio,
-                    3,
-                )
-            ),
-            vae_work(self.first_stage_model, *tile, len(samples)),
+        return noted(
+            self.run(
+                "VAE decoder",
+                lambda plan: to_images(
+                    tiled(
+                        lambda part: self.first_stage_model.decode(part.to(host.device())),
+                        samples,
+                        tile,
+                        overlap or 0,
+                        self.upscale_ratio,
+                        3,
+                    )
+                ),
+                vae_work(self.first_stage_model, *tile, len(samples)),
+            )
         )
 
     def encode_tiled(

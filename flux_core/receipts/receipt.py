@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from ..files import parse_json
-from ..record import Note, ReadFrom
+from ..record import READ, Note, ReadFrom
 from ..version import read_version
 from .hashes import content_hash, files_of_model
 
@@ -49,7 +49,7 @@ class Receipt:
     def of_notes(cls, notes: Sequence[Note], **more: Any) -> Receipt:
         """From what a run noted; files are hashed now, and named without their folders."""
         files: dict[str, dict[str, Any]] = {}
-        did = [as_json(entry, files) for entry in notes]
+        did = [as_json(entry, files) for entry in notes if entry["kind"] != READ]
         return cls(did, files, device=machine(), **more)
 
     @classmethod

@@ -15,7 +15,7 @@ from ..offload.activations import on_meta, peak_bytes
 from ..offload.workload import counted
 from ..quant import set_compute
 from ..record import note, read_from
-from .facts import facts_of_loras
+from . import facts
 from .run import run_with_loras
 
 
@@ -76,5 +76,5 @@ def encode_prompts(
             ),
         )
     models = [read for module in encoders.modules_used if (read := read_from(module)) is not None]
-    note("encode", models=models, loras=facts_of_loras(uses))
+    note("encode", models=models, loras=facts.of_loras(uses))
     return [encodings[prompt] for prompt in prompts]

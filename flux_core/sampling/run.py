@@ -31,11 +31,11 @@ from ..offload.plan import Plan
 from ..offload.turns import turn_of
 from ..quant import set_compute
 from ..record import note
+from . import facts
 from .adapters import AppliedAdapter, check_adapter, made_ready
 from .conditioning import Conditioning, Control
 from .denoiser import Denoiser, keep_outside
 from .differential import MaskBySteps, check_differential, mask_by_steps
-from .facts import facts_of_controls, facts_of_loras, facts_of_prompts, facts_of_run
 from .fitting import check_condition, fitting_control
 from .kept import keeping, work_of_keeping
 from .latents import destandardise, standardise
@@ -326,13 +326,13 @@ def while_drawing(
 
 def note_drawn(request: DrawRequest) -> None:
     """Note how a request was drawn."""
-    sigmas = request.noise_schedule.sigmas
     note(
         "draw",
-        **facts_of_run(request.transformer, request.settings, request.latents, sigmas),
-        **facts_of_prompts(request.positives),
-        loras=facts_of_loras(request.loras),
-        controls=facts_of_controls(request.controls),
+        **facts.of_latents(request.transformer, request.latents, request.noise_schedule.sigmas),
+        **facts.of_settings(request.settings),
+        **facts.of_prompts(request.positives),
+        loras=facts.of_loras(request.loras),
+        controls=facts.of_controls(request.controls),
     )
 
 

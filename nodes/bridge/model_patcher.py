@@ -23,6 +23,8 @@ from flux_core.models.families import family_of
 from flux_core.offload import Work
 from flux_core.offload.placement import placement_of
 from flux_core.offload.workload import sampling_work
+from flux_core.record import note
+from flux_core.sampling import facts
 from flux_core.sampling.adapters import AppliedAdapter, adapter_cost, made_ready
 from flux_core.sampling.concat import MASKED_AND_CONTROL, channels_beside
 from flux_core.sampling.latents import image_tokens
@@ -328,6 +330,9 @@ class ModelPatching(PartPatching):
             held=cost.held,
         )
         work = work_beside(work, other_models(guider.conds, guider.model_options))
+        # seed and sampler are the graph's to say
+        known = facts.of_latents(transformer, noise, sigmas)
+        note("draw", **known, loras=facts.of_loras(self.loras))
         return self.holding(function, work, together, noise.shape)
 
 

@@ -126,5 +126,5 @@ def test_a_saved_picture_carries_graph_and_receipt(tmp_path, monkeypatch):
     receipt = Receipt.parse(texts["fluxfit"])
     assert receipt.pixels == pixels_hash(pixels)
     assert json.loads(texts["prompt"]) == headless.to_api(graph())
-    assert {entry["kind"] for entry in receipt.did} == {"encode", "draw", "ran"}
+    assert {entry["kind"] for entry in receipt.did} == {"encode", "draw", "ran", "decode"}
     assert len(receipt.files) == 4 and all(len(f["sha256"]) == 64 for f in receipt.files.values())
