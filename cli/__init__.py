@@ -1,7 +1,8 @@
 """The command line: ``fluxfit run | generate | train | inspect | quantize | merge | plan``.
 
-A command is a module of this folder with ``HELP``, ``add_arguments`` and ``run``, and a name in
-``COMMANDS``. They import torch where they run, so that ``--help`` answers at once.
+A command is a module of this folder with ``HELP``, ``add_arguments`` and ``run``, which returns an
+``Outcome``, and a name in ``COMMANDS``. They import torch where they run, so that ``--help`` and a
+wrong argument are answered at once.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, redirect_stdout
 
 from . import generate, inspect, merge, plan, quantize, run, train
+from .exit_codes import FAILED, INTERRUPTED, exit_code
+from .outcome import Outcome, as_json, error_data
+from .parser import JSON, Command, make_parser
 
 #: Set in the environment, it lets an error show where it comes from.
 TRACEBACK = "FLUXFIT_TRACEBACK"
-COMMANDS = {
+COMMANDS: dict[str, Command] = {
     "run": run,
     "generate": generate,
     "inspect": inspect,
@@ -30,34 +33,14 @@ COMMANDS = {
 }
 
 
-class Version(argparse.Action):
-    """Says the version, for which the core must be imported."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        import flux_core
-
-        print(f"fluxfit {flux_core.__version__}")
-        parser.exit()
-
-
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fluxfit", description="FLUX in the memory you have.")
-    parser.add_argument("--version", action=Version, nargs=0, help="say the version and exit")
-    parser.add_argument("--models", type=Path, help="a folder laid out as ComfyUI's models")
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, module in COMMANDS.items():
-        module.add_arguments(commands.add_parser(name, help=module.HELP))
-    return parser
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 1 with one line on stderr where it could not, 130
-    where it was interrupted."""
+    """Run a command; returns the exit status, see ``exit_codes``. What went wrong is one line on
+    stderr, and with ``--json`` an object on stdout too."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
     with noted_interrupts() as interrupts:
-        status = run_command(arguments)
+        status = run_command(words)
     if interrupts:
-        print("fluxfit: interrupted", file=sys.stderr)
-        return 130
+        return tell_error(INTERRUPTED, "interrupted", JSON in words)
     return status
 
 
@@ -83,24 +66,62 @@ def noted_interrupts() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, before)
 
 
-def run_command(arguments: Sequence[str] | None) -> int:
+def run_command(words: Sequence[str]) -> int:
     """Parse and run; an error is one line, and an interrupt none."""
-    args = make_parser().parse_args(arguments)
-    if args.models is not None:
-        os.environ["FLUXFIT_MODELS"] = str(args.models)
+    in_json = JSON in words
     try:
-        COMMANDS[args.command].run(args)
+        args = make_parser(COMMANDS).parse_args(words)
+        in_json = args.json
+        with environment_of(args), redirect_stdout(sys.stderr):
+            outcome = COMMANDS[args.command].run(args)
+        tell(outcome, in_json)
     except Exception as error:
         if os.environ.get(TRACEBACK):
             raise
-        print(f"fluxfit: {in_words(error)}", file=sys.stderr)
-        return 1
-    return 0
+        status = exit_code(error)
+        return tell_error(status, in_words(error, status), in_json)
+    return outcome.status
 
 
-def in_words(error: Exception) -> str:
+@contextmanager
+def environment_of(args: argparse.Namespace) -> Iterator[None]:
+    """What every command and the processes that it starts see: where models are, and whether
+    progress is shown."""
+    asked: dict[str, str] = {}
+    if args.models is not None:
+        asked["FLUXFIT_MODELS"] = str(args.models)
+    if args.quiet:
+        asked["FLUXFIT_QUIET"] = "1"
+    before = {name: os.environ.get(name) for name in asked}
+    os.environ.update(asked)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def tell(outcome: Outcome, in_json: bool) -> None:
+    """Print what was done."""
+    text = as_json(outcome.data) if in_json else outcome.text
+    if text:
+        print(text, flush=True)
+
+
+def tell_error(status: int, message: str, in_json: bool) -> int:
+    """Print what went wrong; returns the exit status."""
+    if in_json:
+        print(as_json(error_data(status, message)), flush=True)
+    print(f"fluxfit: {message}", file=sys.stderr)
+    return status
+
+
+def in_words(error: Exception, status: int) -> str:
     """What went wrong, on one line; of a fault of our own its kind too, and how to see more."""
     message = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, ValueError | OSError | ImportError):
+    if status != FAILED or isinstance(error, ValueError | OSError | ImportError):
         return message
     return f"{type(error).__name__}: {message} ({TRACEBACK}=1 shows where)"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .merge import file_and_strength
+from .outcome import Outcome, memory_data
 
 if TYPE_CHECKING:
     from flux_core.sampling.regional import RegionPrompt
@@ -57,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("output"), help="a folder")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> Outcome:
     from flux_core import FluxPipeline, OffloadPolicy
     from flux_core.pocket import POCKET_SAMPLING
     from flux_core.receipts import saved_pixels
@@ -85,8 +86,9 @@ def run(args: argparse.Namespace) -> None:
             callback=lambda step, total, _: bar.update(step + 1),
             **more,
         )
-    print(drawn.report)
-    print(f"picture: {save_png(saved_pixels(drawn.images[0]), args.out.resolve() / 'generate')}")
+    path = save_png(saved_pixels(drawn.images[0]), args.out.resolve() / "generate")
+    data = {"pictures": [path], "seeds": [args.seed], **memory_data(drawn.report)}
+    return Outcome(f"{drawn.report}\npicture: {path}", data)
 
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .outcome import Outcome
+
 HELP = "say what a checkpoint holds"
 
 
@@ -12,7 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> Outcome:
     from flux_core.checkpoint.inspect import describe_file
 
-    print(describe_file(args.file))
+    text = describe_file(args.file)
+    return Outcome(text, {"file": args.file, "text": text})

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from .files import refuse_output
+from .outcome import Outcome
 
 HELP = "add LoRAs to a transformer's weights"
 
@@ -18,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> Outcome:
     from flux_core import load_transformer, save_module
     from flux_core.bounds import check_number
     from flux_core.checkpoint.inspect import describe_file
@@ -33,11 +34,11 @@ def run(args: argparse.Namespace) -> None:
         stack.append((load_lora(path), number))
     notes = open_source(args.file).metadata
     module = merge_loras(load_transformer(args.file, precision=args.precision), stack)
-    for lora, _ in stack:
-        print(match_lora(lora, module))
+    matches = [str(match_lora(lora, module)) for lora, _ in stack]
     kept = {k: v for k, v in notes.items() if k.startswith("fluxfit.latent")}
     save_module(module, args.out, metadata=kept)
-    print(describe_file(args.out))
+    text = "\n".join([*matches, describe_file(args.out)])
+    return Outcome(text, {"files": [args.out], "loras": matches})
 
 
 def file_and_strength(option: str) -> tuple[Path, float]:

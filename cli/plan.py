@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING, Any
+
+from .outcome import Outcome
+
+if TYPE_CHECKING:
+    from flux_core.sampling.estimate import PicturePlan
 
 HELP = "what a card will do with FLUX.1-dev or another model"
 
@@ -32,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", default="fp8_scaled")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> Outcome:
     from flux_core.bounds import MOST_STEPS, check_number
     from flux_core.models.families import published_as
     from flux_core.offload.machine import Machine
@@ -53,7 +59,8 @@ def run(args: argparse.Namespace) -> None:
     steps = family.steps if args.steps is None else args.steps
     check_number(steps, "steps", 1, MOST_STEPS, whole=True)
     models = published_models(args.model, args.precision)
-    print(f"{args.model} in {args.precision}, {args.width}x{args.height}, {steps} steps")
+    lines = [f"{args.model} in {args.precision}, {args.width}x{args.height}, {steps} steps"]
+    rows = []
     gpus = COMMON_GPUS
     if args.vram:
         gpus = ((args.vram, args.link, args.tflops, f"{args.link:g} GB/s"),)
@@ -68,4 +75,27 @@ def run(args: argparse.Namespace) -> None:
             models=models,
         )
         line = f"{vram:>4g} GB, {tflops:g} TFLOP/s ({name}): {picture}"
-        print(line + f", {picture.seconds(steps):.0f} s a picture" * picture.fits)
+        lines.append(line + f", {picture.seconds(steps):.0f} s a picture" * picture.fits)
+        about = {"vram": vram, "link": link, "tflops": tflops, "name": name}
+        rows.append(about | plan_data(picture, steps))
+    data = {"model": args.model, "precision": args.precision, "steps": steps, "rows": rows}
+    return Outcome("\n".join(lines), data | {"width": args.width, "height": args.height})
+
+
+def plan_data(picture: PicturePlan, steps: int) -> dict[str, Any]:
+    """A plan as numbers: bytes and seconds; of one that does not fit, the least that would do."""
+    if not picture.fits:
+        return {"fits": False, "least": picture.least}
+    blocks, tile = picture.drawing.modules[0], picture.vae.tile
+    return {
+        "fits": True,
+        "least": picture.least,
+        "peak": picture.peak,
+        "blocks": blocks.blocks,
+        "resident_blocks": len(blocks.resident),
+        "streamed_a_step": blocks.streamed,
+        "from_disk_a_step": picture.from_disk,
+        "vae_tile": picture.pixels * tile if tile else None,
+        "seconds_a_step": picture.step,
+        "seconds_a_picture": picture.seconds(steps),
+    }

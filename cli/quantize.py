@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .files import refuse_output
+from .outcome import Outcome
 
 if TYPE_CHECKING:
     from flux_core import FluxTransformer, PrecisionPlan
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> Outcome:
     from flux_core import (
         PrecisionPlan,
         load_controlnet,
@@ -91,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
             metadata=metadata,
             progress=lambda i, n: bar.update(100 + 100 * i // n),
         )
-    print(describe_file(args.out))
+    return Outcome(describe_file(args.out), {"files": [args.out], "part": kind})
 
 
 def calibrated(

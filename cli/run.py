@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from .files import find_workflow
+from .outcome import Outcome, memory_data
 
 HELP = "run a workflow file (UI or API format)"
 
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> Outcome:
     from ..nodes import accounts, headless
 
     graph = headless.read_workflow(find_workflow(args.workflow))
@@ -30,7 +31,10 @@ def run(args: argparse.Namespace) -> None:
         headless.set_value(graph, assignment)
     started = time.monotonic()
     results = headless.run(graph)
-    print(accounts.total)
-    for path in headless.saved_images(results):
-        print(f"picture: {path}")
-    print(f"took {time.monotonic() - started:.1f} s")
+    seconds, pictures = time.monotonic() - started, headless.saved_images(results)
+    text = [str(accounts.total), *(f"picture: {path}" for path in pictures)]
+    memory = memory_data(accounts.total)
+    return Outcome(
+        "\n".join([*text, f"took {seconds:.1f} s"]),
+        {"pictures": pictures, "seconds": seconds, **memory},
+    )

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from .outcome import Outcome, memory_data
+
 HELP = "train a LoRA"
 
 #: What DiffSynth-Studio's trainer calls them.
@@ -50,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> Outcome:
     from flux_core.models.families import family_of
     from flux_core.report.pictures import write_picture
     from flux_core.sampling.latents import image_tokens, latent_size
@@ -74,11 +76,11 @@ def run(args: argparse.Namespace) -> None:
         trainer = Trainer(config, models, host.device(), on_event=on_event)
         trained = trainer.run(args.resume)
     if not trained.files:  # another process writes them
-        return
+        return Outcome("", {"files": []})
     side, family = max(config.data[0].resolutions), family_of(models.transformer)
     tokens = image_tokens(*latent_size(side, side, family.vae), geometry=family.tokens)
     picture = times_histogram(config.objective, tokens, family)
     write_picture(picture, config.folder / "timesteps.png")
-    print(trained.report)
-    for path in trained.files:
-        print(f"LoRA: {path}")
+    lines = [str(trained.report), *(f"LoRA: {path}" for path in trained.files)]
+    data = {"files": list(trained.files), **memory_data(trained.report)}
+    return Outcome("\n".join(lines), data)

@@ -332,6 +332,8 @@ class Progress:
             picture = None if preview is None else ("JPEG", preview, 512)
             self.bar.update_absolute(done, self.total, picture)
             check_interrupt()
+        elif os.environ.get("FLUXFIT_QUIET"):
+            return
         elif sys.stderr.isatty() or self.shown:
             self.draw(done)
         elif time.monotonic() - self.started > 1:
@@ -352,7 +354,7 @@ class Progress:
             )
 
     def close(self) -> None:
-        if self.bar is None and sys.stderr.isatty():
+        if self.bar is None and sys.stderr.isatty() and not os.environ.get("FLUXFIT_QUIET"):
             print(file=sys.stderr)
 
 

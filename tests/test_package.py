@@ -74,7 +74,7 @@ def test_the_script_runs_a_workflow_in_an_empty_folder(installed, tmp_path):
     assert "picture: " in done.stdout
     assert len(list((tmp_path / "output").rglob("*.png"))) == 1
     done = python(script, "run", "nothing.json", cwd=tmp_path, path=installed)
-    assert done.returncode == 1 and "FluxFit brings" in done.stderr
+    assert done.returncode == 3 and "FluxFit brings" in done.stderr
 
 
 def test_help_does_not_wait_for_torch(tmp_path):

@@ -34,7 +34,7 @@ def test_the_command_quantizes_a_file(tmp_path, capsys, monkeypatch):
     assert command_line.main() == 0
     assert "transformer" in capsys.readouterr().out
     assert load_transformer(out, precision="as_stored")
-    assert command_line.main() == 1
+    assert command_line.main() == 2
     assert "exists already" in capsys.readouterr().err
     plan = tmp_path / "plan.json"
     plan.write_text(
@@ -84,7 +84,7 @@ def test_the_command_quantizes_a_file(tmp_path, capsys, monkeypatch):
         "2",
     ]
     monkeypatch.setattr(sys, "argv", wanted)
-    assert command_line.main() == 1
+    assert command_line.main() == 2
     assert "needs --clip-l and --t5" in capsys.readouterr().err and not tuned.exists()
     wanted += ["--t5", str(texts / "fluxfit_pocket_t5.safetensors")]
     assert command_line.main() == 0

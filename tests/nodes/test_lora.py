@@ -149,7 +149,7 @@ def test_merged_is_the_same_as_beside(models, loaded, tmp_path, monkeypatch):
     command[command.index("--lora") + 1] += "x"
     command[-1] = str(tmp_path / "none.safetensors")
     done = call(*command, cwd=tmp_path)
-    assert done.returncode == 1 and "strength is '0.3x', not a number" in done.stderr
+    assert done.returncode == 2 and "strength is '0.3x', not a number" in done.stderr
 
 
 def test_the_nodes_are_known_to_the_headless_runner():

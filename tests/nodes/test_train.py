@@ -162,10 +162,10 @@ def test_the_command(working_folder):
         in (working_folder / "output/training/fox/config.json").read_text()
     )
     again = call("train", str(config), cwd=working_folder)
-    assert again.returncode == 1 and "resume it, or choose another name" in again.stderr
+    assert again.returncode == 2 and "resume it, or choose another name" in again.stderr
     more = ("--resume", "--quantize", "float8_e4m3fn")
     resumed = call("train", str(config), *more, cwd=working_folder)
     assert resumed.returncode == 0, resumed.stderr
     config.write_text(CONFIG.replace("steps", "stepz"))
     wrong = call("train", str(config), cwd=working_folder)
-    assert wrong.returncode == 1 and "stepz is no setting; the nearest is 'steps'" in wrong.stderr
+    assert wrong.returncode == 2 and "stepz is no setting; the nearest is 'steps'" in wrong.stderr

@@ -1,0 +1,73 @@
+"""The arguments of all commands, read without importing what they run."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn, Protocol
+
+from .exit_codes import UsageError
+from .outcome import Outcome
+
+JSON = "--json"
+
+
+class Command(Protocol):
+    """A command: a module with what it does in a line, its arguments, and what runs it."""
+
+    @property
+    def HELP(self) -> str: ...
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None: ...
+
+    @staticmethod
+    def run(args: argparse.Namespace) -> Outcome: ...
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong arguments raise ``UsageError``, on one line, rather than ending the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} ({self.prog} --help says what there is)")
+
+
+class Version(argparse.Action):
+    """Says the version."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        import flux_core
+
+        print(f"fluxfit {flux_core.__version__}")
+        parser.exit()
+
+
+def make_parser(commands: Mapping[str, Command]) -> Parser:
+    """The parser of all commands, by name."""
+    parser = Parser(prog="fluxfit", description="FLUX in the memory you have.")
+    parser.add_argument("--version", action=Version, nargs=0, help="say the version and exit")
+    parser.set_defaults(json=False, quiet=False, models=None)
+    add_common(parser)
+    names = parser.add_subparsers(dest="command", required=True)
+    for name, command in commands.items():
+        inner = names.add_parser(name, help=command.HELP, description=command.HELP)
+        command.add_arguments(inner)
+        add_common(inner)
+    return parser
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """What every command takes, before its name or behind it."""
+    common = parser.add_argument_group("of every command")
+    unset = argparse.SUPPRESS  # so that what stands before the name is not forgotten behind it
+    common.add_argument(
+        "--models", type=Path, default=unset, help="a folder laid out as ComfyUI's models"
+    )
+    common.add_argument(
+        JSON,
+        action="store_true",
+        default=unset,
+        help="print one JSON object; all else goes to stderr",
+    )
+    common.add_argument("--quiet", action="store_true", default=unset, help="show no progress")
