@@ -1,4 +1,4 @@
-"""The command line: ``fluxfit run | generate | train | inspect | quantize | merge | plan``.
+"""The command line: ``fluxfit run | generate | batch | train | inspect | quantize | merge | plan``.
 
 A command is a module of this folder with ``HELP``, ``add_arguments`` and ``run``, and a name in
 ``COMMANDS``. They import torch where they run, so that ``--help`` answers at once.
@@ -15,13 +15,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from . import generate, inspect, merge, plan, quantize, run, train
+from . import batch, generate, inspect, merge, plan, quantize, run, train
 
 #: Set in the environment, it lets an error show where it comes from.
 TRACEBACK = "FLUXFIT_TRACEBACK"
 COMMANDS = {
     "run": run,
     "generate": generate,
+    "batch": batch,
     "inspect": inspect,
     "plan": plan,
     "train": train,
