@@ -20,6 +20,12 @@ from .manifest import ID
 PARTIAL = ".partial"
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what somebody began to write and did not end, in a folder that nobody writes to."""
+    for path in folder.glob(f".*{PARTIAL}"):
+        path.unlink(missing_ok=True)
+
+
 class WholePicture(NamedTuple):
     """A picture that says which job's it is."""
 
@@ -36,10 +42,9 @@ def written_jobs(folder: Path) -> Iterator[tuple[str, list[Path]]]:
         return
     for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
         files: dict[str, list[Path]] = {}
+        remove_unfinished(inner)
         for path in sorted(inner.iterdir()):
-            if path.name.startswith(".") and path.name.endswith(PARTIAL):
-                path.unlink(missing_ok=True)
-            elif path.suffix == ".png" and ID.fullmatch(path.stem[:24]):
+            if path.suffix == ".png" and ID.fullmatch(path.stem[:24]):
                 files.setdefault(path.stem[:24], []).append(path)
         yield from files.items()
 

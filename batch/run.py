@@ -20,7 +20,7 @@ from ..nodes.headless.graph import Graph
 from ..nodes.headless.signature import Mark
 from . import manifest as manifest_module
 from . import results
-from .adopt import whole_pictures, written_jobs
+from .adopt import remove_unfinished, whole_pictures, written_jobs
 from .columns import Columns
 from .draw import Drawn, picture_path
 from .grid import Grid
@@ -155,6 +155,7 @@ class Driver:
 
     def adopt(self) -> None:
         """Note pictures that are whole and of jobs that are not done."""
+        remove_unfinished(self.batch.out)
         for job_id, files in written_jobs(self.batch.out / "pictures"):
             job = self.queue.job(job_id)
             noted = self.queue.result(job_id)

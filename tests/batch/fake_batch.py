@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -108,7 +107,3 @@ def entries(folder: Path) -> list[dict[str, Any]]:
 def pictures(folder: Path) -> dict[str, bytes]:
     """Contents of all pictures by name."""
     return {path.name: path.read_bytes() for path in (folder / "out").rglob("*.png")}
-
-
-if __name__ == "__main__":  # a driver to be killed: FOLDER, and rows of a grid
-    draw_batch(Path(sys.argv[1]), grid=(f"seed=1..{sys.argv[2]}",))
