@@ -156,6 +156,11 @@ class CsvReader:
             try:
                 record = next(self.reader, None)
             except csv.Error as fault:
+                if "limit" in str(fault):  # where the next row begins, nobody knows
+                    raise TableError(
+                        f"{self.path}: line {line}: a cell is longer than {LONGEST_CELL} letters: "
+                        "is a quotation mark not closed?"
+                    ) from fault
                 yield line, self.problem(line, str(fault))
                 continue
             if record is None:
@@ -167,9 +172,7 @@ class CsvReader:
         """What a damaged record is, and where it ends."""
         last = self.reader.line_num
         until = "" if last <= line else f", read up to line {last}"
-        if "limit" in fault:
-            fault = f"a cell is longer than {LONGEST_CELL} letters (a quotation mark too many?)"
-        elif "unexpected end" in fault:
+        if "unexpected end" in fault:
             fault = "a quotation mark is not closed"
         return fault + until
 
@@ -216,9 +219,19 @@ def json_rows(path: Path) -> Iterator[Row | BrokenRow]:
 
 def json_cells(text: str) -> dict[str, Any]:
     """The cells of one JSON object; raises ``ValueError`` for anything else."""
-    cells = parse_json(text)
+    cells = parse_json(text, pairs=once)
     if not isinstance(cells, dict):
         raise ValueError(f"expected a JSON object, found {type(cells).__name__}")
     if len(cells) > MOST_COLUMNS:
         raise ValueError(f"{len(cells)} keys, expected at most {MOST_COLUMNS}")
     return {name: cell for name, cell in cells.items() if cell is not None}
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of its keys and values; raises ``ValueError`` where a key is there twice."""
+    cells: dict[str, Any] = {}
+    for name, cell in pairs:
+        if name in cells:
+            raise ValueError(f"{name!r} is there twice")
+        cells[name] = cell
+    return cells
