@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -123,13 +123,21 @@ def read_text(
             ) from fault
 
 
-def parse_json(text: str | bytes, *, lenient: bool = False) -> Any:
-    """JSON; NaN and infinity, which are none, raise ``ValueError`` unless ``lenient``."""
+def parse_json(
+    text: str | bytes,
+    *,
+    lenient: bool = False,
+    pairs: Callable[[list[tuple[str, Any]]], Any] | None = None,
+) -> Any:
+    """JSON; NaN and infinity, which are none, raise ``ValueError`` unless ``lenient``.
+
+    ``pairs`` makes objects of their keys and values, which may be there twice.
+    """
 
     def refuse(word: str) -> NoReturn:
         raise ValueError(f"{word} is no number")
 
-    return json.loads(text, parse_constant=float if lenient else refuse)
+    return json.loads(text, parse_constant=float if lenient else refuse, object_pairs_hook=pairs)
 
 
 def read_json(

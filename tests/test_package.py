@@ -26,7 +26,7 @@ def installed(tmp_path_factory) -> Path:
     source = tmp_path_factory.mktemp("source") / "FluxFit"
     source.mkdir()  # building writes beside what it builds
     files = ["__init__.py", "__main__.py", "LICENSE", "README.md", "pyproject.toml"]
-    folders = ["assets", "cli", "flux_core", "locales", "nodes", "workflows"]
+    folders = ["assets", "batch", "cli", "flux_core", "locales", "nodes", "workflows"]
     for item in (*files, "requirements.txt", *folders):
         (source / item).symlink_to(ROOT / item)
     done = python(
@@ -48,9 +48,9 @@ def installed(tmp_path_factory) -> Path:
 def test_the_package_holds_what_runs_and_nothing_else(installed):
     folders = {path.name for path in installed.iterdir()}
     assert {"flux_core", "fluxfit", "bin"} <= folders
-    assert not folders & {"nodes", "cli", "tests", "tools", "benchmarks", "assets"}
+    assert not folders & {"nodes", "cli", "batch", "tests", "tools", "benchmarks", "assets"}
     inner = {path.name for path in (installed / "fluxfit").iterdir() if path.is_dir()}
-    assert inner - {"__pycache__"} == {"assets", "cli", "locales", "nodes", "workflows"}
+    assert inner - {"__pycache__"} == {"assets", "batch", "cli", "locales", "nodes", "workflows"}
     for shown in ("locales", "nodes/web"):
         files = {path.relative_to(ROOT) for path in (ROOT / shown).rglob("*") if path.is_file()}
         package = installed / "fluxfit"

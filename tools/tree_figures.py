@@ -28,7 +28,7 @@ FUNCTION_LINES = 60
 FMT_SKIPS = 40
 
 CORE = ("flux_core",)
-TYPED = ("flux_core", "nodes", "cli")
+TYPED = ("flux_core", "nodes", "cli", "batch")
 
 #: Where pixels become latents and tokens; nowhere else.
 SIZES_FILE = "flux_core/sampling/latents.py"

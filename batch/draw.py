@@ -1,0 +1,80 @@
+"""Drawing one job: the graph with the row's values, run, and its pictures as PNG files.
+
+Whoever draws does it by a ``Drawer``, in whatever process and on whatever machine, so that a job's
+pictures do not depend on who that is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flux_core.receipts.png import png_bytes
+
+from ..nodes.headless import GraphRunner, from_api
+from .jobs import Job, with_values
+
+RECEIPT = "fluxfit"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One picture of a job.
+
+    Attributes:
+        name: of the file, without the folder; ``picture_path`` says where it lies.
+        content: the whole PNG; None where whoever drew it has written the file already.
+        pixels: the SHA-256 of its RGB rows.
+    """
+
+    name: str
+    content: bytes | None
+    pixels: str
+
+
+class Drawer:
+    """Draws jobs of one graph one after another, and keeps what the next one needs too.
+
+    Args:
+        graph: the workflow as an API prompt.
+        private: leave prompts and paths out of the receipts.
+        hashes: SHA-256 of model files by name, for whoever draws elsewhere to compare.
+    """
+
+    def __init__(
+        self,
+        graph: Mapping[str, Any],
+        *,
+        private: bool = False,
+        hashes: Mapping[str, str] | None = None,
+    ) -> None:
+        self.graph = from_api(graph)
+        self.private, self.hashes = private, dict(hashes or {})
+        self.runner = GraphRunner()
+
+    def draw(self, job: Job) -> list[Drawn]:
+        """The pictures of a job; raises what its nodes raise."""
+        pictures = self.runner.images(with_values(self.graph, job.values))
+        drawn = []
+        for picture in pictures:
+            receipt = json.loads(picture.texts[RECEIPT])
+            values = {} if self.private else {"values": job.values}
+            receipt["job"] = {"id": job.id} | values
+            texts = {**picture.texts, RECEIPT: json.dumps(receipt)}
+            name = picture_name(job.id, picture.node, picture.index, len(pictures))
+            drawn.append(Drawn(name, png_bytes(picture.pixels, texts), receipt["pixels"]))
+        return drawn
+
+
+def picture_name(job_id: str, node: str, index: int, count: int) -> str:
+    """What the file of a job's picture is called; ``count`` is of all its pictures."""
+    if count == 1:
+        return f"{job_id}.png"
+    return f"{job_id}_{node.replace(':', '-')}_{index}.png"
+
+
+def picture_path(name: str) -> str:
+    """Where a picture lies below the batch's folder."""
+    return f"pictures/{name[:2]}/{name}"

@@ -1,0 +1,67 @@
+"""How far a batch is, on stderr: a line that changes in a terminal, now and then one elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+#: Seconds between lines, in a terminal and elsewhere.
+OFTEN, SELDOM = 0.2, 30.0
+WIDTH = 24
+
+
+class BatchProgress:
+    """Counts of a run's jobs, shown as they change."""
+
+    def __init__(self) -> None:
+        self.total = self.done = self.failed = 0
+        self.started = self.shown = time.monotonic()
+        self.live = sys.stderr.isatty()
+
+    def start(self, total: int) -> None:
+        """There are so many jobs to draw."""
+        self.total, self.started = total, time.monotonic()
+
+    def rows(self, rows: int) -> None:
+        """So many rows were read."""
+        self.show(f"reading rows: {rows}")
+
+    def update(self, done: int, failed: int) -> None:
+        self.done, self.failed = done, failed
+        self.show(self.text())
+
+    def text(self) -> str:
+        over = self.done + self.failed
+        left = self.total - over
+        full = WIDTH * over // max(1, self.total)
+        bar = "#" * full + "." * (WIDTH - full)
+        failed = f", {self.failed} failed" if self.failed else ""
+        passed = time.monotonic() - self.started
+        rest = f", {clock(passed / over * left)} to go" if over and left else ""
+        return f"pictures [{bar}] {self.done} of {self.total} jobs done{failed}, {left} left{rest}"
+
+    def show(self, text: str) -> None:
+        now = time.monotonic()
+        if now - self.shown < (OFTEN if self.live else SELDOM):
+            return
+        self.shown = now
+        start, end = ("\r\x1b[K", "") if self.live else ("", "\n")
+        print(f"{start}{text}", end=end, file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        start = "\r\x1b[K" if self.live else ""
+        print(f"{start}{text}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self.live and self.total:
+            print(f"\r\x1b[K{self.text()}", file=sys.stderr)
+
+
+def clock(seconds: float) -> str:
+    """A time in the two units that matter."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

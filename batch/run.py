@@ -1,0 +1,301 @@
+"""The driver: hands out jobs, writes their pictures, and notes in the manifest what is done.
+
+A picture is written whole, then its job's line is: whatever ends the run between the two, the next
+run finds the picture and notes it. One driver has a folder at a time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from flux_core.errors import ConfigError
+from flux_core.files import locked_folder, reason, writing
+
+from ..nodes.headless.graph import Graph
+from ..nodes.headless.signature import Mark
+from . import manifest as manifest_module
+from . import results
+from .adopt import remove_unfinished, whole_pictures, written_jobs
+from .columns import Columns
+from .draw import Drawn, picture_path
+from .grid import Grid
+from .jobs import Job, JobMaker
+from .manifest import Manifest
+from .plan import Say, fill_queue, shown_values
+from .progress import BatchProgress
+from .queue import JobQueue
+from .table import Table
+from .workers import LocalWorker, Result, Workers
+
+__all__ = ["Batch", "BatchSettings", "LocalWorker", "Result", "Summary", "Workers", "run_batch"]
+
+#: What a run writes over, and would not where it is not its own.
+OWN_FILES = (results.NAME, "index.html", "grid.png")
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """How to go about it.
+
+    Attributes:
+        retries: more tries of a job whose failure another try might not have.
+        fail_fast: end with the first job that failed.
+        limit: jobs that are drawn at most; None for all.
+        private: keep texts out of the manifest and the results, as the drawers do of the pictures.
+    """
+
+    retries: int = 0
+    fail_fast: bool = False
+    limit: int | None = None
+    private: bool = False
+
+
+@dataclass
+class Summary:
+    """What became of a run; counts are of jobs but for ``rows``, ``broken`` and ``duplicates``."""
+
+    out: str
+    rows: int = 0
+    broken: int = 0
+    duplicates: int = 0
+    jobs: int = 0
+    done: int = 0
+    drawn: int = 0
+    adopted: int = 0
+    failed: int = 0
+    left: int = 0
+    earlier: int = 0
+    seconds: float = 0.0
+    results: str = ""
+
+    def data(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class Batch:
+    """What is to be drawn, and where.
+
+    Attributes:
+        mark: what stands for a value in a job's id (see ``JobMaker``).
+    """
+
+    graph: Graph
+    table: Table | None
+    grid: Grid
+    mapping: Mapping[str, str]
+    out: Path
+    mark: Mark
+
+
+class JobFeed(Iterator[Job]):
+    """Jobs for workers, those that come back first; may go on after it had none."""
+
+    def __init__(self, pending: Iterator[Job], limit: int | None) -> None:
+        self.pending, self.left = pending, limit
+        self.back: deque[Job] = deque()
+        #: Tries of jobs that somebody has.
+        self.tries: dict[str, int] = {}
+
+    def __next__(self) -> Job:
+        if self.back:
+            job = self.back.popleft()
+        elif self.left == 0:
+            raise StopIteration
+        else:
+            job = next(self.pending)
+            self.left = None if self.left is None else self.left - 1
+        self.tries[job.id] = self.tries.get(job.id, 0) + 1
+        return job
+
+
+class Driver:
+    """One run over one folder, which is locked meanwhile."""
+
+    def __init__(
+        self,
+        batch: Batch,
+        settings: BatchSettings,
+        queue: JobQueue,
+        manifest: Manifest,
+        progress: BatchProgress,
+    ) -> None:
+        self.batch, self.settings, self.queue = batch, settings, queue
+        self.manifest, self.progress = manifest, progress
+        self.columns = Columns(batch.graph, batch.mapping)
+        self.maker = JobMaker(batch.graph, self.columns, batch.mark)
+        self.summary = Summary(str(batch.out))
+
+    def plan(self) -> int:
+        """Fill the queue and find what is done; how many jobs are to be drawn."""
+        batch, queue, summary = self.batch, self.queue, self.summary
+        for offset, entry in self.manifest.entries():
+            names = entry.get("files")
+            done = names is not None and all((batch.out / name).is_file() for name in names)
+            if done or names is None:
+                queue.note(entry["job"], offset, done)
+        fill_queue(
+            queue, self.maker, batch.table, batch.grid, self.progress.say, self.progress.rows
+        )
+        self.adopt()
+        pending = queue.order()
+        summary.rows, summary.broken = queue.rows, queue.broken_rows
+        summary.duplicates, summary.jobs, summary.earlier = (
+            queue.duplicates,
+            queue.jobs,
+            queue.earlier,
+        )
+        summary.done = summary.jobs - pending
+        return pending
+
+    def adopt(self) -> None:
+        """Note pictures that are whole and of jobs that are not done."""
+        remove_unfinished(self.batch.out)
+        for job_id, files in written_jobs(self.batch.out / "pictures"):
+            job = self.queue.job(job_id)
+            noted = self.queue.result(job_id)
+            if job is None or (noted is not None and noted[1]):
+                continue
+            pictures = whole_pictures(job_id, files, self.maker.saving)
+            if pictures:
+                drawn = [Drawn(p.name, None, p.pixels) for p in pictures]
+                self.note_done(Result(job, drawn), 0, adopted=True)
+                self.summary.adopted += 1
+
+    def draw(self, workers: Workers, pending: int) -> None:
+        """Draw what is left, until all is done or a failure ends it."""
+        limit = self.settings.limit
+        self.progress.start(pending if limit is None else min(limit, pending))
+        feed = JobFeed(self.queue.pending(), limit)
+        with closing(workers.results(feed)) as results_as_they_come:
+            for result in results_as_they_come:
+                if not self.settle(result, feed):
+                    break
+        self.summary.left = pending - self.summary.drawn - self.summary.failed
+
+    def settle(self, result: Result, feed: JobFeed) -> bool:
+        """Take a result; whether to go on."""
+        job = result.job
+        tries = feed.tries.get(job.id, 1)
+        if result.error is None:
+            for picture in result.drawn:
+                self.write(picture)
+            self.note_done(result, tries)
+            self.summary.drawn += 1
+            self.summary.done += 1
+        elif result.retryable and tries <= self.settings.retries:
+            feed.back.append(job)
+            return True
+        else:
+            self.note_failed(result, tries)
+            self.summary.failed += 1
+        feed.tries.pop(job.id, None)
+        self.progress.update(self.summary.drawn, self.summary.failed)
+        return result.error is None or not self.settings.fail_fast
+
+    def write(self, picture: Drawn) -> None:
+        if picture.content is not None:
+            with writing(self.batch.out / picture_path(picture.name)) as partial:
+                partial.write_bytes(picture.content)
+
+    def note_done(self, result: Result, tries: int, adopted: bool = False) -> None:
+        entry = self.about(result.job) | {
+            "files": [picture_path(picture.name) for picture in result.drawn],
+            "pixels": [picture.pixels for picture in result.drawn],
+            "seconds": None if adopted else round(result.seconds, 3),
+            "worker": result.worker,
+            "tries": tries,
+        }
+        offset = self.manifest.add(entry | ({"adopted": True} if adopted else {}))
+        self.queue.note(result.job.id, offset, True)
+
+    def note_failed(self, result: Result, tries: int) -> None:
+        entry = self.about(result.job) | {"error": result.error, "tries": tries}
+        self.queue.note(result.job.id, self.manifest.add(entry), False)
+        self.progress.say(f"line {result.job.line}: {result.error}")
+
+    def about(self, job: Job) -> dict[str, Any]:
+        values = shown_values(list(self.columns), job.values, self.settings.private)
+        return {"job": job.id, "line": job.line, "values": values}
+
+    def write_results(self) -> None:
+        columns = [c for c in self.columns if not (self.settings.private and c.is_text)]
+        path = self.batch.out / results.NAME
+        rows = results.result_rows(self.queue, self.manifest, columns, self.settings.private)
+        results.write_results(path, [c.name for c in columns], rows)
+        self.summary.results = str(path)
+
+
+def run_batch(
+    batch: Batch,
+    settings: BatchSettings,
+    workers: Callable[[], Workers],
+    progress: BatchProgress | None = None,
+) -> Summary:
+    """Draw what is missing of a batch.
+
+    Args:
+        workers: makes those who draw, once there is something to draw.
+
+    Raises:
+        ConfigError: the table, the folder or the manifest cannot be used, or another driver has it.
+        OSError: nothing can be written any more; what is done stays done.
+    """
+    progress = progress or BatchProgress()
+    look_at_folder(batch.out, progress.say)
+    with (
+        locked(batch.out),
+        closing(Manifest(batch.out)) as manifest,
+        closing(JobQueue()) as queue,
+        closing(progress),
+    ):
+        driver = Driver(batch, settings, queue, manifest, progress)
+        pending = driver.plan()
+        summary = driver.summary
+        try:
+            if pending and settings.limit != 0:
+                driver.draw(workers(), pending)
+            driver.write_results()
+        except KeyboardInterrupt:
+            progress.say(f"{so_far(summary)}; the same command goes on from there")
+            raise
+        except OSError as fault:
+            raise OSError(
+                f"{batch.out}: {reason(fault)}: {so_far(summary)}; the same command goes on"
+            ) from fault
+    return summary
+
+
+def so_far(summary: Summary) -> str:
+    return f"{summary.done} of {summary.jobs} jobs are done"
+
+
+def locked(folder: Path) -> Any:
+    """The folder for this driver alone; raises ``ConfigError`` where it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".lock").open("a").close()
+    except OSError as fault:
+        raise ConfigError(f"{folder}: cannot be written ({reason(fault)})") from fault
+    return locked_folder(folder, "another batch is drawn")
+
+
+def look_at_folder(folder: Path, say: Say) -> None:
+    """Say what else is in a folder; raises ``ConfigError`` where a run would write over it."""
+    if not folder.exists() or (folder / manifest_module.NAME).exists():
+        return
+    if not folder.is_dir():
+        raise ConfigError(f"--out {folder}: is a file, expected a folder")
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    taken = [name for name in OWN_FILES if name in names]
+    if taken:
+        raise ConfigError(
+            f"--out {folder}: has {taken[0]} and no {manifest_module.NAME}: choose another folder"
+        )
+    if names:
+        say(f"{folder}: has {len(names)} other files and folders, which stay as they are")

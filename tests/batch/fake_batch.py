@@ -1,0 +1,109 @@
+"""A batch whose pictures cost nothing: one pixel, whose colour is a hash of the row's values."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fluxfit.batch.draw import Drawn, picture_name
+from fluxfit.batch.grid import read_grid
+from fluxfit.batch.jobs import Job, plain_mark
+from fluxfit.batch.progress import BatchProgress
+from fluxfit.batch.run import Batch, BatchSettings, LocalWorker, Summary, run_batch
+from fluxfit.batch.table import open_table
+from fluxfit.nodes.headless import from_api
+
+from flux_core.receipts.png import png_bytes
+
+API = Path(__file__).resolve().parents[2] / "workflows" / "api"
+
+
+def api_graph(name: str = "text_to_image") -> dict[str, Any]:
+    """A shipped workflow at the least size and number of steps."""
+    data = json.loads((API / f"{name}.json").read_text())
+    for item in data.values():
+        for key, least in {"steps": 1, "width": 64, "height": 64}.items():
+            if key in item["inputs"]:
+                item["inputs"][key] = least
+    return data
+
+
+class FakeDrawer:
+    """Stands where a ``Drawer`` does."""
+
+    def __init__(self, on_job: Callable[[Job], None] = lambda job: None, pictures: int = 1) -> None:
+        self.on_job, self.pictures = on_job, pictures
+        self.calls: Counter[str] = Counter()
+
+    def draw(self, job: Job) -> list[Drawn]:
+        self.calls[job.id] += 1
+        self.on_job(job)
+        return [self.picture(job, index) for index in range(self.pictures)]
+
+    def picture(self, job: Job, index: int) -> Drawn:
+        text = json.dumps([sorted(job.values.items()), index])
+        pixels = np.frombuffer(hashlib.sha256(text.encode()).digest()[:3], np.uint8)
+        pixels = pixels.reshape(1, 1, 3)
+        receipt = {
+            "pixels": hashlib.sha256(pixels.tobytes()).hexdigest(),
+            "picture": {"node": "8", "index": index, "of": self.pictures},
+            "job": {"id": job.id},
+        }
+        content = png_bytes(pixels, {"fluxfit": json.dumps(receipt)})
+        name = picture_name(job.id, "8", index, self.pictures)
+        return Drawn(name, content, receipt["pixels"])
+
+
+class Said(BatchProgress):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def draw_batch(
+    folder: Path,
+    drawer: FakeDrawer | None = None,
+    *,
+    table: str | Path | None = None,
+    grid: tuple[str, ...] = (),
+    mapping: Mapping[str, str] | None = None,
+    graph: dict[str, Any] | None = None,
+    progress: Said | None = None,
+    **settings: Any,
+) -> Summary:
+    """Draw a batch into ``folder/out``; a table is a path, or the text of a CSV."""
+    if isinstance(table, str):
+        path = folder / "table.csv"
+        path.write_text(table)
+        table = path
+    batch = Batch(
+        from_api(graph or api_graph()),
+        None if table is None else open_table(table),
+        read_grid(grid),
+        mapping or {"prompt": "3.prompt"},
+        folder / "out",
+        plain_mark,
+    )
+    worker = LocalWorker(drawer or FakeDrawer())  # type: ignore[arg-type]
+    return run_batch(batch, BatchSettings(**settings), lambda: worker, progress or Said())
+
+
+def entries(folder: Path) -> list[dict[str, Any]]:
+    """What the manifest says of jobs."""
+    lines = (folder / "out" / "manifest.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines[1:]]
+
+
+def pictures(folder: Path) -> dict[str, bytes]:
+    """Contents of all pictures by name."""
+    return {path.name: path.read_bytes() for path in (folder / "out").rglob("*.png")}
