@@ -1,4 +1,4 @@
-"""The page of a real ComfyUI in Chromium; skipped where either or Playwright is missing.
+"""Pages in Chromium, most of them a real ComfyUI's; skipped where either or Playwright is missing.
 
 ``FLUXFIT_ARTEFACTS`` names a folder for screenshots, by default one of pytest's. ``CHROMIUM_PATH``
 names the browser, by default what the system calls chromium.
@@ -27,7 +27,8 @@ SETTINGS = {"Comfy.TutorialCompleted": True, "LiteGraph.Canvas.MinFontSizeForLOD
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    skip_without_host(items, Path(__file__).parent)
+    hosted = [item for item in items if "server" in getattr(item, "fixturenames", ())]
+    skip_without_host(hosted, Path(__file__).parent)
 
 
 def chromium_path() -> str | None:
