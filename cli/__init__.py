@@ -1,4 +1,4 @@
-"""The command line: ``fluxfit run | generate | batch | train | inspect | quantize | merge | plan``.
+"""The command line, ``fluxfit COMMAND``: run, generate, batch, replay, train, inspect and others.
 
 A command is a module of this folder with ``HELP``, ``add_arguments`` and ``run``, which returns an
 ``Outcome``, and a name in ``COMMANDS``. They import torch where they run, so that ``--help`` and a
@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 
-from . import batch, generate, inspect, merge, plan, quantize, run, train
+from . import batch, generate, inspect, merge, plan, quantize, replay, run, train
 from .exit_codes import FAILED, INTERRUPTED, exit_code
 from .outcome import Outcome, as_json, error_data
 from .parser import JSON, Command, make_parser
@@ -26,6 +26,7 @@ COMMANDS: dict[str, Command] = {
     "run": run,
     "generate": generate,
     "batch": batch,
+    "replay": replay,
     "inspect": inspect,
     "plan": plan,
     "train": train,

@@ -81,10 +81,13 @@ class GraphRunner:
             log.warning("%s runs in ComfyUI alone, and nothing here needs it: left out", step.label)
         return {key: ran.values for key, ran in self._run(graph, order, on_node).items()}
 
-    def images(self, graph: Graph, on_node: OnNode | None = None) -> list[SavedPicture]:
+    def images(
+        self, graph: Graph, on_node: OnNode | None = None, savers: Sequence[str] | None = None
+    ) -> list[SavedPicture]:
         """The pictures that a graph's SaveImage nodes would save, or its PreviewImage nodes where
-        it has none; nothing is written. Errors as ``run`` has them."""
-        savers = saving_nodes(graph)
+        it has none, or those of the nodes ``savers``; nothing is written. Errors as ``run`` has
+        them."""
+        savers = saving_nodes(graph) if savers is None else savers
         order = [key for key in check(graph, savers) if key not in savers]
         ran = self._run(graph, order, on_node)
         pictures = []

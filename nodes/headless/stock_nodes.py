@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from flux_core.files import write_new
 from flux_core.pictures import image_and_mask
 from flux_core.receipts import KEY, Receipt, pixels_hash, png_bytes, saved_pixels
+from flux_core.record import ReadFrom, note
 from flux_core.sampling.images import scaled_to
 from flux_core.sampling.latents import expand, latent_size
 
@@ -44,6 +45,7 @@ class LoadImage:
         path = host.inside(host.input_folder(), annotated(image))
         if not path.is_file():
             raise FileNotFoundError(f"no picture {image!r} in {host.input_folder().resolve()}")
+        note("input", picture=ReadFrom(path))
         return image_and_mask(path)
 
 

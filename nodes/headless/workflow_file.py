@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from flux_core.files import parse_json, read_json, reading
 from flux_core.pictures import is_picture
+from flux_core.receipts import read_png_texts
 
 from .graph import KNOWN_NODES, Graph, Link, Step, WorkflowError, input_name, input_specs, node_type
 from .page import from_ui
@@ -32,17 +31,20 @@ def read_workflow(path: str | Path) -> Graph:
 
 def from_picture(path: Path) -> Any:
     """The workflow inside of a picture: the page's where there is one, for it has more to say."""
-    with reading(path, "a picture with a workflow", WorkflowError), Image.open(path) as picture:
-        picture.load()  # some programs write texts behind the pixels
-        texts = {key: value for key, value in picture.info.items() if isinstance(value, str)}
-        for value in picture.getexif().values():  # of WebP
-            key, colon, text = str(value).partition(":")
-            if colon:
-                texts.setdefault(key, text)
-        for key in ("workflow", "prompt"):
-            if key in texts:
-                return parse_json(texts[key], lenient=True)
-    raise WorkflowError(f"{path}: is a picture without a workflow in it")
+    with reading(path, "a picture with a workflow", WorkflowError):
+        data = graph_in_texts(read_png_texts(path)[1], first="workflow")
+    if data is None:
+        raise WorkflowError(f"{path}: is a picture without a workflow in it")
+    return data
+
+
+def graph_in_texts(texts: Mapping[str, str], first: str) -> Any:
+    """A picture's graph, of the two that there may be the ``first``: ``workflow``, as the page has
+    it, or ``prompt``, as it ran; None where there is none."""
+    for key in sorted(("prompt", "workflow"), key=lambda key: key != first):
+        if key in texts:
+            return parse_json(texts[key], lenient=True)
+    return None
 
 
 def parse(data: Any) -> Graph:

@@ -1,0 +1,87 @@
+"""Draw pictures again from what they say of themselves."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .exit_codes import FAILED, exit_code
+from .outcome import Outcome
+
+if TYPE_CHECKING:
+    from ..nodes.headless import GraphRunner
+    from ..nodes.headless.replay import Replayed
+
+HELP = "draw a picture again from what it says of itself, and compare"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("picture", type=Path, nargs="+", help="PNG, or WebP of ComfyUI")
+    parser.add_argument("--out", type=Path, help="a folder for what was drawn again")
+
+
+def run(args: argparse.Namespace) -> Outcome:
+    """Status 1 where a picture has other bits than it had, and that of the first error where one
+    cannot be drawn again; the others are drawn nevertheless."""
+    from ..nodes.headless import GraphRunner
+
+    if args.out is not None and args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out {args.out} is a file, expected a folder")
+    runner = GraphRunner()
+    lines: list[str] = []
+    results: list[dict[str, Any]] = []
+    status = 0
+    for path in args.picture:
+        try:
+            replayed = replay_file(path, runner)
+        except (ValueError, OSError) as error:
+            if len(args.picture) == 1:
+                raise
+            lines.append(str(error) if str(path) in str(error) else f"{path}: {error}")
+            results.append({"picture": path, "error": str(error)})
+            status = status or exit_code(error)
+            continue
+        lines += indented(replayed.lines)
+        results.append(data_of(replayed))
+        status = status or (0 if replayed.difference.same else FAILED)
+        if args.out is not None:
+            written = write(replayed, args.out)
+            lines.append(f"  picture: {written}")
+            results[-1]["written"] = written
+    return Outcome("\n".join(lines), {"pictures": results}, status)
+
+
+def replay_file(path: Path, runner: GraphRunner) -> Replayed:
+    """Draw one picture again, by its command or its graph."""
+    from ..nodes.headless.replay import PictureFile, replay
+
+    picture = PictureFile.open(path)
+    return replay(picture, runner)
+
+
+def indented(lines: list[str]) -> list[str]:
+    return [line if number == 0 else f"  {line}" for number, line in enumerate(lines)]
+
+
+def data_of(replayed: Replayed) -> dict[str, Any]:
+    """What is known of a picture that was drawn again, as data."""
+    difference = replayed.difference
+    return {
+        "picture": replayed.original.path,
+        "same": difference.same,
+        "largest": difference.largest,
+        "share": difference.share,
+        "psnr": None if difference.same else difference.psnr,
+        "remarks": replayed.lines[1:],
+    }
+
+
+def write(replayed: Replayed, folder: Path) -> Path:
+    """Save what was drawn again, with a receipt of its own."""
+    from flux_core.receipts import KEY
+
+    from ..nodes.headless.stock_nodes import save_png
+
+    texts = dict(replayed.original.texts) | {KEY: str(replayed.receipt)}
+    return save_png(replayed.pixels, folder.resolve() / replayed.original.path.stem, texts)

@@ -1,0 +1,176 @@
+"""Pictures are drawn again from what they say of themselves."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fluxfit.nodes import headless
+from PIL import Image
+
+from flux_core.pocket import POCKET
+from flux_core.receipts import KEY, png_bytes, read_png_texts
+
+from .command_line import call
+
+API = Path(__file__).resolve().parents[2] / "workflows" / "api"
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> Path:
+    """A picture of the pocket model, small, of two of its kind."""
+    folder = tmp_path_factory.mktemp("drawn")
+    data = json.loads((API / "text_to_image.json").read_text())
+    for item in data.values():
+        if item["class_type"] == "FluxSampler":
+            item["inputs"]["steps"] = 2
+        if item["class_type"] == "EmptySD3LatentImage":
+            item["inputs"] |= {"width": 64, "height": 96, "batch_size": 2}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return folder / headless.saved_images(headless.run(headless.from_api(data)))[1]
+
+
+def run_command(*arguments: str) -> tuple[int, str, str]:
+    """Status, what is said, and what is said of errors."""
+    done = call(*arguments, cwd=Path.cwd())
+    return done.returncode, done.stdout, done.stderr
+
+
+def changed(path: Path, folder: Path, receipt: dict | None = None, **texts: str | None) -> Path:
+    """A copy of a picture with other texts, and other fields in its receipt."""
+    pixels, known = read_png_texts(path)
+    known |= {name: text for name, text in texts.items() if text is not None}
+    for name in [name for name, text in texts.items() if text is None]:
+        del known[name]
+    if receipt is not None:
+        known[KEY] = json.dumps(json.loads(known[KEY]) | receipt)
+    copy = folder / path.name
+    copy.write_bytes(png_bytes(pixels, known))
+    return copy
+
+
+def test_a_picture_has_the_same_bits_again(drawn, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run_command("replay", str(drawn), "--out", "again")
+    assert code == 0 and f"{drawn}: same bits" in out
+    (again,) = (tmp_path / "again").glob("*.png")
+    assert np.array_equal(read_png_texts(again)[0], read_png_texts(drawn)[0])
+    assert run_command("replay", str(again))[0] == 0
+
+
+def test_json_says_the_same(drawn):
+    code, out, _ = run_command("replay", str(drawn), "--json")
+    (result,) = json.loads(out)["pictures"]
+    assert code == 0 and result["same"] and result["largest"] == 0 and result["psnr"] is None
+
+
+def test_a_stock_picture_is_drawn_as_far_as_its_graph_goes(drawn, tmp_path):
+    code, out, _ = run_command("replay", str(changed(drawn, tmp_path, **{KEY: None})))
+    assert code == 0 and "same bits" in out and "no receipt" in out
+
+
+def test_what_is_otherwise_is_told(drawn, tmp_path):
+    pixels, texts = read_png_texts(drawn)
+    receipt = json.loads(texts[KEY])
+    for entry in receipt["did"]:
+        if entry["kind"] == "draw":
+            entry["seed"] = 3
+    about = {"did": receipt["did"], "torch": "1.0", "fluxfit": "0.0.1"}
+    pixels = pixels.copy()
+    pixels[0, 0, 0] ^= 8
+    copy = tmp_path / "a.png"
+    copy.write_bytes(png_bytes(pixels, texts | {KEY: json.dumps(receipt | about)}))
+    code, out, _ = run_command("replay", str(copy))
+    assert code == 1 and "differs by at most 8 of 255" in out
+    for words in ("were changed after", "torch is", "was 0.0.1", "seed is 7, was 3"):
+        assert words in out
+
+
+@pytest.mark.parametrize(
+    ("texts", "receipt", "status", "words"),
+    [
+        ({"prompt": None}, None, 2, "does not say what was asked for"),
+        ({"prompt": "{"}, None, 2, "cannot be read"),
+        ({"prompt": "{}"}, None, 2, "neither a workflow"),
+        ({}, {"version": 7}, 2, "version 7, expected 1"),
+        ({}, {"did": 7}, 2, "did is int"),
+        ({KEY: "[]"}, None, 2, "version None"),
+    ],
+)
+def test_bad_pictures_are_refused_in_words(drawn, tmp_path, texts, receipt, status, words):
+    code, _, err = run_command("replay", str(changed(drawn, tmp_path, receipt, **texts)))
+    assert code == status and words in err and str(tmp_path) in err
+
+
+def test_a_picture_that_was_cut_is_told(drawn, tmp_path):
+    pixels, texts = read_png_texts(drawn)
+    (tmp_path / "cut.png").write_bytes(png_bytes(pixels[:64], texts))
+    code, _, err = run_command("replay", str(tmp_path / "cut.png"))
+    assert code == 2 and "64x64 pixels, and its graph draws 64x96" in err
+
+
+def test_what_is_no_picture_does_not_stop_the_others(drawn, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"none")
+    code, out, _ = run_command(
+        "replay", str(tmp_path / "broken.png"), str(tmp_path / "none.png"), str(drawn)
+    )
+    assert code == 2 and "broken.png: cannot be read as a picture" in out
+    assert "none.png: no such file" in out and f"{drawn}: same bits" in out
+
+
+@pytest.fixture
+def mine(drawn, tmp_path, monkeypatch) -> tuple[Path, Path]:
+    """A picture whose VAE was a file of one's own, and the folder of that."""
+    folder = tmp_path / "models" / "vae"
+    shutil.copytree(POCKET / "vae", folder)
+    (file,) = folder.glob("*.safetensors")
+    file.rename(folder / "mine.safetensors")
+    monkeypatch.setenv("FLUXFIT_MODELS", str(tmp_path / "models"))
+    _, texts = read_png_texts(drawn)
+    name = "fluxfit_pocket_vae.safetensors"
+    texts = {key: text.replace(name, "mine.safetensors") for key, text in texts.items()}
+    return changed(drawn, tmp_path, **texts), folder
+
+
+def test_a_model_under_another_name_is_known_by_its_content(mine):
+    picture, folder = mine
+    (folder / "mine.safetensors").rename(folder / "other.safetensors")
+    code, out, _ = run_command("replay", str(picture))
+    assert code == 0 and "was taken for mine.safetensors" in out
+
+
+def test_a_model_that_is_missing_is_named_with_its_node_and_hash(mine, monkeypatch):
+    picture, folder = mine
+    monkeypatch.setattr(
+        "fluxfit.nodes.headless.replay.same_content", lambda file, digest, size: None
+    )
+    (folder / "mine.safetensors").unlink()
+    code, _, err = run_command("replay", str(picture))
+    assert code == 3 and "FluxLoaderFP8" in err and "mine.safetensors" in err and "sha256 4" in err
+
+
+def test_a_model_of_other_content_under_its_name_is_told(mine, monkeypatch):
+    picture, folder = mine
+    file = folder / "mine.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-2] ^= 0xFF
+    file.write_bytes(data)
+    monkeypatch.setattr(
+        "fluxfit.nodes.headless.replay.same_content", lambda file, digest, size: None
+    )
+    _, out, _ = run_command("replay", str(picture))
+    assert "mine.safetensors has other content than it had" in out
+
+
+def test_webp_of_the_host_is_read_too(drawn, tmp_path):
+    pixels, texts = read_png_texts(drawn)
+    picture = Image.fromarray(pixels)
+    exif = picture.getexif()
+    exif[0x0110] = "prompt:" + texts["prompt"]
+    picture.save(tmp_path / "a.webp", exif=exif, lossless=True)
+    code, out, _ = run_command("replay", str(tmp_path / "a.webp"))
+    assert code == 0 and "same bits" in out
