@@ -104,7 +104,7 @@ def replay(picture: PictureFile, runner: GraphRunner, on_node: OnNode | None = N
     receipt = picture.receipt or Receipt()
     node = str(receipt.picture.get("node", ""))
     savers = [node] if node in graph else saving_nodes(graph)
-    remarks = list(settle_files(graph, savers, receipt))
+    remarks = list(name_present_files(graph, savers, receipt))
     drawn = runner.images(graph, on_node, savers)
     chosen = choose(drawn, picture, receipt)
     difference = PixelDifference.of(chosen.pixels, picture.pixels)
@@ -130,7 +130,7 @@ def choose(drawn: Sequence[SavedPicture], picture: PictureFile, receipt: Receipt
     return min(alike, key=lambda one: -PixelDifference.of(one.pixels, picture.pixels).psnr)
 
 
-def settle_files(graph: Graph, savers: Sequence[str], receipt: Receipt) -> Iterator[str]:
+def name_present_files(graph: Graph, savers: Sequence[str], receipt: Receipt) -> Iterator[str]:
     """Have the graph name the files that a receipt speaks of, as they lie here; says what is
     otherwise."""
     for file in file_values(graph, ordered_from(graph, savers)):
