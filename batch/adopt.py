@@ -6,18 +6,15 @@ the hash of their pixels. Then nobody draws them again.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from PIL import Image
+from flux_core.receipts import KEY, Receipt, pixels_hash, read_png_texts
 
-from .draw import RECEIPT
 from .manifest import ID
 
-PARTIAL = ".partial"
+PARTIAL, PNG_END = ".partial", b"IEND\xaeB`\x82"
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -67,13 +64,14 @@ def whole_pictures(job_id: str, files: list[Path], saving: list[str]) -> list[Wh
 def read_picture(path: Path, job_id: str) -> WholePicture | None:
     """A picture of that job with its hash; None where it is damaged, or another's."""
     try:
-        with Image.open(path) as picture:
-            picture.load()
-            receipt: dict[str, Any] = json.loads(picture.info[RECEIPT])
-            pixels = hashlib.sha256(picture.convert("RGB").tobytes()).hexdigest()
-        about = receipt["picture"]
-        if receipt["job"]["id"] != job_id or receipt["pixels"] != pixels:
+        if not path.read_bytes().endswith(PNG_END):
             return None
-        return WholePicture(path.name, pixels, str(about["node"]), about["index"], about["of"])
-    except (OSError, ValueError, KeyError, TypeError, SyntaxError):
-        return None  # a damaged picture may fail in many ways, and is drawn again
+        pixels, texts = read_png_texts(path)
+        receipt = Receipt.parse(texts[KEY])
+        about = receipt.picture
+        if receipt.job.get("id") != job_id or receipt.pixels != pixels_hash(pixels):
+            return None
+        node, place, of = str(about["node"]), int(about["index"]), int(about["of"])
+        return WholePicture(path.name, receipt.pixels, node, place, of)
+    except (ValueError, OSError, KeyError, TypeError):
+        return None  # it is drawn again

@@ -29,12 +29,17 @@ from ..nodes.headless.graph import (
     is_widget,
     node_type,
 )
-from ..nodes.headless.graph_check import checked_value, links_of, ordered
+from ..nodes.headless.graph_check import checked_value, links_of, ordered_from
+from ..nodes.headless.run_graph import saving_nodes
+from ..nodes.wires import FLUX_CONTROL, FLUX_IP_ADAPTER, FLUX_MODEL, FLUX_TEXT_ENCODERS
 
 #: What has to be done again where a column's value changes, the dearest first: weights are read,
 #: models are changed, prompts are read, pictures are drawn.
 WEIGHTS, MODELS, PROMPTS, PICTURES = range(4)
-MODEL_WIRES = {"MODEL", "CLIP", "VAE", "CONTROL_NET", "CLIP_VISION", "STYLE_MODEL"}
+MODEL_WIRES = {
+    *("MODEL", "CLIP", "VAE", "CONTROL_NET", "CLIP_VISION", "STYLE_MODEL"),
+    *(FLUX_MODEL, FLUX_TEXT_ENCODERS, FLUX_CONTROL, FLUX_IP_ADAPTER),
+}
 MOST_NAMED = 8
 
 
@@ -89,7 +94,8 @@ class Columns:
 
     def __init__(self, graph: Graph, mapping: Mapping[str, str]) -> None:
         self.graph, self.mapping = graph, mapping
-        self.needed = [graph[key] for key in ordered(graph) if graph[key].type in KNOWN_NODES]
+        keys = ordered_from(graph, saving_nodes(graph))
+        self.needed = [graph[key] for key in keys if graph[key].type in KNOWN_NODES]
         self.by_name: dict[str, Column | None] = {}
 
     def __iter__(self) -> Iterator[Column]:

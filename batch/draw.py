@@ -6,17 +6,14 @@ pictures do not depend on who that is.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from flux_core.receipts.png import png_bytes
+from flux_core.receipts import png_bytes
 
 from ..nodes.headless import GraphRunner, from_api
 from .jobs import Job, with_values
-
-RECEIPT = "fluxfit"
 
 
 @dataclass(frozen=True)
@@ -57,14 +54,16 @@ class Drawer:
     def draw(self, job: Job) -> list[Drawn]:
         """The pictures of a job; raises what its nodes raise."""
         pictures = self.runner.images(with_values(self.graph, job.values))
+        about: dict[str, Any] = {"id": job.id}
+        about |= {} if self.private else {"values": job.values}
         drawn = []
         for picture in pictures:
-            receipt = json.loads(picture.texts[RECEIPT])
-            values = {} if self.private else {"values": job.values}
-            receipt["job"] = {"id": job.id} | values
-            texts = {**picture.texts, RECEIPT: json.dumps(receipt)}
+            picture = replace(picture, receipt=replace(picture.receipt, job=about))
+            if self.private:
+                picture = replace(picture, prompt={})
             name = picture_name(job.id, picture.node, picture.index, len(pictures))
-            drawn.append(Drawn(name, png_bytes(picture.pixels, texts), receipt["pixels"]))
+            content = png_bytes(picture.pixels, picture.texts)
+            drawn.append(Drawn(name, content, picture.receipt.pixels))
         return drawn
 
 

@@ -13,14 +13,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..nodes.headless.graph import Graph, Step, WorkflowError
-from ..nodes.headless.graph_check import check
-from ..nodes.headless.signature import Mark, signatures
-from .columns import Columns
+from ..nodes.headless import Graph, Link, WorkflowError, check, saving_nodes, signatures
+from ..nodes.headless.graph_check import default_of, links_of, ordered_from
+from ..nodes.headless.signature import FileValue, Mark, by_content, specs_of, step_signature
+from .columns import Column, Columns
 
 #: Hexadecimal digits of an id.
 ID_DIGITS = 24
-SAVING = ("SaveImage", "PreviewImage")
+#: Files whose hashes are remembered; the cache on disk knows the others.
+MOST_FILES = 10_000
 
 
 @dataclass(frozen=True)
@@ -47,50 +48,118 @@ def with_values(graph: Graph, values: Mapping[str, Any]) -> Graph:
     return changed
 
 
-def saving_nodes(graph: Graph) -> list[str]:
-    """Nodes whose pictures a job has: those that save, or where none does, that show.
-
-    Raises ``WorkflowError`` where there is neither.
-    """
-    for kind in SAVING:
-        keys = [key for key, step in graph.items() if step.type == kind]
-        if keys:
-            return keys
-    raise WorkflowError("no node saves a picture (SaveImage or PreviewImage): there is no batch")
-
-
 class JobMaker:
     """Makes jobs of rows over one graph.
 
     Args:
-        mark: what stands for a value of a node in a job's id: a hash of the file that it names.
+        mark: what stands for a file in a job's id: by default a hash of its content.
+
+    Raises ``WorkflowError`` where the graph saves no picture.
     """
 
-    def __init__(self, graph: Graph, columns: Columns, mark: Mark) -> None:
-        self.graph, self.columns, self.mark = graph, columns, mark
+    def __init__(self, graph: Graph, columns: Columns, mark: Mark = by_content) -> None:
+        self.graph, self.columns = graph, columns
         self.saving = saving_nodes(graph)
-        self.checked = False
+        self.mark = remembered(mark)
+        #: Columns whose value in the workflow cannot be used, and why: each row has to set them.
+        self.needed: dict[str, str] = {}
+        self.checked: set[str] = set()
+        self.ids: dict[frozenset[str], IdMaker] = {}
 
     def job(self, line: int, cells: Mapping[str, Any], source: str) -> Job:
-        """The job of a row; raises ``ColumnError`` for a column that is none, ``ValueError`` for a
-        row that cannot be drawn."""
+        """The job of a row.
+
+        Raises ``ColumnError`` for a column that is none, ``BrokenGraphError`` for what no row can
+        mend, ``ValueError`` or ``OSError`` where this row cannot be drawn.
+        """
         values = {}
         for name, cell in cells.items():
             column = self.columns.find(name, source)
             if column is not None:
                 values[column.target] = column.value(cell)
+        if len(self.columns.by_name) != len(self.checked):
+            self.check_graph()
+        for target, problem in self.needed.items():
+            if target not in values:
+                raise ValueError(problem)
         return Job(self.id_of(values), line, values)
 
+    def check_graph(self) -> None:
+        """Check the workflow but for the values that rows set; raises ``BrokenGraphError``."""
+        self.checked = set(self.columns.by_name)
+        usable = {}
+        for column in self.columns:
+            problem = unusable(column)
+            if problem:
+                self.needed[column.target] = problem
+                usable[column.target] = default_of(column.kind, column.options)
+        graph = with_values(self.graph, usable)
+        try:
+            check(graph, self.saving)
+        except WorkflowError as fault:
+            raise BrokenGraphError(str(fault)) from fault
+        self.graph, self.ids = graph, {}
+
     def id_of(self, values: Mapping[str, Any]) -> str:
-        graph = with_values(self.graph, values)
-        if not self.checked:  # with a row's values, since the workflow's own may be of other files
-            check(graph)
-            self.checked = True
-        names = signatures(graph, self.mark)
+        """The id of a row's job by its checked values."""
+        changed = frozenset(target.rpartition(".")[0] for target in values)
+        maker = self.ids.get(changed)
+        if maker is None:
+            maker = self.ids[changed] = IdMaker(self.graph, self.saving, changed, self.mark)
+        return maker.id_of(values)
+
+
+class BrokenGraphError(WorkflowError):
+    """The workflow cannot be drawn, whatever a row says."""
+
+
+class IdMaker:
+    """Ids of jobs that set values of the same nodes: what these do not reach is hashed once."""
+
+    def __init__(
+        self, graph: Graph, saving: list[str], changed: frozenset[str], mark: Mark
+    ) -> None:
+        self.graph, self.saving, self.mark = graph, saving, mark
+        reached = set(changed)
+        self.below: list[str] = []
+        for key in ordered_from(graph, saving):  # each after what it needs
+            if key in reached or any(link.node in reached for _, link in links_of(graph[key])):
+                reached.add(key)
+                self.below.append(key)
+        kept = [key for key in ordered_from(graph, saving) if key not in reached]
+        self.kept = signatures(graph, kept, mark)
+        self.specs = {key: specs_of(graph[key].type) for key in self.below}
+
+    def id_of(self, values: Mapping[str, Any]) -> str:
+        graph, names = with_values(self.graph, values), dict(self.kept)
+        for key in self.below:
+            names[key] = step_signature(graph[key], self.specs[key], names, self.mark)
         text = json.dumps([names[key] for key in self.saving])
         return hashlib.sha256(text.encode()).hexdigest()[:ID_DIGITS]
 
 
-def plain_mark(step: Step, name: str, value: Any) -> str:
-    """A value that names no file."""
-    return json.dumps(value)
+def unusable(column: Column) -> str:
+    """What is wrong with the value that the workflow itself has; empty where nothing is."""
+    value = column.step.inputs.get(column.input)
+    if value is None or isinstance(value, Link):
+        return ""
+    try:
+        column.value(value)
+    except ValueError as fault:
+        return f"the row leaves {column.name!r} empty, and in the workflow {fault}"
+    return ""
+
+
+def remembered(mark: Mark) -> Mark:
+    """A mark that looks at a file once: it stays as it is while rows are read."""
+    known: dict[tuple[str, tuple[str, ...]], str] = {}
+
+    def marked(file: FileValue) -> str:
+        key = file.value, file.folders
+        if key not in known:
+            if len(known) >= MOST_FILES:
+                known.clear()
+            known[key] = mark(file)
+        return known[key]
+
+    return marked

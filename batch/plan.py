@@ -10,7 +10,7 @@ from flux_core.errors import ConfigError
 
 from .columns import ColumnError, Columns
 from .grid import Grid, combinations
-from .jobs import JobMaker
+from .jobs import BrokenGraphError, JobMaker
 from .queue import JobQueue
 from .table import BrokenRow, Row, Table
 
@@ -109,7 +109,7 @@ def add_row(queue: JobQueue, maker: JobMaker, row: Row | BrokenRow, where: str) 
         return f"{where}: {row.problem}: left out"
     try:
         job = maker.job(row.line, row.cells, where)
-    except ColumnError:
+    except (ColumnError, BrokenGraphError):
         raise
     except (ValueError, OSError) as fault:
         queue.add_broken(row.line, str(fault))

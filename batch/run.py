@@ -16,8 +16,8 @@ from typing import Any
 from flux_core.errors import ConfigError
 from flux_core.files import locked_folder, reason, writing
 
-from ..nodes.headless.graph import Graph
-from ..nodes.headless.signature import Mark
+from ..nodes.headless import Graph
+from ..nodes.headless.signature import Mark, by_content
 from . import manifest as manifest_module
 from . import results
 from .adopt import remove_unfinished, whole_pictures, written_jobs
@@ -82,7 +82,7 @@ class Batch:
     """What is to be drawn, and where.
 
     Attributes:
-        mark: what stands for a value in a job's id (see ``JobMaker``).
+        mark: what stands for a file in a job's id (see ``JobMaker``).
     """
 
     graph: Graph
@@ -90,7 +90,7 @@ class Batch:
     grid: Grid
     mapping: Mapping[str, str]
     out: Path
-    mark: Mark
+    mark: Mark = by_content
 
 
 class JobFeed(Iterator[Job]):
@@ -174,11 +174,11 @@ class Driver:
         feed = JobFeed(self.queue.pending(), limit)
         with closing(workers.results(feed)) as results_as_they_come:
             for result in results_as_they_come:
-                if not self.settle(result, feed):
+                if not self.take_result(result, feed):
                     break
         self.summary.left = pending - self.summary.drawn - self.summary.failed
 
-    def settle(self, result: Result, feed: JobFeed) -> bool:
+    def take_result(self, result: Result, feed: JobFeed) -> bool:
         """Take a result; whether to go on."""
         job = result.job
         tries = feed.tries.get(job.id, 1)

@@ -58,15 +58,13 @@ def run(args: argparse.Namespace) -> Outcome:
 
     from ..batch.columns import read_mapping
     from ..batch.draw import Drawer
-    from ..batch.jobs import plain_mark
     from ..batch.run import Batch, BatchSettings, LocalWorker, run_batch
     from ..nodes import headless
-    from ..nodes.headless.workflow_file import to_api
 
     graph = headless.read_workflow(workflow)
-    batch = Batch(graph, table, grid, read_mapping(args.map), args.out, plain_mark)
+    batch = Batch(graph, table, grid, read_mapping(args.map), args.out)
     settings = BatchSettings(args.retries, args.fail_fast, args.limit, args.private)
     summary = run_batch(
-        batch, settings, lambda: LocalWorker(Drawer(to_api(graph), private=args.private))
+        batch, settings, lambda: LocalWorker(Drawer(headless.to_api(graph), private=args.private))
     )
     return Outcome(str(summary))

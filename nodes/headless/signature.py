@@ -33,6 +33,7 @@ EMBEDDING_NAMES = re.compile(re.escape(EMBEDDING) + r"([^\s,:()]+)")
 #: What stands for a value in a signature.
 Mark = Callable[["FileValue"], str]
 Specs = Mapping[str, tuple[Any, dict]]
+encode_json = json.JSONEncoder(sort_keys=True, default=repr).encode
 
 
 @dataclass(frozen=True)
@@ -133,13 +134,20 @@ def signatures(
         step = graph[key]
         if step.type not in specs:
             specs[step.type] = specs_of(step.type)
-        about: dict[str, Any] = {}
-        for name, value in step.inputs.items():
-            if counts(step, name, specs[step.type], everything):
-                about[name] = value_mark(step, name, value, specs[step.type], result, mark)
-        text = json.dumps([step.type, about], sort_keys=True, default=repr)
-        result[key] = hashlib.sha256(text.encode()).hexdigest()
+        result[key] = step_signature(step, specs[step.type], result, mark, everything)
     return result
+
+
+def step_signature(
+    step: Step, specs: Specs, above: Mapping[str, str], mark: Mark, everything: bool = False
+) -> str:
+    """The signature of one node, from those of all that its wires come from."""
+    about: dict[str, Any] = {}
+    for name, value in step.inputs.items():
+        if counts(step, name, specs, everything):
+            about[name] = value_mark(step, name, value, specs, above, mark)
+    text = encode_json([step.type, about])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def counts(step: Step, name: str, specs: Specs, everything: bool) -> bool:

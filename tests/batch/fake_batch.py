@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from fluxfit.batch.draw import Drawn, picture_name
 from fluxfit.batch.grid import read_grid
-from fluxfit.batch.jobs import Job, plain_mark
+from fluxfit.batch.jobs import Job
 from fluxfit.batch.progress import BatchProgress
 from fluxfit.batch.run import Batch, BatchSettings, LocalWorker, Summary, run_batch
 from fluxfit.batch.table import open_table
 from fluxfit.nodes.headless import from_api
 
-from flux_core.receipts.png import png_bytes
+from flux_core.receipts import KEY, Receipt, pixels_hash, png_bytes
 
 API = Path(__file__).resolve().parents[2] / "workflows" / "api"
 
@@ -49,17 +49,14 @@ class FakeDrawer:
         text = json.dumps([sorted(job.values.items()), index])
         pixels = np.frombuffer(hashlib.sha256(text.encode()).digest()[:3], np.uint8)
         pixels = pixels.reshape(1, 1, 3)
-        receipt = {
-            "pixels": hashlib.sha256(pixels.tobytes()).hexdigest(),
-            "picture": {"node": "8", "index": index, "of": self.pictures},
-            "job": {"id": job.id},
-        }
-        content = png_bytes(pixels, {"fluxfit": json.dumps(receipt)})
+        receipt = Receipt(job={"id": job.id})
+        receipt = receipt.of_picture(pixels_hash(pixels), "8", index, self.pictures)
+        content = png_bytes(pixels, {KEY: str(receipt)})
         name = picture_name(job.id, "8", index, self.pictures)
-        return Drawn(name, content, receipt["pixels"])
+        return Drawn(name, content, receipt.pixels)
 
 
-class Said(BatchProgress):
+class Lines(BatchProgress):
     """Keeps what is said."""
 
     def __init__(self) -> None:
@@ -78,7 +75,7 @@ def draw_batch(
     grid: tuple[str, ...] = (),
     mapping: Mapping[str, str] | None = None,
     graph: dict[str, Any] | None = None,
-    progress: Said | None = None,
+    progress: Lines | None = None,
     **settings: Any,
 ) -> Summary:
     """Draw a batch into ``folder/out``; a table is a path, or the text of a CSV."""
@@ -92,10 +89,9 @@ def draw_batch(
         read_grid(grid),
         mapping or {"prompt": "3.prompt"},
         folder / "out",
-        plain_mark,
     )
     worker = LocalWorker(drawer or FakeDrawer())  # type: ignore[arg-type]
-    return run_batch(batch, BatchSettings(**settings), lambda: worker, progress or Said())
+    return run_batch(batch, BatchSettings(**settings), lambda: worker, progress or Lines())
 
 
 def entries(folder: Path) -> list[dict[str, Any]]:

@@ -83,8 +83,8 @@ def test_a_column_that_is_mapped_to_nothing_is_left_out():
     ],
 )
 def test_cells(name, cell, value):
-    found = columns().find(name, "t.csv").value(cell)
-    assert found == value and type(found) is type(value)
+    taken = columns().find(name, "t.csv").value(cell)
+    assert taken == value and type(taken) is type(value)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 from flux_core.errors import ConfigError
 
-from .fake_batch import FakeDrawer, Said, draw_batch, entries, pictures
+from .fake_batch import FakeDrawer, Lines, draw_batch, entries, pictures
 
 TABLE = "prompt,seed\na heart,1\na circle,2\na heart,3\n"
 
@@ -48,13 +48,13 @@ def test_a_failed_job_is_tried_again_and_others_go_on(tmp_path):
         if job.values["6.seed"] == 2:
             raise RuntimeError("a kernel failed")
 
-    drawer, said = FakeDrawer(fail), Said()
-    summary = draw_batch(tmp_path, drawer, table=TABLE, retries=2, progress=said)
+    drawer, told_lines = FakeDrawer(fail), Lines()
+    summary = draw_batch(tmp_path, drawer, table=TABLE, retries=2, progress=told_lines)
     assert (summary.drawn, summary.failed) == (2, 1)
     assert sorted(drawer.calls.values()) == [1, 1, 3]
     (failed,) = (entry for entry in entries(tmp_path) if "error" in entry)
     assert failed["line"] == 3 and failed["tries"] == 3 and "a kernel failed" in failed["error"]
-    assert said.lines == ["line 3: RuntimeError: a kernel failed"]
+    assert told_lines.lines == ["line 3: RuntimeError: a kernel failed"]
     assert draw_batch(tmp_path, table=TABLE).drawn == 1  # the next run tries it anew
 
 

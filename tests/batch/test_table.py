@@ -60,11 +60,13 @@ def test_broken_rows_of_csv_are_told_by_line(tmp_path):
 def test_broken_rows_of_json_are_told_by_line(tmp_path):
     path = tmp_path / "t.jsonl"
     path.write_text('{"a": 1}\n{"a": \n[1]\n{"a": NaN}\n{"a": 1, "a": 2}\n{"b": 2}\n')
-    found = rows(path)
-    assert [row.line for row in found if isinstance(row, Row)] == [1, 6]
-    problems = [row.problem for row in found if isinstance(row, BrokenRow)]
+    all_rows = rows(path)
+    assert [row.line for row in all_rows if isinstance(row, Row)] == [1, 6]
+    problems = [row.problem for row in all_rows if isinstance(row, BrokenRow)]
     for problem, part in zip(
-        problems, ["no JSON", "found list", "NaN is no number", "'a' is there twice"], strict=True
+        problems,
+        ["no JSON", "found list", "NaN is no number", "'a' is there twice"],
+        strict=True,
     ):
         assert part in problem
 

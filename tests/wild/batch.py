@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from fluxfit.batch.columns import Columns
-from fluxfit.batch.jobs import JobMaker, plain_mark
+from fluxfit.batch.jobs import JobMaker
 from fluxfit.batch.plan import fill_queue
 from fluxfit.batch.queue import JobQueue
 from fluxfit.batch.table import open_table
@@ -57,7 +57,7 @@ def main() -> int:
         before, started = peak(), time.monotonic()
         queue = JobQueue()
         graph = from_api(api_graph())
-        maker = JobMaker(graph, Columns(graph, {"prompt": "3.prompt"}), plain_mark)
+        maker = JobMaker(graph, Columns(graph, {"prompt": "3.prompt"}))
         fill_queue(queue, maker, open_table(path), {}, print)
         filled = time.monotonic()
         pending = queue.order()
