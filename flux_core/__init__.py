@@ -37,7 +37,8 @@ from .models.transformer import FluxTransformer
 from .models.vae import AutoEncoder
 from .models.vision import VisionEncoder
 from .offload import OffloadPolicy
-from .pipeline import FluxPipeline, Images
+from .pipeline import FluxPipeline
+from .pipeline_images import Images
 from .quant import (
     PrecisionPlan,
     kernels_used,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,28 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .bounds import brief, check_number
-from .checkpoint.load import load_text_encoders, load_transformer, load_vae
-from .lora import Lora, LoraStack, LoraUse
 from .models.controlnet import FluxControlNet
 from .models.families import family_of
 from .models.language_encoders import LanguageTextEncoders
 from .models.text_encoders import TextEncoders
-from .models.text_encoding import joined
 from .models.transformer import FluxTransformer
 from .models.vae import AutoEncoder
-from .offload import MemoryReport, OffloadPolicy, OffloadRunner
+from .offload import OffloadPolicy, OffloadRunner
+from .offload.placement import offload_module
 from .offload.turns import turn_of
-from .pipeline_inputs import batch_of, check_request, listed, opened_loras, refuse_strangers
+from .pipeline_files import PartOptions, find_files, open_files
+from .pipeline_images import Images
+from .pipeline_inputs import (
+    LoraChoice,
+    as_device,
+    as_policy,
+    batch_of,
+    check_options,
+    check_request,
+    listed,
+    opened_loras,
+    refuse_strangers,
+)
 from .pipeline_pictures import (
     Picture,
     ReadPictures,
@@ -35,13 +45,12 @@ from .pipeline_pictures import (
     references_of,
     started_from,
 )
+from .pipeline_prompts import ReadPrompts, read_prompts, with_regions
 from .pocket import pocket_file
-from .quant import full_dtype
+from .quant import Precision
 from .sampling.conditioning import (
-    Conditioning,
     Control,
     RegionalOptions,
-    RegionalPrompts,
 )
 from .sampling.fitting import check_control
 from .sampling.guidance import PLAIN_GUIDANCE, GuidanceOptions
@@ -50,7 +59,6 @@ from .sampling.image_prompts import ImagePrompt, apply_image_prompts
 from .sampling.images import as_pictures, check_size, to_pixels
 from .sampling.latents import expand, zero_latents
 from .sampling.masks import keep_pixels_outside
-from .sampling.prompts import encode_prompts
 from .sampling.reference_pictures import PREFERRED
 from .sampling.references import JOINT, References
 from .sampling.regional import RegionPrompt, checked_regions
@@ -60,14 +68,6 @@ from .sampling.tiles import Tiling
 from .sampling.vae import decode_pictures, encode_pixels
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Images:
-    """Pictures (B, H, W, 3) float32 in [0, 1], and what drawing them took."""
-
-    images: Tensor
-    report: MemoryReport
 
 
 class FluxPipeline:
@@ -87,15 +87,8 @@ class FluxPipeline:
     ) -> None:
         self.transformer, self.text_encoders, self.vae = transformer, text_encoders, vae
         refuse_strangers(transformer, text_encoders, vae)
-        self.policy = (
-            OffloadPolicy(policy) if isinstance(policy, str) else policy or OffloadPolicy()
-        )
-        try:
-            self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        except RuntimeError as error:
-            raise ValueError(f"device is {device!r}, expected cpu, cuda or the like") from error
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device is 'cuda', and torch sees no card: use cpu, or torch for CUDA")
+        self.policy = as_policy(policy)
+        self.device = as_device(device)
 
     @classmethod
     def from_pocket(
@@ -106,17 +99,63 @@ class FluxPipeline:
         device: torch.device | str | None = None,
     ) -> FluxPipeline:
         """Open the tiny FLUX.1 that the repository ships; it draws 256x256."""
-        return cls(
-            load_transformer(pocket_file("diffusion_models"), precision=precision),
-            load_text_encoders(
-                pocket_file("text_encoders", "_clip_l"),
-                pocket_file("text_encoders", "_t5"),
-                precision=precision,
-            ),
-            load_vae(pocket_file("vae", "_vae"), dtype=full_dtype(precision)),
+        return cls.from_files(
+            pocket_file("diffusion_models"),
+            clip_l=pocket_file("text_encoders", "_clip_l"),
+            t5=pocket_file("text_encoders", "_t5"),
+            vae=pocket_file("vae", "_vae"),
+            precision=precision,
             policy=policy,
             device=device,
         )
+
+    @classmethod
+    def from_files(
+        cls,
+        transformer: str | Path,
+        *,
+        clip_l: str | Path | None = None,
+        t5: str | Path | None = None,
+        text_encoder: str | Path | None = None,
+        vae: str | Path | None = None,
+        precision: Precision = "bf16",
+        text_precision: Precision | None = None,
+        compute: str = "auto",
+        tokenizers: str | Path | None = None,
+        policy: OffloadPolicy | str | None = None,
+        device: torch.device | str | None = None,
+    ) -> FluxPipeline:
+        """Open a model of any family: FLUX.1, Chroma, FLUX.2.
+
+        Args:
+            transformer: a file of any layout, a folder, an index of shards, a checkpoint that holds
+                the other parts too, or a repository in Hugging Face's layout.
+            clip_l, t5: what FLUX.1 reads prompts with; Chroma reads T5 alone.
+            text_encoder: the language model that FLUX.2 reads prompts with.
+            vae: these four are looked for in the checkpoint or repository where they are not given.
+            precision: of all parts, as ``load_transformer`` has it; ``text_precision``: of the text
+                encoders, where it is another one.
+            tokenizers: a folder that has them, where they are not beside the weights.
+
+        Raises ``ValueError`` naming the parts that are missing, or that are given and not read, and
+        ``CheckpointError`` naming the file.
+        """
+        policy, device = as_policy(policy), as_device(device)
+        given = {"clip_l": clip_l, "t5": t5, "text_encoder": text_encoder, "vae": vae}
+        options = PartOptions(precision, text_precision, compute, tokenizers, policy.ram_budget)
+        parts = open_files(find_files(transformer, given), options)
+        return cls(*parts, policy=policy, device=device)
+
+    def to(self, device: torch.device | str) -> FluxPipeline:
+        """Draw on another device from now on; parts that are on the one before leave it."""
+        device = as_device(device)
+        parts = (self.transformer, *self.text_encoders.modules_used, self.vae)
+        with turn_of(self.transformer, self.text_encoders, self.vae):
+            if device != self.device:
+                for part in parts:
+                    offload_module(part)
+            self.device = device
+        return self
 
     @torch.no_grad()
     def control(
@@ -152,7 +191,7 @@ class FluxPipeline:
         width: int = 1024,
         height: int = 1024,
         steps: int = 20,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         batch_size: int = 1,
         sampler: str = "euler",
         scheduler: str = "simple",
@@ -170,7 +209,7 @@ class FluxPipeline:
         reference_size: str = PREFERRED,
         reference_attention: str = JOINT,
         controls: Sequence[Control] = (),
-        loras: Sequence[tuple[Lora | str | Path, float] | LoraUse] = (),
+        loras: Sequence[LoraChoice] = (),
         tiles: Tiling | None = None,
         hires: Hires | None = None,
         differential: float | None = None,
@@ -190,8 +229,10 @@ class FluxPipeline:
             cfg: true classifier-free guidance; 1 leaves the negative prompt out.
             guidance: the distilled guidance of dev; schnell and Chroma ignore it.
             width, height: in pixels, multiples of 16; those of ``image`` where it is given.
+            seed: one for all, whose noise each picture takes its part of, or one for each picture,
+                which is then as it would be alone, up to rounding.
             image: (1 or B, H, W, 3) in [0, 1] to start from, for ``denoise`` below 1. This and the
-                other pictures may be arrays, bytes, or PIL pictures as well.
+                other pictures may be arrays, bytes, PIL pictures, or files as well.
             mask: (1 or B, H, W) in [0, 1], 1 where to draw anew and 0 where to keep ``image``; of
                 another size it is scaled.
             condition: (1 or B, H, W, 3) in [0, 1], what models with a wider input and control LoRAs
@@ -207,8 +248,8 @@ class FluxPipeline:
                 ``sampling.references``.
             reference_size: ``preferred`` of Kontext, their ``own``, or the ``drawn`` picture's.
             reference_attention: ``joint``, or ``self`` for what is computed once a run.
-            loras: LoRAs, or their files, with their strengths, for the transformer and the text
-                encoders; or ``LoraUse``, with weights a block, a schedule and a region.
+            loras: LoRAs, or their files, alone or with their strengths, for the transformer and the
+                text encoders; or ``LoraUse``, with weights a block, a schedule and a region.
             tiles: windows in which a picture that is larger is drawn.
             hires: draw a second time, larger; ``width`` and ``height`` are those of the first.
             differential: a grey ``mask`` says from which step on a place is kept; a strength from 0
@@ -229,7 +270,7 @@ class FluxPipeline:
             anything is computed.
         """
         prompts: list[Any] = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
-        batch = batch_of(prompts, batch_size)
+        batch, seed = batch_of(prompts, batch_size, seed)
         if not isinstance(negative_prompt, str):
             raise ValueError(f"negative_prompt is {brief(negative_prompt)}, expected a text")
         controls, loras = listed(controls, "controls"), listed(loras, "loras")
@@ -250,10 +291,7 @@ class FluxPipeline:
         )
         check_number(guidance, "guidance", 0, 1000)
         parts_of_picture = checked_regions(regions, batch)
-        if regional is not None and not isinstance(regional, RegionalOptions):
-            raise ValueError(f"regional is {brief(regional)}, expected RegionalOptions")
-        if hires is not None and not isinstance(hires, Hires):
-            raise ValueError(f"hires is {brief(hires)}, expected a Hires")
+        check_options(regional, parts_of_picture, hires, pictures, denoise)
         check_masked(masks, keep_pixels, differential)
         opened = opened_loras(loras, self.transformer, self.text_encoders)
         channels = read_beside(self.transformer, opened)
@@ -288,7 +326,10 @@ class FluxPipeline:
                 runner, prompts, negative_prompt, settings, guidance, opened
             )
             if parts_of_picture:
-                positive = self._with_regions(runner, positive, parts_of_picture, regional, opened)
+                encoders = self._encoders
+                positive = with_regions(
+                    runner, encoders, positive, parts_of_picture, regional, opened
+                )
             positive, adapters = apply_image_prompts(runner, image_prompts, positive)
             latents = zero_latents(family_of(self.transformer).vae, batch, height, width)
             if pictures is not None:
@@ -316,7 +357,16 @@ class FluxPipeline:
         if keep_pixels is not None and pictures is not None and masks is not None:
             originals = resized(pictures, *decoded.shape[1:3])
             decoded = keep_pixels_outside(decoded, originals, masks, keep_pixels)
-        return Images(decoded, runner.report)
+        seeds = tuple(seed) if isinstance(seed, list) else (seed,) * batch
+        return Images(decoded, runner.report, seeds)
+
+    @property
+    def _encoders(self) -> TextEncoders | LanguageTextEncoders:
+        return self.text_encoders.for_family(family_of(self.transformer))
+
+    def _encode(self, runner: OffloadRunner, *asked: Any) -> ReadPrompts:
+        """The prompts as conditioning; arguments as ``read_prompts`` has them behind encoders."""
+        return read_prompts(runner, self._encoders, *asked)
 
     def _drawn(
         self,
@@ -336,44 +386,3 @@ class FluxPipeline:
             return encode_pixels(runner, self.vae, pixels)
 
         return draw_twice(runner, request, hires, decode, encode, callback)[1]
-
-    def _encode(
-        self,
-        runner: OffloadRunner,
-        prompts: Sequence[str],
-        negative_prompt: str,
-        settings: SamplingSettings,
-        guidance: float,
-        loras: LoraStack,
-    ) -> tuple[Conditioning, Conditioning | None]:
-        encoders = self.text_encoders.for_family(family_of(self.transformer))
-        length = encoders.context_length(prompts)  # they stand in one batch
-        texts = joined(encode_prompts(runner, encoders, prompts, t5_length=length, loras=loras))
-        positive = Conditioning(texts.context, texts.pooled, guidance, text_mask=texts.mask)
-        if settings.cfg == 1.0 and settings.guidance_options.nag is None:
-            return positive, None
-        (other,) = encode_prompts(runner, encoders, [negative_prompt], loras=loras)
-        return positive, Conditioning(other.context, other.pooled, guidance)
-
-    def _with_regions(
-        self,
-        runner: OffloadRunner,
-        prompt: Conditioning,
-        regions: Sequence[RegionPrompt],
-        options: RegionalOptions | None,
-        loras: LoraStack,
-    ) -> Conditioning:
-        """A prompt with regions, whose texts are encoded."""
-        texts = [region.prompt for region in regions]
-        encoders = self.text_encoders.for_family(family_of(self.transformer))
-        encodings = encode_prompts(runner, encoders, texts, loras=loras)
-        prompts = tuple(
-            Conditioning(
-                encoding.context,
-                encoding.pooled,
-                region=region.place,
-                text_mask=encoding.mask,
-            )
-            for encoding, region in zip(encodings, regions, strict=True)
-        )
-        return replace(prompt, regional=RegionalPrompts(prompts, options or RegionalOptions()))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,12 +33,12 @@ from .sampling.concat import (
 from .sampling.conditioning import ControlPicture
 from .sampling.images import as_masks, as_pictures, cut_to_shape, rows_for, scaled_to, to_pixels
 from .sampling.masks import MOST_FEATHER
-from .sampling.reference_pictures import as_references, encode_references
-from .sampling.references import References
+from .sampling.reference_pictures import PREFERRED, as_references, encode_references
+from .sampling.references import JOINT, References
 from .sampling.vae import encode_pixels
 
 #: What a picture may be.
-Picture = Tensor | np.ndarray | Image.Image | Sequence[Image.Image]
+Picture = Tensor | np.ndarray | Image.Image | str | Path | Sequence[Image.Image | str | Path]
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +133,9 @@ def references_of(
     """References and their place as ``ReadPictures`` has them, for a picture of ``drawn`` pixels;
     raises ``ValueError`` for a model that ``reads`` channels beside the noise."""
     if reference is None:
+        options = (size, placing.method, placing.attention)
+        if options != (PREFERRED, None, JOINT):
+            raise ValueError("options of references are given, but there is no reference")
         return {}
     if reads:
         raise ValueError(
@@ -189,6 +193,8 @@ def control_of(
             "is it meant as control_picture?"
         )
     if picture is None:
+        if (strength, end) != (1.0, 1.0):
+            raise ValueError("control_strength and control_end belong to a control_picture")
         return None
     if not reads_control:
         raise ValueError(NO_CONTROL)

@@ -19,6 +19,7 @@ from flux_core.sampling.latents import destandardise
 from flux_core.sampling.references import JOINT
 from flux_core.sampling.run import DrawRequest, SamplingSettings, StepCallback, draw
 from flux_core.sampling.samplers import SAMPLERS
+from flux_core.sampling.settings import checked_seed
 from flux_core.sampling.sigmas import SCHEDULERS, SHIFTS
 from flux_core.units import readable_bytes, readable_seconds
 
@@ -205,7 +206,7 @@ class FluxSampler:
                 sampler if sampler is not None else named_sampler(settings.sampler),
                 sigmas,
                 latent,
-                settings.seed,
+                checked_seed(settings.seed),
                 settings.add_noise,
                 report,
             )

@@ -55,7 +55,10 @@ def test_importing_the_core_touches_no_gpu_and_no_network():
 LAYERS = (
     "pipeline",
     "pipeline_inputs",
+    "pipeline_files",
     "pipeline_pictures",
+    "pipeline_prompts",
+    "pipeline_images",
     "train",
     "calibration",
     "report",

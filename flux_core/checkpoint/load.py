@@ -196,30 +196,39 @@ def load_text_encoders(
     compute: str = "auto",
     device: Device = "cpu",
     tokenizers: str | Path | None = None,
+    ram_budget: int | None = None,
 ) -> TextEncoders:
     """Open both text encoders with their tokenizers.
 
     Args:
         clip_l: None for families that read T5 alone (Chroma).
         precision: of T5; CLIP-L, a twentieth of its size, is quantized with it.
-        tokenizers: a folder with ``tokenizer`` (CLIP-L) and ``tokenizer_2`` (T5), by default found
-            beside the weights.
+        tokenizers: a folder with ``tokenizer`` (CLIP-L) and ``tokenizer_2`` (T5), or ComfyUI's
+            folder ``comfy``; by default they are found beside the weights.
+        ram_budget: as ``PlaceOptions`` has it.
     """
     if tokenizers is None:
         tokenizer_folders = find_tokenizers(clip_l, t5)
     else:
         tokenizer_folders = both_in(Path(tokenizers), clip_l is not None)
+    options: Options = {
+        "precision": precision,
+        "compute": compute,
+        "device": device,
+        "ram_budget": ram_budget,
+    }
     return TextEncoders(
-        None
-        if clip_l is None
-        else load_clip_l(clip_l, precision=precision, compute=compute, device=device),
-        load_t5(t5, precision=precision, compute=compute, device=device),
+        None if clip_l is None else load_clip_l(clip_l, **options),
+        load_t5(t5, **options),
         Tokenizers.load(*tokenizer_folders),
     )
 
 
 #: The folder of T5's tokenizer in repositories that have CLIP-L's too, and of T5 alone.
 T5_TOKENIZER, T5_TOKENIZER_ALONE = "tokenizer_2", "tokenizer"
+#: Where ComfyUI's folder ``comfy`` has CLIP's, T5's and Qwen3's.
+HOST_CLIP, HOST_T5 = "sd1_tokenizer", "text_encoders/t5_tokenizer"
+HOST_QWEN = "text_encoders/qwen25_tokenizer"
 
 
 def load_language_encoders(
@@ -235,6 +244,8 @@ def load_language_encoders(
     """
     own = own_tokenizer(path) if tokenizer is None else None
     folder = Path(tokenizer) if tokenizer is not None else None
+    if folder is not None and (folder / HOST_QWEN).is_dir():
+        folder = folder / HOST_QWEN
     if own is None and folder is None:
         folder = folder_for(path)
     loaded = load_part(path, "language_model", new_language_model, **options)
@@ -248,7 +259,9 @@ def load_language_encoders(
 
 
 def both_in(folder: Path, with_clip_l: bool = True) -> tuple[Path | None, Path]:
-    """The tokenizers' folders in one folder, as Hugging Face has them."""
+    """The tokenizers' folders in one folder, as Hugging Face has them, or ComfyUI."""
+    if (folder / HOST_CLIP).is_dir():
+        return folder / HOST_CLIP if with_clip_l else None, folder / HOST_T5
     if with_clip_l:
         return folder / "tokenizer", folder / T5_TOKENIZER
     has_both = (folder / T5_TOKENIZER).is_dir()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from ..bounds import brief, check_number
 from ..pictures import OVERSHOOT
 from .block_weights import BlockCounts, BlockWeights
-from .file import Lora
+from .file import Lora, load_lora
 from .schedule import StrengthSchedule
 
 
@@ -53,8 +54,9 @@ class LoraRegion:
 class LoraUse:
     """A LoRA and its strength, with weights a block, a schedule over the steps, and a region.
 
-    Block weights and the schedule may be their texts, block weights also numbers, the region a mask
-    alone. Text encoders are encoded before a run: the schedule and the region do not change them.
+    The LoRA may be its file, block weights and the schedule their texts, block weights also
+    numbers, the region a mask alone. Text encoders are encoded before a run: the schedule and the
+    region do not change them.
     """
 
     lora: Lora
@@ -65,14 +67,18 @@ class LoraUse:
 
     def __init__(
         self,
-        lora: Lora,
+        lora: Lora | str | Path,
         strength: float = 1.0,
         blocks: BlockWeights | str | Sequence[float] | None = None,
         schedule: StrengthSchedule | str | None = None,
         region: LoraRegion | Tensor | None = None,
     ) -> None:
         whose = lora.path if isinstance(lora, Lora) else "a LoRA"
+        if isinstance(lora, str | Path):
+            whose = str(lora)
         check_number(strength, f"the strength of {whose}", -1000, 1000)
+        if isinstance(lora, str | Path):
+            lora = load_lora(lora)
         if not isinstance(lora, Lora):
             raise ValueError(f"a LoraUse has {brief(lora)}, expected a LoRA (load_lora opens one)")
         if isinstance(region, Tensor):

@@ -5,6 +5,8 @@ pictures (B, H, W, 3) in [0, 1];  pixels (B, 3, H, W) in [-1, 1]
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from PIL import Image
@@ -12,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..bounds import brief, check_number, is_integer
-from ..pictures import OVERSHOOT, over_white, plain, to_tensor
+from ..errors import PictureError
+from ..pictures import OVERSHOOT, open_picture, over_white, plain, to_tensor
 from ..units import readable_bytes
 from .latents import image_tokens, latent_size
 
@@ -78,7 +81,8 @@ def cut_to_shape(pixels: Tensor, height: int, width: int) -> Tensor:
 
 def as_pictures(value: object, name: str) -> Tensor:
     """Pictures (B, H, W, 3) in [0, 1] from what people have: a tensor or an array of floats in
-    [0, 1] or of bytes, (H, W), (H, W, C) or (B, H, W, C), a PIL picture, or a list of these.
+    [0, 1] or of bytes, (H, W), (H, W, C) or (B, H, W, C), a PIL picture, a file, or a list of
+    these.
 
     Raises ``ValueError`` naming the argument.
     """
@@ -87,6 +91,8 @@ def as_pictures(value: object, name: str) -> Tensor:
         if len({picture.shape[1:] for picture in pictures}) != 1:
             raise ValueError(f"{name} has pictures of several sizes, expected one or more of one")
         return torch.cat(pictures)
+    if isinstance(value, str | Path):
+        value = picture_of(value, name)
     if isinstance(value, Image.Image):
         return to_tensor(over_white(plain(value)))[None]
     tensor = as_unit(value, name)
@@ -99,9 +105,17 @@ def as_pictures(value: object, name: str) -> Tensor:
     return tensor.expand(*tensor.shape[:3], 3) if tensor.shape[-1] == 1 else tensor[..., :3]
 
 
+def picture_of(path: str | Path, name: str) -> Image.Image:
+    """A picture's file; raises ``PictureError`` naming the argument and the file."""
+    try:
+        return open_picture(path)
+    except PictureError as error:
+        raise PictureError(f"{name}: {error}") from error
+
+
 def as_masks(value: object, name: str) -> Tensor:
-    """Masks (B, H, W) in [0, 1] from (H, W), (B, H, W), (B, 1, H, W), a PIL picture's grey, or a
-    list of these.
+    """Masks (B, H, W) in [0, 1] from (H, W), (B, H, W), (B, 1, H, W), the grey of a PIL picture or
+    of a file, or a list of these.
 
     Raises ``ValueError`` naming the argument.
     """
@@ -110,6 +124,8 @@ def as_masks(value: object, name: str) -> Tensor:
         if len({mask.shape[1:] for mask in masks}) != 1:
             raise ValueError(f"{name} has masks of several sizes, expected one or more of one")
         return torch.cat(masks)
+    if isinstance(value, str | Path):
+        value = picture_of(value, name)
     if isinstance(value, Image.Image):
         return to_tensor(plain(value).convert("L"))[None]
     tensor = as_unit(value, name)

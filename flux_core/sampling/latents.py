@@ -117,18 +117,30 @@ def text_ids(length: int, geometry: TokenGeometry = FLUX1_TOKENS) -> Tensor:
     return ids
 
 
-def host_noise(shape: Sequence[int], seed: int, batch_index: Sequence[int] | None = None) -> Tensor:
+def host_noise(
+    shape: Sequence[int], seed: int | Sequence[int], batch_index: Sequence[int] | None = None
+) -> Tensor:
     """Draw noise (B, C, h, w) as ComfyUI does: float32 on the CPU, for a seed's same picture.
 
     Args:
         shape: (B, C, h, w).
-        seed: 64 bits, as the host's seed widget has it.
+        seed: 64 bits, as the host's seed widget has it; or one for each row, which is then the
+            first row of that seed's noise.
         batch_index: which picture of a larger batch each row is; one draw an index is made in
             order, and those that are not wanted are thrown away.
     """
+    if isinstance(seed, Sequence):
+        check_seeds(seed, shape)
+        return torch.cat([host_noise((1, *shape[1:]), each) for each in seed])
     generator = torch.Generator("cpu").manual_seed(seed)
     if batch_index is None:
         return torch.randn(tuple(shape), generator=generator)
     one = (1, *shape[1:])
     draws = [torch.randn(one, generator=generator) for _ in range(max(batch_index) + 1)]
     return torch.cat([draws[i] for i in batch_index])
+
+
+def check_seeds(seeds: Sequence[int], shape: Sequence[int]) -> None:
+    """Raise ``ValueError`` unless there is a seed for each row of a shape (B, C, h, w)."""
+    if len(seeds) != shape[0]:
+        raise ValueError(f"{len(seeds)} seeds, and {shape[0]} pictures: expected one for each")

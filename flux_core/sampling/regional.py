@@ -251,6 +251,8 @@ def checked_regions(regions: object, batch: int) -> list[RegionPrompt]:
         mask = region.place.mask
         if mask is not None:
             rows_for(batch, mask, "a region's mask")
+            if not bool(mask.any()):
+                raise ValueError(f"the mask of the region {brief(region.prompt)} is 0 everywhere")
     return list(regions)
 
 

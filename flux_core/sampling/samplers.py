@@ -8,7 +8,7 @@ sigma noise, and agree with ComfyUI's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -111,12 +111,16 @@ SAMPLERS: dict[str, Sampler] = {
 }
 
 
-def step_noise(x: Tensor, seed: int) -> Noise:
+def step_noise(x: Tensor, seed: int | Sequence[int]) -> Noise:
     """Fresh noise like x (B, C, h, w) for each step, drawn in their order where x is, as the host
     draws it.
 
-    On a CPU it starts from ``seed + 1``: there the seed itself made the first noise.
+    On a CPU it starts from ``seed + 1``: there the seed itself made the first noise. Of several
+    seeds each draws its row as it would alone.
     """
+    if isinstance(seed, Sequence):
+        rows = [step_noise(row, each) for row, each in zip(x.split(1), seed, strict=True)]
+        return lambda step: torch.cat([row(step) for row in rows])
     device = x.device
     start = seed + 1 if device.type == "cpu" else seed
     generator = torch.Generator(device).manual_seed(start % 2**64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,10 +31,17 @@ class NoiseSchedule(NamedTuple):
     table: SigmaTable
 
 
+def checked_seed(seed: Any) -> int:
+    """A seed, of numpy it may be; raises ``ValueError`` for anything else."""
+    check_number(seed, "seed", 0, MOST_SEED, whole=True)
+    return int(seed)
+
+
 @dataclass(frozen=True, eq=False)
 class SamplingSettings:
     """How a run goes; names and numbers are checked when it is made (``ValueError``).
 
+    ``seed``: of all pictures, or one for each, whose noise is then what it would be alone.
     ``cfg``: true classifier-free guidance, 1 leaves the negative prompt out. ``sigmas`` (steps +
     1,) stand in the place of ``steps``, ``scheduler`` and ``denoise``; they may end above 0, and
     another run goes on from there. ``batch_index``: which picture of a larger batch each row is, so
@@ -42,7 +49,7 @@ class SamplingSettings:
     ``guidance_options``: over which steps and how the negative prompt is guided away from.
     """
 
-    seed: int = 0
+    seed: int | Sequence[int] = 0
     steps: int = 20
     cfg: float = 1.0
     sampler: str = "euler"
@@ -61,8 +68,10 @@ class SamplingSettings:
         if not isinstance(self.shift, str) or self.shift not in SHIFTS:
             raise wrong_shift(self.shift)
         check_steps(self.scheduler, self.steps, self.denoise)
-        check_number(self.seed, "seed", 0, MOST_SEED, whole=True)
-        object.__setattr__(self, "seed", int(self.seed))  # of numpy it may be
+        if isinstance(self.seed, list | tuple):
+            object.__setattr__(self, "seed", tuple(map(checked_seed, self.seed)))
+        else:
+            object.__setattr__(self, "seed", checked_seed(self.seed))
         check_number(self.cfg, "cfg", -1000, 1000)
         if not isinstance(self.guidance_options, GuidanceOptions):
             value = brief(self.guidance_options)

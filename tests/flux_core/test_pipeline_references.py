@@ -32,7 +32,7 @@ def test_a_picture_a_list_and_pil_are_one(pipeline):
     expected = draw(pipeline, reference=tensor)
     assert torch.equal(draw(pipeline, reference=[tensor]), expected)
     assert torch.equal(draw(pipeline, reference=image), expected)
-    assert not torch.equal(draw(pipeline), expected)
+    assert not torch.equal(draw(pipeline, reference_size="preferred"), expected)
     assert not torch.equal(draw(pipeline, reference=[image, image]), expected)
 
 
@@ -61,7 +61,7 @@ def test_the_drawn_size(pipeline):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"reference": "cat.png"}, "reference is a str"),
+        ({"reference": "cat.png"}, "reference: cat.png: no such file"),
         ({"reference": []}, "empty list"),
         ({"reference_method": "beside"}, "reference method is 'beside'"),
         ({"reference_attention": None}, "reference attention is None"),
