@@ -15,7 +15,7 @@ from typing import Protocol
 from .jobs import Job
 from .workers import Result
 
-#: Workers that may die over one job: a machine may fail once, and again, but a job that always kills
+#: Workers that may die over one job: a machine may fail once and again, but a job that always kills
 #: must not go round for ever.
 MOST_DEATHS = 3
 

@@ -111,9 +111,7 @@ def place(
         fits = [int(node.get("GPU", 0) / gpus + 1e-6) for node in nodes]
         if not any(fits):
             most = max((node.get("GPU", 0) for node in nodes), default=0)
-            raise ConfigError(
-                f"--gpus-per-worker {gpus:g}: no node has so many, the most that one has is {most:g}"
-            )
+            raise ConfigError(f"--gpus-per-worker {gpus:g}: no node has so many, at most {most:g}")
         shares = [node.get("CPU", 0) // fit for node, fit in zip(nodes, fits, strict=True) if fit]
         return Placement(workers or sum(fits), 1, gpus, max(1, int(min(shares))))
     sizes = [int(node.get("CPU", 0)) for node in nodes if node.get("CPU", 0) >= 1]

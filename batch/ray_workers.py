@@ -65,8 +65,9 @@ class RayPool:
 
     Attributes:
         task: what each is started with.
-        calls: what workers were asked and have not answered: their number, and the job if it is one.
+        calls: what workers have not answered yet: their number, and the job if it is one.
         unfit: nodes that cannot draw, by id, and why.
+        makes: what workers compute with, and the first of each.
         fault: what the batch ends with where no worker is left.
     """
 
@@ -106,7 +107,7 @@ class RayPool:
             "id": job.id,
             "line": job.line,
             "values": job.values,
-            "files": self.files.expected(job),
+            "files": self.files.needed(job),
         }
         self.calls[self.slots[worker].actor.draw.remote(sent)] = (worker, job)
 
