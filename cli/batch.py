@@ -41,6 +41,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--private", action="store_true", help="keep prompts and paths out of what is written"
     )
+    add_ray_arguments(parser)
+
+
+def add_ray_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help="draw on a Ray cluster (auto, or HOST:PORT); without an address on one of this "
+        "machine, which ends with the command",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        help="with --ray: by default one for each card, or node without cards",
+    )
+    parser.add_argument(
+        "--gpus-per-worker", type=float, help="with --ray: by default 1 where there are cards"
+    )
 
 
 def run(args: argparse.Namespace) -> Outcome:
@@ -58,13 +78,22 @@ def run(args: argparse.Namespace) -> Outcome:
 
     from ..batch.columns import read_mapping
     from ..batch.draw import Drawer
-    from ..batch.run import Batch, BatchSettings, LocalWorker, run_batch
+    from ..batch.run import Batch, BatchSettings, LocalWorker, Workers, run_batch
     from ..nodes import headless
 
     graph = headless.read_workflow(workflow)
     batch = Batch(graph, table, grid, read_mapping(args.map), args.out)
     settings = BatchSettings(args.retries, args.fail_fast, args.limit, args.private)
-    summary = run_batch(
-        batch, settings, lambda: LocalWorker(Drawer(headless.to_api(graph), private=args.private))
-    )
+
+    def workers() -> Workers:
+        prompt = headless.to_api(graph)
+        if args.ray is None:
+            return LocalWorker(Drawer(prompt, private=args.private))
+        from ..batch.ray_workers import RayWorkers
+
+        return RayWorkers(
+            prompt, args.out, args.private, args.ray, args.workers, args.gpus_per_worker
+        )
+
+    summary = run_batch(batch, settings, workers)
     return Outcome(str(summary))

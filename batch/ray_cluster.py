@@ -1,0 +1,127 @@
+"""The Ray cluster that a batch is drawn on: one of its own on this machine, or one that is there.
+
+A cluster of our own has what drawing needs and no more: no dashboard, a small object store (files
+are written by the workers), no telemetry, and nobody's output forwarded, which costs a core that
+could draw.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from flux_core.errors import ConfigError, one_line
+
+#: What ``--ray`` without an address means.
+LOCAL = "local"
+#: Bytes of a local object store: pictures pass through it only where no folder is shared.
+STORE_BYTES = 128 * 2**20
+#: Ray's settings for a cluster that lives as long as one command on one machine.
+QUIET_CLUSTER = {
+    "enable_metrics_collection": False,
+    "metrics_report_interval_ms": 600_000,
+    "task_events_report_interval_ms": 0,
+    "enable_export_api_write": False,
+    "event_stats": False,
+}
+QUIET_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How many workers there are, and what each of them has.
+
+    Attributes:
+        cpus, gpus: what Ray reserves for a worker.
+        threads: threads that a worker computes with.
+    """
+
+    workers: int
+    cpus: float
+    gpus: float
+    threads: int
+
+
+def import_ray() -> ModuleType:
+    """Ray; raises ``ConfigError`` where it is not installed."""
+    try:
+        import ray
+    except ImportError as fault:
+        raise ConfigError("--ray needs Ray: pip install 'fluxfit[ray]'") from fault
+    return ray
+
+
+def connect(address: str, workers: int | None) -> None:
+    """Start a cluster (``LOCAL``) or join the one at an address; ``ray.shutdown()`` leaves it.
+
+    Raises ``ConfigError`` where none answers there.
+    """
+    ray = import_ray()
+    if ray.is_initialized():
+        return
+    options: dict[str, Any] = {
+        "address": address,
+        "include_dashboard": None,
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "namespace": "fluxfit",
+    }
+    if address == LOCAL:
+        for name, value in QUIET_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        options |= {
+            "include_dashboard": False,
+            "num_cpus": max(os.cpu_count() or 1, workers or 1),
+            "object_store_memory": STORE_BYTES,
+            "_system_config": QUIET_CLUSTER,
+        }
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as fault:
+        raise ConfigError(f"--ray {address}: no cluster there ({one_line(str(fault))})") from fault
+
+
+def live_nodes() -> list[dict[str, Any]]:
+    """Nodes of the cluster that answer."""
+    return [node for node in import_ray().nodes() if node["Alive"]]
+
+
+def place(
+    nodes: Sequence[Mapping[str, float]], workers: int | None, gpus: float | None, cores: int
+) -> Placement:
+    """How to spread workers over nodes.
+
+    Without a number there is a worker for every card, or, where there are none, one a node, and
+    each has its share of the node's cores.
+
+    Args:
+        nodes: what each node has to give: ``{"CPU": 16, "GPU": 2}``.
+        gpus: cards a worker, a part of one where they share it; None for one where there are cards.
+        cores: that a node has really, where it is this machine's own cluster; 0 for what it says.
+
+    Raises ``ConfigError`` where no node has so much.
+    """
+    if gpus is None:
+        gpus = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
+    if gpus:
+        fits = [int(node.get("GPU", 0) / gpus + 1e-6) for node in nodes]
+        if not any(fits):
+            most = max((node.get("GPU", 0) for node in nodes), default=0)
+            raise ConfigError(f"--gpus-per-worker {gpus:g}: no node has so many, at most {most:g}")
+        shares = [node.get("CPU", 0) // fit for node, fit in zip(nodes, fits, strict=True) if fit]
+        return Placement(workers or sum(fits), 1, gpus, max(1, int(min(shares))))
+    sizes = [int(node.get("CPU", 0)) for node in nodes if node.get("CPU", 0) >= 1]
+    if not sizes:
+        raise ConfigError("--ray: no node of the cluster has a core to give")
+    workers = workers or len(sizes)
+    if cores:
+        return Placement(workers, 1, 0, max(1, cores // workers))
+    threads = max(
+        (n for n in range(1, max(sizes) + 1) if sum(size // n for size in sizes) >= workers),
+        default=1,
+    )
+    return Placement(workers, threads, 0, threads)
