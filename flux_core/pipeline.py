@@ -48,6 +48,7 @@ from .pipeline_pictures import (
 from .pipeline_prompts import ReadPrompts, read_prompts, with_regions
 from .pocket import pocket_file
 from .quant import Precision
+from .record import recording
 from .sampling.conditioning import (
     Control,
     RegionalOptions,
@@ -320,7 +321,8 @@ class FluxPipeline:
             differential=differential,
         )
         nets = [control.net for control in (*controls, *(hires.controls if hires else ()))]
-        with turn_of(self.transformer, self.text_encoders, self.vae, *nets):
+        parts = (self.transformer, self.text_encoders, self.vae, *nets)
+        with recording() as notes, turn_of(*parts):
             runner = OffloadRunner(self.policy, self.device)
             positive, negative = self._encode(
                 runner, prompts, negative_prompt, settings, guidance, opened
@@ -358,7 +360,7 @@ class FluxPipeline:
             originals = resized(pictures, *decoded.shape[1:3])
             decoded = keep_pixels_outside(decoded, originals, masks, keep_pixels)
         seeds = tuple(seed) if isinstance(seed, list) else (seed,) * batch
-        return Images(decoded, runner.report, seeds)
+        return Images(decoded, runner.report, seeds, tuple(notes))
 
     @property
     def _encoders(self) -> TextEncoders | LanguageTextEncoders:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from .files import write_new, writing
+from .files import write_new, write_numbered, writing
 from .offload import MemoryReport
+from .receipts import KEY, Receipt, pixels_hash, png_bytes, saved_pixels
+from .record import Note
 
 PNG = ".png"
 #: How files in a folder begin, where nothing else is said.
@@ -24,19 +26,32 @@ PREFIX = "fluxfit"
 
 @dataclass(frozen=True)
 class Images:
-    """Pictures (B, H, W, 3) float32 in [0, 1], what drawing them took, and the seed of each."""
+    """Pictures (B, H, W, 3) float32 in [0, 1], what drawing them took, the seed of each, and what
+    was noted meanwhile."""
 
     images: Tensor
     report: MemoryReport
     seeds: tuple[int, ...] = ()
+    notes: tuple[Note, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
 
     @property
+    def pixels(self) -> list[np.ndarray]:
+        """The pictures as uint8 (H, W, 3), as the host's Save Image rounds them."""
+        return [saved_pixels(image) for image in self.images]
+
+    @cached_property
+    def receipt(self) -> Receipt:
+        """With what and how they were drawn; files of models are hashed when it is first asked
+        for."""
+        return Receipt.of_notes(self.notes)
+
+    @property
     def pil(self) -> list[Image.Image]:
         """The pictures for Pillow, of 8 bits a channel."""
-        return [Image.fromarray(picture) for picture in as_bytes(self.images)]
+        return [Image.fromarray(picture) for picture in self.pixels]
 
     def save(
         self,
@@ -44,8 +59,9 @@ class Images:
         *,
         overwrite: bool = False,
         texts: Sequence[Mapping[str, str]] | Mapping[str, str] = (),
+        command: Mapping[str, Any] = MappingProxyType({}),
     ) -> list[Path]:
-        """Write the pictures as PNG; returns their files, which are absolute.
+        """Write the pictures as PNG, with their receipt; returns their files, which are absolute.
 
         Args:
             path: ``name.png`` is one picture's file, and of several ``name_00001.png`` and so on. A
@@ -53,16 +69,16 @@ class Images:
                 any other name is the beginning of the files' names, ``name_00001.png``. Numbers
                 are the next that are free.
             overwrite: whether ``name.png`` may be there.
-            texts: what each picture carries, by key, or one for all.
+            texts: what each picture carries beside, by key, or one for all.
+            command: what asked for them, from which they can be drawn again.
 
         A file is there whole or not at all. Raises ``FileExistsError`` for ``name.png`` that is
         there already.
         """
+        own = each_of(texts, len(self.images))
         content = [
-            png_bytes(pixels, note)
-            for pixels, note in zip(
-                as_bytes(self.images), each_of(texts, len(self.images)), strict=True
-            )
+            png_bytes(pixels, {**own[index], KEY: self._receipt_of(index, pixels, command)})
+            for index, pixels in enumerate(self.pixels)
         ]
         target = Path(os.path.abspath(path))
         is_folder = target.is_dir() or str(path).endswith(("/", os.sep))
@@ -72,7 +88,12 @@ class Images:
         start = target / PREFIX if is_folder else target
         if start.suffix.lower() == PNG:
             start = start.with_suffix("")
-        return [write_numbered(start, each) for each in content]
+        return [write_numbered(start, PNG, each) for each in content]
+
+    def _receipt_of(self, index: int, pixels: np.ndarray, command: Mapping[str, Any]) -> str:
+        """One picture's receipt, as it is written."""
+        receipt = replace(self.receipt, command=dict(command))
+        return str(receipt.of_picture(pixels_hash(pixels), "", index, len(self.images)))
 
 
 def each_of(
@@ -86,20 +107,6 @@ def each_of(
     return list(texts)
 
 
-def as_bytes(images: Tensor) -> np.ndarray:
-    """Pictures (B, H, W, 3) in [0, 1] as bytes, as the host's Save Image rounds them."""
-    return (images.clamp(0, 1) * 255).to(torch.uint8).cpu().numpy()
-
-
-def png_bytes(pixels: np.ndarray, texts: Mapping[str, str]) -> bytes:
-    """A PNG of bytes (H, W, 3), with texts by their keys."""
-    content, info = io.BytesIO(), PngInfo()
-    for key, text in texts.items():
-        info.add_text(key, text)
-    Image.fromarray(pixels).save(content, format="PNG", pnginfo=info)
-    return content.getvalue()
-
-
 def write_one(path: Path, content: bytes, overwrite: bool) -> None:
     """Write a file of that name; raises ``FileExistsError`` where there is one."""
     if overwrite:
@@ -107,16 +114,3 @@ def write_one(path: Path, content: bytes, overwrite: bool) -> None:
             partial.write_bytes(content)
     elif not write_new(path, content):
         raise FileExistsError(f"{path} exists already: choose another name, or overwrite=True")
-
-
-def write_numbered(start: Path, content: bytes) -> Path:
-    """Write beside its elders, under the next free number; who writes at the same time gets another
-    one."""
-    start.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f"{start.name}_"
-    stems = [p.stem for p in start.parent.iterdir() if p.name.startswith(prefix)]
-    taken = [n for n in (stem.removeprefix(prefix) for stem in stems) if n.isdecimal()]
-    number = 1 + max(map(int, taken), default=0)
-    while not write_new(path := start.with_name(f"{prefix}{number:05}{PNG}"), content):
-        number += 1
-    return path

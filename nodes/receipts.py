@@ -139,7 +139,7 @@ def hash_early(path: Any) -> None:
 def register() -> None:
     """Let the host's pictures carry receipts; outside of it nothing happens."""
     server = host.page_server()
-    if host.comfy("folder_paths") is None or server is None:
+    if not hasattr(server, "add_on_prompt_handler"):
         return
     server.add_on_prompt_handler(on_prompt)
     subscribe(on_note)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from flux_core import FluxPipeline, Images, LoraUse
 from flux_core.offload import MemoryReport
+from flux_core.receipts import KEY, Receipt, pixels_hash
 from flux_core.sampling.conditioning import RegionalOptions
 from flux_core.sampling.latents import host_noise
 from flux_core.sampling.regional import RegionPrompt
@@ -89,6 +90,8 @@ class TestFiles:
         (path,) = drawn.save(tmp_path / "new" / "a.png", texts={"why": "to see"})
         assert path == tmp_path / "new" / "a.png"
         saved = Image.open(path)
+        receipt = Receipt.parse(saved.text.pop(KEY))  # type: ignore[attr-defined]
+        assert receipt.pixels == pixels_hash(drawn.pixels[0])
         assert saved.text == {"why": "to see"}  # type: ignore[attr-defined]
         assert np.array_equal(np.asarray(saved), np.asarray(drawn.pil[0]))
         before = path.read_bytes()
@@ -108,7 +111,9 @@ class TestFiles:
         (tmp_path / "a_00007.png").write_bytes(b"")
         assert [path.name for path in drawn_images().save("a")] == ["a_00008.png"]
         notes = [{"n": "1"}, {"n": "2"}]
-        assert [Image.open(path).text for path in two.save("b", texts=notes)] == notes  # type: ignore[attr-defined]
+        saved = [Image.open(path).text for path in two.save("b", texts=notes)]  # type: ignore[attr-defined]
+        receipts = [Receipt.parse(texts.pop(KEY)) for texts in saved]
+        assert saved == notes and [receipt.picture["index"] for receipt in receipts] == [0, 1]
         with pytest.raises(ValueError, match="texts are of 1 pictures, expected 2"):
             two.save("b", texts=notes[:1])
 
