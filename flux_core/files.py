@@ -239,6 +239,20 @@ def write_new(path: str | Path, content: bytes) -> bool:
         partial.unlink(missing_ok=True)
 
 
+def write_numbered(start: str | Path, suffix: str, content: bytes) -> Path:
+    """Write a file beside its elders, ``start_00001`` and so on, under the next number that is
+    free; who writes at the same time gets another one."""
+    start = Path(start)
+    start.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f"{start.name}_"
+    stems = [p.stem for p in start.parent.iterdir() if p.name.startswith(prefix)]
+    taken = [n for n in (stem.removeprefix(prefix) for stem in stems) if n.isdecimal()]
+    number = 1 + max(map(int, taken), default=0)
+    while not write_new(path := start.with_name(f"{prefix}{number:05}{suffix}"), content):
+        number += 1
+    return path
+
+
 def partial_name(path: Path) -> Path:
     """A name beside a file that no other writer has."""
     number = f"{os.getpid()}-{threading.get_ident()}-{next(_numbers)}"

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from .files import write_new, writing
+from .files import write_new, write_numbered, writing
 from .offload import MemoryReport
+from .receipts.png import png_bytes, saved_pixels
 
 PNG = ".png"
 #: How files in a folder begin, where nothing else is said.
@@ -36,7 +34,12 @@ class Images:
     @property
     def pil(self) -> list[Image.Image]:
         """The pictures for Pillow, of 8 bits a channel."""
-        return [Image.fromarray(picture) for picture in as_bytes(self.images)]
+        return [Image.fromarray(picture) for picture in self.pixels]
+
+    @property
+    def pixels(self) -> list[np.ndarray]:
+        """The pictures as uint8 (H, W, 3), rounded as the host's Save Image does."""
+        return [saved_pixels(picture) for picture in self.images]
 
     def save(
         self,
@@ -58,12 +61,8 @@ class Images:
         A file is there whole or not at all. Raises ``FileExistsError`` for ``name.png`` that is
         there already.
         """
-        content = [
-            png_bytes(pixels, note)
-            for pixels, note in zip(
-                as_bytes(self.images), each_of(texts, len(self.images)), strict=True
-            )
-        ]
+        notes = each_of(texts, len(self))
+        content = [png_bytes(row, note) for row, note in zip(self.pixels, notes, strict=True)]
         target = Path(os.path.abspath(path))
         is_folder = target.is_dir() or str(path).endswith(("/", os.sep))
         if len(content) == 1 and target.suffix.lower() == PNG and not is_folder:
@@ -72,7 +71,7 @@ class Images:
         start = target / PREFIX if is_folder else target
         if start.suffix.lower() == PNG:
             start = start.with_suffix("")
-        return [write_numbered(start, each) for each in content]
+        return [write_numbered(start, PNG, each) for each in content]
 
 
 def each_of(
@@ -86,20 +85,6 @@ def each_of(
     return list(texts)
 
 
-def as_bytes(images: Tensor) -> np.ndarray:
-    """Pictures (B, H, W, 3) in [0, 1] as bytes, as the host's Save Image rounds them."""
-    return (images.clamp(0, 1) * 255).to(torch.uint8).cpu().numpy()
-
-
-def png_bytes(pixels: np.ndarray, texts: Mapping[str, str]) -> bytes:
-    """A PNG of bytes (H, W, 3), with texts by their keys."""
-    content, info = io.BytesIO(), PngInfo()
-    for key, text in texts.items():
-        info.add_text(key, text)
-    Image.fromarray(pixels).save(content, format="PNG", pnginfo=info)
-    return content.getvalue()
-
-
 def write_one(path: Path, content: bytes, overwrite: bool) -> None:
     """Write a file of that name; raises ``FileExistsError`` where there is one."""
     if overwrite:
@@ -107,16 +92,3 @@ def write_one(path: Path, content: bytes, overwrite: bool) -> None:
             partial.write_bytes(content)
     elif not write_new(path, content):
         raise FileExistsError(f"{path} exists already: choose another name, or overwrite=True")
-
-
-def write_numbered(start: Path, content: bytes) -> Path:
-    """Write beside its elders, under the next free number; who writes at the same time gets another
-    one."""
-    start.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f"{start.name}_"
-    stems = [p.stem for p in start.parent.iterdir() if p.name.startswith(prefix)]
-    taken = [n for n in (stem.removeprefix(prefix) for stem in stems) if n.isdecimal()]
-    number = 1 + max(map(int, taken), default=0)
-    while not write_new(path := start.with_name(f"{prefix}{number:05}{PNG}"), content):
-        number += 1
-    return path

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flux_core.files import write_new
+from flux_core.files import write_numbered
 from flux_core.pictures import image_and_mask
 from flux_core.receipts import KEY, Receipt, pixels_hash, png_bytes, saved_pixels
 from flux_core.sampling.images import scaled_to
@@ -123,15 +123,7 @@ def save_png(
     ``texts`` go into it by their keys, as the host's pictures carry theirs. Who writes at the same
     time gets another number.
     """
-    content = png_bytes(pixels, texts)
-    start.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f"{start.name}_"
-    stems = [p.stem for p in start.parent.iterdir() if p.name.startswith(prefix)]
-    taken = [n for n in (stem.removeprefix(prefix) for stem in stems) if n.isdecimal()]
-    number = 1 + max(map(int, taken), default=0)
-    while not write_new(path := start.with_name(f"{prefix}{number:05}.png"), content):
-        number += 1
-    return path
+    return write_numbered(start, ".png", png_bytes(pixels, texts))
 
 
 class PreviewImage(SaveImage):
