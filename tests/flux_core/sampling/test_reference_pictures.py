@@ -85,7 +85,7 @@ class TestSizes:
             as_references([], 1, "own")
         with pytest.raises(ValueError, match="reference has 3 pictures, the batch 2"):
             as_references([picture(32, 32), picture(32, 32, batch=3)], 2, "own")
-        with pytest.raises(ValueError, match="reference is a str, expected a tensor or a picture"):
+        with pytest.raises(ValueError, match="reference: cat.png: no such file"):
             as_references(["cat.png"], 1, "own")
 
 
