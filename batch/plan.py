@@ -55,7 +55,14 @@ def find_columns(columns: Columns, table: Table | None, grid: Grid) -> None:
             raise ConfigError(f"--grid {name}: {fault}") from fault
     if table is not None:
         for name in table.columns or ():
+            refuse_twice(name, grid, str(table.path))
             columns.find(name, str(table.path))
+
+
+def refuse_twice(name: str, grid: Grid, source: str) -> None:
+    """Raise ``ColumnError`` for a column of the table that the grid has too."""
+    if name in grid:
+        raise ColumnError(f"{source}: column {name!r} is in --grid too")
 
 
 def rows_of(table: Table | None, grid: Grid) -> Iterator[Row | BrokenRow]:
@@ -69,6 +76,8 @@ def rows_of(table: Table | None, grid: Grid) -> Iterator[Row | BrokenRow]:
         if isinstance(row, BrokenRow) or not grid:
             yield row
         else:
+            for name in row.cells:
+                refuse_twice(name, grid, f"{table.path}: {table.unit} {row.line}")
             for cells in combinations(grid):
                 yield Row(row.line, row.cells | cells)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
 #: Seconds between lines, in a terminal and elsewhere.
 OFTEN, SELDOM = 0.2, 30.0
 WIDTH = 24
+#: Set in the environment, nothing is shown but what went wrong.
+QUIET = "FLUXFIT_QUIET"
 
 
 class BatchProgress:
@@ -17,6 +20,7 @@ class BatchProgress:
         self.total = self.done = self.failed = 0
         self.started = self.shown = time.monotonic()
         self.live = sys.stderr.isatty()
+        self.quiet = bool(os.environ.get(QUIET))
 
     def start(self, total: int) -> None:
         """There are so many jobs to draw."""
@@ -42,7 +46,7 @@ class BatchProgress:
 
     def show(self, text: str) -> None:
         now = time.monotonic()
-        if now - self.shown < (OFTEN if self.live else SELDOM):
+        if self.quiet or now - self.shown < (OFTEN if self.live else SELDOM):
             return
         self.shown = now
         start, end = ("\r\x1b[K", "") if self.live else ("", "\n")
@@ -54,7 +58,7 @@ class BatchProgress:
         print(f"{start}{text}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        if self.live and self.total:
+        if self.live and self.total and not self.quiet:
             print(f"\r\x1b[K{self.text()}", file=sys.stderr)
 
 

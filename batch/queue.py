@@ -130,6 +130,12 @@ class JobQueue:
         query = "select jobs.id, offset from jobs join results using (id) where done"
         yield from ((key.hex(), offset) for key, offset in self.base.execute(query))
 
+    def outcome(self) -> tuple[int, int]:
+        """How many jobs of this run are done, and how many were tried in vain."""
+        done = "select total(done), count(*) from results where id in (select id from jobs)"
+        ended, tried = self.base.execute(done).fetchone()
+        return int(ended), tried - int(ended)
+
     def order(self) -> int:
         """Fix the order of what is to be drawn; how many there are."""
         self.base.execute(ORDER)
@@ -146,6 +152,11 @@ class JobQueue:
             for _, key, line, values in page:
                 yield Job(key.hex(), line, json.loads(values))
             last = page[-1][0]
+
+    def broken(self, most: int) -> list[tuple[int, str]]:
+        """The first rows that are no jobs, and why."""
+        query = "select line, problem from broken order by number limit ?"
+        return self.base.execute(query, (most,)).fetchall()
 
     def all_rows(self) -> Iterator[QueuedRow]:
         """Every row of the table in its order, broken and doubled ones too."""

@@ -14,6 +14,7 @@ from .columns import Column
 from .manifest import Manifest
 from .plan import shown_values
 from .queue import JobQueue
+from .sheet_jobs import JobResult, Results
 
 NAME = "results.csv"
 OWN = ("file", "pixels", "seconds", "error", "job")
@@ -38,6 +39,21 @@ class ResultRow:
     pixels: list[str] = field(default_factory=list)
     seconds: float | None = None
     error: str = ""
+    worker: str = ""
+    tries: int = 1
+
+    def as_job(self) -> JobResult:
+        """As the sheet takes it."""
+        return JobResult(
+            self.job or "",
+            self.line,
+            self.values,
+            tuple(self.files),
+            self.seconds,
+            self.worker,
+            self.tries,
+            self.error,
+        )
 
 
 def result_rows(
@@ -59,7 +75,22 @@ def result_rows(
             entry.get("pixels", []),
             entry.get("seconds"),
             entry.get("error", ""),
+            entry.get("worker", ""),
+            entry.get("tries", 1),
         )
+
+
+def sheet_jobs(
+    queue: JobQueue, manifest: Manifest, columns: Sequence[Column], private: bool, most: int
+) -> Results:
+    """The jobs of the table's rows that were tried, each once, the first ``most`` of them."""
+    jobs: dict[str, JobResult] = {}
+    for row in result_rows(queue, manifest, columns, private):
+        if row.job is not None and (row.files or row.error):
+            jobs.setdefault(row.job, row.as_job())
+        if len(jobs) == most:
+            break
+    return Results(list(jobs.values()), *queue.outcome())
 
 
 def write_results(path: Path, columns: Sequence[str], rows: Iterable[ResultRow]) -> None:

@@ -6,36 +6,34 @@ run finds the picture and notes it. One driver has a folder at a time.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flux_core.errors import ConfigError
-from flux_core.files import locked_folder, reason, writing
+from flux_core.files import reason, writing
 
 from ..nodes.headless import Graph
 from ..nodes.headless.signature import Mark, by_content
-from . import manifest as manifest_module
 from . import results
 from .adopt import remove_unfinished, whole_pictures, written_jobs
 from .columns import Columns
 from .draw import Drawn, picture_path
+from .folder import locked, look_at_folder
 from .grid import Grid
 from .jobs import Job, JobMaker
 from .manifest import Manifest
-from .plan import Say, fill_queue, shown_values
+from .plan import fill_queue, shown_values
 from .progress import BatchProgress
 from .queue import JobQueue
+from .summary import MOST_ERRORS, Summary
 from .table import Table
 from .workers import LocalWorker, Result, Workers
 
 __all__ = ["Batch", "BatchSettings", "LocalWorker", "Result", "Summary", "Workers", "run_batch"]
-
-#: What a run writes over, and would not where it is not its own.
-OWN_FILES = (results.NAME, "index.html", "grid.png")
 
 
 @dataclass(frozen=True)
@@ -47,34 +45,14 @@ class BatchSettings:
         fail_fast: end with the first job that failed.
         limit: jobs that are drawn at most; None for all.
         private: keep texts out of the manifest and the results, as the drawers do of the pictures.
+        sheet: write a page and a grid picture of the results.
     """
 
     retries: int = 0
     fail_fast: bool = False
     limit: int | None = None
     private: bool = False
-
-
-@dataclass
-class Summary:
-    """What became of a run; counts are of jobs but for ``rows``, ``broken`` and ``duplicates``."""
-
-    out: str
-    rows: int = 0
-    broken: int = 0
-    duplicates: int = 0
-    jobs: int = 0
-    done: int = 0
-    drawn: int = 0
-    adopted: int = 0
-    failed: int = 0
-    left: int = 0
-    earlier: int = 0
-    seconds: float = 0.0
-    results: str = ""
-
-    def data(self) -> dict[str, Any]:
-        return asdict(self)
+    sheet: bool = True
 
 
 @dataclass
@@ -96,7 +74,7 @@ class Batch:
 class JobFeed(Iterator[Job]):
     """Jobs for workers, those that come back first; may go on after it had none."""
 
-    def __init__(self, pending: Iterator[Job], limit: int | None) -> None:
+    def __init__(self, pending: Iterator[Job], limit: int) -> None:
         self.pending, self.left = pending, limit
         self.back: deque[Job] = deque()
         #: Tries of jobs that somebody has.
@@ -109,7 +87,7 @@ class JobFeed(Iterator[Job]):
             raise StopIteration
         else:
             job = next(self.pending)
-            self.left = None if self.left is None else self.left - 1
+            self.left -= 1
         self.tries[job.id] = self.tries.get(job.id, 0) + 1
         return job
 
@@ -142,6 +120,8 @@ class Driver:
         fill_queue(
             queue, self.maker, batch.table, batch.grid, self.progress.say, self.progress.rows
         )
+        for line, problem in queue.broken(MOST_ERRORS):
+            summary.add_error(line, problem)
         self.adopt()
         pending = queue.order()
         summary.rows, summary.broken = queue.rows, queue.broken_rows
@@ -167,16 +147,18 @@ class Driver:
                 self.note_done(Result(job, drawn), 0, adopted=True)
                 self.summary.adopted += 1
 
-    def draw(self, workers: Workers, pending: int) -> None:
+    def draw(self, workers: Callable[[], Workers], pending: int) -> None:
         """Draw what is left, until all is done or a failure ends it."""
-        limit = self.settings.limit
-        self.progress.start(pending if limit is None else min(limit, pending))
+        limit = pending if self.settings.limit is None else min(self.settings.limit, pending)
+        self.summary.left = pending
+        if not limit:
+            return
+        self.progress.start(limit)
         feed = JobFeed(self.queue.pending(), limit)
-        with closing(workers.results(feed)) as results_as_they_come:
+        with closing(workers().results(feed)) as results_as_they_come:
             for result in results_as_they_come:
                 if not self.take_result(result, feed):
                     break
-        self.summary.left = pending - self.summary.drawn - self.summary.failed
 
     def take_result(self, result: Result, feed: JobFeed) -> bool:
         """Take a result; whether to go on."""
@@ -188,12 +170,14 @@ class Driver:
             self.note_done(result, tries)
             self.summary.drawn += 1
             self.summary.done += 1
+            self.summary.left -= 1
         elif result.retryable and tries <= self.settings.retries:
             feed.back.append(job)
             return True
         else:
             self.note_failed(result, tries)
             self.summary.failed += 1
+            self.summary.left -= 1
         feed.tries.pop(job.id, None)
         self.progress.update(self.summary.drawn, self.summary.failed)
         return result.error is None or not self.settings.fail_fast
@@ -217,6 +201,7 @@ class Driver:
     def note_failed(self, result: Result, tries: int) -> None:
         entry = self.about(result.job) | {"error": result.error, "tries": tries}
         self.queue.note(result.job.id, self.manifest.add(entry), False)
+        self.summary.add_error(result.job.line, str(result.error))
         self.progress.say(f"line {result.job.line}: {result.error}")
 
     def about(self, job: Job) -> dict[str, Any]:
@@ -229,6 +214,22 @@ class Driver:
         rows = results.result_rows(self.queue, self.manifest, columns, self.settings.private)
         results.write_results(path, [c.name for c in columns], rows)
         self.summary.results = str(path)
+
+    def write_sheet(self) -> None:
+        """Write the page of results; a batch does not fail for it."""
+        from .sheet import MOST_JOBS, write_sheet
+
+        jobs = results.sheet_jobs(
+            self.queue, self.manifest, list(self.columns), self.settings.private, MOST_JOBS
+        )
+        try:
+            sheet = write_sheet(self.batch.out, results=jobs)
+        except (OSError, ValueError) as fault:
+            self.progress.say(f"no sheet of the results: {reason(fault)}")
+            return
+        self.summary.sheet = str(sheet.page)
+        if sheet.left_out:
+            self.progress.say(f"{sheet.page}: {sheet.left_out}")
 
 
 def run_batch(
@@ -256,11 +257,13 @@ def run_batch(
     ):
         driver = Driver(batch, settings, queue, manifest, progress)
         pending = driver.plan()
-        summary = driver.summary
+        summary, started = driver.summary, time.monotonic()
         try:
-            if pending and settings.limit != 0:
-                driver.draw(workers(), pending)
+            if pending:
+                driver.draw(workers, pending)
             driver.write_results()
+            if settings.sheet:
+                driver.write_sheet()
         except KeyboardInterrupt:
             progress.say(f"{so_far(summary)}; the same command goes on from there")
             raise
@@ -268,34 +271,9 @@ def run_batch(
             raise OSError(
                 f"{batch.out}: {reason(fault)}: {so_far(summary)}; the same command goes on"
             ) from fault
+        summary.seconds = round(time.monotonic() - started, 3)
     return summary
 
 
 def so_far(summary: Summary) -> str:
     return f"{summary.done} of {summary.jobs} jobs are done"
-
-
-def locked(folder: Path) -> Any:
-    """The folder for this driver alone; raises ``ConfigError`` where it cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".lock").open("a").close()
-    except OSError as fault:
-        raise ConfigError(f"{folder}: cannot be written ({reason(fault)})") from fault
-    return locked_folder(folder, "another batch is drawn")
-
-
-def look_at_folder(folder: Path, say: Say) -> None:
-    """Say what else is in a folder; raises ``ConfigError`` where a run would write over it."""
-    if not folder.exists() or (folder / manifest_module.NAME).exists():
-        return
-    if not folder.is_dir():
-        raise ConfigError(f"--out {folder}: is a file, expected a folder")
-    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    taken = [name for name in OWN_FILES if name in names]
-    if taken:
-        raise ConfigError(
-            f"--out {folder}: has {taken[0]} and no {manifest_module.NAME}: choose another folder"
-        )
-    if names:
-        say(f"{folder}: has {len(names)} other files and folders, which stay as they are")

@@ -37,13 +37,14 @@ class Sheet:
     left_out: str
 
 
-def write_sheet(folder: Path, title: str = "") -> Sheet:
+def write_sheet(folder: Path, title: str = "", results: Results | None = None) -> Sheet:
     """Write ``index.html``, ``grid.png`` and missing thumbnails of a batch's folder.
 
     Args:
         title: what the page is called; the folder's name where it is empty.
+        results: what it shows; by default all that the folder's manifest has.
     """
-    results = read_results(folder, MOST_JOBS)
+    results = results or read_results(folder, MOST_JOBS)
     faults = make_thumbnails(folder, (file for job in results.jobs for file in job.files))
     write_text(folder / INDEX, page_text(results, faults, title or folder.resolve().name))
     pictures = [(job, job.files[0]) for job in results.jobs if job.files]

@@ -69,13 +69,14 @@ class Table:
 
 
 def open_table(path: Path) -> Table:
-    """A table by its name's ending; raises ``TableError`` for what is none."""
+    """A table by its name's ending; raises ``TableError`` for what is none, and
+    ``FileNotFoundError``."""
     suffix = path.suffix.lower()
     if suffix not in CSV + JSON_LINES + PARQUET:
         known = ", ".join(CSV + JSON_LINES + PARQUET)
         raise TableError(f"{path}: expected a table that ends in {known}")
     if not path.exists():
-        raise TableError(f"{path}: no such file")
+        raise FileNotFoundError(f"{path}: no such file")
     if path.is_dir():
         raise TableError(f"{path}: is a folder, expected a table")
     if suffix in JSON_LINES:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -12,6 +14,7 @@ from flux_core.files import reason
 
 from .draw import Drawer, Drawn
 from .jobs import Job
+from .progress import QUIET
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,23 @@ class LocalWorker:
 
     def results(self, jobs: Iterator[Job]) -> Generator[Result, None, None]:
         while (job := next(jobs, None)) is not None:
-            yield attempt(self.drawer, job, self.name)
+            with quiet_nodes():
+                result = attempt(self.drawer, job, self.name)
+            yield result
+
+
+@contextmanager
+def quiet_nodes() -> Iterator[None]:
+    """Nodes show no bars of their own inside the block: there is one for all jobs."""
+    before = os.environ.get(QUIET)
+    os.environ[QUIET] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[QUIET]
+        else:
+            os.environ[QUIET] = before
 
 
 def attempt(drawer: Drawer, job: Job, worker: str) -> Result:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .exit_codes import DONE, FAILED
 from .files import find_workflow
 from .outcome import Outcome
 
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--private", action="store_true", help="keep prompts and paths out of what is written"
     )
+    parser.add_argument("--no-sheet", action="store_true", help="write no page of the results")
     add_ray_arguments(parser)
 
 
@@ -83,7 +85,9 @@ def run(args: argparse.Namespace) -> Outcome:
 
     graph = headless.read_workflow(workflow)
     batch = Batch(graph, table, grid, read_mapping(args.map), args.out)
-    settings = BatchSettings(args.retries, args.fail_fast, args.limit, args.private)
+    settings = BatchSettings(
+        args.retries, args.fail_fast, args.limit, args.private, sheet=not args.no_sheet
+    )
 
     def workers() -> Workers:
         prompt = headless.to_api(graph)
@@ -96,4 +100,5 @@ def run(args: argparse.Namespace) -> Outcome:
         )
 
     summary = run_batch(batch, settings, workers)
-    return Outcome(str(summary))
+    status = DONE if summary.whole else FAILED
+    return Outcome(str(summary), summary.data(), status)

@@ -20,16 +20,18 @@ from fluxfit.nodes.headless import from_api
 
 from flux_core.receipts import KEY, Receipt, pixels_hash, png_bytes
 
+LEAST: dict[str, Any] = {
+    **{"steps": 1, "width": 64, "height": 64},
+    **{"transformer_precision": "bf16", "t5_precision": "bf16"},
+}
 API = Path(__file__).resolve().parents[2] / "workflows" / "api"
 
 
 def api_graph(name: str = "text_to_image") -> dict[str, Any]:
-    """A shipped workflow at the least size and number of steps."""
+    """A shipped workflow at the least size and number of steps, nothing of it to be quantized."""
     data = json.loads((API / f"{name}.json").read_text())
     for item in data.values():
-        for key, least in {"steps": 1, "width": 64, "height": 64}.items():
-            if key in item["inputs"]:
-                item["inputs"][key] = least
+        item["inputs"] |= {key: LEAST[key] for key in LEAST if key in item["inputs"]}
     return data
 
 
@@ -91,7 +93,9 @@ def draw_batch(
         folder / "out",
     )
     worker = LocalWorker(drawer or FakeDrawer())  # type: ignore[arg-type]
-    return run_batch(batch, BatchSettings(**settings), lambda: worker, progress or Lines())
+    return run_batch(
+        batch, BatchSettings(**{"sheet": False, **settings}), lambda: worker, progress or Lines()
+    )
 
 
 def entries(folder: Path) -> list[dict[str, Any]]:

@@ -41,9 +41,9 @@ def test_what_is_done_is_left_out_and_doubles_are_told():
     queue.note(job(1).id, 100, True)
     queue.note(job(2).id, 200, False)
     queue.note(job(9).id, 300, True)
-    told = [queue.add(job(number), [b"", b"", b""]) for number in (1, 2, 3)]
+    earlier = [queue.add(job(number), [b"", b"", b""]) for number in (1, 2, 3)]
     doubled = Job(job(2).id, 17, {})
-    assert told == [None, None, None] and queue.add(doubled, [b"", b"", b""]) == 2
+    assert earlier == [None, None, None] and queue.add(doubled, [b"", b"", b""]) == 2
     queue.add_broken(18, "no row")
     assert queue.order() == 2
     assert [one.line for one in queue.pending()] == [2, 3]

@@ -112,7 +112,7 @@ def test_what_is_no_table_is_refused_in_one_line(name, content, message, tmp_pat
 
 
 def test_a_missing_table_is_named(tmp_path):
-    with pytest.raises(TableError, match="t.csv: no such file"):
+    with pytest.raises(FileNotFoundError, match="t.csv: no such file"):
         open_table(tmp_path / "t.csv")
 
 
