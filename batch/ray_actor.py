@@ -43,7 +43,7 @@ class RayWorker:
 
     def start(self, task: Mapping[str, Any]) -> dict[str, Any]:
         """Open what the driver says; facts about this worker, ``unfit`` where it cannot draw."""
-        import ray
+        import ray  # type: ignore[import-not-found]
 
         about = {
             "node": ray.get_runtime_context().get_node_id(),

@@ -27,7 +27,7 @@ from .dispatch import Event, Finished, Lost, Ready, dispatch
 from .draw import Drawn
 from .jobs import Job
 from .node_files import NodeFiles
-from .ray_cluster import LOCAL, Placement, connect, import_ray, live_nodes, place
+from .ray_cluster import LOCAL, Placement, connected, live_nodes, place
 from .ray_drawer import DISK, FILES, TOKEN, task_for
 from .workers import Result
 
@@ -246,18 +246,13 @@ class RayWorkers:
         Raises ``ConfigError`` where there is no Ray, no cluster or no room on it, and what is wrong
         with the nodes where none of them can draw.
         """
-        ray = import_ray()
-        connect(self.address, self.workers)
-        try:
-            with token_in(self.out) as token:
-                pool = self.pool(ray, token)
-                try:
-                    pool.start()
-                    yield from dispatch(pool, jobs)
-                finally:
-                    pool.close()
-        finally:
-            ray.shutdown()
+        with connected(self.address, self.workers) as ray, token_in(self.out) as token:
+            pool = self.pool(ray, token)
+            try:
+                pool.start()
+                yield from dispatch(pool, jobs)
+            finally:
+                pool.close()
 
     def pool(self, ray: ModuleType, token: str) -> RayPool:
         """Workers as the cluster has room for them."""

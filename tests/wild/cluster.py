@@ -171,9 +171,7 @@ def report(args: argparse.Namespace, folder: Path, killed: Counter[str]) -> list
     expected = {entry["job"]: entry["pixels"] for entry in alone}
     equal = sum(entry["pixels"] == expected.get(entry["job"]) for entry in noted)
     held = {
-        path.stem: [pixels_hash(read_png_texts(path)[0])]
-        for path in files
-        if path.suffix == ".png"
+        path.stem: [pixels_hash(read_png_texts(path)[0])] for path in files if path.suffix == ".png"
     }
     written = sum(held.get(job) == pixels for job, pixels in expected.items())
     adopted = sum(bool(entry.get("adopted")) for entry in noted)
