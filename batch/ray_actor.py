@@ -38,12 +38,15 @@ def open_package(folder: str, core_parent: str) -> None:
 class RayWorker:
     """One worker: opens the graph once, then draws a job a call."""
 
-    def __init__(self, node_id: str | None = None) -> None:
+    def __init__(self) -> None:
         self.drawer: Any = None
 
     def start(self, task: Mapping[str, Any]) -> dict[str, Any]:
-        """Open what the driver says; facts about this worker, ``unfit`` where it cannot draw."""
-        import ray
+        """Open what the driver says; facts about this worker, ``unfit`` where it cannot draw.
+
+        ``drawing`` of the task is a module whose ``open_drawer`` gives what draws, and more facts.
+        """
+        import ray  # type: ignore[import-not-found]
 
         about = {
             "node": ray.get_runtime_context().get_node_id(),
@@ -52,7 +55,7 @@ class RayWorker:
         }
         try:
             open_package(task["folder"], task["core_parent"])
-            drawing = importlib.import_module(f"{PACKAGE}.batch.ray_drawer")
+            drawing = importlib.import_module(task["drawing"])
         except ImportError as fault:
             unfit = f"has no FluxFit that can be opened ({fault}): pip install 'fluxfit[ray]' there"
             return about | {"unfit": unfit, "kind": "setup"}

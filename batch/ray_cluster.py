@@ -7,14 +7,18 @@ could draw.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 from flux_core.errors import ConfigError, one_line
+
+log = logging.getLogger("fluxfit.ray")
 
 #: What ``--ray`` without an address means.
 LOCAL = "local"
@@ -49,40 +53,58 @@ class Placement:
 def import_ray() -> ModuleType:
     """Ray; raises ``ConfigError`` where it is not installed."""
     try:
-        import ray
+        import ray  # type: ignore[import-not-found]
     except ImportError as fault:
         raise ConfigError("--ray needs Ray: pip install 'fluxfit[ray]'") from fault
     return ray
 
 
-def connect(address: str, workers: int | None) -> None:
-    """Start a cluster (``LOCAL``) or join the one at an address; ``ray.shutdown()`` leaves it.
+class RayMessages(io.TextIOBase):
+    """Where Ray's daemons may print: stdout is the command's own, and deaths are told in a line."""
 
-    Raises ``ConfigError`` where none answers there.
+    def write(self, text: str) -> int:
+        if text.strip():
+            log.debug("%s", text.rstrip())
+        return len(text)
+
+
+@contextmanager
+def connected(address: str, workers: int | None) -> Iterator[ModuleType]:
+    """Ray with a cluster of its own (``LOCAL``), or with the one at an address, until the end.
+
+    Raises ``ConfigError`` where there is no Ray, or no cluster answers there.
     """
     ray = import_ray()
-    if ray.is_initialized():
-        return
-    options: dict[str, Any] = {
+    with redirect_stdout(RayMessages()):
+        try:
+            ray.init(**options(address, workers))
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as fault:
+            problem = one_line(str(fault))
+            raise ConfigError(f"--ray {address}: no cluster there ({problem})") from fault
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def options(address: str, workers: int | None) -> dict[str, Any]:
+    """What ``ray.init`` is asked for."""
+    common = {
         "address": address,
-        "include_dashboard": None,
         "log_to_driver": False,
         "logging_level": logging.ERROR,
         "namespace": "fluxfit",
     }
-    if address == LOCAL:
-        for name, value in QUIET_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        options |= {
-            "include_dashboard": False,
-            "num_cpus": max(os.cpu_count() or 1, workers or 1),
-            "object_store_memory": STORE_BYTES,
-            "_system_config": QUIET_CLUSTER,
-        }
-    try:
-        ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as fault:
-        raise ConfigError(f"--ray {address}: no cluster there ({one_line(str(fault))})") from fault
+    if address != LOCAL:
+        return common
+    for name, value in QUIET_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    return common | {
+        "include_dashboard": False,
+        "num_cpus": max(os.cpu_count() or 1, workers or 1),
+        "object_store_memory": STORE_BYTES,
+        "_system_config": QUIET_CLUSTER,
+    }
 
 
 def live_nodes() -> list[dict[str, Any]]:

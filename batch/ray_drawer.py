@@ -18,6 +18,7 @@ import flux_core
 from flux_core.errors import one_line
 from flux_core.files import reason, writing
 
+from . import ray_actor
 from .draw import Drawer, picture_path
 from .jobs import Job
 from .node_files import NodeFileError, NodeFiles
@@ -28,6 +29,8 @@ TOKEN = ".shared"
 #: What can be wrong with a node: its installation, its models, its disk.
 SETUP, FILES, DISK = "setup", "files", "disk"
 PACKAGE = Path(__file__).resolve().parents[1]
+#: This module, as a worker imports it.
+DRAWING = f"{ray_actor.PACKAGE}.batch.ray_drawer"
 
 
 def sources_digest() -> str:
@@ -47,6 +50,7 @@ def task_for(
     """What a worker needs to know before its first job, as the driver has it."""
     return {
         "folder": str(PACKAGE),
+        "drawing": DRAWING,
         "core_parent": str(Path(flux_core.__file__).resolve().parents[1]),
         "version": flux_core.__version__,
         "sources": sources_digest(),

@@ -27,8 +27,8 @@ from .dispatch import Event, Finished, Lost, Ready, dispatch
 from .draw import Drawn
 from .jobs import Job
 from .node_files import NodeFiles
-from .ray_cluster import LOCAL, Placement, connect, import_ray, live_nodes, place
-from .ray_drawer import DISK, FILES, TOKEN, task_for
+from .ray_cluster import LOCAL, Placement, connected, live_nodes, place
+from .ray_drawer import DISK, DRAWING, FILES, TOKEN, task_for
 from .workers import Result
 
 #: Times that a worker may die before it is ready, until nobody starts it again.
@@ -99,8 +99,9 @@ class RayPool:
         }
         if self.unfit:
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(self.unfit)})"}
+        task = dict(self.task) | {"number": slot.number}
         slot.actor = self.ray.remote(ray_actor.RayWorker).options(**options).remote()
-        self.calls[slot.actor.start.remote(self.task)] = (slot.number, None)
+        self.calls[slot.actor.start.remote(task)] = (slot.number, None)
 
     def send(self, worker: int, job: Job) -> None:
         sent = {
@@ -229,6 +230,7 @@ class RayWorkers:
         address: of a cluster that is there; ``LOCAL`` to start one on this machine.
         workers: how many; None for one a card, or where there are none one a node.
         gpus_per_worker: cards, or a part of one; None for one where there are cards.
+        drawing: the module that opens what draws (see ``ray_actor``).
         say: takes lines for the person.
     """
 
@@ -238,6 +240,7 @@ class RayWorkers:
     address: str = LOCAL
     workers: int | None = None
     gpus_per_worker: float | None = None
+    drawing: str = DRAWING
     say: Say = lambda text: print(text, file=sys.stderr)
 
     def results(self, jobs: Iterator[Job]) -> Generator[Result, None, None]:
@@ -246,18 +249,13 @@ class RayWorkers:
         Raises ``ConfigError`` where there is no Ray, no cluster or no room on it, and what is wrong
         with the nodes where none of them can draw.
         """
-        ray = import_ray()
-        connect(self.address, self.workers)
-        try:
-            with token_in(self.out) as token:
-                pool = self.pool(ray, token)
-                try:
-                    pool.start()
-                    yield from dispatch(pool, jobs)
-                finally:
-                    pool.close()
-        finally:
-            ray.shutdown()
+        with connected(self.address, self.workers) as ray, token_in(self.out) as token:
+            pool = self.pool(ray, token)
+            try:
+                pool.start()
+                yield from dispatch(pool, jobs)
+            finally:
+                pool.close()
 
     def pool(self, ray: ModuleType, token: str) -> RayPool:
         """Workers as the cluster has room for them."""
@@ -266,6 +264,7 @@ class RayWorkers:
         placement = place(resources, self.workers, self.gpus_per_worker, cores)
         threads, private = placement.threads, self.private
         task = task_for(self.graph, self.out, private=private, threads=threads, token=token)
+        task["drawing"] = self.drawing
         return RayPool(ray, placement, task, NodeFiles(from_api(self.graph)), self.say)
 
 
