@@ -6,6 +6,7 @@ from .core_import import import_core
 import_core()
 
 from . import host, live_plan, receipts
+from .batch import FluxFitBatch
 from .calibration import FluxFitCalibrate, FluxFitMeasurePrecision
 from .control import ControlNetUpscalerFP8, FluxFitControlNet
 from .dataset import FluxFitDataset
@@ -30,6 +31,7 @@ from .precision import FluxFitPrecisionPlan, FluxFitSaveQuantized
 from .reference import FluxFitReference, FluxFitReferenceAttention
 from .regions import FluxFitRegion, FluxFitRegionalPrompts
 from .sampler import FluxSampler
+from .tables import FluxFitTable
 from .text import FluxTextEncode
 from .train import FluxFitResumeTraining, FluxFitTrainLora, FluxFitTrainSettings
 from .vision import FluxFitRedux, FluxFitReduxLoader, FluxFitVisionLoader
@@ -68,6 +70,8 @@ NODES: dict[type, str] = {
     FluxFitSaveQuantized: "FLUX Save Quantized",
     FluxFitCompare: "FLUX Compare",
     FluxFitGrid: "FLUX Grid",
+    FluxFitTable: "FLUX Table",
+    FluxFitBatch: "FLUX Batch",
     FluxFitDataset: "FLUX Dataset",
     FluxFitTrainSettings: "FLUX Train Settings",
     FluxFitTrainLora: "FLUX Train LoRA",

@@ -1,6 +1,6 @@
 """What nodes need of ComfyUI: folders, devices, progress, previews, interrupts.
 
-This file, ``memory_manager`` and ``bridge`` are the only ones that know it.
+This file, ``host_execution``, ``memory_manager`` and ``bridge`` are the only ones that know it.
 
 Outside of the host the same functions give plain equivalents, so that every node runs without one:
 model folders under ``FLUXFIT_MODELS`` laid out as the host's, a text progress bar, no previews.

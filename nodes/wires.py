@@ -35,6 +35,7 @@ FLUX_REGIONS = "FLUX_REGIONS"
 FLUX_DATASET = "FLUX_DATASET"
 FLUX_TRAIN_SETTINGS = "FLUX_TRAIN_SETTINGS"
 FLUX_STITCH = "FLUX_STITCH"
+FLUXFIT_TABLE = "FLUXFIT_TABLE"
 COMPILER = "inductor"
 CATEGORY = "FluxFit"
 #: Nodes by what a person wants to do.
@@ -48,6 +49,7 @@ PRECISION = f"{CATEGORY}/precision"
 PICTURES = f"{CATEGORY}/pictures"
 INPAINTING = f"{CATEGORY}/inpainting"
 TRAINING = f"{CATEGORY}/training"
+BATCHES = f"{CATEGORY}/batch"
 
 
 class Latent(TypedDict, total=False):

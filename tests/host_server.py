@@ -15,10 +15,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -129,12 +130,18 @@ NODE_CLASS_MAPPINGS = {}
 
 
 @contextmanager
-def running_server(base: Path, *flags: str) -> Iterator[Server]:
-    """The host with FluxFit and more flags; its models, inputs and outputs in a new folder."""
+def running_server(
+    base: Path, *flags: str, packs: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Server]:
+    """The host with FluxFit and more flags; its models, inputs and outputs in a new folder.
+
+    ``packs`` are packs of nodes by name: the text of each one's ``__init__.py``.
+    """
     (base / "custom_nodes").mkdir()
     (base / "custom_nodes" / "FluxFit").symlink_to(ROOT, target_is_directory=True)
-    (base / "custom_nodes" / "watcher").mkdir()
-    (base / "custom_nodes" / "watcher" / "__init__.py").write_text(WATCHER)
+    for name, text in {"watcher": WATCHER, **packs}.items():
+        (base / "custom_nodes" / name).mkdir()
+        (base / "custom_nodes" / name / "__init__.py").write_text(text)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

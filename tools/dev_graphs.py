@@ -12,6 +12,7 @@ from tools.graphs import (
     SAMPLING,
     Description,
     Node,
+    batch_table,
     compare_precisions,
     dev_upscale,
     drawing,
@@ -232,6 +233,7 @@ def descriptions() -> dict[str, Description]:
         "upscale": pocket_upscale(),
         "compare_precisions": compare_precisions(),
         "train_lora": train_lora(),
+        "batch_table": batch_table(),
         "flux1_dev_fp8_offload": with_report(
             drawing(
                 "a red fox asleep in fresh snow, morning light, photograph",

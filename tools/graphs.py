@@ -258,6 +258,24 @@ def compare_precisions() -> Description:
     }
 
 
+def batch_table() -> Description:
+    """A table of sentences and seeds, each row a picture."""
+    sampling = SAMPLING | {"steps": 12}
+    graph = drawing(PROMPT, 256, POCKET_FILES, [], sampling, "")
+    del graph["save"]
+    number = 1 + list(graph).index("prompt")
+    mapping = f"prompt={number}.prompt"
+    return graph | {
+        "table": Node("FluxFitTable", {"table": "shapes.csv", "mapping": mapping}),
+        "batch": Node(
+            "FluxFitBatch",
+            {"folder": "FluxFit/batch_table"},
+            {"table": ("table", 0), "images": ("decode", 0)},
+        ),
+        "grid": Node("PreviewImage", {}, {"images": ("batch", 1)}),
+    }
+
+
 CONCEPT = "a red crescent on a blue background"
 
 

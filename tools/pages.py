@@ -105,6 +105,27 @@ def train_lora() -> Page:
     )
 
 
+def batch_table() -> Page:
+    return Page(
+        note(
+            "Batch over a table",
+            """A table of six sentences and seeds, drawn row by row into a folder of the output
+            folder, with a page to look at (`index.html`). Queue again to go on where it stopped:
+            what is done is not drawn twice.""",
+            POCKET + " Tables lie in ComfyUI's `input`: CSV, JSONL or Parquet.",
+            """the table, whose columns are called `NODE.INPUT` or get an input by `mapping`; a
+            `grid` such as `seed=1..8` draws every row with every value. Then `folder`.""",
+        ),
+        {
+            "Load": LOAD,
+            "Prompt": [["prompt", "negative", "size"]],
+            "Sample": [["sampler"]],
+            "Table": [["table", "decode"]],
+            "Result": [["batch"], ["grid"]],
+        },
+    )
+
+
 def flux1_dev_fp8_offload() -> Page:
     return Page(
         note(
@@ -341,6 +362,7 @@ PAGES = {
         upscale,
         compare_precisions,
         train_lora,
+        batch_table,
         flux1_dev_fp8_offload,
         flux1_dev_upscaler_fp8,
         swap_the_loader,

@@ -85,6 +85,23 @@ def ordered_from(graph: Graph, ends: Sequence[str]) -> list[str]:
     return list(order)
 
 
+def awake(graph: Graph, order: Sequence[str]) -> list[str]:
+    """Of the nodes that outputs need those that run: what comes into a lazy input runs only where
+    its node asks for it, and none of ours does."""
+    lazy = {
+        (key, name)
+        for key in order
+        for name, (_, options) in input_specs(KNOWN_NODES[graph[key].type]).items()
+        if options.get("lazy")
+    }
+    needed: set[str] = set()
+    for key in reversed(order):
+        if key in needed or is_output(graph[key]):
+            needed.add(key)
+            needed |= {link.node for name, link in links_of(graph[key]) if (key, name) not in lazy}
+    return [key for key in order if key in needed]
+
+
 def links_of(step: Step) -> Iterator[tuple[str, Link]]:
     for name, value in step.inputs.items():
         if isinstance(value, Link):

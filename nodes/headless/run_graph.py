@@ -20,7 +20,7 @@ from flux_core.receipts import KEY, Receipt, pixels_hash, saved_pixels
 from flux_core.record import Note, recording
 
 from .graph import KNOWN_NODES, Graph, Link, Step, WorkflowError, input_specs
-from .graph_check import check, is_output, left_out, ordered_from
+from .graph_check import awake, check, is_output, left_out, ordered_from
 from .signature import by_stamp, signatures
 from .workflow_file import to_api
 
@@ -79,7 +79,8 @@ class GraphRunner:
         order = check(graph)
         for step in left_out(graph, order):
             log.warning("%s runs in ComfyUI alone, and nothing here needs it: left out", step.label)
-        return {key: ran.values for key, ran in self._run(graph, order, on_node).items()}
+        ran = self._run(graph, awake(graph, order), on_node)
+        return {key: each.values for key, each in ran.items()}
 
     def images(
         self, graph: Graph, on_node: OnNode | None = None, savers: Sequence[str] | None = None
@@ -131,7 +132,7 @@ class GraphRunner:
         kwargs = {
             name: results[value.node].values[value.slot] if isinstance(value, Link) else value
             for name, value in step.inputs.items()
-            if name in specs
+            if name in specs and not specs[name][1].get("lazy")
         }
         kwargs |= hidden_inputs(node_class, graph, step.id, results)
         node = self.nodes.setdefault((step.id, step.type), node_class())
