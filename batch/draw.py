@@ -49,7 +49,7 @@ class Drawer:
     ) -> None:
         self.graph = from_api(graph)
         self.private, self.hashes = private, dict(hashes or {})
-        self.runner = GraphRunner()
+        self.runner = GraphRunner(private)
 
     def draw(self, job: Job) -> list[Drawn]:
         """The pictures of a job; raises what its nodes raise."""
@@ -59,8 +59,6 @@ class Drawer:
         drawn = []
         for picture in pictures:
             picture = replace(picture, receipt=replace(picture.receipt, job=about))
-            if self.private:
-                picture = replace(picture, prompt={})
             name = picture_name(job.id, picture.node, picture.index, len(pictures))
             content = png_bytes(picture.pixels, picture.texts)
             drawn.append(Drawn(name, content, picture.receipt.pixels))

@@ -1,4 +1,4 @@
-"""Say what a checkpoint holds."""
+"""Say what a file of weights holds, or how a picture was made."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .outcome import Outcome
 
-HELP = "say what a checkpoint holds"
+HELP = "say what a file of weights holds, or how a picture was made"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +16,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Outcome:
     from flux_core.checkpoint.inspect import describe_file
+    from flux_core.pictures import is_picture
 
+    if is_picture(args.file):
+        return about_picture(args.file)
     text = describe_file(args.file)
     return Outcome(text, {"file": args.file, "text": text})
+
+
+def about_picture(path: Path) -> Outcome:
+    """What a picture says of itself; raises ``ValueError`` naming it where that is nothing."""
+    from flux_core.receipts.describe import describe_receipt
+
+    from ..nodes.headless.replay import PictureFile
+    from ..nodes.headless.workflow_file import to_api
+
+    picture = PictureFile.open(path)
+    height, width = picture.pixels.shape[:2]
+    graph = to_api(picture.graph) if picture.has_graph else None
+    lines = [f"{path}: {width}x{height}"]
+    if picture.receipt is None:
+        lines.append("no receipt of FluxFit's")
+    else:
+        lines.append(describe_receipt(picture.receipt))
+        lines.append(f"pixels {'changed since they were' if picture.changed else 'as'} saved")
+    lines.append("no graph" if graph is None else f"a graph of {len(graph)} nodes")
+    receipt = None if picture.receipt is None else picture.receipt.to_json()
+    data = {"width": width, "height": height, "changed": picture.changed}
+    return Outcome("\n".join(lines), {"file": path, **data, "receipt": receipt, "graph": graph})

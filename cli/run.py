@@ -21,6 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NODE.INPUT=VALUE",
         help="change a value; NODE is its number or class",
     )
+    parser.add_argument(
+        "--private", action="store_true", help="keep prompts and paths out of pictures' files"
+    )
 
 
 def run(args: argparse.Namespace) -> Outcome:
@@ -30,7 +33,7 @@ def run(args: argparse.Namespace) -> Outcome:
     for assignment in args.set:
         headless.set_value(graph, assignment)
     started = time.monotonic()
-    results = headless.run(graph)
+    results = headless.GraphRunner(args.private).run(graph)
     seconds, pictures = time.monotonic() - started, headless.saved_images(results)
     text = [str(accounts.total), *(f"picture: {path}" for path in pictures)]
     memory = memory_data(accounts.total)

@@ -22,7 +22,7 @@ from .graph import Graph, WorkflowError
 from .graph_check import ordered_from
 from .run_graph import GraphRunner, OnNode, SavedPicture, saving_nodes
 from .signature import FileValue, file_values
-from .workflow_file import graph_in_texts, parse
+from .workflow_file import GRAPHS, graph_in_texts, parse
 
 log = logging.getLogger("fluxfit")
 
@@ -55,6 +55,11 @@ class PictureFile:
                 return parse(data)
         private = "" if self.receipt is None else ": it was saved with --private, or by a program"
         raise WorkflowError(f"{self.path}: does not say what was asked for{private}")
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether it says what was asked for."""
+        return any(key in self.texts for key in GRAPHS)
 
     @property
     def changed(self) -> bool:

@@ -64,9 +64,10 @@ def run(graph: Graph, on_node: OnNode | None = None) -> dict[str, Any]:
 
 
 class GraphRunner:
-    """Runs graphs, and keeps what the last one's nodes gave."""
+    """Runs graphs, and keeps what the last one's nodes gave; what is ``private`` saves no graph."""
 
-    def __init__(self) -> None:
+    def __init__(self, private: bool = False) -> None:
+        self.private = private
         self.kept: dict[str, Ran] = {}
         self.nodes: dict[tuple[str, str], Any] = {}
 
@@ -99,7 +100,8 @@ class GraphRunner:
             for index, image in enumerate(images):
                 pixels = saved_pixels(image)
                 mine = receipt.of_picture(pixels_hash(pixels), node, index, len(images))
-                pictures.append(SavedPicture(node, index, len(images), pixels, mine, to_api(graph)))
+                prompt = {} if self.private else to_api(graph)
+                pictures.append(SavedPicture(node, index, len(images), pixels, mine, prompt))
         return pictures
 
     def _run(self, graph: Graph, order: Sequence[str], on_node: OnNode | None) -> dict[str, Ran]:
@@ -134,7 +136,7 @@ class GraphRunner:
             for name, value in step.inputs.items()
             if name in specs and not specs[name][1].get("lazy")
         }
-        kwargs |= hidden_inputs(node_class, graph, step.id, results)
+        kwargs |= hidden_inputs(node_class, graph, step.id, results, self.private)
         node = self.nodes.setdefault((step.id, step.type), node_class())
         with recording() as notes:
             try:
@@ -155,14 +157,14 @@ def saving_nodes(graph: Graph) -> list[str]:
 
 
 def hidden_inputs(
-    node_class: type, graph: Graph, key: str, results: Mapping[str, Ran]
+    node_class: type, graph: Graph, key: str, results: Mapping[str, Ran], private: bool
 ) -> dict[str, Any]:
     """What a node asks for that no wire brings: of the host's hidden inputs, the prompt, the node's
     own number, and what goes into pictures beside the prompt."""
     hidden = node_class.INPUT_TYPES().get("hidden", {})  # type: ignore[attr-defined]
     given = {}
     for name, kind in hidden.items():
-        if kind == "PROMPT":
+        if kind == "PROMPT" and not private:
             given[name] = to_api(graph)
         elif kind == "UNIQUE_ID":
             given[name] = key

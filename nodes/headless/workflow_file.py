@@ -14,6 +14,9 @@ from flux_core.receipts import read_png_texts
 from .graph import KNOWN_NODES, Graph, Link, Step, WorkflowError, input_name, input_specs, node_type
 from .page import from_ui
 
+#: Texts of a picture that hold a graph: as it ran, and as the page has it.
+GRAPHS = ("prompt", "workflow")
+
 
 def read_workflow(path: str | Path) -> Graph:
     """Read a file of either format, or a picture that was saved with its workflow.
@@ -41,7 +44,7 @@ def from_picture(path: Path) -> Any:
 def graph_in_texts(texts: Mapping[str, str], first: str) -> Any:
     """A picture's graph, of the two that there may be the ``first``: ``workflow``, as the page has
     it, or ``prompt``, as it ran; None where there is none."""
-    for key in sorted(("prompt", "workflow"), key=lambda key: key != first):
+    for key in sorted(GRAPHS, key=lambda key: key != first):
         if key in texts:
             return parse_json(texts[key], lenient=True)
     return None

@@ -174,3 +174,36 @@ def test_webp_of_the_host_is_read_too(drawn, tmp_path):
     picture.save(tmp_path / "a.webp", exif=exif, lossless=True)
     code, out, _ = run_command("replay", str(tmp_path / "a.webp"))
     assert code == 0 and "same bits" in out
+
+
+def test_inspect_says_how_a_picture_was_made(drawn, tmp_path):
+    code, out, _ = run_command("inspect", str(drawn))
+    assert code == 0
+    for words in (
+        "64x96",
+        "drawn by fluxfit_pocket.safetensors (fp8_scaled)",
+        "seed 7, euler, simple, 2 steps",
+        "file fluxfit_pocket_vae.safetensors: sha256 4",
+        "policy none",
+        "pixels as saved",
+        "a graph of 8 nodes",
+    ):
+        assert words in out, words
+    data = json.loads(run_command("inspect", str(drawn), "--json")[1])
+    assert data["receipt"]["picture"] == {"node": "8", "index": 1, "of": 2}
+    code, out, _ = run_command("inspect", str(changed(drawn, tmp_path, prompt=None)))
+    assert code == 0 and "no graph" in out
+    code, out, _ = run_command("inspect", str(changed(drawn, tmp_path, **{KEY: None})))
+    assert code == 0 and "no receipt" in out
+
+
+def test_private_pictures_hold_no_prompt_and_no_path(drawn, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, texts = read_png_texts(drawn)
+    (tmp_path / "graph.json").write_text(texts["prompt"])
+    assert run_command("run", "graph.json", "--private")[0] == 0
+    picture = next(tmp_path.rglob("*.png"))
+    _, texts = read_png_texts(picture)
+    assert set(texts) == {KEY} and "heart" not in texts[KEY] and "/" not in texts[KEY]
+    code, _, err = run_command("replay", str(picture))
+    assert code == 2 and "--private" in err
