@@ -11,7 +11,7 @@ from flux_core.report.pictures import grid
 from flux_core.train.config import ON_EMPTY, ON_FAULT, DataConfig
 from flux_core.train.dataset import DataProblems, Item, picture_of_size, read_items, summarize
 
-from . import host
+from .training_files import dataset_names, dataset_path
 from .widgets import ADVANCED, choice, integer, socket, text, toggle
 from .wires import FLUX_DATASET, TRAINING
 
@@ -50,7 +50,7 @@ class FluxFitDataset:
         return {
             "required": {
                 "folder": choice(
-                    host.dataset_names(), "A folder with pictures, inside ComfyUI's input folder."
+                    dataset_names(), "A folder with pictures, inside ComfyUI's input folder."
                 ),
                 "resolution": integer(
                     512, 64, 2048, "Side of a square whose area pictures are brought to.", step=16
@@ -96,7 +96,7 @@ class FluxFitDataset:
         empty_captions: str = "refuse",
     ):
         config = DataConfig(
-            folder=str(host.dataset_path(folder)),
+            folder=str(dataset_path(folder)),
             repeats=repeats,
             resolutions=(resolution,),
             step=bucket_step,
@@ -116,7 +116,7 @@ class FluxFitDataset:
 
     @classmethod
     def IS_CHANGED(cls, folder: str, **_: object):
-        files = sorted(host.dataset_path(folder).rglob("*"))
+        files = sorted(dataset_path(folder).rglob("*"))
         return str([(f.name, f.stat().st_mtime_ns) for f in files if f.is_file()])
 
 

@@ -25,8 +25,7 @@ from PIL import Image
 
 from flux_core.errors import one_line
 from flux_core.files import below, folders_below, is_hidden, reason
-from flux_core.pictures import is_picture
-from flux_core.pocket import ASSETS, POCKET
+from flux_core.pocket import POCKET
 
 log = logging.getLogger("fluxfit")
 
@@ -84,7 +83,7 @@ class RunningPrompt(NamedTuple):
     id: str
     #: Types of its nodes, by their ids.
     nodes: dict[str, str]
-    #: The node that runs, where the host says it: for a page that listens.
+    #: The node that runs, where the host says it.
     node: str | None = None
     #: What the page queued beside the graph.
     extra: Mapping[str, Any] = MappingProxyType({})
@@ -110,8 +109,16 @@ def running_prompt() -> RunningPrompt | None:
     queue = getattr(server, "prompt_queue", None)
     for _, number, graph, extra, *_ in list(queue.currently_running.values()) if queue else ():
         nodes = {str(key): str(node.get("class_type")) for key, node in graph.items()}
-        return RunningPrompt(str(number), nodes, getattr(server, "last_node_id", None), extra)
+        node = getattr(server, "last_node_id", None) or executing_node()
+        return RunningPrompt(str(number), nodes, node, extra)
     return None
+
+
+def executing_node() -> str | None:
+    """The node that runs in this thread, which the host knows without a page that listens too."""
+    utils = sys.modules.get("comfy_execution.utils")
+    context = None if utils is None else utils.get_executing_context()
+    return None if context is None else str(context.node_id)
 
 
 def free_share() -> float:
@@ -268,31 +275,6 @@ def plan_names() -> list[str]:
         if name.endswith(".json")
     ]
     return sorted(set(names))
-
-
-def dataset_roots() -> list[Path]:
-    """Where folders of pictures lie: the input folder, and those that FluxFit ships."""
-    return [input_folder(), ASSETS / "datasets"]
-
-
-def dataset_names() -> list[str]:
-    """Folders that hold pictures, without repeats."""
-    matches = [
-        folder.relative_to(root).as_posix()
-        for root in dataset_roots()
-        for folder, files in folders_below(root)
-        if folder != root and any(is_picture(Path(name)) for name in files)
-    ]
-    return list(dict.fromkeys(matches))
-
-
-def dataset_path(name: str) -> Path:
-    """The folder of that name; raises ``FileNotFoundError`` where there is none."""
-    for root in dataset_roots():
-        path = inside(root, name)
-        if path.is_dir():
-            return path
-    raise FileNotFoundError(f"no folder {name!r} in the input folder {input_folder()}")
 
 
 def inside(root: Path, name: str) -> Path:

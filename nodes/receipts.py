@@ -12,7 +12,7 @@ import json
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from flux_core.files import reason
@@ -78,7 +78,7 @@ def node_hashes(graph: Mapping[str, Any]) -> dict[str, str]:
             break
         for key in ready:
             inputs = {
-                name: [hashes[value[0]], value[1]] if is_wire(value, graph) else value
+                name: [hashes[str(value[0])], value[1]] if is_wire(value, graph) else value
                 for name, value in graph[key].get("inputs", {}).items()
             }
             text = json.dumps([key, graph[key].get("class_type"), inputs], default=repr)
@@ -89,11 +89,12 @@ def node_hashes(graph: Mapping[str, Any]) -> dict[str, str]:
 
 def above(node: Mapping[str, Any], graph: Mapping[str, Any]) -> set[str]:
     """The nodes that one reads."""
-    return {value[0] for value in node.get("inputs", {}).values() if is_wire(value, graph)}
+    return {str(value[0]) for value in node.get("inputs", {}).values() if is_wire(value, graph)}
 
 
 def is_wire(value: Any, graph: Mapping[str, Any]) -> bool:
-    return isinstance(value, Sequence) and len(value) == 2 and value[0] in graph
+    """Whether an input is a wire; a pair of other things is a value."""
+    return isinstance(value, list) and len(value) == 2 and str(value[0]) in graph
 
 
 def on_prompt(data: dict[str, Any]) -> dict[str, Any]:

@@ -6,13 +6,40 @@ from dataclasses import replace
 from pathlib import Path
 
 from flux_core.checkpoint.reader import open_source
-from flux_core.files import parse_json, write_new, writing
+from flux_core.files import folders_below, parse_json, write_new, writing
+from flux_core.pictures import is_picture
+from flux_core.pocket import ASSETS
 from flux_core.train import ConfigError, TrainConfig
 
 from . import host
 
 #: Where runs are, below the output folder.
 RUNS = "training"
+
+
+def dataset_roots() -> list[Path]:
+    """Where folders of pictures lie: the input folder, and those that FluxFit ships."""
+    return [host.input_folder(), ASSETS / "datasets"]
+
+
+def dataset_names() -> list[str]:
+    """Folders that hold pictures, without repeats."""
+    matches = [
+        folder.relative_to(root).as_posix()
+        for root in dataset_roots()
+        for folder, files in folders_below(root)
+        if folder != root and any(is_picture(Path(name)) for name in files)
+    ]
+    return list(dict.fromkeys(matches))
+
+
+def dataset_path(name: str) -> Path:
+    """The folder of that name; raises ``FileNotFoundError`` where there is none."""
+    for root in dataset_roots():
+        path = host.inside(root, name)
+        if path.is_dir():
+            return path
+    raise FileNotFoundError(f"no folder {name!r} in the input folder {host.input_folder()}")
 
 
 def within_folders(config: TrainConfig, run: str, runs_folder: Path) -> TrainConfig:
@@ -22,7 +49,7 @@ def within_folders(config: TrainConfig, run: str, runs_folder: Path) -> TrainCon
     """
     if config.name != run:
         raise ConfigError(f"{run}: its settings are of a run {config.name!r}")
-    roots = [root.resolve() for root in host.dataset_roots()]
+    roots = [root.resolve() for root in dataset_roots()]
     for folder in (*(data.folder for data in config.data), config.validation.folder):
         real = Path(folder).resolve()
         if folder and not any(real.is_relative_to(root) for root in roots):

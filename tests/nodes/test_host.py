@@ -7,7 +7,7 @@ import sys
 import types
 
 import pytest
-from fluxfit.nodes import host
+from fluxfit.nodes import host, training_files
 
 
 def test_folders_are_listed_without_what_is_hidden_and_without_end(tmp_path):
@@ -30,7 +30,7 @@ def test_folders_of_pictures_are_data_sets(tmp_path, monkeypatch):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
-    names = host.dataset_names()
+    names = training_files.dataset_names()
     assert {"cats", "cats/deep"} <= set(names) and not {"words", "."} & set(names)
 
 

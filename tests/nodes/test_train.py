@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fluxfit.nodes import host
+from fluxfit.nodes import host, training_files
 from fluxfit.nodes.dataset import FluxFitDataset
 from fluxfit.nodes.train import run_names
 
@@ -68,7 +68,7 @@ def train(loaded, dataset, train_settings, **more):
 
 
 def test_a_dataset_is_chosen_by_name_and_shown(working_folder):
-    assert host.dataset_names() == ["mine/flat", "crescent"]
+    assert training_files.dataset_names() == ["mine/flat", "crescent"]
     dataset, pictures, report = opened(trigger="abc")
     assert report == "5 pictures: 5 of 64x64" and pictures.ndim == 4
     more, _, report = opened("crescent", dataset=dataset, repeats=2)
