@@ -58,7 +58,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(where, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("moment", ["drawing", "between picture and line"])
 def test_an_interrupt_says_how_to_go_on(moment, tmp_path, monkeypatch):
-    told = Lines()
+    shown = Lines()
 
     def interrupt(*_):
         if len(pictures(tmp_path)) >= 3:
@@ -66,11 +66,11 @@ def test_an_interrupt_says_how_to_go_on(moment, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         if moment == "drawing":
-            draw_batch(tmp_path, FakeDrawer(interrupt), grid=GRID, progress=told)
+            draw_batch(tmp_path, FakeDrawer(interrupt), grid=GRID, progress=shown)
         add = Manifest.add
         patch.setattr(Manifest, "add", lambda self, entry: interrupt() or add(self, entry))
-        draw_batch(tmp_path, grid=GRID, progress=told)
-    assert told.lines[-1].endswith("of 6 jobs are done; the same command goes on from there")
+        draw_batch(tmp_path, grid=GRID, progress=shown)
+    assert shown.lines[-1].endswith("of 6 jobs are done; the same command goes on from there")
     goes_on(tmp_path)
 
 
@@ -103,11 +103,11 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
 
 
 def test_a_folder_of_something_else_keeps_what_it_has(tmp_path):
-    out, told = tmp_path / "out", Lines()
+    out, shown = tmp_path / "out", Lines()
     out.mkdir()
     (out / "holiday.jpg").write_bytes(b"mine")
-    draw_batch(tmp_path, grid=GRID, progress=told)
-    assert "has 1 other files and folders, which stay as they are" in told.lines[0]
+    draw_batch(tmp_path, grid=GRID, progress=shown)
+    assert "has 1 other files and folders, which stay as they are" in shown.lines[0]
     assert (out / "holiday.jpg").read_bytes() == b"mine"
 
 
@@ -133,11 +133,11 @@ def test_another_workflow_in_the_same_folder_is_told(tmp_path):
 
 
 def test_broken_rows_are_told_by_line_and_the_others_drawn(tmp_path):
-    told = Lines()
+    shown = Lines()
     table = "prompt,seed\na,1\nb,x\nc\na,1\nd,-5\ne,5\n"
-    summary = draw_batch(tmp_path, table=table, progress=told)
+    summary = draw_batch(tmp_path, table=table, progress=shown)
     assert (summary.rows, summary.broken, summary.duplicates, summary.drawn) == (6, 3, 1, 2)
-    lines = [line.partition("table.csv: ")[2] for line in told.lines]
+    lines = [line.partition("table.csv: ")[2] for line in shown.lines]
     assert lines[0].startswith("line 3: node 6 (FluxSampler): 'seed' is 'x', expected INT")
     assert lines[1] == "line 4: 1 cell, expected 2: left out"
     assert lines[2] == "line 5: asks for the same as that of 2: drawn once"
@@ -146,9 +146,9 @@ def test_broken_rows_are_told_by_line_and_the_others_drawn(tmp_path):
 
 
 def test_many_broken_rows_are_told_as_a_number(tmp_path):
-    told = Lines()
-    draw_batch(tmp_path, table="seed\n1\n" + 50 * "x\n", progress=told)
-    assert len(told.lines) == 21 and told.lines[-1].startswith("and 30 more such rows")
+    shown = Lines()
+    draw_batch(tmp_path, table="seed\n1\n" + 50 * "x\n", progress=shown)
+    assert len(shown.lines) == 21 and shown.lines[-1].startswith("and 30 more such rows")
 
 
 def test_a_table_of_which_nothing_can_be_drawn_is_an_error(tmp_path):
@@ -208,7 +208,7 @@ def test_a_sheet_that_fails_does_not_fail_the_batch(tmp_path, monkeypatch):
         raise OSError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr("fluxfit.batch.sheet.write_sheet", fail)
-    told = Lines()
-    summary = draw_batch(tmp_path, grid=GRID, sheet=True, progress=told)
-    assert summary.done == 6 and told.lines == ["no sheet of the results: Permission denied"]
+    shown = Lines()
+    summary = draw_batch(tmp_path, grid=GRID, sheet=True, progress=shown)
+    assert summary.done == 6 and shown.lines == ["no sheet of the results: Permission denied"]
     assert run_module.BatchSettings().sheet
