@@ -24,15 +24,16 @@ log = logging.getLogger("fluxfit.ray")
 LOCAL = "local"
 #: Bytes of a local object store: pictures pass through it only where no folder is shared.
 STORE_BYTES = 128 * 2**20
-#: Ray's settings for a cluster that lives as long as one command on one machine.
-QUIET_CLUSTER = {
-    "enable_metrics_collection": False,
-    "metrics_report_interval_ms": 600_000,
-    "task_events_report_interval_ms": 0,
-    "enable_export_api_write": False,
-    "event_stats": False,
+#: Settings of a cluster that lives as long as one command on one machine: no telemetry, no metrics,
+#: no history of tasks. Ray reads them when it is imported.
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_metrics_report_interval_ms": "600000",
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_event_stats": "0",
 }
-QUIET_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,9 @@ def connected(address: str, workers: int | None) -> Iterator[ModuleType]:
 
     Raises ``ConfigError`` where there is no Ray, or no cluster answers there.
     """
+    if address == LOCAL:
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
     ray = import_ray()
     with redirect_stdout(RayMessages()):
         try:
@@ -97,13 +101,10 @@ def options(address: str, workers: int | None) -> dict[str, Any]:
     }
     if address != LOCAL:
         return common
-    for name, value in QUIET_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     return common | {
         "include_dashboard": False,
         "num_cpus": max(os.cpu_count() or 1, workers or 1),
         "object_store_memory": STORE_BYTES,
-        "_system_config": QUIET_CLUSTER,
     }
 
 

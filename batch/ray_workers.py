@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import secrets
 import sys
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -66,6 +67,7 @@ class RayPool:
     Attributes:
         task: what each is started with.
         calls: what workers have not answered yet: their number, and the job if it is one.
+        settled: what happened without a worker.
         unfit: nodes that cannot draw, by id, and why.
         makes: what workers compute with, and the first of each.
         fault: what the batch ends with where no worker is left.
@@ -78,6 +80,7 @@ class RayPool:
     say: Say
     slots: dict[int, Slot] = field(default_factory=dict)
     calls: dict[Any, tuple[int, Job | None]] = field(default_factory=dict)
+    settled: deque[Event] = field(default_factory=deque)
     unfit: dict[str, str] = field(default_factory=dict)
     makes: dict[str, str] = field(default_factory=dict)
     fault: Exception | None = None
@@ -104,16 +107,18 @@ class RayPool:
         self.calls[slot.actor.start.remote(task)] = (slot.number, None)
 
     def send(self, worker: int, job: Job) -> None:
-        sent = {
-            "id": job.id,
-            "line": job.line,
-            "values": job.values,
-            "files": self.files.needed(job),
-        }
+        try:
+            files = list(self.files.needed(job))
+        except (ValueError, OSError) as fault:  # it was here when the table was read
+            self.settled.append(Finished(worker, Result(job, error=one_line(str(fault)))))
+            return
+        sent = {"id": job.id, "line": job.line, "values": job.values, "files": files}
         self.calls[self.slots[worker].actor.draw.remote(sent)] = (worker, job)
 
     def wait(self) -> Event:
         while True:
+            if self.settled:
+                return self.settled.popleft()
             if not self.calls:
                 raise self.fault or ConfigError("--ray: no worker is left")
             started = any(slot.name for slot in self.slots.values())

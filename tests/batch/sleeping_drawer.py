@@ -22,11 +22,11 @@ class SleepingDrawer:
 
     def draw(self, job: Mapping[str, Any]) -> dict[str, Any]:
         values = job["values"]
-        if "kill" in values:
+        if "1.kill" in values:
             os.kill(os.getpid(), signal.SIGKILL)
-        if "unfit" in values:
-            return {"unfit": values["unfit"], "kind": "files"}
-        seconds = values.get("sleep", 0) * self.slowness
+        if "1.unfit" in values:
+            return {"unfit": values["1.unfit"], "kind": "files"}
+        seconds = values.get("1.sleep", 0) * self.slowness
         time.sleep(seconds)
         picture = (f"{job['id']}.png", b"content", "pixels")
         return {"pictures": [picture], "error": None, "retryable": True, "seconds": seconds}
