@@ -10,8 +10,10 @@ from .exit_codes import FAILED, exit_code
 from .outcome import Outcome
 
 if TYPE_CHECKING:
+    from flux_core.receipts import Receipt
+
     from ..nodes.headless import GraphRunner
-    from ..nodes.headless.replay import Replayed
+    from ..nodes.headless.replay import PictureFile, Replayed
 
 HELP = "draw a picture again from what it says of itself, and compare"
 
@@ -57,7 +59,31 @@ def replay_file(path: Path, runner: GraphRunner) -> Replayed:
     from ..nodes.headless.replay import PictureFile, replay
 
     picture = PictureFile.open(path)
+    if picture.receipt is not None and picture.receipt.command:
+        return by_command(picture, picture.receipt)
     return replay(picture, runner)
+
+
+def by_command(picture: PictureFile, receipt: Receipt) -> Replayed:
+    """Draw a picture of ``generate`` again; raises ``ValueError`` for another command's."""
+    from flux_core.receipts import pixels_hash
+    from flux_core.receipts.compare import PixelDifference
+
+    from ..nodes.headless.replay import Replayed
+    from .generate import draw
+
+    request, index = receipt.command.get("request"), receipt.picture.get("index", 0)
+    if receipt.command.get("name") != "generate" or not isinstance(request, dict):
+        name = receipt.command.get("name")
+        raise ValueError(f"{picture.path}: made by command {name!r}, expected generate")
+    images = draw(request)
+    if not isinstance(index, int) or not 0 <= index < len(images):
+        raise ValueError(
+            f"{picture.path}: picture {index!r} of its command, which draws {len(images)}"
+        )
+    pixels = images.pixels[index]
+    now = images.receipt.of_picture(pixels_hash(pixels), "", index, len(images))
+    return Replayed(picture, pixels, now, PixelDifference.of(pixels, picture.pixels))
 
 
 def indented(lines: list[str]) -> list[str]:

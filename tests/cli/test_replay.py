@@ -207,3 +207,39 @@ def test_private_pictures_hold_no_prompt_and_no_path(drawn, tmp_path, monkeypatc
     assert set(texts) == {KEY} and "heart" not in texts[KEY] and "/" not in texts[KEY]
     code, _, err = run_command("replay", str(picture))
     assert code == 2 and "--private" in err
+
+
+def test_pictures_of_generate_are_drawn_again_from_its_request(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = ("--steps", "2", "--width", "64", "--height", "48")
+    Image.new("RGB", (64, 48), "red").save("red.png")
+    for name, options in (
+        ("plain", ("--seed", "3,4")),
+        ("image", ("--image", "red.png", "--denoise", "0.6")),
+        ("int8", ("--precision", "int8", "--offload", "stream")),
+    ):
+        assert run_command("generate", "a red circle", *small, *options, "--out", name)[0] == 0
+    pictures = sorted(str(path) for path in tmp_path.glob("*/*.png"))
+    code, out, _ = run_command("replay", *pictures)
+    assert code == 0 and out.count("same bits") == len(pictures) == 4
+    code, out, _ = run_command("inspect", pictures[0])
+    assert code == 0 and "command generate" in out
+    Image.new("RGB", (64, 48), "blue").save("red.png")
+    code, out, _ = run_command("replay", str(next((tmp_path / "image").iterdir())))
+    assert code == 1 and "differs" in out
+    (tmp_path / "red.png").unlink()
+    code, _, err = run_command("replay", str(next((tmp_path / "image").iterdir())))
+    assert code == 3 and "red.png" in err
+
+
+@pytest.mark.parametrize(
+    ("about", "words"),
+    [
+        ({"command": {"name": "paint"}}, "made by command 'paint', expected generate"),
+        ({"command": {"name": "generate"}}, "made by command 'generate'"),
+        ({"command": {"name": "generate", "request": {"prompts": 3}}}, ""),
+    ],
+)
+def test_odd_commands_in_pictures_are_refused(drawn, tmp_path, about, words):
+    code, _, err = run_command("replay", str(changed(drawn, tmp_path, about)))
+    assert code in (1, 2) and words in err and "Traceback" not in err
