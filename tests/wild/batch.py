@@ -67,7 +67,8 @@ def main() -> int:
         print(
             f"{args.rows} rows: {args.rows / (filled - started):.0f} a second, ordered in "
             f"{ordered - filled:.1f} s, {growth / 1e6:.0f} MB more memory; {pending} jobs, "
-            f"the first of line {first.line}"
+            f"the first of line {first.line}",
+            flush=True,
         )
         queue.close()
         started = time.monotonic()
