@@ -26,6 +26,15 @@ def locked(folder: Path) -> AbstractContextManager[None]:
     return locked_folder(folder, "another batch is drawn")
 
 
+def open_manifest(folder: Path) -> manifest.Manifest:
+    """The manifest, as ``Manifest``; raises ``ConfigError`` where it cannot be written."""
+    try:
+        return manifest.Manifest(folder)
+    except OSError as fault:
+        name = folder / manifest.NAME
+        raise ConfigError(f"{name}: cannot be written ({reason(fault)})") from fault
+
+
 def look_at_folder(folder: Path, say: Say) -> None:
     """Say what else is in a folder; raises ``ConfigError`` where a run would write over it."""
     if not folder.exists() or (folder / manifest.NAME).exists():

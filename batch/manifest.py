@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from flux_core import __version__
 from flux_core.errors import ConfigError
@@ -36,6 +36,7 @@ class Manifest:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
+        self.reader: IO[bytes] | None = None
         self.file = self.path.open("a+b", buffering=0)
         try:
             self.size = self.cut_torn_line()
@@ -47,6 +48,8 @@ class Manifest:
 
     def close(self) -> None:
         self.file.close()
+        if self.reader is not None:
+            self.reader.close()
 
     def cut_torn_line(self) -> int:
         """Drop what stands behind the last whole line; the bytes that stay."""
@@ -112,14 +115,24 @@ class Manifest:
                 raise ManifestError(
                     f"{where}: expected the first line of a manifest of version {VERSION}"
                 )
-        elif not ID.fullmatch(str(entry.get("job"))) or not (
-            isinstance(entry.get("files"), list) or isinstance(entry.get("error"), str)
-        ):
+        elif not is_entry(entry):
             raise ManifestError(f"{where}: expected a job with its files or its error")
         return entry
 
     def at(self, offset: int) -> dict[str, Any]:
         """The entry that begins there."""
-        with open(self.path, "rb") as file:
-            file.seek(offset)
-            return json.loads(file.readline())
+        if self.reader is None:
+            self.reader = self.path.open("rb")
+        self.reader.seek(offset)
+        return json.loads(self.reader.readline())
+
+
+def is_entry(entry: dict[str, Any]) -> bool:
+    """Whether a line says what became of a job: files with a hash for each, or an error."""
+    files, pixels = entry.get("files"), entry.get("pixels", [])
+    if not ID.fullmatch(str(entry.get("job"))):
+        return False
+    if files is None:
+        return isinstance(entry.get("error"), str)
+    lists = isinstance(files, list) and isinstance(pixels, list) and len(files) == len(pixels)
+    return lists and bool(files) and all(isinstance(text, str) for text in [*files, *pixels])

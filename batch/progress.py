@@ -25,6 +25,8 @@ class BatchProgress:
     def start(self, total: int) -> None:
         """There are so many jobs to draw."""
         self.total, self.started = total, time.monotonic()
+        self.shown = self.started - SELDOM
+        self.show(self.text())
 
     def rows(self, rows: int) -> None:
         """So many rows were read."""

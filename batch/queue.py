@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 from .jobs import Job
 
-#: Jobs that are read from disk at a time, and kibibytes of the file that stay in memory.
-PAGE, CACHE_KIB = 500, 64 * 1024
+#: Jobs that are read from disk at a time, and kibibytes of the file that stay in memory while rows
+#: come in any order of their ids, and while they are sorted and read.
+PAGE, CACHE_KIB, SORT_KIB = 500, 64 * 1024, 8 * 1024
 TABLES = """
 create table jobs (id blob primary key, number integer, line integer, "values" text,
     weights blob, models blob, prompts blob);
@@ -138,6 +139,8 @@ class JobQueue:
 
     def order(self) -> int:
         """Fix the order of what is to be drawn; how many there are."""
+        # each sort takes as much memory as the cache may have
+        self.base.execute(f"pragma cache_size = -{SORT_KIB}")
         self.base.execute(ORDER)
         return self.one("select count(*) from queue")
 

@@ -17,6 +17,8 @@ from .queue import JobQueue
 from .sheet_jobs import JobResult, Results
 
 NAME = "results.csv"
+#: What stands for a reason that may have a text of the row in it.
+NOT_SAID = "cannot be drawn; the command says why"
 OWN = ("file", "pixels", "seconds", "error", "job")
 
 
@@ -63,7 +65,8 @@ def result_rows(
     for row in queue.all_rows():
         values = shown_values(columns, row.values, private)
         if row.id is None:
-            yield ResultRow(row.line, None, values, error=row.problem or "")
+            problem = NOT_SAID if private else row.problem or ""
+            yield ResultRow(row.line, None, values, error=problem)
             continue
         noted = queue.result(row.id)
         entry = {} if noted is None else manifest.at(noted[0])

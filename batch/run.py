@@ -6,6 +6,7 @@ run finds the picture and notes it. One driver has a folder at a time.
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +23,7 @@ from . import results
 from .adopt import remove_unfinished, whole_pictures, written_jobs
 from .columns import Columns
 from .draw import Drawn, picture_path
-from .folder import locked, look_at_folder
+from .folder import locked, look_at_folder, open_manifest
 from .grid import Grid
 from .jobs import Job, JobMaker
 from .manifest import Manifest
@@ -74,7 +75,7 @@ class Batch:
 class JobFeed(Iterator[Job]):
     """Jobs for workers, those that come back first; may go on after it had none."""
 
-    def __init__(self, pending: Iterator[Job], limit: int) -> None:
+    def __init__(self, pending: Iterator[Job], limit: int | None) -> None:
         self.pending, self.left = pending, limit
         self.back: deque[Job] = deque()
         #: Tries of jobs that somebody has.
@@ -87,7 +88,7 @@ class JobFeed(Iterator[Job]):
             raise StopIteration
         else:
             job = next(self.pending)
-            self.left -= 1
+            self.left = None if self.left is None else self.left - 1
         self.tries[job.id] = self.tries.get(job.id, 0) + 1
         return job
 
@@ -108,6 +109,15 @@ class Driver:
         self.columns = Columns(batch.graph, batch.mapping)
         self.maker = JobMaker(batch.graph, self.columns, batch.mark)
         self.summary = Summary(str(batch.out))
+
+    def run(self, workers: Callable[[], Workers]) -> None:
+        """Plan, draw what is left, and write what became of it."""
+        pending = self.plan()
+        if pending:
+            self.draw(workers, pending)
+        self.write_results()
+        if self.settings.sheet:
+            self.write_sheet()
 
     def plan(self) -> int:
         """Fill the queue and find what is done; how many jobs are to be drawn."""
@@ -199,7 +209,8 @@ class Driver:
         self.queue.note(result.job.id, offset, True)
 
     def note_failed(self, result: Result, tries: int) -> None:
-        entry = self.about(result.job) | {"error": result.error, "tries": tries}
+        error = results.NOT_SAID if self.settings.private else result.error
+        entry = self.about(result.job) | {"error": error, "tries": tries}
         self.queue.note(result.job.id, self.manifest.add(entry), False)
         self.summary.add_error(result.job.line, str(result.error))
         self.progress.say(f"line {result.job.line}: {result.error}")
@@ -251,22 +262,22 @@ def run_batch(
     look_at_folder(batch.out, progress.say)
     with (
         locked(batch.out),
-        closing(Manifest(batch.out)) as manifest,
+        closing(open_manifest(batch.out)) as manifest,
         closing(JobQueue()) as queue,
         closing(progress),
     ):
         driver = Driver(batch, settings, queue, manifest, progress)
-        pending = driver.plan()
         summary, started = driver.summary, time.monotonic()
         try:
-            if pending:
-                driver.draw(workers, pending)
-            driver.write_results()
-            if settings.sheet:
-                driver.write_sheet()
+            driver.run(workers)
         except KeyboardInterrupt:
             progress.say(f"{so_far(summary)}; the same command goes on from there")
             raise
+        except sqlite3.Error as fault:
+            raise OSError(
+                f"the scratch file of all rows: {fault}: {so_far(summary)}; SQLITE_TMPDIR names a "
+                "folder with more room"
+            ) from fault
         except OSError as fault:
             raise OSError(
                 f"{batch.out}: {reason(fault)}: {so_far(summary)}; the same command goes on"
@@ -276,4 +287,6 @@ def run_batch(
 
 
 def so_far(summary: Summary) -> str:
+    if not summary.jobs:
+        return "nothing was drawn"
     return f"{summary.done} of {summary.jobs} jobs are done"

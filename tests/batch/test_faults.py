@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
+import sqlite3
 
 import pytest
 from fluxfit.batch import run as run_module
 from fluxfit.batch.columns import ColumnError
 from fluxfit.batch.manifest import NAME, Manifest, ManifestError
+from fluxfit.batch.queue import JobQueue
 
 from flux_core import files as files_module
 from flux_core.errors import ConfigError
@@ -102,6 +104,21 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
         draw_batch(tmp_path, grid=GRID)
 
 
+def test_a_scratch_file_without_room_is_told(tmp_path, monkeypatch):
+    def full(self):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(JobQueue, "order", full)
+    with pytest.raises(OSError, match=r"scratch file .* disk is full: .*SQLITE_TMPDIR"):
+        draw_batch(tmp_path, grid=GRID)
+
+
+def test_a_manifest_that_cannot_be_begun_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("fluxfit.batch.manifest.os.fsync", full_after(0))
+    with pytest.raises(ConfigError, match=r"manifest.jsonl: cannot be written \(No space left"):
+        draw_batch(tmp_path, grid=GRID)
+
+
 def test_a_folder_of_something_else_keeps_what_it_has(tmp_path):
     out, shown = tmp_path / "out", Lines()
     out.mkdir()
@@ -186,10 +203,13 @@ def test_a_key_that_no_column_is_is_told_by_line(tmp_path):
 
 
 def test_private_keeps_texts_out_of_all_that_is_written(tmp_path):
-    table = "prompt,seed\na secret,1\n"
-    draw_batch(tmp_path, table=table, private=True, sheet=True)
-    (entry,) = entries(tmp_path)
-    assert entry["values"] == {"seed": 1}
+    def fail(job):
+        if job.line == 3:
+            raise ValueError(f"no picture of {job.values['3.prompt']!r}")
+
+    table = "prompt,seed\na secret,1\nanother secret,2\nsecret,secret\n"
+    draw_batch(tmp_path, FakeDrawer(fail), table=table, private=True, sheet=True)
+    assert [entry["values"] for entry in entries(tmp_path)] == [{"seed": 1}, {"seed": 2}]
     for path in (tmp_path / "out").rglob("*"):
         assert path.is_dir() or b"secret" not in path.read_bytes(), path
 

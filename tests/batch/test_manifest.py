@@ -9,7 +9,7 @@ import pytest
 from fluxfit.batch import manifest as manifest_module
 from fluxfit.batch.manifest import NAME, Manifest, ManifestError
 
-ENTRY = {"job": 24 * "a", "line": 2, "values": {}, "files": ["pictures/aa/x.png"]}
+ENTRY = {"job": 24 * "a", "line": 2, "values": {}, "files": ["pictures/aa/x.png"], "pixels": ["0"]}
 OTHER = {"job": 24 * "b", "line": 3, "values": {"prompt": "ein Löwe"}, "error": "no"}
 
 
@@ -57,6 +57,7 @@ def test_a_line_torn_anywhere_is_cut_away(path):
         (lambda text: text.replace("}\n{", "}\n[]\n{", 1), "line 2: expected an object"),
         (lambda text: text.replace('"manifest": 1', '"manifest": 9'), "line 1: .* version 1"),
         (lambda text: "a,b\n1,2\n", "line 1 is no JSON"),
+        (lambda text: text.replace('["0"]', "[]"), "line 2: expected a job with its files"),
     ],
 )
 def test_what_somebody_else_wrote_is_refused_and_kept(change, message, path):

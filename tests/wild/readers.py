@@ -47,6 +47,14 @@ from flux_core.train.dataset import DataProblems, read_items
 from flux_core.train.state import read_checkpoint, read_run
 from tests import adapter_files, tiny_models
 
+from .batch_files import (
+    read_lines,
+    read_manifest,
+    read_table,
+    write_lines,
+    write_manifest,
+    write_table,
+)
 from .flux2_files import (
     flux2_bytes,
     flux2_vae_bytes,
@@ -356,4 +364,7 @@ READERS = (
     Reader("picture", write_picture, read_picture),
     Reader("page", json_file("w.json", page), read_workflow),
     Reader("api", json_file("w.json", api), read_workflow),
+    Reader("table", write_table, read_table),
+    Reader("lines of a grid", write_lines, read_lines),
+    Reader("manifest", write_manifest, read_manifest),
 )
