@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ log = logging.getLogger("fluxfit.ray")
 
 #: What ``--ray`` without an address means.
 LOCAL = "local"
+#: Seconds that a head node may take to answer.
+KNOCK_SECONDS = 10.0
 #: Bytes of a local object store: pictures pass through it only where no folder is shared.
 STORE_BYTES = 128 * 2**20
 #: Settings of a cluster that lives as long as one command on one machine: no telemetry, no metrics,
@@ -81,14 +84,22 @@ def connected(address: str, workers: int | None) -> Iterator[ModuleType]:
     ray = import_ray()
     with redirect_stdout(RayMessages()):
         try:
+            knock(address)
             ray.init(**options(address, workers))
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as fault:
+        except (OSError, RuntimeError, ValueError) as fault:
             problem = one_line(str(fault))
             raise ConfigError(f"--ray {address}: no cluster there ({problem})") from fault
         try:
             yield ray
         finally:
             ray.shutdown()
+
+
+def knock(address: str) -> None:
+    """Raise ``OSError`` where nobody listens at ``HOST:PORT``; Ray itself asks for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), KNOCK_SECONDS).close()
 
 
 def options(address: str, workers: int | None) -> dict[str, Any]:
