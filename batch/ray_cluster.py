@@ -11,11 +11,12 @@ import io
 import logging
 import os
 import socket
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO
 
 from flux_core.errors import ConfigError, one_line
 
@@ -63,13 +64,23 @@ def import_ray() -> ModuleType:
     return ray
 
 
-class RayMessages(io.TextIOBase):
-    """Where Ray's daemons may print: stdout is the command's own, and deaths are told in a line."""
+class WithoutRay(io.TextIOBase):
+    """Stdout without what Ray's daemons print there: it is the command's own, and a worker that
+    dies is told in a line."""
+
+    def __init__(self, out: TextIO) -> None:
+        self.out, self.rays = out, False
 
     def write(self, text: str) -> int:
-        if text.strip():
+        self.rays = "(raylet" in text or (self.rays and text == "\n")
+        if self.rays:
             log.debug("%s", text.rstrip())
+        else:
+            self.out.write(text)
         return len(text)
+
+    def flush(self) -> None:
+        self.out.flush()
 
 
 @contextmanager
@@ -82,7 +93,7 @@ def connected(address: str, workers: int | None) -> Iterator[ModuleType]:
         for name, value in QUIET.items():
             os.environ.setdefault(name, value)
     ray = import_ray()
-    with redirect_stdout(RayMessages()):
+    with redirect_stdout(WithoutRay(sys.stdout)):
         try:
             knock(address)
             ray.init(**options(address, workers))

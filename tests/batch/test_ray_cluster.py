@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import socket
 import sys
+from contextlib import redirect_stdout
 
 import pytest
-from fluxfit.batch.ray_cluster import Placement, connected, knock, place
+from fluxfit.batch.ray_cluster import Placement, WithoutRay, connected, knock, place
 
 from flux_core.errors import ConfigError
 
@@ -60,3 +62,12 @@ def test_nobody_at_an_address_is_told_at_once():
         free.listen()
         for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", "auto", "local"):
             knock(address)
+
+
+def test_stdout_is_without_what_rays_daemons_say():
+    out = io.StringIO()
+    with redirect_stdout(WithoutRay(out)):
+        print("before")
+        print("\x1b[33m(raylet)\x1b[0m A worker died or was killed")
+        print("behind")
+    assert out.getvalue() == "before\nbehind\n"
