@@ -10,11 +10,13 @@ from __future__ import annotations
 import io
 import logging
 import os
+import socket
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO
 
 from flux_core.errors import ConfigError, one_line
 
@@ -22,6 +24,8 @@ log = logging.getLogger("fluxfit.ray")
 
 #: What ``--ray`` without an address means.
 LOCAL = "local"
+#: Seconds that a head node may take to answer.
+KNOCK_SECONDS = 10.0
 #: Bytes of a local object store: pictures pass through it only where no folder is shared.
 STORE_BYTES = 128 * 2**20
 #: Settings of a cluster that lives as long as one command on one machine: no telemetry, no metrics,
@@ -60,13 +64,23 @@ def import_ray() -> ModuleType:
     return ray
 
 
-class RayMessages(io.TextIOBase):
-    """Where Ray's daemons may print: stdout is the command's own, and deaths are told in a line."""
+class WithoutRay(io.TextIOBase):
+    """Stdout without what Ray's daemons print there: it is the command's own, and a worker that
+    dies is told in a line."""
+
+    def __init__(self, out: TextIO) -> None:
+        self.out, self.rays = out, False
 
     def write(self, text: str) -> int:
-        if text.strip():
+        self.rays = "(raylet" in text or (self.rays and text == "\n")
+        if self.rays:
             log.debug("%s", text.rstrip())
+        else:
+            self.out.write(text)
         return len(text)
+
+    def flush(self) -> None:
+        self.out.flush()
 
 
 @contextmanager
@@ -79,16 +93,24 @@ def connected(address: str, workers: int | None) -> Iterator[ModuleType]:
         for name, value in QUIET.items():
             os.environ.setdefault(name, value)
     ray = import_ray()
-    with redirect_stdout(RayMessages()):
+    with redirect_stdout(WithoutRay(sys.stdout)):
         try:
+            knock(address)
             ray.init(**options(address, workers))
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as fault:
+        except (OSError, RuntimeError, ValueError) as fault:
             problem = one_line(str(fault))
             raise ConfigError(f"--ray {address}: no cluster there ({problem})") from fault
         try:
             yield ray
         finally:
             ray.shutdown()
+
+
+def knock(address: str) -> None:
+    """Raise ``OSError`` where nobody listens at ``HOST:PORT``; Ray itself asks for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), KNOCK_SECONDS).close()
 
 
 def options(address: str, workers: int | None) -> dict[str, Any]:

@@ -10,11 +10,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from fluxfit.batch import ray_workers
 from fluxfit.batch.draw import Drawer
 from fluxfit.batch.grid import read_grid
 from fluxfit.batch.jobs import Job
@@ -23,6 +25,9 @@ from fluxfit.batch.progress import BatchProgress
 from fluxfit.batch.ray_workers import RayWorkers
 from fluxfit.batch.run import Batch, BatchSettings, LocalWorker, run_batch
 from fluxfit.nodes.headless import from_api
+
+from flux_core.errors import ConfigError
+from flux_core.pocket import POCKET
 
 from ..wild.cluster import workers_of
 from .fake_batch import api_graph
@@ -196,3 +201,40 @@ def test_a_driver_that_is_killed_takes_its_workers_with_it(tmp_path):
     first.process.kill()
     first.process.communicate()
     assert len(workers) == 2 and gone(workers)
+
+
+@pytest.fixture
+def two_nodes(tmp_path):
+    """The address of a cluster of two nodes, the second of which has another transformer."""
+    from ray.cluster_utils import Cluster  # type: ignore[import-not-found]
+
+    folder = tmp_path / "models" / "diffusion_models"
+    folder.mkdir(parents=True)
+    name = "fluxfit_pocket.safetensors"
+    (folder / name).write_bytes((POCKET / "diffusion_models" / name).read_bytes()[:-1] + b"?")
+    cluster = Cluster()
+    cluster.add_node(num_cpus=1, include_dashboard=False)
+    cluster.add_node(num_cpus=1, env_vars={"FLUXFIT_MODELS": str(tmp_path / "models")})
+    yield cluster.address
+    cluster.shutdown()
+
+
+def test_a_node_with_other_models_is_left_out_and_the_other_draws_all(two_nodes, tmp_path):
+    said: list[str] = []
+    out = tmp_path / "out"
+    drawn = draw(out, lambda graph: RayWorkers(graph, out, address=two_nodes, say=said.append), 5)
+    assert len(drawn) == 5
+    (line,) = said
+    assert "fluxfit_pocket.safetensors" in line and "nothing is drawn there" in line
+
+
+def test_pictures_come_back_as_bytes_where_the_folder_is_not_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_workers, "token_in", lambda folder: nullcontext("another"))
+    out = tmp_path / "out"
+    assert len(draw(out, lambda graph: RayWorkers(graph, out, workers=1), 3)) == 3
+
+
+def test_without_a_cluster_at_the_address_it_is_told(tmp_path):
+    workers = RayWorkers(api_graph(), tmp_path, address="127.0.0.1:1")
+    with pytest.raises(ConfigError, match="--ray 127.0.0.1:1: no cluster there"):
+        list(workers.results(iter([job(1)])))

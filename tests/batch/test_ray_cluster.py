@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import socket
 import sys
+from contextlib import redirect_stdout
 
 import pytest
-from fluxfit.batch.ray_cluster import Placement, connected, place
+from fluxfit.batch.ray_cluster import Placement, WithoutRay, connected, knock, place
 
 from flux_core.errors import ConfigError
 
@@ -48,3 +51,23 @@ def test_without_ray_it_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match="pip install 'fluxfit\\[ray\\]'"), connected("local", 1):
         pass
+
+
+def test_nobody_at_an_address_is_told_at_once():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # and nobody listens
+        port = free.getsockname()[1]
+        with pytest.raises(OSError):
+            knock(f"127.0.0.1:{port}")
+        free.listen()
+        for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", "auto", "local"):
+            knock(address)
+
+
+def test_stdout_is_without_what_rays_daemons_say():
+    out = io.StringIO()
+    with redirect_stdout(WithoutRay(out)):
+        print("before")
+        print("\x1b[33m(raylet)\x1b[0m A worker died or was killed")
+        print("behind")
+    assert out.getvalue() == "before\nbehind\n"
