@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from numbers import Integral, Rational, Real
 from pathlib import Path
-from typing import TypeGuard
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, TypeGuard
 
 from .errors import CheckpointError, one_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Seeds as the host has them, 64 bits.
 MOST_SEED = 2**64 - 1
@@ -69,6 +69,8 @@ def refuse_not_finite(path: Path, name: str, values: Tensor) -> None:
 
     A sum in float32 is NaN or infinite exactly where a member is, at one pass.
     """
+    import torch  # numbers are checked before it is imported
+
     if not values.is_floating_point() or not values.numel():
         return
     wide = values if values.dtype.itemsize > 1 else values.to(torch.bfloat16)

@@ -57,7 +57,7 @@ from .sampling.fitting import check_control
 from .sampling.guidance import PLAIN_GUIDANCE, GuidanceOptions
 from .sampling.hires import Hires, draw_twice
 from .sampling.image_prompts import ImagePrompt, apply_image_prompts
-from .sampling.images import as_pictures, check_size, to_pixels
+from .sampling.images import as_pictures, check_size, scaled_to, to_pixels
 from .sampling.latents import expand, zero_latents
 from .sampling.masks import keep_pixels_outside
 from .sampling.reference_pictures import PREFERRED
@@ -65,7 +65,7 @@ from .sampling.references import JOINT, References
 from .sampling.regional import RegionPrompt, checked_regions
 from .sampling.run import DrawRequest, SamplingSettings, StepCallback, draw
 from .sampling.stitch import resized
-from .sampling.tiles import Tiling
+from .sampling.tiles import UNIT, Tiling
 from .sampling.vae import decode_pictures, encode_pixels
 
 log = logging.getLogger(__name__)
@@ -177,8 +177,10 @@ class FluxPipeline:
         check_control(control)
         if net.config.hint:
             return control
+        rows, columns = (max(UNIT, side - side % UNIT) for side in pixels.shape[-2:])
+        whole = scaled_to(pixels, rows, columns)  # of any size; it is fitted to what is drawn
         with turn_of(self.vae):
-            return replace(control, cond=encode(pixels), picture=pixels, encode=encode)
+            return replace(control, cond=encode(whole), picture=pixels, encode=encode)
 
     # long: its arguments are the whole of what can be asked for, each with its line
     @torch.no_grad()

@@ -66,10 +66,9 @@ def find_files(transformer: str | Path, given: dict[str, str | Path | None]) -> 
     Only headers are read. Raises ``ValueError`` naming the parts that are missing, or that the
     transformer's family does not read, ``CheckpointError`` as loading does.
     """
-    path = Path(transformer)
-    is_repository = (path / TRANSFORMER_FOLDER).is_dir()
-    inside = [path / name for name in OTHER_FOLDERS if is_repository and (path / name).is_dir()]
-    path = path / TRANSFORMER_FOLDER if is_repository else path
+    outer, path = Path(transformer), transformer_of(transformer)
+    is_repository = path != outer
+    inside = [outer / name for name in OTHER_FOLDERS if is_repository and (outer / name).is_dir()]
     family = transformer_family(path)
     language = not {"clip_l", "t5"} & set(family.encoders)
     needed = ["language_model"] if language else list(family.encoders)
@@ -95,6 +94,12 @@ def find_files(transformer: str | Path, given: dict[str, str | Path | None]) -> 
         )
     files = {name: places[name] if name in needed else None for name in ARGUMENTS.values()}
     return PartFiles(family, path, places["vae"], *(files[n] for n in PartFiles._fields[3:]))
+
+
+def transformer_of(path: str | Path) -> Path:
+    """Where a transformer is: there, or in its folder of a repository."""
+    inner = Path(path) / TRANSFORMER_FOLDER
+    return inner if inner.is_dir() else Path(path)
 
 
 def open_files(files: PartFiles, options: PartOptions) -> Parts:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from importlib.metadata import version
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
@@ -16,4 +15,6 @@ def read_version() -> str:
         stated = re.search(r'^name = "fluxfit"\nversion = "([^"]+)"', text, re.MULTILINE)
         if stated is not None:
             return stated[1]
+    from importlib.metadata import version  # which takes longer than all else of this
+
     return version("fluxfit")

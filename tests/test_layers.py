@@ -44,6 +44,21 @@ def test_only_three_nodes_and_the_bridge_know_comfyui(path):
         assert "folder_paths" not in path.read_text() and "comfy." not in path.read_text()
 
 
+def test_importing_the_core_waits_for_nothing_heavy():
+    """Names are imported when they are asked for, and all of them are there."""
+    heavy = ("torch", "numpy", "PIL", "transformers")
+    code = (
+        "import sys, flux_core\n"
+        "from flux_core import bounds, errors, files, pocket, units\n"
+        f"assert not set(sys.modules) & set({heavy!r}), sys.modules.keys()\n"
+        "assert flux_core.__version__\n"
+        "from flux_core import *\n"
+        "assert all(name in globals() for name in flux_core.__all__)\n"
+        "assert set(flux_core.__all__) == set(flux_core._MODULES)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
 def test_importing_the_core_touches_no_gpu_and_no_network():
     code = (
         "import sys, socket; socket.socket.connect = None\n"

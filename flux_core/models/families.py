@@ -125,6 +125,7 @@ CHROMA = Family(
     takes_controls=False,
     host_model="chroma",
     lora_base="chroma",
+    cfg=4.0,
     published={"Chroma": ChromaConfig()},
 )
 

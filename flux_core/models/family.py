@@ -54,6 +54,8 @@ class Family:
         lora_base: what files of LoRAs call it (``ss_base_model_version``).
         steps: how many a picture takes, as its models are published; distilled ones where there
             are such, whose base variants take more.
+        cfg: true guidance that they are drawn with, where nobody says: above 1 for those that were
+            not distilled.
         published: configurations of the models that people have by name, to be planned with.
     """
 
@@ -75,6 +77,7 @@ class Family:
     host_model: str = "flux"
     lora_base: str = "flux1"
     steps: int = 28
+    cfg: float = 1.0
     published: Mapping[str, Any] = field(default_factory=dict)
 
     @property

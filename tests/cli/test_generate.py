@@ -67,7 +67,7 @@ def test_references_regions_and_nag_reach_the_pipeline(tmp_path, asked):
     (options,) = asked
     assert options["negative_prompt"] == "a square"
     assert options["guidance_options"].nag == NormalizedAttentionGuidance(scale=3.0)
-    assert [picture.size for picture in options["reference"]] == [(20, 30), (32, 32)]
+    assert [path.name for path in options["reference"]] == ["one.png", "two.png"]
     assert options["reference_size"] == "drawn"
     boxes = [(region.prompt, region.box) for region in options["regions"]]
     assert boxes == [
