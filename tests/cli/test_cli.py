@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
-from tests.cli.command_line import call
+from tests.cli.command_line import ROOT, call
 
 
 @pytest.mark.parametrize(
@@ -33,3 +36,32 @@ def test_what_is_wrong_is_told_in_one_line(arguments, message, tmp_path):
     assert done.returncode == (3 if "no such file" in message else 2)
     assert message in done.stderr and done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_help_and_wrong_arguments_wait_for_nothing(tmp_path):
+    """Never by time: what takes time is not imported."""
+    heavy = ("torch", "numpy", "PIL", "transformers", "fluxfit.nodes")
+    wrong = (("paint",), ("generate", "x", "--steps", "many"), ("plan", "--nothing"), ())
+    code = (
+        "import runpy, sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        f"opening = runpy.run_path({str(ROOT / '__main__.py')!r})\n"
+        "opening['open_package']()\n"
+        "from fluxfit import cli\n"
+        "for words in [['--help'], ['--version'], *([c, '--help'] for c in cli.COMMANDS)]:\n"
+        "    try:\n"
+        "        cli.main(words)\n"
+        "    except SystemExit as end:\n"
+        "        assert not end.code, words\n"
+        "    else:\n"
+        "        raise AssertionError(words)\n"
+        f"for words in {wrong!r}:\n"
+        "    assert cli.main(list(words)) == 2, words\n"
+        "assert cli.main(['generate', 'x', '--transformer', 'none.safetensors']) == 3\n"
+        f"assert not set(sys.modules) & set({heavy!r}), set(sys.modules) & set({heavy!r})\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "usage: fluxfit generate" in done.stdout

@@ -219,9 +219,7 @@ class TestTheCommand:
 
     def test_other_families_are_drawn_from_their_files(self, folder):
         files = kin_files.chroma_files(folder)
-        chroma = [
-            word for name in ("transformer", "t5", "vae") for word in (f"--{name}", files[name])
-        ]
+        chroma = [word for name, file in files.items() for word in (f"--{name}", file)]
         done = call("generate", "a", "b", *SMALL, *chroma, "--out", "c.png", cwd=folder)
         assert done.returncode == 0, done.stderr
         assert Image.open("c_00001.png").size == Image.open("c_00002.png").size == (64, 48)

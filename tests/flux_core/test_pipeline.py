@@ -234,6 +234,8 @@ class TestControl:
         assert by_control.shape == plain.shape and not torch.equal(by_control, plain)
         whole = pipeline.control(upscaler, picture.movedim(-1, 1).mul(255).byte().movedim(1, -1))
         assert whole.cond.shape == led.cond.shape, "bytes are pictures too"
+        odd = pipeline.control(upscaler, picture[:, :90, :70])
+        assert draw(pipeline, controls=[odd]).shape == plain.shape
 
     @pytest.mark.parametrize("shape", [(1, 64, 64, 3), (1, 3, 64, 64), (16, 8, 8)])
     def test_what_is_no_condition_is_named(self, shape, pipeline, upscaler):
