@@ -39,7 +39,8 @@ print(json.dumps(marks))
 
 
 def one_run(device: str, counted: bool) -> tuple[dict[str, tuple[float, float]], float]:
-    """Seconds from the start until each mark, and of the processor; and what imports took, where that is counted."""
+    """Seconds from the start until each mark, and of the processor; and what imports took, where
+    that is counted."""
     flags = ["-X", "importtime"] if counted else []
     done = subprocess.run(
         [sys.executable, *flags, "-c", CODE, str(time.time()), device],

@@ -1,4 +1,4 @@
-"""Say what a file of weights holds, or how a picture was made."""
+"""Say what a checkpoint or a LoRA holds, or how a picture was made."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 
 from .outcome import Outcome
 
-HELP = "say what a file of weights holds, or how a picture was made"
+HELP = "say what a checkpoint or a LoRA holds, or how a picture was made"
+LORA = "a LoRA"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,13 +16,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Outcome:
-    from flux_core.checkpoint.inspect import describe_file
+    from flux_core.checkpoint.inspect import describe_file, file_facts
     from flux_core.pictures import is_picture
 
     if is_picture(args.file):
         return about_picture(args.file)
-    text = describe_file(args.file)
-    return Outcome(text, {"file": args.file, "text": text})
+    facts, text = file_facts(args.file), describe_file(args.file)
+    if facts["holds"] != LORA:
+        return Outcome(text, facts)
+    from flux_core.lora.inspect import lora_facts
+
+    lora = lora_facts(args.file)
+    return Outcome(f"{text}\n{lora}", facts | {"lora": lora.to_json()})
 
 
 def about_picture(path: Path) -> Outcome:

@@ -123,7 +123,7 @@ class TestRequests:
         assert (asked["width"], asked["height"]) == (128, 128)
 
 
-#: Arguments that contradict themselves, or are out of range, and what is said of them.
+#: Arguments that contradict themselves, or are out of range, and what is data of them.
 WRONG = [
     (("--denoise", "0.5"), "--denoise 0.5 is given without --image"),
     (("--mask", "mask.png"), "--mask is given without --image"),
@@ -197,10 +197,10 @@ class TestTheCommand:
         seeds = ("--seed", "4..6", "--batch-size", "2", "--quiet")
         done = call("generate", "a circle", *SMALL, *options, *seeds, "--json", cwd=folder)
         assert done.returncode == 0, done.stderr
-        said = json.loads(done.stdout)
-        assert said["seeds"] == [4, 5, 6] and len(said["pictures"]) == 3 and not done.stderr
+        data = json.loads(done.stdout)
+        assert data["seeds"] == [4, 5, 6] and len(data["pictures"]) == 3 and not done.stderr
         numbers = []
-        for path, others in zip(said["pictures"], ([4, 5], [4, 5], [6]), strict=True):
+        for path, others in zip(data["pictures"], ([4, 5], [4, 5], [6]), strict=True):
             saved = Image.open(path)
             receipt = Receipt.parse(saved.text[KEY])  # type: ignore[attr-defined]
             assert receipt.command["seeds"] == others
