@@ -80,10 +80,11 @@ def run(args: argparse.Namespace) -> Outcome:
 
     from ..batch.columns import read_mapping
     from ..batch.draw import Drawer
+    from ..batch.row_graph import graph_of_rows
     from ..batch.run import Batch, BatchSettings, LocalWorker, Workers, run_batch
     from ..nodes import headless
 
-    graph = headless.read_workflow(workflow)
+    graph = graph_of_rows(headless.read_workflow(workflow))
     batch = Batch(graph, table, grid, read_mapping(args.map), args.out)
     settings = BatchSettings(
         args.retries, args.fail_fast, args.limit, args.private, sheet=not args.no_sheet

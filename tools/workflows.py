@@ -29,6 +29,7 @@ FOLDER = ROOT / "workflows"
 WIDTH, NARROW, SOCKET, WIDGET, TEXT = 330, 220, 20, 24, 70
 PICTURES = {"SaveImage": 320, "PreviewImage": 320, "LoadImage": 300}
 PICTURES |= {"FluxSampler": 316, "FluxFitHiresFix": 316, "KSampler": 240, "OffloadPolicy": 180}
+PICTURES |= {"FluxFitBatch": 392, "FluxFitTable": 72}
 PICTURES |= dict.fromkeys(("FluxFitDataset", "FluxFitTrainLora", "FluxFitMemoryReport"), 72)
 
 runpy.run_path(str(ROOT / "__main__.py"), run_name="fluxfit_command")["open_package"]()

@@ -231,6 +231,23 @@ class TestWhatNodesShow:
         assert "s a step" in wait_for_text(editor, SAMPLER, "predicted")
         editor.screenshot("sampler_result")
 
+    def test_a_batch_says_how_far_it_is_and_shows_its_rows(self, editor: Editor) -> None:
+        editor.load(workflow("batch_table"))
+        editor.set_value(SAMPLER, "steps", 2)
+        editor.set_value("FluxFitBatch", "folder", "page")
+        editor.set_value("FluxFitBatch", "rows", 4)
+        entry = editor.finish(editor.queue())
+        assert entry["status"]["status_str"] == "success"
+        text = wait_for_text(editor, "FluxFitBatch", "jobs are done")
+        assert "4 of 6 jobs are done" in text and "2 are left: queue again" in text
+        assert "shapes.csv: columns prompt, seed" in shown(editor, "FluxFitTable")
+        editor.wait_for_preview("PreviewImage")
+        editor.screenshot("batch_result")
+        assert overlapping(editor.nodes()) == [] and too_small(editor.nodes()) == []
+        editor.finish(editor.queue())
+        wait_for_text(editor, "FluxFitBatch", "6 of 6 jobs are done")
+        assert editor.alerts() == "" and editor.errors == [] and editor.failed == []
+
     def test_training_says_how_far_it_is(self, editor: Editor) -> None:
         editor.load(workflow("train_lora"))
         editor.set_value("FluxFitTrainSettings", "batch", 1)

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from fluxfit.batch.draw import Drawer
 from fluxfit.batch.grid import read_grid
+from fluxfit.batch.row_graph import graph_to_draw
 from fluxfit.batch.run import Batch, BatchSettings, LocalWorker, Summary, run_batch
 from fluxfit.batch.table import open_table
 from fluxfit.nodes import headless
-from fluxfit.nodes.batch_graph import graph_to_draw
 from PIL import Image
 
 from tests.host.prompts import api, key_of
@@ -202,3 +202,16 @@ def test_names_that_leave_the_folders_are_refused(server: Server):
         with pytest.raises(RunError, match="leaves the folder"):
             server.run(prompt)
     assert not (server.base / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("flags", [("--cache-none",), ("--cache-lru", "3")])
+def test_it_does_not_matter_what_the_host_keeps(flags: tuple[str, ...], tmp_path: Path):
+    with running_server(tmp_path, *flags, packs={"fussy": FUSSY}) as started:
+        for kind in ("FussyPlain", "FussyModern"):
+            prompt = with_fussy(batch_prompt(kind, rows=3), kind)
+            assert "2 of 4 jobs are done" in report(started.run(prompt))
+            assert "3 of 4 jobs are done" in report(started.run(prompt))
+            started.run(prompt)
+            entries = manifest(tmp_path / "output" / kind)
+            assert [entry.get("tries") for entry in entries if "error" in entry] == [1, 2]
+            assert len({entry["job"] for entry in entries if "files" in entry}) == 3

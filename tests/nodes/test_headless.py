@@ -26,6 +26,7 @@ POCKET = (
     "upscale",
     "compare_precisions",
     "train_lora",
+    "batch_table",
     "regions",
     "hires_fix",
     "large_picture",
@@ -41,6 +42,7 @@ POCKET = (
 OTHER_SIZES = {
     "compare_precisions",
     "train_lora",
+    "batch_table",
     "hires_fix",
     "large_picture",
     "lora_control",
@@ -54,6 +56,7 @@ FEW_STEPS = {
     "FluxFitHiresFix": {"steps": 1, "second_steps": 1},
     "FluxFitTrainSettings": {"steps": 2, "batch": 1},
     "FluxFitTrainLora": {"sample_steps": 1},
+    "FluxFitTable": {"table": "(none)", "grid": "seed=1..2", "mapping": ""},
 }
 NEED_FILES = (
     "flux1_dev_fp8_offload",

@@ -27,7 +27,9 @@ def test_no_input_is_spelled_out(path):
 
 def test_every_input_has_a_tooltip():
     for name, node in NODE_CLASS_MAPPINGS.items():
-        for inputs in node.INPUT_TYPES().values():
+        for kind, inputs in node.INPUT_TYPES().items():
+            if kind == "hidden":
+                continue
             for key, (_, options) in inputs.items():
                 assert options.get("tooltip"), f"{name}.{key}"
 

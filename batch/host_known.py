@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from . import NODE_CLASS_MAPPINGS, host_execution
-from .batch_graph import is_wire
-from .headless.graph import KNOWN_NODES, WIDGET_TYPES
+from ..nodes import NODE_CLASS_MAPPINGS, host_execution
+from ..nodes.headless.graph import KNOWN_NODES, WIDGET_TYPES
+from .row_graph import is_wire
 
-#: What takes and gives any wire; the host has checked them.
-ANY = "*"
+NO_OPTIONS: dict[str, Any] = {}
+#: What takes and gives any wire, which the host has checked; and what holds any other value.
+ANY, TEXT = ("*", NO_OPTIONS), ("STRING", NO_OPTIONS)
 
 
 @contextmanager
@@ -78,8 +79,8 @@ def plain_spec(spec: tuple[Any, dict[str, Any]], value: Any) -> tuple[Any, dict[
     if choices is not None:
         return choices, spec[1]
     if is_wire(value):
-        return ANY, {}
-    return spec if spec[0] in WIDGET_TYPES else ("STRING", {})
+        return ANY
+    return spec if spec[0] in WIDGET_TYPES else TEXT
 
 
 def widened(

@@ -15,7 +15,12 @@ from typing import Any
 
 from flux_core.errors import ConfigError
 
+from ..nodes.headless import Graph, from_api, to_api
+from ..nodes.headless.graph_check import ordered_from
+
 Prompt = dict[str, dict[str, Any]]
+#: The node that draws what comes into it for every row.
+NODE = "FluxFitBatch"
 #: Digits of the hash that a copy is called by.
 DIGITS = 16
 #: The input that a copy has which failed before.
@@ -35,9 +40,6 @@ def wires(node: Mapping[str, Any]) -> Iterator[str]:
 def above(prompt: Mapping[str, Any], key: str) -> list[str]:
     """A node and all that it needs, each after what it needs; raises ``WorkflowError`` for a cycle
     and for a wire from nowhere."""
-    from .headless import from_api
-    from .headless.graph_check import ordered_from
-
     return ordered_from(from_api(prompt), [key])
 
 
@@ -52,6 +54,17 @@ def graph_to_draw(prompt: Mapping[str, Any], batch: str) -> Prompt:
     graph = {key: {name: prompt[key][name] for name in ("class_type", "inputs")} for key in needed}
     saving = {"images": wire, "filename_prefix": "batch"}
     return graph | {batch: {"class_type": "SaveImage", "inputs": saving}}
+
+
+def graph_of_rows(graph: Graph) -> Graph:
+    """A workflow as rows draw it: where a FluxFitBatch stands, what comes into it is saved.
+
+    Raises ``ConfigError`` where there are several of them.
+    """
+    nodes = [key for key, step in graph.items() if step.type == NODE]
+    if len(nodes) > 1:
+        raise ConfigError(f"nodes {' and '.join(nodes)} are both {NODE}: a batch has one of them")
+    return from_api(graph_to_draw(to_api(graph), nodes[0])) if nodes else graph
 
 
 class RowGraph:

@@ -22,16 +22,18 @@ from flux_core.files import writing
 from flux_core.receipts import KEY, Receipt, pixels_hash, png_bytes, saved_pixels
 from flux_core.record import Note
 
-from ..batch.draw import picture_name, picture_path
-from ..batch.jobs import Job
-from ..batch.manifest import Manifest
-from ..batch.plan import shown_values
-from ..batch.progress import BatchProgress
-from ..batch.queue import JobQueue
-from ..batch.run import Batch, BatchSettings, Driver, Summary, locked
-from ..batch.workers import in_words
-from .batch_graph import Prompt
-from .running_text import RunningText
+from ..nodes.running_text import RunningText
+from .draw import picture_name, picture_path
+from .folder import locked, look_at_folder
+from .jobs import Job
+from .manifest import Manifest
+from .plan import shown_values
+from .progress import BatchProgress
+from .queue import JobQueue
+from .row_graph import Prompt
+from .run import Batch, BatchSettings, Driver
+from .summary import Summary
+from .workers import in_words
 
 #: How the manifest calls who drew.
 WORKER = "ComfyUI"
@@ -71,7 +73,7 @@ class Rows:
         tries: how often each was tried before, by job.
         left: rows that come after these.
         given_up: rows that failed too often to be tried again.
-        said: what there is to say of the table.
+        problems: what is wrong with rows of the table.
     """
 
     jobs: list[Job]
@@ -80,7 +82,7 @@ class Rows:
     left: int = 0
     given_up: int = 0
     done: int = 0
-    said: Sequence[str] = ()
+    problems: Sequence[str] = ()
 
 
 def remember(known: dict[str, Any], copy: str, what: Any) -> None:
@@ -95,6 +97,7 @@ def remember(known: dict[str, Any], copy: str, what: Any) -> None:
 def planned(batch: Batch) -> Iterator[tuple[Driver, NodeProgress]]:
     """A batch whose table is read and whose folder was looked through, locked meanwhile."""
     progress = NodeProgress()
+    look_at_folder(batch.out, progress.say)
     with locked(batch.out), closing(Manifest(batch.out)) as manifest, closing(JobQueue()) as queue:
         driver = Driver(batch, BatchSettings(), queue, manifest, progress)
         driver.plan()
@@ -161,13 +164,12 @@ def chunk(driver: Driver, jobs: Sequence[Job]) -> list[Job]:
     return chosen
 
 
-def finish(batch: Batch) -> tuple[Summary, str]:
-    """Write the results and the sheet; counts, and what the sheet leaves out."""
-    from ..batch.sheet import write_sheet
-
-    with planned(batch) as (driver, _):
+def finish(batch: Batch) -> tuple[Summary, list[str]]:
+    """Write the results and the sheet; counts, and what there is to say."""
+    with planned(batch) as (driver, progress):
         driver.write_results()
-        return driver.summary, write_sheet(batch.out).left_out
+        driver.write_sheet()
+        return driver.summary, progress.lines
 
 
 @dataclass

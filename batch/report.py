@@ -2,55 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
 
 from torch import Tensor
 
 from flux_core.pictures import open_picture, to_tensor
 
-if TYPE_CHECKING:
-    from ..batch.run import Summary
-    from .batch_rows import Rows
+from .host_rows import Rows
+from .sheet import GRID
+from .sheet_jobs import read_results
+from .summary import Summary
 
 #: Failed rows, and rows of a table that is wrong, that are told of.
-TOLD = 3
+MOST_NAMED = 3
 
 
 def report_of(
     summary: Summary,
-    left_out: str = "",
-    failed: Mapping[str, str] | None = None,
+    lines: Sequence[str] = (),
+    failed: Mapping[str, str] = MappingProxyType({}),
     rows: Rows | None = None,
 ) -> str:
     """A batch in words.
 
     Args:
-        left_out: what its sheet does not show.
+        lines: what there is to say of its rows and its sheet.
         failed: what is wrong with rows that failed in this run, by job.
         rows: what this run was to draw; None outside of the host, where it draws all.
     """
     given_up = summary.failed if rows is None else rows.given_up
     left = summary.jobs - summary.done - given_up
-    lines = [f"{summary.done:,} of {summary.jobs:,} jobs are done, in {summary.out}"]
+    parts = [f"{summary.done:,} of {summary.jobs:,} jobs are done"]
     if given_up:
-        lines.append(f"{given_up:,} failed and are not tried again; index.html says why")
-    for words in list((failed or {}).values())[:TOLD]:
-        lines.append(f"failed: {words}")
+        parts.append(f"{given_up:,} failed and are not tried again; index.html says why")
+    parts += [f"failed: {words}" for words in list(failed.values())[:MOST_NAMED]]
     if left > 0:
-        lines.append(f"{left:,} are left: queue again to go on")
-    if summary.broken or summary.duplicates:
-        lines.append(f"{summary.broken:,} rows are broken, {summary.duplicates:,} doubled")
-    lines += list(rows.said)[:TOLD] if rows is not None else []
-    lines += [f"the page shows {left_out}"] if left_out else []
-    return "\n".join(lines)
+        parts.append(f"{left:,} are left: queue again to go on")
+    page = [f"to look at: {summary.sheet}"] if summary.sheet else []
+    return "\n".join([*parts, *lines[:MOST_NAMED], *page])
 
 
 def first_pictures(out: Path, most: int) -> list[Tensor]:
     """The first pictures of a folder by the table's lines, each (1, H, W, 3)."""
-    from ..batch.sheet_jobs import read_results
-
     files = [file for job in read_results(out, most).jobs for file in job.files]
     present = [out / file for file in files if (out / file).is_file()]
     return [to_tensor(open_picture(path).convert("RGB"))[None] for path in present[:most]]
@@ -58,7 +53,5 @@ def first_pictures(out: Path, most: int) -> list[Tensor]:
 
 def grid_picture(out: Path) -> Tensor | None:
     """The folder's grid picture (1, H, W, 3); None where there is none."""
-    from ..batch.sheet import GRID
-
     path = out / GRID
     return to_tensor(open_picture(path).convert("RGB"))[None] if path.is_file() else None
