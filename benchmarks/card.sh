@@ -35,6 +35,7 @@ if [[ $what == *offload* ]]; then
     part offload_compiled 150 "${offload[@]}" --precision fp8_scaled --compile --no-others
     part picture 150 "${offload[@]}" --precision fp8_scaled --picture --steps 4
     part offload_bf16 140 "${offload[@]}" --precision bf16 --steps 4
+    if [ "$(nvidia-smi -L | wc -l)" -gt 1 ]; then part devices 200 "$python" -m benchmarks.devices; fi
 fi
 if [[ $what == *training* ]]; then
     part training_fp8 280 "$python" -m benchmarks.train --precision fp8_scaled

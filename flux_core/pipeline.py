@@ -20,7 +20,7 @@ from .models.text_encoders import TextEncoders
 from .models.transformer import FluxTransformer
 from .models.vae import AutoEncoder
 from .offload import OffloadPolicy, OffloadRunner
-from .offload.placement import offload_module
+from .offload.replicas import offload_module
 from .offload.turns import turn_of
 from .pipeline_files import PartOptions, find_files, open_files
 from .pipeline_images import Images

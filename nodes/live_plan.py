@@ -19,6 +19,7 @@ from flux_core import AutoEncoder, FluxTransformer
 from flux_core.checkpoint.load import outline
 from flux_core.models.families import family_of
 from flux_core.models.text_encoders import ClipEncoder, T5Encoder
+from flux_core.offload.devices import devices_of
 from flux_core.offload.machine import known_machine
 from flux_core.offload.memory import free_bytes
 from flux_core.offload.plan import UNKNOWN
@@ -72,6 +73,7 @@ def live_plan(question: Mapping[str, Any]) -> dict[str, Any]:
     options = options_of(question, models.transformer, width, height)
     device = host.device()
     free, machine = free_bytes(device), known_machine(device)
+    together = devices_of(policy.devices, device)
     example = policy.vram_budget or EXAMPLE
     planned = plan_picture(
         machine or UNKNOWN,
@@ -83,12 +85,15 @@ def live_plan(question: Mapping[str, Any]) -> dict[str, Any]:
         models=models,
         batch=batch,
         options=options,
+        devices=len(together),
     )
     card = f"a card of {example / GB:g} GB"
     if free is not None:
         card = f"this card, {free / GB:.1f} GB free"
     title = f"{name}, {width}x{height}" + (f", {batch} pictures" if batch > 1 else "")
     lines = [*plan_lines(planned), *counted_lines(options), f"on {card}"]
+    if len(together) > 1:
+        lines.append(f"the first of {len(together)}: {', '.join(map(str, together))}")
     if machine is None:
         lines += [
             f"assumed: {UNKNOWN.link / GB:g} GB/s to the card, {UNKNOWN.flops / 1e12:g} TFLOP/s",

@@ -13,7 +13,7 @@ from flux_core.offload.policy import MODES, PARTS
 from flux_core.report.timeline import timeline
 
 from . import accounts
-from .widgets import choice, integer, number, socket, toggle
+from .widgets import choice, integer, number, socket, text, toggle
 from .wires import MEMORY, OFFLOAD_POLICY
 
 AS_ALL = "as mode"
@@ -79,7 +79,17 @@ class OffloadPolicy:
                     True, "Pin weights on the host, for copies at full speed.", advanced=True
                 ),
             }
-            | own,
+            | own
+            | {
+                "devices": text(
+                    "",
+                    "Cards that draw together: all, or names such as cuda:0,cuda:1. Each draws its "
+                    "share of a batch, or one of both prompts of true guidance (cfg), with "
+                    "FluxSampler's own samplers; empty is one card. Each picture of a batch is "
+                    "then drawn by itself, and is the same on however many cards.",
+                    advanced=True,
+                )
+            },
         }
 
     def make(self, **widgets: Any):
@@ -92,7 +102,8 @@ def policy_of(widgets: Mapping[str, Any]) -> Policy:
 
     Raises ``ValueError`` for what no policy has.
     """
-    known = {"mode", "vram_budget", "slots", "ram_budget", "pin"} | {f"{p}_mode" for p in PARTS}
+    known = {"mode", "vram_budget", "slots", "ram_budget", "pin", "devices"}
+    known |= {f"{p}_mode" for p in PARTS}
     unknown = set(widgets) - known
     if unknown:
         raise ValueError(f"OffloadPolicy has no input {', '.join(map(repr, sorted(unknown)))}")
@@ -104,6 +115,7 @@ def policy_of(widgets: Mapping[str, Any]) -> Policy:
         int(widgets.get("ram_budget", 0.0) * 1e9) or None,
         widgets.get("pin", True),
         {part: mode for part, mode in own.items() if mode != AS_ALL},
+        devices=widgets.get("devices", ""),
     )
 
 
@@ -114,6 +126,8 @@ def in_words(policy: Policy) -> str:
         if budget is not None:
             words.append(f"{budget / 1e9:g} GB of the {name}")
     words += [f"{part}: {mode}" for part, mode in policy.parts.items()]
+    if policy.devices:
+        words.append(f"on {' and '.join(policy.devices)} together")
     return ", ".join(words)
 
 
@@ -144,6 +158,6 @@ class FluxFitMemoryReport:
 
     def show(self, image: Tensor):
         report = accounts.latest()
-        text = str(report)
+        summary = str(report)
         drawn = timeline(report) if report.parts else torch.zeros(1, 1, 3)
-        return {"ui": {"text": (text,)}, "result": (image, drawn[None], text)}
+        return {"ui": {"text": (summary,)}, "result": (image, drawn[None], summary)}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..offload.pack import named_tensors, twin
-from ..offload.placement import offload_module
+from ..offload.replicas import offload_module
 from ..quant import FORMATS, Precision, quantize
 from ..quant.apply import linears
 from ..quant.precision import PrecisionPlan, as_plan

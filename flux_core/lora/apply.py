@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -76,6 +77,17 @@ class Branches:
         self.strengths: tuple[float, ...] = ()
         self.blocks: tuple[BlockWeights | None, ...] = ()
 
+    def of_replica(self) -> Branches:
+        """The same tensors for a replica of the model, which has factors a row of its own."""
+        other = copy.copy(self)
+        other.row_factors = RowFactors()
+        memo: dict[int, object] = {id(self.row_factors): other.row_factors}
+        for branch in self.branches.values():
+            memo |= {id(tensor): tensor for tensor in branch.all_tensors()}
+        other.branches = copy.deepcopy(self.branches, memo)
+        other.sources = (self,)
+        return other
+
     def differ(self, numbered: Sequence[tuple[int, object]]) -> bool:
         """Whether one of some counts differently from row to row."""
         return any(number in self.by_row for number, _ in numbered)
@@ -130,6 +142,15 @@ def branches_for(
     return branches
 
 
+def branches_of_replica(replica: nn.Module, branches: Branches) -> Branches:
+    """A replica's branches with the tensors of its model's, which have their strengths."""
+    own = _branches.get(replica)
+    if own is None or own.sources != (branches,):
+        own = _branches[replica] = branches.of_replica()
+    own.strengths, own.blocks = branches.strengths, branches.blocks
+    return own
+
+
 def current_strengths(module: nn.Module) -> Hashable:
     """Strengths of what stands beside a model's layers now, as they were set last."""
     branches = _branches.get(module)
@@ -142,8 +163,12 @@ def counting(stack: LoraStack) -> list[LoraUse]:
 
 
 @contextmanager
-def lora_applied(module: nn.Module, stack: LoraStack) -> Iterator[int]:
+def lora_applied(
+    module: nn.Module, stack: LoraStack, replica: nn.Module | None = None
+) -> Iterator[int]:
     """LoRAs are beside a model's layers inside the block of this ``with``; gives how many layers.
+
+    With a ``replica`` of the model they are beside that one's, with the tensors of the model's.
 
     The model's own tensors are not touched, and it is as it was afterwards. Branches are made once
     a set of LoRAs; another strength changes numbers alone. LoRAs with schedules and regions count
@@ -160,6 +185,8 @@ def lora_applied(module: nn.Module, stack: LoraStack) -> Iterator[int]:
             use.check(module)
     branches = branches_for(module, loras, lambda: numbered_deltas(module, loras), by_row)
     branches.set_strengths([use.strength for use in uses], [use.blocks for use in uses])
+    if replica is not None:
+        module, branches = replica, branches_of_replica(replica, branches)
     with attached(module, branches) as count:
         yield count
 

@@ -15,7 +15,7 @@ A control LoRA may be wider than its layer: the layer reads the first inputs, th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,14 @@ class Branch(nn.Module):
     def set_strengths(self, strengths: Sequence[float]) -> None:
         """Give each LoRA a strength, by its number; only numbers change."""
         raise NotImplementedError
+
+    def all_tensors(self) -> Iterator[Tensor]:
+        """Its buffers, and the numbers that they are made of, each of any shape."""
+        yield from self.buffers()
+        for value in vars(self).values():
+            for item in value if isinstance(value, list) else [value]:
+                parts = item if isinstance(item, tuple) else (item,)
+                yield from (part for part in parts if isinstance(part, Tensor))
 
 
 class LinearBranch(Branch):

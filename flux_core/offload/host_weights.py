@@ -80,11 +80,19 @@ class HostWeights:
         where = None if self.onloaded is None else self.onloaded.device
         return now == then and (where is None or all(t.device == where for t in held))
 
-    def pin(self, budget: int) -> None:
-        """Move the tensors into one pinned buffer, where the budget has room for it."""
+    def pin(self, budget: int, move: bool = True) -> None:
+        """Move the tensors into one pinned buffer, where the budget has room for it.
+
+        Without ``move`` only where they lie in one already, as those of a replica do: whoever else
+        has them may be copying them now.
+        """
         if self.flat is not None or not self.size:
             return
         if any(t.device.type != "cpu" for t in self.tensors):
+            return
+        starts = [place.start for place in self.layout.places]
+        self.flat = PINS.around(self.tensors, starts, self.size)
+        if self.flat is not None or not move:
             return
         flat = PINS.buffer(self.size, budget)
         if flat is None:
@@ -112,7 +120,8 @@ class HostWeights:
         """
         if self.onloaded is not None or not self.tensors:
             return
-        if not separate and all(t.device == device for t in self.tensors):
+        kinds = {t.device.type if device.type == "cpu" else t.device for t in self.tensors}
+        if not separate and kinds == {device.type if device.type == "cpu" else device}:
             return
         buffer = device_buffer(self.size, device)
         self.copy_into(buffer)

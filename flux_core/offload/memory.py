@@ -9,7 +9,9 @@ import ctypes
 import logging
 import os
 import sys
+import threading
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -66,25 +68,32 @@ def host_bytes() -> int:
 class Pins:
     """Host memory that is pinned, which a card copies from at full speed and without the host.
 
-    The system never swaps it out, so it is bounded by a budget, and a refusal is told once.
+    The system never swaps it out, so it is bounded by a budget, and a refusal is told once. All
+    cards copy from it (``cudaHostRegisterPortable``), and several threads may ask for some.
     """
 
     def __init__(self) -> None:
         self.total = 0
         self.refused = False
+        #: where what is pinned begins
+        self.pointers: set[int] = set()
+        # finalizers may ask in the middle of a question of the same thread
+        self.turn = threading.RLock()
 
     def buffer(self, size: int, budget: int) -> Tensor | None:
         """Pinned bytes, (size,) uint8; None beyond the budget or where it fails."""
-        if self.refused or self.total + size > budget:
-            return None
-        with torch.inference_mode(False):
-            flat = torch.empty(size, dtype=torch.uint8)
-        kernel_error = self.register(flat)
-        if kernel_error:
-            self.refused = True
-            log.warning("host memory cannot be pinned, copies will be slower: %s", kernel_error)
-            return None
-        self.total += size
+        with self.turn:
+            if self.refused or self.total + size > budget:
+                return None
+            with torch.inference_mode(False):
+                flat = torch.empty(size, dtype=torch.uint8)
+            kernel_error = self.register(flat)
+            if kernel_error:
+                self.refused = True
+                log.warning("host memory cannot be pinned, copies will be slower: %s", kernel_error)
+                return None
+            self.total += size
+            self.pointers.add(flat.data_ptr())
         weakref.finalize(flat.untyped_storage(), self.release, flat.data_ptr(), size).atexit = False
         return flat
 
@@ -101,8 +110,23 @@ class Pins:
             return str(error)
         return "" if int(code) == 0 else f"cudaHostRegister gave {code}"
 
+    def around(self, tensors: Sequence[Tensor], starts: Sequence[int], size: int) -> Tensor | None:
+        """The pinned bytes (size,) uint8 in which tensors (any shapes) lie already, each at its
+        start; None where they do not."""
+        storage = tensors[0].untyped_storage()
+        first = storage.data_ptr()
+        if first not in self.pointers or storage.nbytes() != size:
+            return None
+        if any(t.data_ptr() != first + at for t, at in zip(tensors, starts, strict=True)):
+            return None
+        with torch.inference_mode(False):
+            flat = torch.empty(0, dtype=torch.uint8)
+            return flat.set_(storage, 0, (size,), (1,))  # pyright: ignore[reportCallIssue]
+
     def release(self, pointer: int, size: int) -> None:
-        self.total -= size
+        with self.turn:
+            self.total -= size
+            self.pointers.discard(pointer)
         if torch.cuda.is_available():
             runtime().cudaHostUnregister(pointer)
 

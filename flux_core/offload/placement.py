@@ -118,11 +118,12 @@ class Placement:
         """Take everything off the device."""
         return self.shrink(self.size + 1)
 
-    def pin(self, numbers: Collection[int], budget: int) -> None:
-        """Pin blocks on the host for faster copies, as far as the budget goes."""
+    def pin(self, numbers: Collection[int], budget: int, move: bool = True) -> None:
+        """Pin blocks on the host for faster copies, as far as the budget goes; ``move`` as
+        ``HostWeights.pin`` has it."""
         for number in numbers:
-            self.blocks[number].pin(budget)
-            self.branches_of(self.blocks[number]).pin(budget)
+            self.blocks[number].pin(budget, move)
+            self.branches_of(self.blocks[number]).pin(budget, move)
 
     def branches_of(self, weights: HostWeights) -> HostWeights:
         """The branches beside a block, or beside the rest."""
@@ -231,8 +232,14 @@ def placement_of(
     return placement
 
 
-def offload_module(module: nn.Module) -> None:
-    """Take a module's weights off whatever device they were left on, and keep hold of none."""
+def placement_if_any(module: nn.Module) -> Placement | None:
+    """The placement that a module has, of whatever device; None where it was on none."""
+    return _placements.get(module)
+
+
+def forget_placement(module: nn.Module) -> None:
+    """Take one module's weights off whatever device they were left on, and keep hold of none;
+    ``replicas.offload_module`` does it for its replicas too."""
     placement = _placements.pop(module, None)
     if placement is not None:
         placement.evict()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..bounds import check_number
+from .devices import device_names
 from .memory import host_bytes
 
 MODES = ("auto", "none", "component", "stream")
@@ -32,6 +33,9 @@ class OffloadPolicy:
     ``separate_memory``: whether the device's memory is apart from the host's, so that weights are
     copied to it; None is as such devices have it. With True a CPU stands for a card.
     ``parts``: modes of single kinds of parts (``PARTS``), such as ``{"t5": "stream"}``.
+    ``devices``: those that draw together, ``"cuda:0,cuda:1"`` or a sequence of such names, or
+    ``all``: pictures of a batch, and both prompts of true guidance, each under this policy. Each
+    picture of a batch is then drawn by itself, however many devices there are.
     """
 
     mode: str = "auto"
@@ -41,6 +45,7 @@ class OffloadPolicy:
     pin: bool = True
     parts: Mapping[str, str] = field(default_factory=dict)
     separate_memory: bool | None = None
+    devices: str | Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for part, mode in (("offload", self.mode), *self.parts.items()):
@@ -53,6 +58,7 @@ class OffloadPolicy:
             if getattr(self, name) is not None:
                 check_number(getattr(self, name), f"{name} in bytes", 0)
         check_number(self.slots, "slots, of which one copies and one works,", 2, 1000, whole=True)
+        object.__setattr__(self, "devices", device_names(self.devices))
 
     @property
     def host_budget(self) -> int:

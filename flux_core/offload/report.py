@@ -23,7 +23,8 @@ class PartReport:
 
     ``restarts`` counts blocks that were asked for out of turn, ``replans`` runs out of memory.
     ``kernels`` counts quantized layers by how they multiplied, fallbacks with their reason.
-    ``ran`` is what the ring's lanes did, by module. ``mode`` is the policy that it ran under.
+    ``ran`` is what the ring's lanes did, by module. ``mode`` is the policy that it ran under, and
+    ``device`` where; empty is the report's own.
     """
 
     size: int = 0
@@ -45,6 +46,7 @@ class PartReport:
     blocks: int = 0
     ran: list[Ran] = field(default_factory=list)
     kernels: Counter[str] = field(default_factory=Counter)
+    device: str = ""
 
     @property
     def bandwidth(self) -> float:
@@ -89,6 +91,7 @@ class PartReport:
         for name in ("size", "pinned", "predicted", "peak", "step", "blocks"):
             setattr(self, name, max(getattr(self, name), getattr(other, name)))
         self.mode, self.tile, self.ran = other.mode, other.tile, other.ran
+        self.device = other.device or self.device
         self.started = self.started or other.started
         self.kernels |= other.kernels
 
@@ -109,22 +112,36 @@ class MemoryReport:
     @property
     def peak(self) -> int:
         """Most bytes of weights on the device at once: all that stay, and one other part."""
-        staying = sum(p.size for p in self.parts.values() if p.mode == "none")
-        passing = [p.size for p in self.parts.values() if p.mode != "none"]
+        return self.peak_on(self.device)
+
+    @property
+    def devices(self) -> list[str]:
+        """The report's own device, and further ones that parts ran on."""
+        return list(
+            dict.fromkeys([self.device, *(p.device or self.device for p in self.parts.values())])
+        )
+
+    def peak_on(self, device: str) -> int:
+        """``peak`` of one of the devices."""
+        parts = [p for p in self.parts.values() if (p.device or self.device) == device]
+        staying = sum(p.size for p in parts if p.mode == "none")
+        passing = [p.size for p in parts if p.mode != "none"]
         return staying + max(passing, default=0)
 
     def __str__(self) -> str:
-        lines = [f"{'part':<14}{'weights':>11}{'computing':>12}{'moving':>10}{'predicted':>14}"]
+        wide = max([14, *(len(name) + 2 for name in self.parts)])
+        lines = [f"{'part':<{wide}}{'weights':>11}{'computing':>12}{'moving':>10}{'predicted':>14}"]
         for name, part in self.parts.items():
             measured = f" (was {part.peak / MIB:.0f})" if part.peak else ""
             lines.append(
-                f"{name:<14}{part.size / MIB:>7.1f} MiB{part.seconds:>10.2f} s{part.moving:>8.2f} s"
-                f"{part.predicted / MIB:>10.0f} MiB{measured}"
+                f"{name:<{wide}}{part.size / MIB:>7.1f} MiB{part.seconds:>10.2f} s"
+                f"{part.moving:>8.2f} s{part.predicted / MIB:>10.0f} MiB{measured}"
             )
         modes = " and ".join(sorted({part.mode for part in self.parts.values()}))
-        lines.append(
-            f"weights on {self.device} at once: {self.peak / MIB:.1f} MiB (policy {modes})"
-        )
+        lines += [
+            f"weights on {device} at once: {self.peak_on(device) / MIB:.1f} MiB (policy {modes})"
+            for device in self.devices
+        ]
         for name, part in self.parts.items():
             lines += [f"{name}: {remarks}" for remarks in notes(part)]
         return "\n".join(lines)

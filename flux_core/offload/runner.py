@@ -18,7 +18,17 @@ from ..units import readable_bytes
 from .machine import Machine, measure_machine
 from .memory import free_bytes, has_own_memory
 from .placement import Placement, Training, placement_of, placements_on
-from .plan import UNKNOWN, Cost, Plan, cost_of, faster_of, make_plan, shrunk, with_copies
+from .plan import (
+    UNKNOWN,
+    Cost,
+    ModulePlan,
+    Plan,
+    cost_of,
+    faster_of,
+    make_plan,
+    shrunk,
+    with_copies,
+)
 from .policy import OffloadPolicy
 from .report import MemoryReport, PartReport
 from .ring import Ring
@@ -33,6 +43,7 @@ RETRY = 0.7
 #: again, and its gradients, which for frozen weights are as much once more.
 PASSES, COMPUTED = 2, 3
 BEGAN = time.monotonic()
+ONE_DEVICE = "training is on one device: take devices out of the offload policy"
 
 
 @dataclass(frozen=True)
@@ -88,6 +99,14 @@ class OffloadRunner:
         if self.device.type == "cuda" and self.device.index is None:
             self.device = torch.device("cuda", torch.cuda.current_device())
         self.report = MemoryReport(str(self.device))
+        #: whether it may move weights on the host to pin them
+        self.moves = True
+
+    def on(self, device: torch.device) -> OffloadRunner:
+        """One for replicas on a further device, which finds pinned what is to be pinned."""
+        other = type(self)(self.policy, device)
+        other.moves = False
+        return other
 
     @property
     def separate(self) -> bool:
@@ -176,11 +195,13 @@ class OffloadRunner:
         policies: Sequence[OffloadPolicy | None],
     ) -> Iterator[Plan]:
         """``hold`` for whoever has the modules' turn."""
+        if work.training is not None and self.policy.devices:
+            raise ValueError(ONE_DEVICE)
         plan = self.plan(modules, work, policies)
         if not plan.fits:
             log.warning("%s: %s; trying nevertheless", name, plan)
         placements = [placement_of(module, self.device, self.separate) for module in modules]
-        part = report_of(plan)
+        part = report_of(plan, self.device)
         try:
             with ExitStack() as stack:
                 started = time.monotonic()
@@ -255,20 +276,13 @@ class OffloadRunner:
             reason = str(error).split("\n")[
                 0
             ]  # the error itself holds the frames, and their tensors
-        for placement in self.known:
-            placement.evict()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        free = free_bytes(self.device)
-        planned = plan_budget(self.policy, free, self.plan(modules, work or Work(), policies))
-        smaller = int(RETRY * planned)
+        before, self.policy = self.policy, self.smaller(modules, work or Work(), policies)
         log.warning(
             "%s ran out of memory (%s); trying once more within %s",
             name,
             reason,
-            readable_bytes(smaller),
+            readable_bytes(self.policy.vram_budget or 0),
         )
-        before, self.policy = self.policy, shrunk(self.policy, smaller)
         try:
             with self.hold(name, *modules, work=work) as plan:
                 result = function(plan)
@@ -278,6 +292,19 @@ class OffloadRunner:
                 placement_of(module, self.device, self.separate).evict()
         self.report.parts[name].replans += 1
         return result
+
+    def smaller(
+        self, modules: Sequence[nn.Module], work: Work, policies: Sequence[OffloadPolicy | None]
+    ) -> OffloadPolicy:
+        """The policy to try under when memory ran out; nothing is left on the device."""
+        for placement in self.known:
+            placement.evict()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        plan = self.plan(modules, work, policies)
+        return shrunk(
+            self.policy, int(RETRY * plan_budget(self.policy, free_bytes(self.device), plan))
+        )
 
     def apply_plan(self, placements: Sequence[Placement], plan: Plan) -> None:
         """Bring about what a plan says, other parts giving room where it needs it."""
@@ -290,19 +317,24 @@ class OffloadRunner:
                 if over > 0:
                     over -= other.shrink(over)
         for placement, m in zip(placements, plan.modules, strict=True):
-            if self.device.type == "cuda" and self.policy.pin:
-                often = [n for n in range(m.blocks) if not m.keep or n not in m.resident]
-                placement.pin(often, self.policy.host_budget)
+            self.pin(placement, m)
             placement.set_resident(m.resident, m.modulations)
+
+    def pin(self, placement: Placement, plan: ModulePlan) -> None:
+        """Pin on the host what a run copies often, where the device is a card."""
+        if self.device.type == "cuda" and self.policy.pin:
+            often = [n for n in range(plan.blocks) if not plan.keep or n not in plan.resident]
+            placement.pin(often, self.policy.host_budget, self.moves)
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
 
-def report_of(plan: Plan) -> PartReport:
-    """What a run by a plan will take, to be filled with what it took."""
+def report_of(plan: Plan, device: torch.device) -> PartReport:
+    """What a run by a plan will take on a device, to be filled with what it took."""
     return PartReport(
+        device=str(device),
         started=time.monotonic() - BEGAN,
         size=plan.weights,
         predicted=plan.peak,

@@ -139,11 +139,15 @@ def standing_bytes(
 ) -> int:
     """Bytes that wait beside a transformer's calls: the modulations of so many ``vectors``, a step
     and a prompt each, and the residuals of ControlNets."""
-    known = min(vectors, WINDOW) + 1
-    size = 0
-    for body in (transformer, *nets):
-        size += known * batch * transformer.dtype.itemsize * modulation_width(body)
+    size = known_bytes((transformer, *nets), transformer.dtype, batch, vectors)
     return size + sum(net.residual_bytes(image_tokens, batch) for net in nets)
+
+
+def known_bytes(bodies: Sequence[object], dtype: torch.dtype, batch: int, vectors: int) -> int:
+    """Bytes of modulations of some models for so many ``vectors``, those of this step among
+    them."""
+    each = (min(vectors, WINDOW) + 1) * batch * dtype.itemsize
+    return sum(each * modulation_width(body) for body in bodies)
 
 
 def sampling_work(

@@ -27,7 +27,7 @@ from ..models.geometry import FLUX1_TOKENS, TokenGeometry
 from ..models.ip_adapter import IPAdapter, KeysAndValues
 from ..models.patches import DOUBLE, SINGLE
 from ..models.picture_attention import PictureAttention
-from ..models.transformer import FluxTransformer
+from ..models.transformer import FluxBody, FluxTransformer
 from ..offload import OffloadRunner, Work
 from ..offload.activations import on_meta, peak_bytes
 from ..offload.workload import counted
@@ -344,8 +344,9 @@ def zeros(scales: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {kind: torch.zeros_like(scale) for kind, scale in scales.items()}
 
 
-def is_compiled(transformer: FluxTransformer) -> bool:
-    blocks = transformer.offload_blocks()
+def is_compiled(body: FluxBody) -> bool:
+    """Whether the blocks of a transformer or a ControlNet run compiled."""
+    blocks = body.offload_blocks()
     return any(getattr(block, "compiled", None) is not None for block in blocks)
 
 

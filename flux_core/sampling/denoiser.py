@@ -178,7 +178,7 @@ class Denoiser:
         """All entries of both prompts."""
         return [*self.positive, *(self.negative or [])]
 
-    def _guided(self, sigma: float) -> bool:
+    def guided(self, sigma: float) -> bool:
         """Whether the negative prompt is drawn too."""
         span = (self.options.start, self.options.end)
         return self.negative is not None and within(self.table, *span, sigma)
@@ -196,7 +196,7 @@ class Denoiser:
         """The entries that a step at a sigma reads."""
         if sigma > self.zero_sigma or sigma <= 0:
             return []
-        prompts = self.prompts if self._guided(sigma) else self.unguided
+        prompts = self.prompts if self.guided(sigma) else self.unguided
         return [prompt for prompt in prompts if prompt.active(sigma)]
 
     def reads(self, sigma: float) -> tuple[Hashable, ...]:
@@ -323,7 +323,7 @@ class Denoiser:
             into += seen * window.weight.to(x)
         return velocity
 
-    def _picture(
+    def picture(
         self, x: Tensor, sigma: Tensor, now: float, prompts: Sequence[PreparedPrompt]
     ) -> Tensor:
         """The picture (B, C, h, w) that all entries of a prompt see together; ``now`` is sigma."""
@@ -351,10 +351,10 @@ class Denoiser:
         now = float(sigma)
         if now > self.zero_sigma:
             return x
-        if self.negative is None or not self._guided(now):
-            return self._picture(x, sigma, now, self.unguided)
-        picture = self._picture(x, sigma, now, self.positive)
-        other = self._picture(x, sigma, now, self.negative)
+        if self.negative is None or not self.guided(now):
+            return self.picture(x, sigma, now, self.unguided)
+        picture = self.picture(x, sigma, now, self.positive)
+        other = self.picture(x, sigma, now, self.negative)
         return self.options.combine(x, picture, other, self.cfg)
 
 

@@ -32,6 +32,7 @@ from ..units import readable_bytes
 from .latents import PIXELS_A_LATENT, image_tokens, latent_size
 from .outline import DrawingOptions, PlannedDrawing, outlined_request, plan_requests
 from .prompts import t5_work
+from .shares import share_of_first
 from .vae import vae_work
 
 #: Published sizes of T5 1.1 XXL's encoder and of CLIP-L's text model.
@@ -254,6 +255,7 @@ def plan_picture(
     text_tokens: int = T5_LENGTH,
     batch: int = 1,
     options: DrawingOptions | None = None,
+    devices: int = 0,
 ) -> PicturePlan:
     """What a card will do with a model.
 
@@ -263,21 +265,27 @@ def plan_picture(
         ram: bytes of the host's memory; what is streamed beyond 3/4 of it is read from disk.
         policy: ``auto`` unless given; its ``vram_budget`` counts where it is smaller.
         options: what is asked for beside a plain prompt.
+        devices: how many of its kind draw together, of which this is the first; 0 where the policy
+            names none, and a batch is drawn at once.
     """
     parts, policy = models or flux1_dev(precision), policy or OffloadPolicy()
     family = family_of(parts.transformer)
+    at_once = 1 if devices else batch
 
     def planned(modules: Sequence[nn.Module], work: Work) -> Plan:
         tokens = {"image_tokens": work.image_tokens, "text_tokens": work.text_tokens}
-        costs = [cost_of(m, machine, **tokens, batch=batch) for m in modules]
+        costs = [cost_of(m, machine, **tokens, batch=at_once) for m in modules]
         return plan_phase(modules, costs, work, policy, machine, vram)
 
     size = {"width": width, "height": height}
-    about = {"steps": steps, "batch": batch, "text_tokens": text_tokens}
+    about = {"steps": steps, "batch": at_once, "text_tokens": text_tokens}
     body, calls, rows, columns = plan_steps(parts.transformer, options, planned, **size, **about)
     text = planned(parts.encoders, t5_work(parts.t5, text_tokens))
     vae = planned([parts.vae], vae_work(parts.vae, rows, columns, batch))
     moved = sum(cost_of(encoder).all_blocks for encoder in parts.encoders)
+    share = 1.0
+    if devices:
+        share = share_of_first(batch, options is not None and options.cfg != 1.0, devices)
     placed, modulations = body.modules[0], cost_of(parts.transformer).modulations
     from_disk = 0.0 if ram is None else max(0.0, placed.streamed - RAM_SHARE * ram)
     brought = placed.held + (0 if placed.modulations else modulations)
@@ -286,7 +294,7 @@ def plan_picture(
         body,
         vae,
         before=(moved + brought) / machine.link + t5_flops(parts.t5, text_tokens) / machine.flops,
-        step=calls * max(body.seconds, from_disk / DISK),
+        step=share * calls * max(body.seconds, from_disk / DISK),
         after=vae.weights / machine.link
         + batch * vae_flops(parts.vae, rows, columns) / machine.flops,
         from_disk=from_disk,

@@ -31,7 +31,8 @@ from .guidance import PLAIN_GUIDANCE, GuidanceOptions
 from .hires import Hires, outlined_second
 from .latents import latent_size
 from .references import JOINT, References
-from .run import META, DrawRequest, SamplingSettings
+from .request import META, DrawRequest
+from .settings import SamplingSettings
 from .tiles import Tiling
 
 #: The place of a region whose place is not known.

@@ -20,6 +20,7 @@ from ..offload import Work
 from ..offload.activations import peak_bytes
 from ..offload.workload import (
     ModulationsOnMeta,
+    known_bytes,
     precomputing_bytes,
     standing_bytes,
     transformer_bytes,
@@ -127,6 +128,35 @@ def picture_work(
     precomputing = precomputing_bytes(transformer, vectors, batch)
     size = held_bytes(denoiser) + max(drawing, precomputing)
     return Work(size, calls.image_tokens, calls.text_tokens, batch)
+
+
+def waiting_bytes(denoiser: Denoiser, nets: Sequence[FluxControlNet], sigmas: Tensor) -> int:
+    """Bytes that a picture's denoiser has on the device while another one's draws, in a run of
+    ``sigmas`` (steps + 1,): what is read, and modulations."""
+    vectors = sum(len(denoiser.drawn(sigma)) for sigma in sigmas.tolist())
+    bodies = (denoiser.transformer, *nets)
+    dtype, batch = denoiser.transformer.dtype, denoiser.shape[0]
+    return held_bytes(denoiser) + known_bytes(bodies, dtype, batch, vectors)
+
+
+def latent_bytes(
+    sampler: Sampler, sigmas: Tensor, shape: Sequence[int], mask: Tensor | None
+) -> int:
+    """Bytes of latents of a shape (B, C, h, w) that a sampler has at once over ``sigmas`` (steps +
+    1,), where its pictures come one by one; ``mask`` (1 or B, 1, h, w) as a run has it."""
+    times = torch.cat([sigmas[:STEPS], sigmas[-1:]])
+
+    def one_by_one(x: Tensor, _: Tensor) -> Tensor:
+        return torch.cat([torch.empty_like(row) for row in x.split(1)])
+
+    def draw_on_meta() -> None:
+        start, noise, x = (torch.empty(tuple(shape), device="meta") for _ in range(3))
+        model: Any = one_by_one
+        if mask is not None:
+            model = keep_outside(model, mask.to(x), start, noise)
+        sampler(model, x, times, lambda _: torch.empty_like(x), lambda *_: None)
+
+    return peak_bytes(draw_on_meta, device="meta")
 
 
 def held_bytes(denoiser: Denoiser) -> int:

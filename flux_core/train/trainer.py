@@ -24,7 +24,7 @@ from ..lora.save import save_lora
 from ..offload import MemoryReport, OffloadRunner, Work
 from ..offload.memory import free_bytes
 from ..offload.plan import shrunk
-from ..offload.runner import RETRY, plan_budget
+from ..offload.runner import ONE_DEVICE, RETRY, plan_budget
 from ..quant.fused import by_torch
 from ..report.pictures import write_picture
 from ..units import readable_bytes
@@ -78,6 +78,8 @@ class Trainer:
         self.config, self.models = config, models
         self.workers = Workers(device)
         self.runner = runner or OffloadRunner(config.offload.policy, self.workers.device)
+        if self.runner.policy.devices:
+            raise ConfigError(ONE_DEVICE)
         self.on_event = on_event or (lambda event: None)
         self.history = History()
         self.samples: tuple[Tensor, ...] = ()

@@ -23,6 +23,7 @@ from flux_core.models.families import family_of
 from flux_core.offload import Work
 from flux_core.offload.placement import placement_of
 from flux_core.offload.workload import sampling_work
+from flux_core.quant.notices import warn_once
 from flux_core.record import note
 from flux_core.sampling import facts
 from flux_core.sampling.adapters import AppliedAdapter, adapter_cost, made_ready
@@ -280,6 +281,11 @@ class ModelPatching(PartPatching):
         transformer = self.flux.transformer  # computed as this wire wants it
         self.refuse()
         policy = self.flux.policy
+        if policy.devices:
+            warn_once(
+                "the host's samplers draw on one device: the policy's devices draw together with "
+                "FluxSampler's own samplers"
+            )
         runner = HostOffloadRunner(policy, torch.device(self.load_device))
         adapters = made_ready(runner, self.flux.adapters) if shape else []
         with ExitStack() as stack:

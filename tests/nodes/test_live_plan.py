@@ -54,6 +54,20 @@ def test_it_changes_with_the_widgets():
     assert not plan({"mode": "none", "vram_budget": 1.0})["fits"]
 
 
+def test_it_is_the_first_device_s_share_where_several_draw():
+    about = {"loader": POCKET, "width": 256, "height": 256, "batch": 4}
+    alone = plan({"mode": "none"}, **about)
+    one, two = (plan({"mode": "none", "devices": d}, **about) for d in ("cpu", "cpu,cpu:1"))
+    assert "the first of 2: cpu, cpu:1" in two["lines"]
+    assert not any("the first of" in line for line in [*one["lines"], *alone["lines"]])
+    # pictures one by one take less memory than a batch, and half of them half the time
+    steps = [next(line for line in answer["lines"] if "a step" in line) for answer in (one, two)]
+    assert len({*steps, alone["lines"][2]}) >= 2
+    assert alone["lines"][0] != one["lines"][0] or alone["lines"][2] == one["lines"][2]
+    with pytest.raises(ValueError, match="devices names cuda:7, and torch sees"):
+        plan({"devices": "cpu,cuda:7"}, **about)
+
+
 def test_it_says_what_it_assumes():
     assert "nothing has run here yet" in text(plan())
 

@@ -20,6 +20,11 @@ class TestMemory:
         )
         assert words == "stream, 6 GB of the card, 8 GB of the host, t5: none"
         assert node.make(mode="stream")[0].vram_budget is None
+        several, words = node.make(mode="auto", devices="cuda:0, cuda:1")
+        assert several.devices == ("cuda:0", "cuda:1")
+        assert words == "auto, on cuda:0 and cuda:1 together"
+        with pytest.raises(ValueError, match="devices has 'both', expected names such as cuda:0"):
+            node.make(mode="auto", devices="both")
         with pytest.raises(ValueError, match="t5 mode is 'fast'"):
             node.make(mode="auto", t5_mode="fast")
 

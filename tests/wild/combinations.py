@@ -4,8 +4,9 @@
 
 Each combination of a family, a precision, and what there is to say what to draw (``scenes``) is
 drawn under every policy and has the same bits; memory, counted by tensors, stays within 5 % of what
-was predicted; and after something raised in the middle of a run the next one has the same bits
-again. Ends with 1 where it is not so, saying which combination it was.
+was predicted; devices that draw together have the bits of one that is named alone; and after
+something raised in the middle of a run the next one has the same bits again. Ends with 1 where it
+is not so, saying which combination it was.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ POLICIES = {
     "three slots": OffloadPolicy("stream", slots=3, separate_memory=True),
     "auto": OffloadPolicy("auto", vram_budget=30_000_000, separate_memory=True),
 }
+#: One device that draws pictures one by one, and two that share them and both halves of guidance.
+ALONE = OffloadPolicy("component", separate_memory=True, devices="cpu")
+TOGETHER = OffloadPolicy("stream", separate_memory=True, devices="cpu,cpu:1")
 #: By how much a prediction may be off.
 OFF = 0.05
 
@@ -104,12 +108,30 @@ def drawing_problem(combination: Combination, folder: Path) -> str:
                 return f"other bits under {name}: {float((latents - expected).abs().max()):.1e} off"
             if abs(counted - predicted) > OFF * counted:
                 return f"{predicted} bytes predicted under {name}, {counted} counted"
+        if problem := problem_together(request, expected):
+            return problem
         broken(request, random.Random(combination.number))
         if any(has_attached(module) for module in request.modules):
             return "something stayed at the model after a fault"
         if not torch.equal(drawn(request, POLICIES["stream"])[0], expected):
             return "other bits after a fault"
         evict(request.modules)
+    return ""
+
+
+def problem_together(request: DrawRequest, expected: torch.Tensor) -> str:
+    """What is wrong with what devices draw together, empty where nothing is; ``expected`` are
+    latents (B, C, h, w) drawn at once."""
+    alone, predicted, counted = drawn(request, ALONE)
+    if len(alone) == 1 and not torch.equal(alone, expected):
+        return "other bits where a device is named"
+    if abs(counted - predicted) > OFF * counted:
+        return f"{predicted} bytes predicted for a device that is named, {counted} counted"
+    evict(request.modules)
+    (together,) = draw(OffloadRunner(TOGETHER, CPU), [replace(request)])
+    evict(request.modules)
+    if not torch.equal(together, alone):
+        return f"other bits on two devices: {float((together - alone).abs().max()):.1e} off"
     return ""
 
 

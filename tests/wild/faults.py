@@ -40,7 +40,7 @@ from flux_core.offload.ring import Ring
 from flux_core.pocket import pocket_file
 from flux_core.quant import QuantizedLinear
 from flux_core.receipts import saved_pixels
-from flux_core.sampling import run as run_module
+from flux_core.sampling import settings as settings_module
 
 #: Where something may go wrong: an owner, and the name of what is called there.
 POINTS: dict[str, tuple[Any, str]] = {
@@ -54,7 +54,7 @@ POINTS: dict[str, tuple[Any, str]] = {
     "buffer": (ring_module, "Slot"),
     "residents": (Placement, "set_resident"),
     "LoRA": (lora_apply, "attach"),
-    "noise": (run_module, "host_noise"),
+    "noise": (settings_module, "host_noise"),
     "decode": (AutoEncoder, "decode"),
     "save": (files_module, "sync"),
     "save's name": (files_module.os, "link"),
@@ -114,6 +114,7 @@ class Drawing:
             steps=2,
             seed=1,
             loras=[(self.lora, 0.7)],
+            cfg=2.0 if self.pipeline.policy.devices else 1.0,
             callback=callback,
         )
         self.tiled = drawn.report.parts["VAE decoder"].tile is not None
@@ -157,6 +158,7 @@ POLICIES = {
     "component": OffloadPolicy("component", separate_memory=True),
     "stream": OffloadPolicy("stream", separate_memory=True),
     "auto": OffloadPolicy("auto", vram_budget=20_000_000, separate_memory=True),
+    "two devices": OffloadPolicy("stream", separate_memory=True, devices="cpu,cpu:1"),
 }
 
 
