@@ -12,18 +12,17 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from flux_core.errors import FileError
-from flux_core.files import parse_json, writing
+from flux_core.files import writing
 from flux_core.pictures import opened, over_white, plain
+from flux_core.receipts import KEY, Receipt
+from flux_core.receipts.describe import describe_receipt
 
 SIDE = 256  # longer side of a thumbnail, in pixels
 FOLDER = "thumbnails"
-#: Where a PNG has its receipt.
-RECEIPT = "fluxfit"
 
 
 def thumbnail_of(file: str) -> str:
@@ -47,7 +46,7 @@ def make_thumbnail(folder: Path, file: str) -> str:
     try:
         with opened(folder / file) as picture:
             picture.load()  # a PNG's texts may stand behind its pixels
-            text = getattr(picture, "text", {}).get(RECEIPT)
+            text = getattr(picture, "text", {}).get(KEY)
             small = over_white(plain(picture))
     except FileError as error:
         return str(error)
@@ -61,23 +60,9 @@ def make_thumbnail(folder: Path, file: str) -> str:
 
 
 def receipt_script(file: str, text: str | None) -> str:
-    """A script that hands over the facts of a receipt to the page."""
+    """A script that hands over what a receipt says to the page; nothing where there is none."""
     try:
-        facts = [] if text is None else list(facts_of(parse_json(text, lenient=True)))
-    except ValueError:
-        facts = []
-    return f"sheet_receipt({json.dumps(file)}, {json.dumps(facts)});\n"
-
-
-def facts_of(value: Any, name: str = "") -> Iterable[tuple[str, str]]:
-    """A receipt line by line: what each thing in it is called, and what it is."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from facts_of(inner, f"{name} {key}".strip())
-    elif isinstance(value, list) and any(isinstance(inner, dict | list) for inner in value):
-        for i, inner in enumerate(value):
-            yield from facts_of(inner, f"{name} {i + 1}" if len(value) > 1 else name)
-    elif isinstance(value, list):
-        yield name, ", ".join(map(str, value))
-    elif value is not None:
-        yield name, str(value)
+        words = "" if text is None else describe_receipt(Receipt.parse(text))
+    except (ValueError, TypeError, KeyError, AttributeError):  # somebody else's text of that name
+        words = ""
+    return f"sheet_receipt({json.dumps(file)}, {json.dumps(words)});\n"

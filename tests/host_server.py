@@ -108,9 +108,10 @@ class Server:
         return 1024 * int(status.partition("VmRSS:")[2].split()[0])
 
     def pictures(self, entry: dict[str, Any]) -> list[Path]:
-        """Files that a prompt saved, in the order of its nodes."""
+        """Files that a prompt saved, in the order of its nodes; of those alone that stand in it."""
         files = []
-        for _, out in sorted(entry["outputs"].items(), key=lambda item: int(item[0])):
+        outputs = {int(key): out for key, out in entry["outputs"].items() if key.isdecimal()}
+        for _, out in sorted(outputs.items()):
             for image in out.get("images", []):
                 files.append(self.base / image["type"] / image["subfolder"] / image["filename"])
         return files

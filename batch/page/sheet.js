@@ -293,7 +293,7 @@ function draw() {
 // ---- one job -------------------------------------------------------------------------------
 
 const RECEIPTS = new Map();
-window.sheet_receipt = (file, facts) => { RECEIPTS.set(file, facts); };
+window.sheet_receipt = (file, text) => { RECEIPTS.set(file, text); };
 
 function definitions(title, pairs, className = "") {
   const list = element("dl");
@@ -306,9 +306,9 @@ function definitions(title, pairs, className = "") {
 function receipt(file) {
   const place = element("div");
   const fill = () => {
-    const facts = RECEIPTS.get(file) ?? [];
-    place.replaceChildren(...(facts.length ? definitions("Receipt", facts)
-      : [element("p", { className: "note", textContent: "This picture has no receipt that could be read." })]));
+    const lines = (RECEIPTS.get(file) || "There is none in the picture.").split("\n");
+    place.replaceChildren(element("h2", { textContent: "Receipt" }),
+      ...lines.map((line) => element("p", { className: "receipt", textContent: line })));
   };
   if (RECEIPTS.has(file)) fill();
   else {

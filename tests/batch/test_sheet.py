@@ -10,7 +10,7 @@ import pytest
 from fluxfit.batch import sheet, sheet_grid
 from fluxfit.batch.sheet import write_sheet
 from fluxfit.batch.sheet_jobs import read_results
-from fluxfit.batch.thumbnails import SIDE
+from fluxfit.batch.thumbnails import SIDE, receipt_script
 from PIL import Image
 
 from tests.batch.folders import append, draw, fail, full_grid
@@ -64,7 +64,18 @@ def test_every_job_is_there_with_values_picture_seconds_and_error(tmp_path):
         with Image.open(small) as picture:
             assert picture.format == "JPEG" and max(picture.size) <= SIDE
         script = small.with_suffix(".js").read_text()
-        assert script.startswith(f'sheet_receipt("{file}", ') and '["device", "cpu"]' in script
+        assert (
+            script.startswith(f'sheet_receipt("{file}", ')
+            and "on cpu" in script
+            and "euler" in script
+        )
+
+
+@pytest.mark.parametrize("text", [None, "no JSON", "[]", '{"version": 99}', '{"did": 3}'])
+def test_a_receipt_that_is_none_is_nothing_to_say(text):
+    script = receipt_script("pictures/ab/ab.png", text)
+    words = json.loads("[" + script.removeprefix("sheet_receipt(").removesuffix(");\n") + "]")
+    assert words == ["pictures/ab/ab.png", ""]
 
 
 def test_texts_of_a_table_cannot_break_the_page(tmp_path):

@@ -62,7 +62,7 @@ def test_the_page_filters_lays_out_and_opens_jobs(page, tmp_path, artefacts):
     page.keyboard.press("Enter")
     page.wait_for_selector("#facts >> text=Receipt")
     assert page.locator("#place").inner_text() == "2 of 7"
-    assert "did sampler" in page.locator("#facts").inner_text()
+    assert "drawn by a model: euler" in page.locator("#facts").inner_text()
     page.keyboard.press("ArrowRight")
     assert page.locator("#place").inner_text() == "3 of 7"
     page.screenshot(path=artefacts / "sheet_job.png")

@@ -63,6 +63,7 @@ def feathers_evenly() -> bool:
         "guidance_options",
         "lora_control",
         "soft_inpaint",
+        "batch_table",
     ],
 )
 def test_pocket_workflows_give_the_headless_picture(name, server, tmp_path, monkeypatch):
