@@ -34,12 +34,12 @@ def test_jobs_run_at_the_same_time_and_results_are_in_order():
 
 def test_every_thread_has_the_caller_s_state():
     def state() -> tuple:
-        made = torch.ones(1, requires_grad=True) * 2
+        doubled = torch.ones(1, requires_grad=True) * 2
         autocast = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
         return (
             torch.is_inference_mode_enabled(),
             torch.is_grad_enabled(),
-            made.requires_grad,
+            doubled.requires_grad,
             *autocast,
             MARK.get(),
         )

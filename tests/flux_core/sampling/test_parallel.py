@@ -133,8 +133,8 @@ def test_devices_draw_at_the_same_time_and_more_than_work_are_told_once(tmp_path
     for handle in handles:
         handle.remove()
     assert len(met) == 8 and len(set(met)) == 2
-    told = [line for line in caplog.messages if "devices are named" in line]
-    assert told == [
+    warnings = [line for line in caplog.messages if "devices are named" in line]
+    assert warnings == [
         "3 devices are named, and 2 of them can draw: a step has a share for each picture of a "
         "batch, or two with true guidance (cfg)"
     ]
