@@ -19,7 +19,7 @@ from fluxfit.batch.table import open_table
 from fluxfit.nodes import headless
 from PIL import Image
 
-from tests.host.prompts import api, key_of
+from tests.host.prompts import api, key_of, version
 from tests.host_server import ROOT, RunError, Server, running_server
 
 #: Nodes that refuse a number, in both of the host's ways to write one.
@@ -207,6 +207,8 @@ def test_names_that_leave_the_folders_are_refused(server: Server):
 @pytest.mark.parametrize("flags", [("--cache-none",), ("--cache-lru", "3")])
 def test_it_does_not_matter_what_the_host_keeps(flags: tuple[str, ...], tmp_path: Path):
     with running_server(tmp_path, *flags, packs={"fussy": FUSSY}) as started:
+        if flags == ("--cache-none",) and version(started) < (0, 21):
+            pytest.skip("no node may put others in its place in such a host that keeps nothing")
         for kind in ("FussyPlain", "FussyModern"):
             prompt = with_fussy(batch_prompt(kind, rows=3), kind)
             assert "2 of 4 jobs are done" in report(started.run(prompt))
