@@ -207,7 +207,7 @@ def main() -> int:
         return 1
     wrong = report(args, folder, killed)
     for what in wrong:
-        print(f"expected {args.count}, workers {what}")
+        print(f"expected {args.count}: {what}")
     return int(bool(wrong))
 
 
