@@ -269,7 +269,7 @@ class RayWorkers:
         placement = place(resources, self.workers, self.gpus_per_worker, cores)
         threads, private = placement.threads, self.private
         task = task_for(self.graph, self.out, private=private, threads=threads, token=token)
-        task["drawing"] = self.drawing
+        task |= {"drawing": self.drawing, "gpus": placement.gpus}
         return RayPool(ray, placement, task, NodeFiles(from_api(self.graph)), self.say)
 
 

@@ -17,12 +17,14 @@ from typing import Any
 import pytest
 import torch
 from fluxfit.batch import ray_workers
+from fluxfit.batch.dispatch import Ready
 from fluxfit.batch.draw import Drawer
 from fluxfit.batch.grid import read_grid
 from fluxfit.batch.jobs import Job
 from fluxfit.batch.node_files import NeededFile, NodeFiles
 from fluxfit.batch.progress import BatchProgress
-from fluxfit.batch.ray_workers import RayWorkers
+from fluxfit.batch.ray_cluster import connected
+from fluxfit.batch.ray_workers import RayWorkers, token_in
 from fluxfit.batch.run import Batch, BatchSettings, LocalWorker, run_batch
 from fluxfit.nodes.headless import from_api
 
@@ -69,6 +71,15 @@ def test_eight_workers_of_three_speeds_end_within_one_job(tmp_path):
     assert max(ended.values()) - min(ended.values()) < length * max(SLOWNESS) + slack
     by_speed = {int(name.rpartition("/")[2]): count for name, count in drawn.items()}
     assert by_speed[0] + by_speed[1] + by_speed[2] > by_speed[3] + by_speed[4] + by_speed[5]
+
+
+def test_workers_without_a_card_see_none(tmp_path):
+    workers = sleepers(tmp_path, 1, [])
+    with connected("local", 1) as ray, token_in(tmp_path) as token:
+        pool = workers.pool(ray, token)
+        pool.start()
+        assert isinstance(pool.wait(), Ready) and list(pool.makes) == ["torch none on cards ''"]
+        pool.close()
 
 
 def test_a_job_that_kills_its_workers_fails_alone(tmp_path):
