@@ -88,7 +88,7 @@ class Dispatcher:
             self.send_jobs()
             if self.free and not self.busy:
                 return
-            result = self.settle(self.pool.wait())
+            result = self.note(self.pool.wait())
             if result is not None:
                 self.deaths.pop(result.job.id, None)
                 self.send_jobs()  # who takes the result may need a moment for it
@@ -104,7 +104,7 @@ class Dispatcher:
             self.busy[worker] = job
             self.pool.send(worker, job)
 
-    def settle(self, event: Event) -> Result | None:
+    def note(self, event: Event) -> Result | None:
         """Note what happened; a result where a job is over."""
         if isinstance(event, Ready):
             self.free.append(event.worker)

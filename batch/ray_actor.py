@@ -53,6 +53,8 @@ class RayWorker:
             "host": socket.gethostname(),
             "pid": os.getpid(),
         }
+        if not task["gpus"]:  # before torch looks for them
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         try:
             open_package(task["folder"], task["core_parent"])
             drawing = importlib.import_module(task["drawing"])

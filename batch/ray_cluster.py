@@ -64,6 +64,13 @@ def import_ray() -> ModuleType:
     return ray
 
 
+def quiet(address: str) -> None:
+    """Set what a cluster of our own is to leave out, before Ray is imported."""
+    if address == LOCAL:
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
+
+
 class WithoutRay(io.TextIOBase):
     """Stdout without what Ray's daemons print there: it is the command's own, and a worker that
     dies is told in a line."""
@@ -89,9 +96,7 @@ def connected(address: str, workers: int | None) -> Iterator[ModuleType]:
 
     Raises ``ConfigError`` where there is no Ray, or no cluster answers there.
     """
-    if address == LOCAL:
-        for name, value in QUIET.items():
-            os.environ.setdefault(name, value)
+    quiet(address)
     ray = import_ray()
     with redirect_stdout(WithoutRay(sys.stdout)):
         try:

@@ -50,7 +50,6 @@ def task_for(
     """What a worker needs to know before its first job, as the driver has it."""
     return {
         "folder": str(PACKAGE),
-        "drawing": DRAWING,
         "core_parent": str(Path(flux_core.__file__).resolve().parents[1]),
         "version": flux_core.__version__,
         "sources": sources_digest(),

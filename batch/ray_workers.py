@@ -134,8 +134,8 @@ class RayPool:
     def wanted(self) -> str:
         """What Ray was asked for, in words."""
         place = self.placement
-        cards = f" and {place.gpus:g} GPU" if place.gpus else ""
-        return f"{place.workers} workers of {place.cpus:g} CPU{cards} each"
+        gpus = f" and {place.gpus:g} GPU" if place.gpus else ""
+        return f"{place.workers} workers of {place.cpus:g} CPU{gpus} each"
 
     def event(self, call: Any) -> Event | None:
         """What an answer means; None where only a worker's start failed."""
@@ -164,8 +164,8 @@ class RayPool:
         if make not in self.makes:
             self.makes[make] = slot.name
             if len(self.makes) == 2:
-                told = " and ".join(f"{make} ({name})" for make, name in self.makes.items())
-                self.say(f"workers differ, so that bits of their pictures may: {told}")
+                makes = " and ".join(f"{make} ({name})" for make, name in self.makes.items())
+                self.say(f"workers differ, so that bits of their pictures may: {makes}")
         return Ready(slot.number)
 
     def lost(self, slot: Slot, job: Job | None, reason: str) -> Event | None:
@@ -269,7 +269,7 @@ class RayWorkers:
         placement = place(resources, self.workers, self.gpus_per_worker, cores)
         threads, private = placement.threads, self.private
         task = task_for(self.graph, self.out, private=private, threads=threads, token=token)
-        task["drawing"] = self.drawing
+        task |= {"drawing": self.drawing, "gpus": placement.gpus}
         return RayPool(ray, placement, task, NodeFiles(from_api(self.graph)), self.say)
 
 

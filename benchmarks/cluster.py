@@ -58,14 +58,14 @@ def main() -> int:
         folder = Path(name)
         pocket_graph(folder)
         for number in range(args.rounds):
-            found = {k: rate(folder, f"{number}-{k}", args.count, k) for k in kinds}
-            ratios.append(found[2][0] / found[1][0])
-            wholes.append(found[1][1] / found[2][1])
-            told = ", ".join(
+            rates = {k: rate(folder, f"{number}-{k}", args.count, k) for k in kinds}
+            ratios.append(rates[2][0] / rates[1][0])
+            wholes.append(rates[1][1] / rates[2][1])
+            words = ", ".join(
                 f"{f'{k} workers' if k else 'without Ray'} {a:.2f}/s ({s:.1f} s)"
-                for k, (a, s) in found.items()
+                for k, (a, s) in rates.items()
             )
-            print(f"{told}: {ratios[-1]:.2f} times, with the start {wholes[-1]:.2f}", flush=True)
+            print(f"{words}: {ratios[-1]:.2f} times, with the start {wholes[-1]:.2f}", flush=True)
     print(
         f"median of {args.rounds}: {statistics.median(ratios):.2f} times as many pictures a "
         f"second, the command with its start {statistics.median(wholes):.2f} times as fast"

@@ -65,6 +65,21 @@ def add_ray_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_ray_arguments(args: argparse.Namespace) -> None:
+    """Raise ``ValueError`` for what says nothing, before a table is read for it."""
+    for name, least in {"workers": 1, "gpus_per_worker": 0}.items():
+        value, option = getattr(args, name), f"--{name.replace('_', '-')}"
+        if value is not None and args.ray is None:
+            raise ValueError(f"{option} {value:g} says how to draw with --ray, which is not there")
+        if value is not None and not value >= least:
+            raise ValueError(f"{option} is {value:g}, expected at least {least}")
+    if args.ray is not None:
+        from ..batch.ray_cluster import import_ray, quiet
+
+        quiet(args.ray)
+        import_ray()
+
+
 def run(args: argparse.Namespace) -> Outcome:
     from ..batch.grid import read_grid
     from ..batch.table import open_table
@@ -75,11 +90,13 @@ def run(args: argparse.Namespace) -> Outcome:
     for name in ("retries", "limit"):
         if (getattr(args, name) or 0) < 0:
             raise ValueError(f"--{name} is {getattr(args, name)}, expected at least 0")
+    check_ray_arguments(args)
     table = None if args.table is None else open_table(args.table)
     grid = read_grid(args.grid)
 
     from ..batch.columns import read_mapping
     from ..batch.draw import Drawer
+    from ..batch.progress import BatchProgress
     from ..batch.row_graph import graph_of_rows
     from ..batch.run import Batch, BatchSettings, LocalWorker, Workers, run_batch
     from ..nodes import headless
@@ -90,6 +107,8 @@ def run(args: argparse.Namespace) -> Outcome:
         args.retries, args.fail_fast, args.limit, args.private, sheet=not args.no_sheet
     )
 
+    progress = BatchProgress()
+
     def workers() -> Workers:
         prompt = headless.to_api(graph)
         if args.ray is None:
@@ -97,9 +116,15 @@ def run(args: argparse.Namespace) -> Outcome:
         from ..batch.ray_workers import RayWorkers
 
         return RayWorkers(
-            prompt, args.out, args.private, args.ray, args.workers, args.gpus_per_worker
+            prompt,
+            args.out,
+            args.private,
+            args.ray,
+            args.workers,
+            args.gpus_per_worker,
+            say=progress.say,
         )
 
-    summary = run_batch(batch, settings, workers)
+    summary = run_batch(batch, settings, workers, progress)
     status = DONE if summary.whole else FAILED
     return Outcome(str(summary), summary.data(), status)

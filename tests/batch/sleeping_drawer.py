@@ -33,4 +33,5 @@ class SleepingDrawer:
 
 
 def open_drawer(task: Mapping[str, Any]) -> tuple[SleepingDrawer, dict[str, Any]]:
-    return SleepingDrawer(task["number"]), {"device": "none", "torch": "none"}
+    cards = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return SleepingDrawer(task["number"]), {"device": f"cards {cards!r}", "torch": "none"}

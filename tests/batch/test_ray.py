@@ -17,12 +17,14 @@ from typing import Any
 import pytest
 import torch
 from fluxfit.batch import ray_workers
+from fluxfit.batch.dispatch import Ready
 from fluxfit.batch.draw import Drawer
 from fluxfit.batch.grid import read_grid
 from fluxfit.batch.jobs import Job
 from fluxfit.batch.node_files import NeededFile, NodeFiles
 from fluxfit.batch.progress import BatchProgress
-from fluxfit.batch.ray_workers import RayWorkers
+from fluxfit.batch.ray_cluster import connected
+from fluxfit.batch.ray_workers import RayWorkers, token_in
 from fluxfit.batch.run import Batch, BatchSettings, LocalWorker, run_batch
 from fluxfit.nodes.headless import from_api
 
@@ -44,10 +46,15 @@ def job(number: int, **values: Any) -> Job:
     return Job(f"{number:024x}", number, values)
 
 
-def sleepers(folder: Path, workers: int, said: list[str]) -> RayWorkers:
+def sleepers(folder: Path, workers: int, messages: list[str]) -> RayWorkers:
     """Workers that only take time; of the driver's own, the graph's files are hashed."""
     return RayWorkers(
-        api_graph(), folder, workers=workers, drawing=SLEEPING, say=said.append, gpus_per_worker=0
+        api_graph(),
+        folder,
+        workers=workers,
+        drawing=SLEEPING,
+        say=messages.append,
+        gpus_per_worker=0,
     )
 
 
@@ -66,23 +73,32 @@ def test_eight_workers_of_three_speeds_end_within_one_job(tmp_path):
     assert by_speed[0] + by_speed[1] + by_speed[2] > by_speed[3] + by_speed[4] + by_speed[5]
 
 
+def test_workers_without_a_card_see_none(tmp_path):
+    workers = sleepers(tmp_path, 1, [])
+    with connected("local", 1) as ray, token_in(tmp_path) as token:
+        pool = workers.pool(ray, token)
+        pool.start()
+        assert isinstance(pool.wait(), Ready) and list(pool.makes) == ["torch none on cards ''"]
+        pool.close()
+
+
 def test_a_job_that_kills_its_workers_fails_alone(tmp_path):
-    said: list[str] = []
+    messages: list[str] = []
     jobs = [job(number, **({"1.kill": 1} if number == 3 else {})) for number in range(12)]
-    results = list(sleepers(tmp_path, 2, said).results(iter(jobs)))
+    results = list(sleepers(tmp_path, 2, messages).results(iter(jobs)))
     assert Counter(r.job.id for r in results) == Counter(j.id for j in jobs)
     (failed,) = [result for result in results if result.error]
     assert failed.job == jobs[3] and not failed.retryable
     assert "3 workers died" in str(failed.error)
-    assert sum("died" in line for line in said) == 3
+    assert sum("died" in line for line in messages) == 3
 
 
 def test_a_batch_without_a_fit_node_ends_with_the_reason(tmp_path):
-    said: list[str] = []
+    messages: list[str] = []
     jobs = [job(number, **{"1.unfit": REASON}) for number in range(4)]
     with pytest.raises(FileNotFoundError, match=f"node .*: {REASON}"):
-        list(sleepers(tmp_path, 2, said).results(iter(jobs)))
-    assert len(said) == 1 and "nothing is drawn there" in said[0]
+        list(sleepers(tmp_path, 2, messages).results(iter(jobs)))
+    assert len(messages) == 1 and "nothing is drawn there" in messages[0]
 
 
 def test_files_that_differ_from_the_drivers_are_told_by_node_and_name(tmp_path, monkeypatch):
@@ -120,7 +136,7 @@ def test_pictures_are_the_same_whoever_draws_and_whoever_dies(tmp_path, monkeypa
         alone = draw(tmp_path / "alone", lambda graph: LocalWorker(Drawer(graph)), 6)
     finally:
         torch.set_num_threads(threads)
-    said: list[str] = []
+    messages: list[str] = []
 
     class Deadly(RayWorkers):
         """Ends one of its workers once the first picture is there."""
@@ -133,11 +149,11 @@ def test_pictures_are_the_same_whoever_draws_and_whoever_dies(tmp_path, monkeypa
 
     drawn = draw(
         tmp_path / "ray",
-        lambda graph: Deadly(graph, tmp_path / "ray", workers=2, say=said.append),
+        lambda graph: Deadly(graph, tmp_path / "ray", workers=2, say=messages.append),
         6,
     )
     assert drawn == alone
-    assert sum("died" in line for line in said) <= 1  # it may have been about to end
+    assert sum("died" in line for line in messages) <= 1  # it may have been about to end
 
 
 class Command:
@@ -220,11 +236,13 @@ def two_nodes(tmp_path):
 
 
 def test_a_node_with_other_models_is_left_out_and_the_other_draws_all(two_nodes, tmp_path):
-    said: list[str] = []
+    messages: list[str] = []
     out = tmp_path / "out"
-    drawn = draw(out, lambda graph: RayWorkers(graph, out, address=two_nodes, say=said.append), 5)
+    drawn = draw(
+        out, lambda graph: RayWorkers(graph, out, address=two_nodes, say=messages.append), 5
+    )
     assert len(drawn) == 5
-    (line,) = said
+    (line,) = messages
     assert "fluxfit_pocket.safetensors" in line and "nothing is drawn there" in line
 
 

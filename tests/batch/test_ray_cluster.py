@@ -13,7 +13,7 @@ from fluxfit.batch.ray_cluster import Placement, WithoutRay, connected, knock, p
 from flux_core.errors import ConfigError
 
 HEAD = {"memory": 1e9}
-CARDS = {"CPU": 32.0, "GPU": 4.0}
+LARGE = {"CPU": 32.0, "GPU": 4.0}
 SMALL = {"CPU": 6.0, "GPU": 1.0}
 CORES = {"CPU": 8.0}
 
@@ -21,13 +21,13 @@ CORES = {"CPU": 8.0}
 @pytest.mark.parametrize(
     ("nodes", "workers", "gpus", "cores", "expected"),
     [
-        ([HEAD, CARDS, SMALL], None, None, 0, Placement(5, 1, 1.0, 6)),
-        ([CARDS], None, 2.0, 0, Placement(2, 1, 2.0, 16)),
-        ([CARDS, SMALL], None, 0.5, 0, Placement(10, 1, 0.5, 3)),
-        ([CARDS], 3, None, 0, Placement(3, 1, 1.0, 8)),
+        ([HEAD, LARGE, SMALL], None, None, 0, Placement(5, 1, 1.0, 6)),
+        ([LARGE], None, 2.0, 0, Placement(2, 1, 2.0, 16)),
+        ([LARGE, SMALL], None, 0.5, 0, Placement(10, 1, 0.5, 3)),
+        ([LARGE], 3, None, 0, Placement(3, 1, 1.0, 8)),
         ([HEAD, CORES, CORES], None, None, 0, Placement(2, 8, 0, 8)),
         ([CORES, CORES], 5, None, 0, Placement(5, 2, 0, 2)),
-        ([CARDS], 2, 0.0, 0, Placement(2, 16, 0, 16)),
+        ([LARGE], 2, 0.0, 0, Placement(2, 16, 0, 16)),
         ([{"CPU": 2.0}], 2, None, 2, Placement(2, 1, 0, 1)),
         ([{"CPU": 8.0}], 8, None, 2, Placement(8, 1, 0, 1)),
         ([{"CPU": 2.0}], None, None, 2, Placement(1, 1, 0, 2)),
@@ -39,7 +39,7 @@ def test_workers_have_a_share_of_their_node(nodes, workers, gpus, cores, expecte
 
 def test_more_cards_than_a_node_has_are_refused():
     with pytest.raises(ConfigError, match="--gpus-per-worker 8: no node has so many, at most 4"):
-        place([SMALL, CARDS], None, 8.0, 0)
+        place([SMALL, LARGE], None, 8.0, 0)
 
 
 def test_a_cluster_without_cores_is_refused():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
+import sys
 
 import pytest
+from fluxfit.cli.batch import check_ray_arguments
 
 from tests.batch.fake_batch import LEAST
 
@@ -51,3 +54,21 @@ def test_what_is_wrong_is_one_line_with_its_exit_status(arguments, status, messa
     done = call("batch", *arguments, cwd=tmp_path)
     assert done.returncode == status and message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workers": 2}, "--workers 2 says how to draw with --ray"),
+        ({"ray": "local", "workers": 0}, "--workers is 0, expected at least 1"),
+        ({"ray": "auto", "gpus_per_worker": -1.0}, "--gpus-per-worker is -1, expected at least 0"),
+        ({"ray": "auto"}, "--ray needs Ray: pip install 'fluxfit\\[ray\\]'"),
+    ],
+)
+def test_what_cannot_be_asked_of_ray_is_told_before_the_table_is_read(
+    options, message, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    given = {"ray": None, "workers": None, "gpus_per_worker": None} | options
+    with pytest.raises(ValueError, match=message):
+        check_ray_arguments(argparse.Namespace(**given))

@@ -87,16 +87,16 @@ def children() -> dict[int, list[int]]:
 
 def workers_of(driver: int) -> list[int]:
     """Processes that draw for a driver."""
-    below, open_, found = children(), [driver], []
+    below, open_, workers = children(), [driver], []
     while open_:
         for pid in below.get(open_.pop(), []):
             open_.append(pid)
             try:
                 if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(WORKER.encode()):
-                    found.append(pid)
+                    workers.append(pid)
             except OSError:
                 continue
-    return found
+    return workers
 
 
 def kill(pid: int) -> bool:
@@ -178,7 +178,7 @@ def report(args: argparse.Namespace, folder: Path, killed: Counter[str]) -> list
     print(
         f"{args.count} jobs, {killed['worker']} workers and {killed['driver']} drivers killed: "
         f"{len(files)} files, {len(noted)} lines of {len(times)} jobs in the manifest, {adopted} "
-        f"of pictures found whole, {equal} equal to those drawn alone, {written} files so"
+        f"pictures found whole, {equal} equal to those drawn alone, {written} files so"
     )
     wrong = {
         "pictures": len(files),
@@ -207,7 +207,7 @@ def main() -> int:
         return 1
     wrong = report(args, folder, killed)
     for what in wrong:
-        print(f"expected {args.count}, found {what}")
+        print(f"expected {args.count}: {what}")
     return int(bool(wrong))
 
 
