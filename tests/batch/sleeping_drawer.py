@@ -33,5 +33,5 @@ class SleepingDrawer:
 
 
 def open_drawer(task: Mapping[str, Any]) -> tuple[SleepingDrawer, dict[str, Any]]:
-    cards = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return SleepingDrawer(task["number"]), {"device": f"cards {cards!r}", "torch": "none"}
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return SleepingDrawer(task["number"]), {"device": f"devices {devices!r}", "torch": "none"}
