@@ -34,4 +34,4 @@ class SleepingDrawer:
 
 def open_drawer(task: Mapping[str, Any]) -> tuple[SleepingDrawer, dict[str, Any]]:
     devices = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return SleepingDrawer(task["number"]), {"device": f"devices {devices!r}", "torch": "none"}
+    return SleepingDrawer(task["number"]), {"device": f"cards {devices!r}", "torch": "none"}
