@@ -268,6 +268,8 @@ class RayWorkers:
         cores = (os.cpu_count() or 1) if self.address == LOCAL else 0
         placement = place(resources, self.workers, self.gpus_per_worker, cores)
         threads, private = placement.threads, self.private
+        if cores and os.environ.get("OMP_NUM_THREADS", "").isdigit():
+            threads = min(threads, int(os.environ["OMP_NUM_THREADS"]) or threads)
         task = task_for(self.graph, self.out, private=private, threads=threads, token=token)
         task |= {"drawing": self.drawing, "gpus": placement.gpus}
         return RayPool(ray, placement, task, NodeFiles(from_api(self.graph)), self.say)
