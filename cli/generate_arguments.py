@@ -50,6 +50,7 @@ def add_memory(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--vram", type=float, metavar="GB", help="of the card, for auto and stream")
     group.add_argument("--ram", type=float, metavar="GB", help="of the host, for weights")
     group.add_argument("--device", help="cuda, cuda:1, cpu, ...")
+    group.add_argument("--devices", help="those that draw together: cuda:0,cuda:1 or all")
 
 
 def add_drawing(group: argparse._ArgumentGroup) -> None:

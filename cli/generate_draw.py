@@ -180,7 +180,8 @@ def policy_of(memory: Mapping[str, Any]) -> OffloadPolicy:
     from flux_core import OffloadPolicy
 
     vram, ram = (None if n not in memory else int(memory[n] * GB) for n in ("vram", "ram"))
-    return OffloadPolicy(memory["offload"], vram_budget=vram, ram_budget=ram)
+    devices = memory.get("devices", ())
+    return OffloadPolicy(memory["offload"], vram_budget=vram, ram_budget=ram, devices=devices)
 
 
 def open_pipeline(request: Mapping[str, Any]) -> FluxPipeline:

@@ -32,7 +32,7 @@ PLAIN = (
 PICTURES = ("image", "mask", "condition", "condition_mask", "control_picture")
 GUIDING = ("cfg_start", "cfg_end", "cfg_zero", "cfg_rescale", "nag_scale")
 HIRES = ("hires_denoise", "hires_steps")
-MEMORY = ("offload", "vram", "ram", "device")
+MEMORY = ("offload", "vram", "ram", "device", "devices")
 #: Options that say something of another one.
 NEEDS = {
     "mask": "image",
