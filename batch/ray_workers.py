@@ -34,7 +34,7 @@ from .workers import Result
 
 #: Times that a worker may die before it is ready, until nobody starts it again.
 MOST_STARTS = 3
-#: Seconds without any worker after which the reason is told.
+#: Seconds in which nobody draws after which the reason is told.
 PATIENCE = 30.0
 #: Letters of a reason.
 LONGEST_REASON = 300
@@ -121,8 +121,8 @@ class RayPool:
                 return self.settled.popleft()
             if not self.calls:
                 raise self.fault or ConfigError("--ray: no worker is left")
-            started = any(slot.name for slot in self.slots.values())
-            timeout = None if started else PATIENCE
+            drawing = any(job is not None for _, job in self.calls.values())
+            timeout = None if drawing else PATIENCE
             answered, _ = self.ray.wait(list(self.calls), num_returns=1, timeout=timeout)
             if not answered:
                 self.say(f"waiting for Ray to start {self.wanted()}")
@@ -193,9 +193,15 @@ class RayPool:
             self.say(f"{fault}: nothing is drawn there")
         kinds = {FILES: FileNotFoundError, DISK: OSError}
         self.fault = self.fault or kinds.get(answer.get("kind", ""), ConfigError)(fault)
-        if any(other["NodeID"] not in self.unfit for other in live_nodes()):
+        if any(self.has_room(other) for other in live_nodes()):
             self.start_worker(slot)
         return None if job is None else Lost(slot.number, fault, guilty=False)
+
+    def has_room(self, node: Mapping[str, Any]) -> bool:
+        """Whether a worker could ever be placed on a node."""
+        has, place = node["Resources"], self.placement
+        room = has.get("CPU", 0) >= place.cpus and has.get("GPU", 0) >= place.gpus
+        return room and node["NodeID"] not in self.unfit
 
     def end(self, slot: Slot) -> None:
         """Have Ray end a worker, whatever it does."""

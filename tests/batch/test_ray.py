@@ -221,7 +221,8 @@ def test_a_driver_that_is_killed_takes_its_workers_with_it(tmp_path):
 
 @pytest.fixture
 def two_nodes(tmp_path):
-    """The address of a cluster of two nodes, the second of which has another transformer."""
+    """The address of a cluster of two nodes with a core, one of which has another transformer, and
+    of one without."""
     from ray.cluster_utils import Cluster  # type: ignore[import-not-found]
 
     folder = tmp_path / "models" / "diffusion_models"
@@ -230,6 +231,7 @@ def two_nodes(tmp_path):
     (folder / name).write_bytes((POCKET / "diffusion_models" / name).read_bytes()[:-1] + b"?")
     cluster = Cluster()
     cluster.add_node(num_cpus=1, include_dashboard=False)
+    cluster.add_node(num_cpus=0)
     cluster.add_node(num_cpus=1, env_vars={"FLUXFIT_MODELS": str(tmp_path / "models")})
     yield cluster.address
     cluster.shutdown()
@@ -255,4 +257,12 @@ def test_pictures_come_back_as_bytes_where_the_folder_is_not_seen(tmp_path, monk
 def test_without_a_cluster_at_the_address_it_is_told(tmp_path):
     workers = RayWorkers(api_graph(), tmp_path, address="127.0.0.1:1")
     with pytest.raises(ConfigError, match="--ray 127.0.0.1:1: no cluster there"):
+        list(workers.results(iter([job(1)])))
+
+
+def test_a_node_without_room_is_not_waited_for(two_nodes, tmp_path, monkeypatch):
+    look = NodeFiles.look
+    monkeypatch.setattr(NodeFiles, "look", lambda s, file: look(s, file)._replace(digest="f" * 64))
+    workers = RayWorkers(api_graph(), tmp_path, address=two_nodes, say=lambda line: None)
+    with pytest.raises(FileNotFoundError, match="is another file than the driver's"):
         list(workers.results(iter([job(1)])))
