@@ -102,7 +102,8 @@ def as_pictures(value: object, name: str) -> Tensor:
         tensor = tensor[None]
     if tensor.ndim != 4 or tensor.shape[-1] not in (1, 3, 4) or not tensor.numel():
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected (B, H, W, 3)")
-    return tensor.expand(*tensor.shape[:3], 3) if tensor.shape[-1] == 1 else tensor[..., :3]
+    tensor = tensor.expand(*tensor.shape[:3], 3) if tensor.shape[-1] == 1 else tensor[..., :3]
+    return tensor.contiguous()  # how it lies in memory would change last bits of what is encoded
 
 
 def picture_of(path: str | Path, name: str) -> Image.Image:

@@ -203,8 +203,9 @@ class TestTheCommand:
         for path, others in zip(data["pictures"], ([4, 5], [4, 5], [6]), strict=True):
             saved = Image.open(path)
             receipt = Receipt.parse(saved.text[KEY])  # type: ignore[attr-defined]
-            assert receipt.command["seeds"] == others
-            drawn = generate.draw(json.loads(json.dumps(dict(receipt.command))))
+            request = receipt.command["request"]
+            assert request["seeds"] == others
+            drawn = generate.draw(json.loads(json.dumps(request)))
             index = receipt.picture["index"]
             assert np.array_equal(np.asarray(saved), drawn.pixels[index])
             assert receipt.pixels == pixels_hash(drawn.pixels[index])

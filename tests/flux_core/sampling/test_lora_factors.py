@@ -151,5 +151,5 @@ def test_the_pipeline_takes_them_beside_files_and_pairs(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             pictures(wrong)
-    with pytest.raises(ValueError, match="a LoraUse has 'low', expected a LoRA"):
-        LoraUse("low")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="a LoraUse has 3, expected a LoRA"):
+        LoraUse(3)  # type: ignore[arg-type]
