@@ -2,7 +2,8 @@
 
 The host writes all that stands in a prompt's ``extra_pnginfo`` into the pictures that it saves. A
 receipt is put there when a prompt is queued, and filled while its nodes run. Nodes that the host
-does not run again, since nothing above them changed, are filled in from when they ran last.
+does not run again, since nothing above them changed, are filled in from when they ran last: that
+may be a prompt that waited before this one, so it is looked up when the prompt begins.
 """
 
 from __future__ import annotations
@@ -26,46 +27,62 @@ log = logging.getLogger("fluxfit")
 #: Nodes whose notes are remembered.
 REMEMBERED = 2000
 _remembered: OrderedDict[str, list[Note]] = OrderedDict()
+#: Prompts are queued, shown and run in threads of their own.
+_turn = threading.Lock()
 
 
 class LiveReceipt(dict[str, Any]):
     """A receipt that is filled while its prompt runs.
 
-    The host copies what it runs, and this stays the one that pictures are written with. Its values
-    are replaced whole, so that the page may be told of them at any moment.
+    The host copies what it runs when it begins, and this stays the one that pictures are written
+    with. Its values are replaced whole, so that the page may be told of them at any moment.
     """
 
     def __init__(self, graph: Mapping[str, Any]) -> None:
         super().__init__(Receipt.of_notes([]).to_json())
         self.known = node_hashes(graph)
-        self.notes = {
-            node: _remembered[known] for node, known in self.known.items() if known in _remembered
-        }
+        self.notes: dict[str, list[Note]] = {}
         self.fresh: set[str] = set()
-        self.publish()
+        self.recall()
 
     def __deepcopy__(self, memo: object) -> LiveReceipt:
+        self.recall()
         return self
+
+    def recall(self) -> None:
+        """Fill in nodes from when they ran last, as long as none of them has run for this."""
+        with _turn:
+            if self.fresh:
+                return
+            self.notes = {
+                node: _remembered[known]
+                for node, known in self.known.items()
+                if known in _remembered
+            }
+        self.publish()
 
     def add(self, node: str, entry: Note) -> None:
         """Take in what a node noted."""
-        if node not in self.fresh:
+        with _turn:
+            before = self.notes.get(node, []) if node in self.fresh else []
             self.fresh.add(node)
-            self.notes[node] = []
-        self.notes[node] = [*self.notes[node], entry]
-        known = self.known.get(node)
-        if known is not None:
-            _remembered[known] = self.notes[node]
-            _remembered.move_to_end(known)
-            while len(_remembered) > REMEMBERED:
-                _remembered.popitem(last=False)
+            self.notes = self.notes | {node: [*before, entry]}
+            known = self.known.get(node)
+            if known is not None:
+                _remembered[known] = self.notes[node]
+                _remembered.move_to_end(known)
+                while len(_remembered) > REMEMBERED:
+                    _remembered.popitem(last=False)
         self.publish()
 
     def publish(self) -> None:
-        """Say it as it is written; files are hashed here."""
-        noted = [{"node": node} | entry for node in self.notes for entry in self.notes[node]]
+        """Say it as it is written; files are hashed here, while others may go on."""
+        notes = self.notes
+        noted = [{"node": node} | entry for node in notes for entry in notes[node]]
         about = Receipt.of_notes(noted).to_json()
-        self["did"], self["files"] = about.get("did", []), about.get("files", {})
+        with _turn:
+            if notes is self.notes:  # else another thread has more to say
+                self["did"], self["files"] = about.get("did", []), about.get("files", {})
 
 
 def node_hashes(graph: Mapping[str, Any]) -> dict[str, str]:

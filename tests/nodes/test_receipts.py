@@ -33,7 +33,10 @@ class Host:
 
     def queue(self, graph: dict, **data: object) -> dict:
         """What SaveImage writes beside the prompt."""
-        queued = receipts.on_prompt({"prompt": copy.deepcopy(graph), **data})
+        return self.begin(receipts.on_prompt({"prompt": copy.deepcopy(graph), **data}))
+
+    def begin(self, queued: dict) -> dict:
+        """Run what waited; a copy is what runs."""
         extra = queued["extra_data"]
         self.running[0] = copy.deepcopy((0, "id", queued["prompt"], extra, []))
         return extra["extra_pnginfo"]
@@ -103,6 +106,33 @@ def test_nodes_that_do_not_run_again_are_filled_in(fake):
     other = copy.deepcopy(GRAPH)
     other["1"]["inputs"]["transformer"] = "b.safetensors"
     assert not written(fake.queue(other)).did
+
+
+def test_nodes_that_ran_for_a_prompt_that_waited_before_are_filled_in(fake):
+    renamed = copy.deepcopy(GRAPH)
+    renamed["3"]["inputs"]["filename_prefix"] = "b"
+    first, second = (receipts.on_prompt({"prompt": graph}) for graph in (GRAPH, renamed))
+    fake.begin(first)
+    fake.note("2", kind="draw", seed=1)
+    assert [entry["kind"] for entry in written(fake.begin(second)).did] == ["draw"]
+    fake.note("3", kind="decode")  # which the page asks for while it runs
+    info = copy.deepcopy(second)["extra_data"]["extra_pnginfo"]
+    assert [entry["kind"] for entry in written(info).did] == ["draw", "decode"]
+
+
+def test_what_an_older_look_finds_takes_nothing_newer_back(fake, monkeypatch):
+    queued = receipts.on_prompt({"prompt": GRAPH})
+    info = fake.begin(queued)
+    of_notes = Receipt.of_notes
+
+    def while_hashing(notes):
+        monkeypatch.setattr(Receipt, "of_notes", of_notes)
+        fake.note("2", kind="draw", seed=1)
+        return of_notes(notes)
+
+    monkeypatch.setattr(Receipt, "of_notes", while_hashing)
+    copy.deepcopy(queued)
+    assert len(written(info).did) == 1
 
 
 def test_a_node_that_runs_again_is_not_listed_twice(fake):
