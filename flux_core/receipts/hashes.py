@@ -29,6 +29,8 @@ CHUNK = 2**24
 QUIET = 2**31
 #: Files that together hold one model.
 WEIGHTS = (".safetensors", ".sft", ".gguf", ".json")
+#: What is known of files by their paths where the cache folder cannot be written.
+_known: dict[str, Sequence[str]] = {}
 #: One file is read by one thread.
 _reading = threading.Lock()
 
@@ -75,17 +77,18 @@ def file_hash(path: Path) -> str:
     stamp = [str(path), about.st_size, about.st_mtime_ns]
     kept = cache_folder() / "hashes" / f"{hashlib.sha256(str(path).encode()).hexdigest()}.json"
     with _reading:
-        known = read_kept(kept)
-        if known is not None and known[:3] == stamp:
-            return known[3]
+        for known in (read_kept(kept), _known.get(str(path))):
+            if known is not None and known[:3] == stamp:
+                return known[3]
         if about.st_size > QUIET:
             log.info("hashing %s once, %s", path, readable_bytes(about.st_size))
         digest = digest_of(path)
         if path.stat().st_mtime_ns == about.st_mtime_ns:
             try:
                 write_text(kept, json.dumps([*stamp, digest]))
-            except OSError as error:  # it is read again the next time
+            except OSError as error:  # it is read again by the next process
                 log.debug("the hash of %s is not kept: %s", path, error)
+                _known[str(path)] = [*stamp, digest]
     return digest
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from ..bounds import brief
 from ..files import parse_json
 from ..record import READ, Note, ReadFrom
 from ..version import read_version
@@ -50,7 +51,7 @@ class Receipt:
         """From what a run noted; files are hashed now, and named without their folders."""
         files: dict[str, dict[str, Any]] = {}
         did = [as_json(entry, files) for entry in notes if entry["kind"] != READ]
-        return cls(did, files, device=machine(), **more)
+        return cls(did, files, device=machine(drawn_on(notes)), **more)
 
     @classmethod
     def parse(cls, text: str) -> Receipt:
@@ -63,6 +64,9 @@ class Receipt:
         for name, value in known.items():
             if not isinstance(value, kinds_of(name)):
                 raise ValueError(f"its receipt's {name} is {type(value).__name__}")
+        for entry in (*known.get("did", ()), *known.get("files", {}).values()):
+            if not isinstance(entry, dict):
+                raise ValueError(f"its receipt has {brief(entry)}, expected an object")
         unsaid: dict[str, Any] = {"fluxfit": "", "torch": ""}
         return cls(**(unsaid | known))
 
@@ -113,11 +117,18 @@ def add_file(read: ReadFrom, files: dict[str, dict[str, Any]]) -> str:
     return name
 
 
+def drawn_on(notes: Sequence[Note]) -> str:
+    """The device that a run noted for its transformer, or for another part; empty for none."""
+    ran = [entry for entry in notes if entry["kind"] == "ran" and "device" in entry]
+    drew = [entry for entry in ran if str(entry.get("part")).startswith("transformer")]
+    return next((str(entry["device"]) for entry in drew or ran), "")
+
+
 @cache
-def machine() -> str:
-    """What drew: the card's name, or the processor's."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+def machine(device: str = "") -> str:
+    """What drew: the card's name, or the processor's; of no ``device`` what the machine has."""
+    if torch.cuda.is_available() and not device.startswith("cpu"):
+        return torch.cuda.get_device_name(device or None)
     return f"cpu, {processor()}"
 
 

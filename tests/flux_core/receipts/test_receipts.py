@@ -22,6 +22,7 @@ from flux_core.receipts import (
     read_png_texts,
     saved_pixels,
 )
+from flux_core.receipts.receipt import machine
 from flux_core.record import ReadFrom, note, read_from, recording
 
 
@@ -49,6 +50,34 @@ def test_a_file_that_was_replaced_is_read_again(tmp_path, read):
     file.write_bytes(b"WEIGHTS")  # of the same size
     os.utime(file, ns=(1, 1))
     assert content_hash(file) != before and len(read) == 2
+
+
+def test_a_file_is_read_once_where_nothing_can_be_kept(tmp_path, read, monkeypatch):
+    monkeypatch.setattr(hashes, "_known", {})
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"weights")
+    monkeypatch.setenv("FLUXFIT_CACHE", str(file / "cache"))  # which is no folder
+    assert content_hash(file) == content_hash(file) and len(read) == 1
+    file.write_bytes(b"other weights")
+    assert content_hash(file) == hashlib.sha256(b"other weights").hexdigest()
+
+
+def test_it_names_what_drew_where_there_is_a_card_too(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device}")
+    machine.cache_clear()
+    encoded = {"kind": "ran", "part": "t5", "device": "cpu"}
+    drawn = {"kind": "ran", "part": "transformer", "device": "cpu"}
+    assert Receipt.of_notes([encoded, drawn]).device.startswith("cpu, ")
+    assert Receipt.of_notes([encoded, drawn | {"device": "cuda:1"}]).device == "card cuda:1"
+    assert Receipt.of_notes([]).device == "card None"
+    machine.cache_clear()
+
+
+@pytest.mark.parametrize("did", [{"did": [3]}, {"files": {"a": "b"}}])
+def test_receipts_of_other_things_are_refused(did):
+    with pytest.raises(ValueError, match="expected an object"):
+        Receipt.parse(json.dumps({"version": 1, **did}))
 
 
 @pytest.mark.parametrize("damage", [b"", b"[1, 2", b'["a", 1, 2]', b"\xff\xfe"])
