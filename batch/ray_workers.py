@@ -145,9 +145,9 @@ class RayPool:
             answer = self.ray.get(call)
         except self.ray.exceptions.RayTaskError as fault:
             error = one_line(f"{type(fault.cause).__name__}: {fault.cause}")[:LONGEST_REASON]
-            if job is not None:
-                return Finished(number, Result(job, error=error, worker=slot.name))
-            answer = {"node": "", "host": "", "unfit": error}
+            if job is None:  # which node it was on, nobody knows
+                return self.lost(slot, None, error)
+            return Finished(number, Result(job, error=error, worker=slot.name))
         except self.ray.exceptions.RayError as fault:
             return self.lost(slot, job, reason_of(fault))
         if "unfit" in answer:
