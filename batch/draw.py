@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import quote
 
 from flux_core.receipts import png_bytes
 
@@ -37,18 +38,11 @@ class Drawer:
     Args:
         graph: the workflow as an API prompt.
         private: leave prompts and paths out of the receipts.
-        hashes: SHA-256 of model files by name, for whoever draws elsewhere to compare.
     """
 
-    def __init__(
-        self,
-        graph: Mapping[str, Any],
-        *,
-        private: bool = False,
-        hashes: Mapping[str, str] | None = None,
-    ) -> None:
+    def __init__(self, graph: Mapping[str, Any], *, private: bool = False) -> None:
         self.graph = from_api(graph)
-        self.private, self.hashes = private, dict(hashes or {})
+        self.private = private
         self.runner = GraphRunner(private)
 
     def draw(self, job: Job) -> list[Drawn]:
@@ -66,10 +60,11 @@ class Drawer:
 
 
 def picture_name(job_id: str, node: str, index: int, count: int) -> str:
-    """What the file of a job's picture is called; ``count`` is of all its pictures."""
+    """What the file of a job's picture is called; ``count`` is of all its pictures. A workflow may
+    call a node by any text: what leaves a folder is no part of the name."""
     if count == 1:
         return f"{job_id}.png"
-    return f"{job_id}_{node.replace(':', '-')}_{index}.png"
+    return f"{job_id}_{quote(node.replace(':', '-'), safe='')}_{index}.png"
 
 
 def picture_path(name: str) -> str:

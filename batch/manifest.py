@@ -22,6 +22,8 @@ NAME, VERSION, BEGIN = "manifest.jsonl", 1, b'{"manifest": '
 #: Bytes of one line: a job's values and its pictures.
 LONGEST_LINE = 64_000_000
 ID = re.compile(r"[0-9a-f]{24}")
+#: A picture's path below the folder; what a name has of its own cannot leave it.
+FILE = re.compile(r"pictures/[^/\\.]+/[^/\\]+")
 
 
 class ManifestError(ConfigError):
@@ -135,4 +137,6 @@ def is_entry(entry: dict[str, Any]) -> bool:
     if files is None:
         return isinstance(entry.get("error"), str)
     lists = isinstance(files, list) and isinstance(pixels, list) and len(files) == len(pixels)
-    return lists and bool(files) and all(isinstance(text, str) for text in [*files, *pixels])
+    if not (lists and files and all(isinstance(text, str) for text in [*files, *pixels])):
+        return False
+    return all(FILE.fullmatch(file) for file in files)

@@ -70,6 +70,7 @@ def result_rows(
             continue
         noted = queue.result(row.id)
         entry = {} if noted is None else manifest.at(noted[0])
+        error = entry.get("error", "")
         yield ResultRow(
             row.line,
             row.id,
@@ -77,7 +78,7 @@ def result_rows(
             entry.get("files", []),
             entry.get("pixels", []),
             entry.get("seconds"),
-            entry.get("error", ""),
+            NOT_SAID if private and error else error,  # an earlier run may have said it
             entry.get("worker", ""),
             entry.get("tries", 1),
         )

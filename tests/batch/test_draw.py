@@ -7,7 +7,7 @@ import json
 from collections import Counter
 
 import pytest
-from fluxfit.batch.draw import Drawer
+from fluxfit.batch.draw import Drawer, picture_name
 from fluxfit.batch.jobs import Job
 from fluxfit.batch.workers import attempt
 from fluxfit.nodes import headless
@@ -98,3 +98,10 @@ def test_what_a_node_refuses_is_not_worth_another_try():
     result = attempt(drawer, Job(24 * "a", 1, {"6.sampler": "oiler"}), "local")
     assert result.error is not None and "node 6 (FluxSampler): 'sampler'" in result.error
     assert not result.retryable and not result.drawn
+
+
+@pytest.mark.parametrize("node", ["/../../../../a", "..\\..\\a", "a/b", "12:3"])
+def test_pictures_stay_in_their_folder_whatever_nodes_are_called(node):
+    name = picture_name("a" * 24, node, 1, 2)
+    assert name.startswith("a" * 24 + "_") and name.endswith("_1.png")
+    assert not set(name) & set("/\\:")

@@ -214,6 +214,18 @@ def test_private_keeps_texts_out_of_all_that_is_written(tmp_path):
         assert path.is_dir() or b"secret" not in path.read_bytes(), path
 
 
+def test_private_results_do_not_say_what_an_earlier_run_said(tmp_path):
+    def fail(job):
+        raise ValueError(f"no picture of {job.values['3.prompt']!r}")
+
+    table = "prompt,seed\na secret,1\n"
+    draw_batch(tmp_path, FakeDrawer(fail), table=table)
+    assert "secret" in (tmp_path / "out" / "results.csv").read_text()
+    draw_batch(tmp_path, table=table, private=True, sheet=True, limit=0)
+    for name in ("results.csv", "index.html"):
+        assert "secret" not in (tmp_path / "out" / name).read_text()
+
+
 def test_the_sheet_shows_the_rows_that_there_are(tmp_path):
     draw_batch(tmp_path, table="prompt,seed\nan old row,1\nb,2\n")
     draw_batch(tmp_path, table="prompt,seed\na,1\nb,2\nb,2\n", sheet=True)

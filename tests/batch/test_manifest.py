@@ -58,6 +58,10 @@ def test_a_line_torn_anywhere_is_cut_away(path):
         (lambda text: text.replace('"manifest": 1', '"manifest": 9'), "line 1: .* version 1"),
         (lambda text: "a,b\n1,2\n", "line 1 is no JSON"),
         (lambda text: text.replace('["0"]', "[]"), "line 2: expected a job with its files"),
+        *(
+            (lambda text, to=to: text.replace("pictures/aa", to), "line 2: expected a job")
+            for to in ("..", "pictures/..", "pictures/aa/..", "/pictures/aa", "pictures/.a")
+        ),
     ],
 )
 def test_what_somebody_else_wrote_is_refused_and_kept(change, message, path):
