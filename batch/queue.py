@@ -96,10 +96,6 @@ class JobQueue:
             (bytes.fromhex(job_id), offset, done),
         )
 
-    def forget(self, job_id: str) -> None:
-        """A job is not done, whatever the manifest says."""
-        self.base.execute("delete from results where id = ?", (bytes.fromhex(job_id),))
-
     def result(self, job_id: str) -> tuple[int, bool] | None:
         """Where the manifest says what became of a job, and whether it is done."""
         row = self.base.execute(
@@ -127,11 +123,6 @@ class JobQueue:
         return self.one(
             "select count(*) from results where done and id not in (select id from jobs)"
         )
-
-    def done_ids(self) -> Iterator[tuple[str, int]]:
-        """Jobs of this run that the manifest calls done, and where it does."""
-        query = "select jobs.id, offset from jobs join results using (id) where done"
-        yield from ((key.hex(), offset) for key, offset in self.base.execute(query))
 
     def outcome(self) -> tuple[int, int]:
         """How many jobs of this run are done, and how many were tried in vain."""

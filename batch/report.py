@@ -46,7 +46,8 @@ def report_of(
 
 def first_pictures(out: Path, most: int) -> list[Tensor]:
     """The first pictures of a folder by the table's lines, each (1, H, W, 3)."""
-    files = [file for job in read_results(out, most).jobs for file in job.files]
+    drawn = read_results(out, most, with_failed=False).jobs
+    files = [file for job in drawn for file in job.files]
     present = [out / file for file in files if (out / file).is_file()]
     return [to_tensor(open_picture(path).convert("RGB"))[None] for path in present[:most]]
 

@@ -47,8 +47,9 @@ class Results:
         return self.done + self.failed - len(self.jobs)
 
 
-def read_results(folder: Path, most: int) -> Results:
-    """The first ``most`` jobs of a folder's manifest by line of the table, and how many there are.
+def read_results(folder: Path, most: int, with_failed: bool = True) -> Results:
+    """The first ``most`` jobs of a folder's manifest by line of the table, with or without those
+    that failed, and how many there are.
 
     A folder without a manifest has none.
     """
@@ -64,7 +65,8 @@ def read_results(folder: Path, most: int) -> Results:
         )
         scratch.executemany(latest, rows)
         failed, count = scratch.execute("select total(failed), count(*) from job").fetchone()
-        ordered = scratch.execute("select entry from job order by line, rowid limit ?", (most,))
+        first = "select entry from job where failed <= ? order by line, rowid limit ?"
+        ordered = scratch.execute(first, (with_failed, most))
         jobs = [job_result(json.loads(text)) for (text,) in ordered]
     return Results(jobs, count - int(failed), int(failed))
 

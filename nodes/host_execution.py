@@ -33,9 +33,7 @@ def blocker() -> Any:
 
 def executing_node() -> str:
     """The id of the node that runs now, a copy's too."""
-    utils = host.comfy("comfy_execution.utils")
-    context = None if utils is None else utils.get_executing_context()
-    return "" if context is None else str(context.node_id)
+    return host.executing_node() or ""
 
 
 def after_fault(fault: Exception) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from fluxfit.batch import sheet, sheet_grid
+from fluxfit.batch.report import first_pictures
 from fluxfit.batch.sheet import write_sheet
 from fluxfit.batch.sheet_jobs import read_results
 from fluxfit.batch.thumbnails import SIDE, receipt_script
@@ -118,6 +119,13 @@ def test_a_job_that_failed_and_was_drawn_later_is_done(tmp_path):
     results = read_results(tmp_path, 10)
     assert (results.done, results.failed, len(results.jobs)) == (1, 0, 1)
     assert not results.jobs[0].error
+
+
+def test_pictures_of_a_folder_are_there_whatever_failed_before_them(tmp_path):
+    fail(tmp_path, 2, {"seed": 1}, "no")
+    fail(tmp_path, 3, {"seed": 2}, "no")
+    draw(tmp_path, 4, {"seed": 3})
+    assert [tuple(image.shape) for image in first_pictures(tmp_path, 1)] == [(1, 32, 48, 3)]
 
 
 def test_jobs_stand_in_the_order_of_the_table(tmp_path):
