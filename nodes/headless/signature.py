@@ -28,6 +28,9 @@ from .stock_nodes import annotated
 
 #: Inputs that say under which name a picture is saved.
 NAMING = ("filename_prefix",)
+#: The only thing of an offload policy that decides bits: one that names devices draws each picture
+#: of a batch by itself, however many devices there are.
+DEVICES, BY_ITSELF, AT_ONCE = "devices", "each picture by itself", ""
 EMBEDDING_NAMES = re.compile(re.escape(EMBEDDING) + r"([^\s,:()]+)")
 
 #: What stands for a value in a signature.
@@ -126,7 +129,8 @@ def signatures(
     """The signature of some nodes and of all above them, by the nodes' ids.
 
     Where memory is, and under which name a picture is saved, changes no picture and counts only
-    with ``everything``. Raises ``WorkflowError`` for a file that is missing.
+    with ``everything``; of a policy it counts whether it names devices. Raises ``WorkflowError``
+    for a file that is missing.
     """
     result: dict[str, str] = {}
     specs: dict[str, Specs] = {}
@@ -142,21 +146,25 @@ def step_signature(
     step: Step, specs: Specs, above: Mapping[str, str], mark: Mark, everything: bool = False
 ) -> str:
     """The signature of one node, from those of all that its wires come from."""
+    if not everything and OFFLOAD_POLICY in getattr(KNOWN_NODES.get(step.type), "RETURN_TYPES", ()):
+        return BY_ITSELF if str(step.inputs.get(DEVICES, "")).strip() else AT_ONCE
     about: dict[str, Any] = {}
     for name, value in step.inputs.items():
-        if counts(step, name, specs, everything):
+        if counts(name, value, specs, above, everything):
             about[name] = value_mark(step, name, value, specs, above, mark)
     text = encode_json([step.type, about])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def counts(step: Step, name: str, specs: Specs, everything: bool) -> bool:
+def counts(name: str, value: Any, specs: Specs, above: Mapping[str, str], everything: bool) -> bool:
     """Whether an input decides what comes out."""
     if not specs:  # of a node that is unknown here everything does
         return True
     if name not in specs:
         return False
-    return everything or not (name in NAMING or specs[name][0] == OFFLOAD_POLICY)
+    if everything or specs[name][0] != OFFLOAD_POLICY:
+        return everything or name not in NAMING
+    return isinstance(value, Link) and above[value.node] != AT_ONCE
 
 
 def value_mark(

@@ -45,6 +45,7 @@ def test_what_decides_a_picture_changes_the_signature():
         {"EmptySD3LatentImage__width": 128},
         {"FluxTextEncode__prompt": "a red square"},
         {"FluxLoaderFP8__transformer_precision": "int8"},
+        {"OffloadPolicy__devices": "cpu"},  # pictures of a batch one by one
     ]
     assert len({signature(graph(**change)) for change in changes}) == len(changes)
 
@@ -52,6 +53,14 @@ def test_what_decides_a_picture_changes_the_signature():
 def test_what_changes_no_picture_does_not():
     plain = signature(graph())
     assert signature(graph(SaveImage__filename_prefix="elsewhere")) == plain
+    assert signature(graph(OffloadPolicy__mode="stream", OffloadPolicy__devices=" ")) == plain
+    unsaid = graph()
+    (loader,) = (step for step in unsaid.values() if step.type == "FluxLoaderFP8")
+    del loader.inputs["policy"]
+    assert signature(unsaid) == plain
+    assert signature(graph(OffloadPolicy__devices="cpu")) == signature(
+        graph(OffloadPolicy__devices="cpu,cpu:1", OffloadPolicy__mode="stream")
+    )
     assert signature(graph(FluxSampler__seed="7", FluxSampler__cfg="2.5")) == plain
     renumbered = json.loads(
         json.dumps(headless.to_api(graph())).replace('["', '["n').replace('{"', '{"n', 1)
