@@ -15,6 +15,7 @@ from ..bounds import refuse_not_finite
 from ..checkpoint.reader import open_source
 from ..checkpoint.source import Source
 from ..errors import CheckpointError
+from ..record import stamp_of
 from .alphas import config_settings, header_settings, number
 from .names import LONGEST_KEY, NOT_READ, LoraKey, split_key
 
@@ -39,6 +40,8 @@ class Lora:
     unknown: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
     alphas: Mapping[str, int] = field(default_factory=dict)
+    #: Size and time of its file when it was opened, where it is of one.
+    stamp: tuple[int, int] | None = None
     #: Which of all LoRAs that were opened it is, for those who remember what was done with it.
     serial: int = field(default_factory=lambda: next(_serials))
 
@@ -54,7 +57,7 @@ def load_lora(path: str | Path) -> Lora:
     Raises ``CheckpointError`` where the file is broken, holds numbers that are not finite, names a
     layer twice, or has nothing that looks like a LoRA.
     """
-    source = open_source(path)
+    stamp, source = stamp_of(Path(path)), open_source(path)
     if len(source.entries) > MOST_TENSORS:
         raise CheckpointError(
             f"{path}: has {len(source.entries)} tensors, expected a LoRA of at most {MOST_TENSORS}"
@@ -91,6 +94,7 @@ def load_lora(path: str | Path) -> Lora:
         tuple(unknown),
         source.metadata,
         alphas,
+        stamp,
     )
 
 

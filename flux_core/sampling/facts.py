@@ -56,9 +56,14 @@ def of_loras(loras: LoraStack) -> list[dict[str, Any]] | None:
 
 
 def of_lora(use: LoraUse) -> dict[str, Any]:
-    facts: dict[str, Any] = {"lora": ReadFrom(Path(use.lora.path)), "strength": use.strength}
+    facts: dict[str, Any] = {"lora": read_lora(use), "strength": use.strength}
     # of what stands beside the strength the graph has the words
     return facts | {name: True for name in ("blocks", "schedule", "region") if getattr(use, name)}
+
+
+def read_lora(use: LoraUse) -> ReadFrom:
+    """The file of a LoRA as it was when it was opened."""
+    return ReadFrom(Path(use.lora.path), stamp=use.lora.stamp)
 
 
 def of_controls(controls: Sequence[Control]) -> list[dict[str, Any]] | None:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from flux_core.files import write_numbered
 from flux_core.pictures import image_and_mask
 from flux_core.receipts import KEY, Receipt, pixels_hash, png_bytes, saved_pixels
-from flux_core.record import ReadFrom, note
+from flux_core.record import ReadFrom, note, stamp_of
 from flux_core.sampling.images import scaled_to
 from flux_core.sampling.latents import expand, latent_size
 
@@ -45,7 +45,7 @@ class LoadImage:
         path = host.inside(host.input_folder(), annotated(image))
         if not path.is_file():
             raise FileNotFoundError(f"no picture {image!r} in {host.input_folder().resolve()}")
-        note("input", picture=ReadFrom(path))
+        note("input", picture=ReadFrom(path, stamp=stamp_of(path)))
         return image_and_mask(path)
 
 
