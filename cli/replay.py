@@ -65,7 +65,9 @@ def replay_file(path: Path, runner: GraphRunner) -> Replayed:
 
 
 def by_command(picture: PictureFile, receipt: Receipt) -> Replayed:
-    """Draw a picture of ``generate`` again; raises ``ValueError`` for another command's."""
+    """Draw a picture of ``generate`` again; raises ``ValueError`` for another command's, and for
+    one whose request is damaged."""
+    from flux_core.files import reason
     from flux_core.receipts import pixels_hash
     from flux_core.receipts.compare import PixelDifference
 
@@ -76,7 +78,10 @@ def by_command(picture: PictureFile, receipt: Receipt) -> Replayed:
     if receipt.command.get("name") != "generate" or not isinstance(request, dict):
         name = receipt.command.get("name")
         raise ValueError(f"{picture.path}: made by command {name!r}, expected generate")
-    images = draw(request)
+    try:
+        images = draw(request)
+    except (KeyError, TypeError, AttributeError) as fault:  # a text may say anything
+        raise ValueError(f"{picture.path}: its request is damaged ({reason(fault)})") from fault
     if not isinstance(index, int) or not 0 <= index < len(images):
         raise ValueError(
             f"{picture.path}: picture {index!r} of its command, which draws {len(images)}"

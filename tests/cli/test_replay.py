@@ -99,6 +99,7 @@ def test_what_is_otherwise_is_told(drawn, tmp_path):
         ({}, {"version": 7}, 2, "version 7, expected 1"),
         ({}, {"did": 7}, 2, "did is int"),
         ({KEY: "[]"}, None, 2, "version None"),
+        ({}, {"command": {"name": "generate", "request": {"generate": 1}}}, 2, "is damaged"),
     ],
 )
 def test_bad_pictures_are_refused_in_words(drawn, tmp_path, texts, receipt, status, words):
