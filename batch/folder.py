@@ -26,10 +26,10 @@ def locked(folder: Path) -> AbstractContextManager[None]:
     return locked_folder(folder, "another batch is drawn")
 
 
-def open_manifest(folder: Path) -> manifest.Manifest:
+def open_manifest(folder: Path, private: bool) -> manifest.Manifest:
     """The manifest, as ``Manifest``; raises ``ConfigError`` where it cannot be written."""
     try:
-        return manifest.Manifest(folder)
+        return manifest.Manifest(folder, private)
     except OSError as fault:
         name = folder / manifest.NAME
         raise ConfigError(f"{name}: cannot be written ({reason(fault)})") from fault

@@ -31,19 +31,21 @@ class ManifestError(ConfigError):
 
 
 class Manifest:
-    """The manifest of a folder, open for adding.
+    """The manifest of a folder, open for adding; a ``private`` one stays so, since what was drawn
+    otherwise has texts in it.
 
     Raises ``ManifestError`` where the file is none of ours; ``OSError`` where it cannot be written.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / NAME
+    def __init__(self, folder: Path, private: bool = False) -> None:
+        self.path, self.private = folder / NAME, private
         self.reader: IO[bytes] | None = None
         self.file = self.path.open("a+b", buffering=0)
         try:
             self.size = self.cut_torn_line()
             if not self.size:
-                self.add({"manifest": VERSION, "fluxfit": __version__})
+                begin = {"manifest": VERSION, "fluxfit": __version__}
+                self.add(begin | ({"private": True} if private else {}))
         except BaseException:
             self.file.close()
             raise
@@ -116,6 +118,11 @@ class Manifest:
             if entry.get("manifest") != VERSION:
                 raise ManifestError(
                     f"{where}: expected the first line of a manifest of version {VERSION}"
+                )
+            if bool(entry.get("private")) != self.private:
+                how = "without" if self.private else "with"
+                raise ManifestError(
+                    f"{self.path}: was begun {how} --private: go on so, or choose another folder"
                 )
         elif not is_entry(entry):
             raise ManifestError(f"{where}: expected a job with its files or its error")

@@ -70,7 +70,6 @@ def result_rows(
             continue
         noted = queue.result(row.id)
         entry = {} if noted is None else manifest.at(noted[0])
-        error = entry.get("error", "")
         yield ResultRow(
             row.line,
             row.id,
@@ -78,7 +77,7 @@ def result_rows(
             entry.get("files", []),
             entry.get("pixels", []),
             entry.get("seconds"),
-            NOT_SAID if private and error else error,  # an earlier run may have said it
+            entry.get("error", ""),
             entry.get("worker", ""),
             entry.get("tries", 1),
         )

@@ -262,7 +262,7 @@ def run_batch(
     look_at_folder(batch.out, progress.say)
     with (
         locked(batch.out),
-        closing(open_manifest(batch.out)) as manifest,
+        closing(open_manifest(batch.out, settings.private)) as manifest,
         closing(JobQueue()) as queue,
         closing(progress),
     ):

@@ -214,16 +214,15 @@ def test_private_keeps_texts_out_of_all_that_is_written(tmp_path):
         assert path.is_dir() or b"secret" not in path.read_bytes(), path
 
 
-def test_private_results_do_not_say_what_an_earlier_run_said(tmp_path):
-    def fail(job):
-        raise ValueError(f"no picture of {job.values['3.prompt']!r}")
-
+@pytest.mark.parametrize("private", [True, False])
+def test_a_folder_stays_as_private_as_it_was_begun(private, tmp_path):
     table = "prompt,seed\na secret,1\n"
-    draw_batch(tmp_path, FakeDrawer(fail), table=table)
-    assert "secret" in (tmp_path / "out" / "results.csv").read_text()
-    draw_batch(tmp_path, table=table, private=True, sheet=True, limit=0)
-    for name in ("results.csv", "index.html"):
-        assert "secret" not in (tmp_path / "out" / name).read_text()
+    draw_batch(tmp_path, table=table, private=private)
+    before = pictures(tmp_path)
+    with pytest.raises(ConfigError, match=f"begun with{'' if private else 'out'} --private"):
+        draw_batch(tmp_path, table=table + "b,2\n", private=not private)
+    assert draw_batch(tmp_path, table=table, private=private).done == 1
+    assert pictures(tmp_path) == before
 
 
 def test_the_sheet_shows_the_rows_that_there_are(tmp_path):
