@@ -26,6 +26,7 @@ from ..offload.workload import (
     transformer_bytes,
 )
 from .denoiser import Denoiser, keep_outside
+from .nag import NormalizedAttention
 from .samplers import Sampler
 
 #: What a call reads whatever is asked for; the rest are options.
@@ -136,7 +137,20 @@ def waiting_bytes(denoiser: Denoiser, nets: Sequence[FluxControlNet], sigmas: Te
     vectors = sum(len(denoiser.drawn(sigma)) for sigma in sigmas.tolist())
     bodies = (denoiser.transformer, *nets)
     dtype, batch = denoiser.transformer.dtype, denoiser.shape[0]
-    return held_bytes(denoiser) + known_bytes(bodies, dtype, batch, vectors)
+    readings = max((reading_bytes(denoiser, sigma) for sigma in sigmas.tolist()), default=0)
+    return held_bytes(denoiser) + known_bytes(bodies, dtype, batch, vectors) + readings
+
+
+def reading_bytes(denoiser: Denoiser, sigma: float) -> int:
+    """Bytes of texts and masks that a denoiser on meta keeps from a step at a sigma to the next."""
+    kept: dict[int, int] = {}
+    for reading in denoiser.readings.values():
+        values = list(reading.at(sigma).values())
+        for patches in [value for value in values if isinstance(value, NormalizedAttention)]:
+            values += vars(patches).values()
+        known = {id(value) for value in vars(reading.prompt).values()}
+        kept |= {id(t): t.nbytes for t in values if isinstance(t, Tensor) and id(t) not in known}
+    return sum(kept.values())
 
 
 def latent_bytes(
