@@ -8,6 +8,7 @@ picture is drawn: the host may be stopped at any node.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -18,11 +19,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from flux_core.errors import FolderBusyError
 from flux_core.files import writing
 from flux_core.receipts import KEY, Receipt, pixels_hash, png_bytes, saved_pixels
 from flux_core.record import Note
 
 from ..nodes.running_text import RunningText
+from .adopt import read_picture
 from .draw import picture_name, picture_path
 from .folder import locked, look_at_folder
 from .jobs import Job
@@ -34,6 +37,8 @@ from .row_graph import Prompt
 from .run import Batch, BatchSettings, Driver
 from .summary import Summary
 from .workers import in_words
+
+log = logging.getLogger("fluxfit")
 
 #: How the manifest calls who drew.
 WORKER = "ComfyUI"
@@ -243,30 +248,33 @@ class Run:
         texts = {"prompt": json.dumps(with_row(self.graph, job.values))}
         about_job = {"id": job.id, "values": job.values}
         receipt = Receipt.of_notes(self.notes_of(job_id, live), job=about_job)
-        files, hashes = [], []
-        with locked(self.batch.out), closing(Manifest(self.batch.out)) as manifest:
-            for index, image in enumerate(images):
-                pixels = saved_pixels(image)
-                digest = pixels_hash(pixels)
-                mine = receipt.of_picture(digest, node, index, len(images))
-                file = picture_path(picture_name(job.id, node, index, len(images)))
-                self.write(file, pixels, {**texts, KEY: str(mine)})
-                files.append(file)
-                hashes.append(digest)
-            now = time.monotonic()
-            manifest.add(
-                self.about(job)
-                | {
-                    "files": files,
-                    "pixels": hashes,
-                    "seconds": round(now - self.since, 3),
-                    "worker": WORKER,
-                    "tries": self.tries(job),
-                }
-            )
-            self.since = now
+        files, hashes, new = [], [], False
+        for index, image in enumerate(images):
+            pixels = saved_pixels(image)
+            hashes.append(pixels_hash(pixels))
+            mine = receipt.of_picture(hashes[-1], node, index, len(images))
+            files.append(picture_path(picture_name(job.id, node, index, len(images))))
+            # a command may have drawn it meanwhile: the folder is nobody's between two saves
+            if read_picture(self.batch.out / files[-1], job.id) is None:
+                self.write(files[-1], pixels, {**texts, KEY: str(mine)})
+                new = True
+        if new:
+            self.note_done(job, files, hashes)
         self.pictures[job.id] = images
         return files
+
+    def note_done(self, job: Job, files: list[str], hashes: list[str]) -> None:
+        """Note a job whose pictures are on disk. Where a command has the folder now nothing is
+        noted: whoever reads the folder next adopts them."""
+        now = time.monotonic()
+        about = {"files": files, "pixels": hashes, "seconds": round(now - self.since, 3)}
+        self.since = now
+        try:
+            with locked(self.batch.out), closing(Manifest(self.batch.out)) as manifest:
+                entry = self.about(job) | about | {"worker": WORKER, "tries": self.tries(job)}
+                manifest.add(entry)
+        except FolderBusyError as error:
+            log.warning("%s", error)
 
     def write(self, file: str, pixels: np.ndarray, texts: Mapping[str, str]) -> None:
         path: Path = self.batch.out / file
@@ -281,9 +289,13 @@ class Run:
             words = next((self.faults[copy] for copy in copies if copy in self.faults), "")
             if words and job.id not in self.pictures:
                 failed[job.id] = words
-        if failed:
+        if not failed:
+            return failed
+        try:
             with locked(self.batch.out), closing(Manifest(self.batch.out)) as manifest:
                 for job_id, words in failed.items():
                     job = self.job(job_id)
                     manifest.add(self.about(job) | {"error": words, "tries": self.tries(job)})
+        except FolderBusyError as error:
+            log.warning("%s", error)
         return failed

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> Outcome:
     for path in args.picture:
         try:
             replayed = replay_file(path, runner)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
             if len(args.picture) == 1:
                 raise
             lines.append(str(error) if str(path) in str(error) else f"{path}: {error}")

@@ -21,6 +21,10 @@ class ConfigError(FileError):
     """A run's settings or its data cannot be used; the message names the field or the file."""
 
 
+class FolderBusyError(ConfigError):
+    """Somebody else writes to a folder now."""
+
+
 class PictureError(FileError):
     """A picture cannot be opened."""
 

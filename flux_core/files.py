@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from .errors import CheckpointError, ConfigError, FileError, one_line
+from .errors import CheckpointError, ConfigError, FileError, FolderBusyError, one_line
 
 #: Bytes of a text file that is read whole; none that a person writes comes near.
 LARGEST_TEXT = 64_000_000
@@ -149,6 +149,20 @@ def read_json(
         return parse_json(text, lenient=lenient)
 
 
+#: Files of a folder that together hold one model.
+WEIGHTS = (".safetensors", ".sft", ".gguf", ".json")
+
+
+def files_of_model(path: Path) -> list[Path]:
+    """The files that one model lies in: of a folder those of weights, of an index its shards."""
+    if path.is_dir():
+        return [file for file in sorted(path.iterdir()) if file.suffix in WEIGHTS]
+    if path.name.endswith(".index.json"):
+        listed = json.loads(path.read_text(encoding="utf-8")).get("weight_map", {}).values()
+        return [path, *(path.parent / name for name in sorted(set(map(str, listed))))]
+    return [path]
+
+
 def is_hidden(path: Path) -> bool:
     """Whether a file's name says that it is not a person's own, or not whole yet."""
     return path.name.startswith(".") or path.name.lower().endswith(UNFINISHED)
@@ -268,12 +282,14 @@ def sync(path: Path) -> None:
 def locked_folder(folder: Path, what: str) -> Iterator[None]:
     """Nobody else has this folder inside the block; a program that dies gives it back.
 
-    Raises ``ConfigError`` where somebody has it.
+    Raises ``FolderBusyError`` where somebody has it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a+b") as file:
         if not lock(file):
-            raise ConfigError(f"{folder}: {what} in this folder already: wait for it, or stop it")
+            raise FolderBusyError(
+                f"{folder}: {what} in this folder already: wait for it, or stop it"
+            )
         yield
 
 

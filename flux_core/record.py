@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .files import files_of_model
+
 Note = dict[str, Any]
 #: Where a module keeps which file it was read from.
 ATTRIBUTE = "read_from"
@@ -22,14 +24,18 @@ _subscribers: list[Callable[[Note], None]] = []
 _recorded: ContextVar[tuple[list[Note], ...]] = ContextVar("recorded", default=())
 
 
+#: Sizes and times of a model's files.
+Stamp = tuple[tuple[int, int], ...]
+
+
 @dataclass(frozen=True)
 class ReadFrom:
     """The file of a model, or of a LoRA, and how its weights are stored in memory."""
 
     path: Path
     precision: str | None = None
-    #: Its size and time when it was read, where they are known.
-    stamp: tuple[int, int] | None = None
+    #: Sizes and times of its files when it was read, where they are known.
+    stamp: Stamp | None = None
 
     @property
     def unchanged(self) -> bool:
@@ -37,13 +43,13 @@ class ReadFrom:
         return self.path.exists() and self.stamp in (None, stamp_of(self.path))
 
 
-def stamp_of(path: Path) -> tuple[int, int] | None:
-    """Size and time of a file; None where there is none."""
+def stamp_of(path: Path) -> Stamp | None:
+    """Sizes and times of the files of a model; None where one is missing."""
     try:
-        about = path.stat()
-    except OSError:
+        stats = [file.stat() for file in files_of_model(path)]
+    except (OSError, ValueError):
         return None
-    return about.st_size, about.st_mtime_ns
+    return tuple((about.st_size, about.st_mtime_ns) for about in stats)
 
 
 def mark_read(module: object, path: str | Path, precision: str) -> None:

@@ -15,7 +15,7 @@ from ..bounds import refuse_not_finite
 from ..checkpoint.reader import open_source
 from ..checkpoint.source import Source
 from ..errors import CheckpointError
-from ..record import stamp_of
+from ..record import Stamp, stamp_of
 from .alphas import config_settings, header_settings, number
 from .names import LONGEST_KEY, NOT_READ, LoraKey, split_key
 
@@ -41,7 +41,7 @@ class Lora:
     metadata: Mapping[str, str] = field(default_factory=dict)
     alphas: Mapping[str, int] = field(default_factory=dict)
     #: Size and time of its file when it was opened, where it is of one.
-    stamp: tuple[int, int] | None = None
+    stamp: Stamp | None = None
     #: Which of all LoRAs that were opened it is, for those who remember what was done with it.
     serial: int = field(default_factory=lambda: next(_serials))
 

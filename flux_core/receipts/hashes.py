@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import reading, write_text
+from ..files import files_of_model, reading, write_text
 from ..units import readable_bytes
 
 log = logging.getLogger(__name__)
@@ -27,8 +27,6 @@ log = logging.getLogger(__name__)
 CHUNK = 2**24
 #: Bytes of files that are hashed without a word.
 QUIET = 2**31
-#: Files that together hold one model.
-WEIGHTS = (".safetensors", ".sft", ".gguf", ".json")
 #: What is known of files by their paths where the cache folder cannot be written.
 _known: dict[str, Sequence[str]] = {}
 #: One file is read by one thread.
@@ -58,16 +56,6 @@ def content_hash(path: str | Path) -> str:
             return file_hash(path)
         about = [f"{file.name} {file_hash(file)}" for file in files]
     return hashlib.sha256("\n".join(about).encode()).hexdigest()
-
-
-def files_of_model(path: Path) -> list[Path]:
-    """The files that one model lies in: of a folder those of weights, of an index its shards."""
-    if path.is_dir():
-        return [file for file in sorted(path.iterdir()) if file.suffix in WEIGHTS]
-    if path.name.endswith(".index.json"):
-        listed = json.loads(path.read_text(encoding="utf-8")).get("weight_map", {}).values()
-        return [path, *(path.parent / name for name in sorted(set(map(str, listed))))]
-    return [path]
 
 
 def file_hash(path: Path) -> str:

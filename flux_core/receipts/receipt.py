@@ -22,10 +22,10 @@ from typing import Any
 import torch
 
 from ..bounds import brief
-from ..files import parse_json
+from ..files import files_of_model, parse_json
 from ..record import READ, Note, ReadFrom
 from ..version import read_version
-from .hashes import content_hash, files_of_model
+from .hashes import content_hash
 
 #: The key of a PNG's text.
 KEY = "fluxfit"

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from flux_core.errors import FileError
-from flux_core.files import reading
+from flux_core.files import files_of_model, reading
 from flux_core.receipts import KEY, Receipt, content_hash, pixels_hash, read_png_texts
 from flux_core.receipts.compare import PixelDifference, what_differs
-from flux_core.receipts.hashes import files_of_model
 from flux_core.units import readable_bytes
 
 from .. import host

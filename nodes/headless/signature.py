@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flux_core.files import files_of_model
 from flux_core.models.prompt import EMBEDDING
 from flux_core.receipts import content_hash
+from flux_core.record import stamp_of
 
 from .. import host
 from ..precision import plan_path
@@ -117,10 +119,9 @@ def by_content(file: FileValue) -> str:
 
 
 def by_stamp(file: FileValue) -> str:
-    """A file told by its place, size and time."""
-    path = file.path
-    about = path.stat()
-    return f"{path} {about.st_size} {about.st_mtime_ns}"
+    """A file, or all files of a model, told by place, size and time."""
+    about = [(str(path), stamp_of(path)) for path in files_of_model(file.path)]
+    return encode_json(about)
 
 
 def signatures(

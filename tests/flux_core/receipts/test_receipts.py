@@ -23,7 +23,7 @@ from flux_core.receipts import (
     saved_pixels,
 )
 from flux_core.receipts.receipt import machine
-from flux_core.record import ReadFrom, note, read_from, recording
+from flux_core.record import ReadFrom, note, read_from, recording, stamp_of
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_pixels_are_known_by_their_values_and_size():
 def test_modules_know_their_file_and_precision():
     path = pocket_file("diffusion_models")
     assert read_from(load_transformer(path, precision="int8")) == ReadFrom(
-        path, "int8", (path.stat().st_size, path.stat().st_mtime_ns)
+        path, "int8", ((path.stat().st_size, path.stat().st_mtime_ns),)
     )
     vae = read_from(load_vae(pocket_file("vae", "_vae"), dtype=torch.float32))
     assert vae is not None and vae.precision == "fp32"
@@ -173,7 +173,7 @@ def test_files_of_one_name_are_told_apart_and_changed_ones_have_no_hash(tmp_path
         notes.append({"kind": "ran", "models": [ReadFrom(file)]})
     file = tmp_path / "changed.safetensors"
     file.write_bytes(b"before")
-    notes.append({"kind": "ran", "models": [ReadFrom(file, None, (1, 1))]})
+    notes.append({"kind": "ran", "models": [ReadFrom(file, None, ((1, 1),))]})
     receipt = Receipt.of_notes(notes)
     names = [entry["models"][0]["file"] for entry in receipt.did]
     assert names == ["model.safetensors", "model.safetensors (2)", "changed.safetensors"]
@@ -187,3 +187,17 @@ def test_files_of_one_name_are_told_apart_and_changed_ones_have_no_hash(tmp_path
 def test_what_is_no_receipt_is_refused(text):
     with pytest.raises(ValueError):
         Receipt.parse(text)
+
+
+def test_a_shard_that_was_replaced_is_noticed(tmp_path):
+    shards = [tmp_path / f"a-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    for shard in shards:
+        shard.write_bytes(b"weights")
+    index = tmp_path / "a.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"x": shards[0].name, "y": shards[1].name}}))
+    read = ReadFrom(index, stamp=stamp_of(index))
+    assert read.unchanged
+    shards[1].write_bytes(b"WEIGHTS!")
+    assert not read.unchanged
+    shards[1].unlink()
+    assert not read.unchanged
