@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .exit_codes import FAILED, exit_code
+from .exit_codes import FAILED, exit_code, is_out_of_memory
 from .outcome import Outcome
 
 if TYPE_CHECKING:
@@ -69,26 +69,55 @@ def by_command(picture: PictureFile, receipt: Receipt) -> Replayed:
     one whose request is damaged."""
     from flux_core.files import reason
     from flux_core.receipts import pixels_hash
-    from flux_core.receipts.compare import PixelDifference
 
-    from ..nodes.headless.replay import Replayed
+    from ..nodes.headless.replay import compared
     from .generate import draw
 
     request, index = receipt.command.get("request"), receipt.picture.get("index", 0)
-    if receipt.command.get("name") != "generate" or not isinstance(request, dict):
+    if receipt.command.get("name") != "generate":
         name = receipt.command.get("name")
         raise ValueError(f"{picture.path}: made by command {name!r}, expected generate")
+    if not isinstance(request, dict) or not request:
+        raise ValueError(f"{picture.path}: its request is damaged (it is {request!r})")
+    remarks: list[str] = []
     try:
-        images = draw(request)
-    except (KeyError, TypeError, AttributeError) as fault:  # a text may say anything
+        images = draw(with_present_files(request, receipt, remarks))
+    except (KeyError, TypeError, AttributeError, RuntimeError) as fault:  # a text may say anything
+        if is_out_of_memory(fault):
+            raise
         raise ValueError(f"{picture.path}: its request is damaged ({reason(fault)})") from fault
+    except (ValueError, FileNotFoundError) as fault:
+        kind = FileNotFoundError if isinstance(fault, FileNotFoundError) else ValueError
+        raise kind(f"{picture.path}: {fault}") from fault
     if not isinstance(index, int) or not 0 <= index < len(images):
         raise ValueError(
             f"{picture.path}: picture {index!r} of its command, which draws {len(images)}"
         )
     pixels = images.pixels[index]
     now = images.receipt.of_picture(pixels_hash(pixels), "", index, len(images))
-    return Replayed(picture, pixels, now, PixelDifference.of(pixels, picture.pixels))
+    return compared(picture, pixels, now, remarks)
+
+
+def with_present_files(value: Any, receipt: Receipt, remarks: list[str]) -> Any:
+    """A request whose files lie where it says, or under other names in the same folders; what is
+    taken in the place of another goes into ``remarks``."""
+    if isinstance(value, dict):
+        return {key: with_present_files(item, receipt, remarks) for key, item in value.items()}
+    if isinstance(value, list):
+        return [with_present_files(item, receipt, remarks) for item in value]
+    known = receipt.files.get(Path(value).name, {}) if isinstance(value, str) else {}
+    if not known.get("sha256"):
+        return value
+    from ..nodes.headless.replay import has_content
+
+    path = Path(value)
+    others = sorted(path.parent.iterdir()) if path.parent.is_dir() else []
+    for other in (path, *others):
+        if other.is_file() and has_content(other, known["sha256"], known.get("bytes", 0)):
+            if other != path:
+                remarks.append(f"{other.name} was taken for {path.name}, which has its content")
+            return str(other)
+    return value
 
 
 def indented(lines: list[str]) -> list[str]:

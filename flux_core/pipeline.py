@@ -23,7 +23,7 @@ from .offload import OffloadPolicy, OffloadRunner
 from .offload.replicas import offload_module
 from .offload.turns import turn_of
 from .pipeline_files import PartOptions, find_files, open_files
-from .pipeline_images import Images
+from .pipeline_images import Images, with_notes
 from .pipeline_inputs import (
     LoraChoice,
     as_device,
@@ -48,7 +48,6 @@ from .pipeline_pictures import (
 from .pipeline_prompts import ReadPrompts, read_prompts, with_regions
 from .pocket import pocket_file
 from .quant import Precision
-from .record import recording
 from .sampling.conditioning import (
     Control,
     RegionalOptions,
@@ -175,6 +174,8 @@ class FluxPipeline:
 
         control = Control(net, pixels, strength, **options)
         check_control(control)
+        if control.mode is not None and not net.config.num_modes:
+            raise ValueError("mode is for union ControlNets, and this one is none")
         if net.config.hint:
             return control
         rows, columns = (max(UNIT, side - side % UNIT) for side in pixels.shape[-2:])
@@ -183,6 +184,7 @@ class FluxPipeline:
             return replace(control, cond=encode(whole), picture=pixels, encode=encode)
 
     # long: its arguments are the whole of what can be asked for, each with its line
+    @with_notes
     @torch.no_grad()
     def __call__(
         self,
@@ -324,7 +326,7 @@ class FluxPipeline:
         )
         nets = [control.net for control in (*controls, *(hires.controls if hires else ()))]
         parts = (self.transformer, self.text_encoders, self.vae, *nets)
-        with recording() as notes, turn_of(*parts):
+        with turn_of(*parts):
             runner = OffloadRunner(self.policy, self.device)
             positive, negative = self._encode(
                 runner, prompts, negative_prompt, settings, guidance, opened
@@ -362,7 +364,7 @@ class FluxPipeline:
             originals = resized(pictures, *decoded.shape[1:3])
             decoded = keep_pixels_outside(decoded, originals, masks, keep_pixels)
         seeds = tuple(seed) if isinstance(seed, list) else (seed,) * batch
-        return Images(decoded, runner.report, seeds, tuple(notes))
+        return Images(decoded, runner.report, seeds)
 
     @property
     def _encoders(self) -> TextEncoders | LanguageTextEncoders:

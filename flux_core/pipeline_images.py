@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from torch import Tensor
+from typing_extensions import ParamSpec
 
 from .files import write_new, write_numbered, writing
 from .offload import MemoryReport
 from .receipts import KEY, Receipt, pixels_hash, png_bytes, saved_pixels
-from .record import Note
+from .record import Note, recording
 
+P = ParamSpec("P")
 PNG = ".png"
 #: How files in a folder begin, where nothing else is said.
 PREFIX = "fluxfit"
@@ -94,6 +96,18 @@ class Images:
         """One picture's receipt, as it is written."""
         receipt = replace(self.receipt, command=dict(command))
         return str(receipt.of_picture(pixels_hash(pixels), "", index, len(self.images)))
+
+
+def with_notes(draw: Callable[P, Images]) -> Callable[P, Images]:
+    """A function that draws, with what was noted from its beginning to its end in what it gives."""
+
+    @wraps(draw)
+    def noted(*args: P.args, **kwargs: P.kwargs) -> Images:
+        with recording() as notes:
+            images = draw(*args, **kwargs)
+        return replace(images, notes=tuple(notes))
+
+    return noted
 
 
 def each_of(

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from ..bounds import brief, check_number, is_integer
 from ..errors import PictureError
 from ..pictures import OVERSHOOT, open_picture, over_white, plain, to_tensor
+from ..record import ReadFrom, note, stamp_of
 from ..units import readable_bytes
 from .latents import image_tokens, latent_size
 
@@ -23,6 +24,8 @@ from .latents import image_tokens, latent_size
 MOST_SIDE = 16_384
 #: Sides and pictures about which it is said what they would take.
 MOST_ASKED = 10**9
+#: How bright red, green and blue are, by ITU-R 601.
+LUMA = (0.299, 0.587, 0.114)
 #: Tokens of all pictures of a batch together: 1024 pictures of 1024x1024, or 16 of 8192x8192.
 MOST_TOKENS = 2**22
 #: Bytes of latents and noise that a token takes at the least, in float32.
@@ -108,6 +111,7 @@ def as_pictures(value: object, name: str) -> Tensor:
 
 def picture_of(path: str | Path, name: str) -> Image.Image:
     """A picture's file; raises ``PictureError`` naming the argument and the file."""
+    note("input", picture=ReadFrom(Path(path), stamp=stamp_of(Path(path))))
     try:
         return open_picture(path)
     except PictureError as error:
@@ -115,8 +119,8 @@ def picture_of(path: str | Path, name: str) -> Image.Image:
 
 
 def as_masks(value: object, name: str) -> Tensor:
-    """Masks (B, H, W) in [0, 1] from (H, W), (B, H, W), (B, 1, H, W), the grey of a PIL picture or
-    of a file, or a list of these.
+    """Masks (B, H, W) in [0, 1] from (H, W), (B, H, W), (B, 1, H, W), the grey of a picture (H, W,
+    C) or (B, H, W, C), of a PIL picture or of a file, or a list of these.
 
     Raises ``ValueError`` naming the argument.
     """
@@ -130,13 +134,22 @@ def as_masks(value: object, name: str) -> Tensor:
     if isinstance(value, Image.Image):
         return to_tensor(plain(value).convert("L"))[None]
     tensor = as_unit(value, name)
-    if tensor.ndim == 4 and 1 in (tensor.shape[1], tensor.shape[-1]):
-        tensor = tensor[:, 0] if tensor.shape[1] == 1 else tensor[..., 0]
+    if tensor.ndim == 4 and tensor.shape[1] == 1:
+        tensor = tensor[:, 0]
+    elif tensor.ndim in (3, 4) and tensor.shape[-1] in (1, 3, 4):  # no mask is so narrow
+        tensor = grey_of(tensor)
     if tensor.ndim == 2:
         tensor = tensor[None]
     if tensor.ndim != 3 or not tensor.numel():
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected (B, H, W)")
     return tensor
+
+
+def grey_of(picture: Tensor) -> Tensor:
+    """How bright a picture (..., H, W, C) is, (..., H, W), as Pillow's grey has it."""
+    if picture.shape[-1] == 1:
+        return picture[..., 0]
+    return picture[..., :3] @ picture.new_tensor(LUMA)
 
 
 def as_unit(value: object, name: str) -> Tensor:

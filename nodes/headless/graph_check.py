@@ -158,7 +158,10 @@ def checked_value(step: Step, name: str, kind: Any, options: dict, value: Any) -
     where = f"{step.label}: {name!r}"
     if isinstance(kind, list | tuple):
         if value not in kind:
-            raise WorkflowError(f"{where} is {value!r}, {help_for(step, value, kind)}")
+            words = f"{where} is {value!r}, {help_for(step, value, kind)}"
+            if options.get("folders"):  # a file that is not there
+                raise WorkflowError(words) from FileNotFoundError(str(value))
+            raise WorkflowError(words)
         return value
     types: dict[Any, Callable[[Any], Any]] = {
         "INT": int,

@@ -52,8 +52,10 @@ class PictureFile:
             data = graph_in_texts(self.texts, first="prompt")
             if data is not None:
                 return parse(data)
-        private = "" if self.receipt is None else ": it was saved with --private, or by a program"
-        raise WorkflowError(f"{self.path}: does not say what was asked for{private}")
+        why = "no graph is in it"
+        if self.receipt is not None:
+            why = "it was saved with --private, or by a Python program, which has no graph"
+        raise WorkflowError(f"{self.path}: does not say what was asked for: {why}")
 
     @property
     def has_graph(self) -> bool:
@@ -111,8 +113,22 @@ def replay(picture: PictureFile, runner: GraphRunner, on_node: OnNode | None = N
     remarks = list(name_present_files(graph, savers, receipt))
     drawn = runner.images(graph, on_node, savers)
     chosen = choose(drawn, picture, receipt)
-    difference = PixelDifference.of(chosen.pixels, picture.pixels)
-    return Replayed(picture, chosen.pixels, chosen.receipt, difference, remarks)
+    return compared(picture, chosen.pixels, chosen.receipt, remarks)
+
+
+def compared(
+    picture: PictureFile, pixels: np.ndarray, receipt: Receipt, remarks: Sequence[str] = ()
+) -> Replayed:
+    """A picture beside what was drawn again, uint8 (H, W, 3); raises ``WorkflowError`` for other
+    sizes."""
+    if pixels.shape != picture.pixels.shape:
+        (height, width), (rows, columns) = picture.pixels.shape[:2], pixels.shape[:2]
+        raise WorkflowError(
+            f"{picture.path}: has {width}x{height} pixels, and is drawn with {columns}x{rows}: it "
+            "was cut or scaled after it was saved"
+        )
+    difference = PixelDifference.of(pixels, picture.pixels)
+    return Replayed(picture, pixels, receipt, difference, remarks)
 
 
 def choose(drawn: Sequence[SavedPicture], picture: PictureFile, receipt: Receipt) -> SavedPicture:
@@ -159,9 +175,12 @@ def name_present_files(graph: Graph, savers: Sequence[str], receipt: Receipt) ->
 
 def same_content(file: FileValue, digest: str, size: int) -> str | None:
     """The name of a model of some content, in the folders where the input looks."""
-    for name in host.model_names(*file.folders):
-        path = host.model_path(name, *file.folders)
-        total = sum(part.stat().st_size for part in files_of_model(path) if part.exists())
-        if total == size and content_hash(path) == digest:
-            return name
-    return None
+    names = host.model_names(*file.folders)
+    paths = {name: host.model_path(name, *file.folders) for name in names}
+    return next((name for name in paths if has_content(paths[name], digest, size)), None)
+
+
+def has_content(path: Path, digest: str, size: int) -> bool:
+    """Whether a model has some content, which is told by its size before it is read."""
+    total = sum(part.stat().st_size for part in files_of_model(path) if part.exists())
+    return total == size and content_hash(path) == digest

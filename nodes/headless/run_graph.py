@@ -164,6 +164,9 @@ def hidden_inputs(
     hidden = node_class.INPUT_TYPES().get("hidden", {})  # type: ignore[attr-defined]
     given = {}
     for name, kind in hidden.items():
+        if kind == "PROMPT" and private and graph[key].type not in (SAVING, SHOWING):
+            other = "fluxfit batch --private does not"
+            raise WorkflowError(f"{graph[key].label}: puts its graph into pictures; {other}")
         if kind == "PROMPT" and not private:
             given[name] = to_api(graph)
         elif kind == "UNIQUE_ID":

@@ -228,19 +228,40 @@ def test_pictures_of_generate_are_drawn_again_from_its_request(tmp_path, monkeyp
     Image.new("RGB", (64, 48), "blue").save("red.png")
     code, out, _ = run_command("replay", str(next((tmp_path / "image").iterdir())))
     assert code == 1 and "differs" in out
+    assert "red.png has other content than it had" in out
     (tmp_path / "red.png").unlink()
     code, _, err = run_command("replay", str(next((tmp_path / "image").iterdir())))
-    assert code == 3 and "red.png" in err
+    assert code == 3 and "red.png" in err and "image/generate_00001.png" in err
 
 
 @pytest.mark.parametrize(
     ("about", "words"),
     [
         ({"command": {"name": "paint"}}, "made by command 'paint', expected generate"),
-        ({"command": {"name": "generate"}}, "made by command 'generate'"),
+        ({"command": {"name": "generate"}}, "its request is damaged (it is None)"),
+        ({"command": {"name": "generate", "request": []}}, "its request is damaged"),
         ({"command": {"name": "generate", "request": {"prompts": 3}}}, ""),
     ],
 )
 def test_odd_commands_in_pictures_are_refused(drawn, tmp_path, about, words):
     code, _, err = run_command("replay", str(changed(drawn, tmp_path, about)))
     assert code in (1, 2) and words in err and "Traceback" not in err
+
+
+def test_a_model_of_generate_under_another_name_is_known_by_its_content(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for file in (POCKET / "vae").glob("*.safetensors"):
+        shutil.copy(file, tmp_path / "mine.safetensors")
+    files = {
+        "transformer": next((POCKET / "diffusion_models").glob("*.safetensors")),
+        "clip-l": next((POCKET / "text_encoders").glob("*clip_l.safetensors")),
+        "t5": next((POCKET / "text_encoders").glob("*t5.safetensors")),
+        "vae": tmp_path / "mine.safetensors",
+    }
+    options = [word for name, file in files.items() for word in (f"--{name}", str(file))]
+    small = ("--steps", "1", "--width", "64", "--height", "48", "--out", "a.png")
+    code, _, err = run_command("generate", "a red circle", *options, *small)
+    assert code == 0, err
+    (tmp_path / "mine.safetensors").rename(tmp_path / "other.safetensors")
+    code, out, _ = run_command("replay", "a.png")
+    assert code == 0 and "other.safetensors was taken for mine.safetensors" in out
