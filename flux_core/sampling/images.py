@@ -53,8 +53,12 @@ def check_size(width: object, height: object, batch: object = 1) -> None:
 
 
 def to_pixels(images: Tensor) -> Tensor:
-    """Pictures (B, H, W, 3) in [0, 1] to the VAE's (B, 3, H, W) in [-1, 1]."""
-    return images.movedim(-1, 1)[:, :3].float() * 2 - 1
+    """Pictures (B, H, W, 3) in [0, 1] to the VAE's (B, 3, H, W) in [-1, 1].
+
+    They lie in memory as a picture of their own does: a part of another's would be encoded with
+    other last bits.
+    """
+    return images[..., :3].contiguous().movedim(-1, 1).float() * 2 - 1
 
 
 def to_images(pixels: Tensor) -> Tensor:
@@ -105,8 +109,7 @@ def as_pictures(value: object, name: str) -> Tensor:
         tensor = tensor[None]
     if tensor.ndim != 4 or tensor.shape[-1] not in (1, 3, 4) or not tensor.numel():
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected (B, H, W, 3)")
-    tensor = tensor.expand(*tensor.shape[:3], 3) if tensor.shape[-1] == 1 else tensor[..., :3]
-    return tensor.contiguous()  # how it lies in memory would change last bits of what is encoded
+    return tensor.expand(*tensor.shape[:3], 3) if tensor.shape[-1] == 1 else tensor[..., :3]
 
 
 def picture_of(path: str | Path, name: str) -> Image.Image:
