@@ -17,6 +17,7 @@ from contextlib import contextmanager, redirect_stdout
 
 from . import batch, generate, inspect, merge, plan, quantize, replay, run, train
 from .exit_codes import FAILED, INTERRUPTED, exit_code
+from .files import models_folder
 from .outcome import Outcome, as_json, error_data
 from .parser import JSON, Command, make_parser
 
@@ -88,10 +89,10 @@ def run_command(words: Sequence[str]) -> int:
 @contextmanager
 def environment_of(args: argparse.Namespace) -> Iterator[None]:
     """What every command and the processes that it starts see: where models are, and whether
-    progress is shown."""
+    progress is shown. Raises ``FileNotFoundError`` for a folder of models that is none."""
     asked: dict[str, str] = {}
     if args.models is not None:
-        asked["FLUXFIT_MODELS"] = str(args.models)
+        asked["FLUXFIT_MODELS"] = str(models_folder(args.models))
     if args.quiet:
         asked["FLUXFIT_QUIET"] = "1"
     before = {name: os.environ.get(name) for name in asked}

@@ -7,6 +7,15 @@ from pathlib import Path
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
 
 
+def models_folder(path: Path) -> Path:
+    """The folder of ``--models``; raises ``FileNotFoundError`` where there is none."""
+    folder = path.expanduser()
+    if not folder.is_dir():
+        found = "is a file, expected a folder" if folder.exists() else "no such folder"
+        raise FileNotFoundError(f"--models {path}: {found}")
+    return folder
+
+
 def refuse_output(path: Path, overwrite: bool) -> None:
     """Raise ``ValueError`` where a file would be lost, or have a name of something else."""
     if path.is_dir() or path.suffix.lower() not in (".safetensors", ".sft"):
