@@ -11,8 +11,8 @@ def models_folder(path: Path) -> Path:
     """The folder of ``--models``; raises ``FileNotFoundError`` where there is none."""
     folder = path.expanduser()
     if not folder.is_dir():
-        found = "is a file, expected a folder" if folder.exists() else "no such folder"
-        raise FileNotFoundError(f"--models {path}: {found}")
+        problem = "is a file, expected a folder" if folder.exists() else "no such folder"
+        raise FileNotFoundError(f"--models {path}: {problem}")
     return folder
 
 

@@ -35,8 +35,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        #: What was said already; a command's parser has that of all commands.
-        self.said: set[str] = set()
+        #: Options that stood already; a command's parser has that of all commands.
+        self.seen: set[str] = set()
         for action in (None, "store"):
             self.register("action", action, Once)
 
@@ -69,9 +69,9 @@ class Once(argparse.Action):
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any
     ) -> None:
         if self.option_strings and isinstance(parser, Parser):
-            if self.dest in parser.said:
+            if self.dest in parser.seen:
                 raise argparse.ArgumentError(self, "is given twice, expected once")
-            parser.said.add(self.dest)
+            parser.seen.add(self.dest)
         setattr(namespace, self.dest, values)
 
 
@@ -94,7 +94,7 @@ def make_parser(commands: Mapping[str, Command]) -> Parser:
     names = parser.add_subparsers(dest="command", required=True)
     for name, command in commands.items():
         inner = names.add_parser(name, help=command.HELP, description=command.HELP)
-        inner.said = parser.said
+        inner.seen = parser.seen
         command.add_arguments(inner)
         add_common(inner)
     return parser

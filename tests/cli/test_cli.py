@@ -71,9 +71,9 @@ def test_a_wrong_name_is_told_before_what_is_missing(tmp_path):
 @pytest.mark.parametrize("command", [("plan",), ("inspect", "x"), ("run", "text_to_image.json")])
 def test_a_folder_of_models_is_one(command, tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    for name, found in (("none", "no such folder"), ("file", "is a file, expected a folder")):
+    for name, problem in (("none", "no such folder"), ("file", "is a file, expected a folder")):
         done = call("--models", name, *command, cwd=tmp_path)
-        assert (done.returncode, done.stderr) == (3, f"fluxfit: --models {name}: {found}\n")
+        assert (done.returncode, done.stderr) == (3, f"fluxfit: --models {name}: {problem}\n")
 
 
 def test_help_and_wrong_arguments_wait_for_nothing(tmp_path):
