@@ -124,7 +124,10 @@ def tell_error(status: int, message: str, in_json: bool) -> int:
 
 def in_words(error: Exception, status: int) -> str:
     """What went wrong, on one line; of a fault of our own its kind too, and how to see more."""
-    message = " ".join(str(error).split()) or type(error).__name__
+    message = str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        message = f"{error.filename}: {error.strerror}"
+    message = " ".join(message.split()) or type(error).__name__
     if status != FAILED or isinstance(error, ValueError | OSError | ImportError):
         return message
     return f"{type(error).__name__}: {message} ({TRACEBACK}=1 shows where)"

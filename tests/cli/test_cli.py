@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 
@@ -28,6 +29,8 @@ from tests.cli.command_line import ROOT, call
         (("quantize", "x", "--out", "q.gguf"), "expected the name of a .safetensors file"),
         (("merge", "x", "--lora", "a=b", "--out", "m.sft"), "strength is 'b', not a number"),
         (("merge", "x", "--lora", "a=nan", "--out", "m.sft"), "strength is nan"),
+        (("batch", "x", "--grid", "seed=1", "--out", ""), "argument --out: is empty"),
+        (("quantize", "x", "--out", ""), "argument --out: is empty"),
         (("merge", "x", "--lora", "a", "--out", "."), "expected the name of a .safetensors"),
     ],
 )
@@ -66,6 +69,20 @@ def test_a_wrong_name_is_told_before_what_is_missing(tmp_path):
         assert done.returncode == 2 and "unrecognized arguments: --nope" in done.stderr
     done = call("inspect", "--", "--nope", cwd=tmp_path)
     assert done.returncode == 3 and "--nope: no such file" in done.stderr
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path, monkeypatch):
+    """Who writes, knows no name: the system does not say one."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("flux_core.files.sync", full)
+    small = ("--steps", "1", "--width", "64", "--height", "64", "--quiet")
+    for out, file in (("a.png", "a.png"), ("b", "b/generate_00001.png")):
+        done = call("generate", "x", *small, "--out", out, cwd=tmp_path)
+        assert done.returncode == 1
+        assert done.stderr == f"fluxfit: {tmp_path / file}: No space left on device\n"
 
 
 @pytest.mark.parametrize("command", [("plan",), ("inspect", "x"), ("run", "text_to_image.json")])

@@ -166,7 +166,16 @@ WRONG = [
     (("--transformer", "model.safetensors"), "model.safetensors"),
     (("--out", "red.png"), "--out red.png exists already"),
     (("--out", "mask.jpg", "--overwrite"), "--overwrite is for --out NAME.png"),
+    (("--out", "foo.jpg"), "--out foo.jpg: pictures are PNG, expected"),
+    (("--out", "foo.WebP"), "--out foo.WebP: pictures are PNG, expected"),
+    (("--out", ""), "argument --out: is empty, expected a name"),
+    (("--out", "red.png/a"), "red.png is a file, expected a folder"),
 ]
+if Path("/proc").is_dir():  # where nobody makes a folder
+    WRONG += [
+        (("--out", "/proc/foo"), "--out /proc/foo: nothing can be written in /proc"),
+        (("--out", "/proc/a.png"), "--out /proc: nothing can be written in /proc"),
+    ]
 MISSING = [
     (("--image", "none.png", "--denoise", "0.5"), "--image none.png: no such file"),
     (("--control", "none.safetensors=red.png"), "--control none.safetensors: no such file"),
