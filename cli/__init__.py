@@ -20,6 +20,7 @@ from .exit_codes import FAILED, INTERRUPTED, exit_code
 from .files import models_folder
 from .outcome import Outcome, as_json, error_data
 from .parser import JSON, Command, make_parser
+from .standard_out import complain, printed
 
 #: Set in the environment, it lets an error show where it comes from.
 TRACEBACK = "FLUXFIT_TRACEBACK"
@@ -77,13 +78,12 @@ def run_command(words: Sequence[str]) -> int:
         in_json = args.json
         with environment_of(args), redirect_stdout(sys.stderr):
             outcome = COMMANDS[args.command].run(args)
-        tell(outcome, in_json)
+        return tell(outcome, in_json)
     except Exception as error:
         if os.environ.get(TRACEBACK):
             raise
         status = exit_code(error)
         return tell_error(status, in_words(error, status), in_json)
-    return outcome.status
 
 
 @contextmanager
@@ -107,18 +107,16 @@ def environment_of(args: argparse.Namespace) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def tell(outcome: Outcome, in_json: bool) -> None:
-    """Print what was done."""
-    text = as_json(outcome.data) if in_json else outcome.text
-    if text:
-        print(text, flush=True)
+def tell(outcome: Outcome, in_json: bool) -> int:
+    """Print what was done; returns the exit status."""
+    return printed(as_json(outcome.data) if in_json else outcome.text, outcome.status)
 
 
 def tell_error(status: int, message: str, in_json: bool) -> int:
     """Print what went wrong; returns the exit status."""
     if in_json:
-        print(as_json(error_data(status, message)), flush=True)
-    print(f"fluxfit: {message}", file=sys.stderr)
+        printed(as_json(error_data(status, message)), status)
+    complain(message)
     return status
 
 

@@ -9,6 +9,7 @@ from typing import Any, NoReturn, Protocol
 
 from .exit_codes import UsageError
 from .outcome import Outcome
+from .standard_out import printed
 
 JSON = "--json"
 
@@ -58,6 +59,13 @@ class Parser(argparse.ArgumentParser):
             if not any(option.startswith(name) for option in self._option_string_actions):
                 self.error(f"unrecognized arguments: {word}")
 
+    def print_help(self, file: Any = None) -> None:
+        """The help of ``--help``, which then ends the process; argparse would not say that it
+        cannot be written."""
+        status = printed(self.format_help().rstrip(), 0)
+        if status:
+            self.exit(status)
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} ({self.prog} --help says what there is)")
 
@@ -81,8 +89,7 @@ class Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         import flux_core
 
-        print(f"fluxfit {flux_core.__version__}")
-        parser.exit()
+        parser.exit(printed(f"fluxfit {flux_core.__version__}", 0))
 
 
 def make_parser(commands: Mapping[str, Command]) -> Parser:
