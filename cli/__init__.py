@@ -17,8 +17,10 @@ from contextlib import contextmanager, redirect_stdout
 
 from . import batch, generate, inspect, merge, plan, quantize, replay, run, train
 from .exit_codes import FAILED, INTERRUPTED, exit_code
+from .files import models_folder
 from .outcome import Outcome, as_json, error_data
 from .parser import JSON, Command, make_parser
+from .standard_out import complain, printed
 
 #: Set in the environment, it lets an error show where it comes from.
 TRACEBACK = "FLUXFIT_TRACEBACK"
@@ -76,22 +78,21 @@ def run_command(words: Sequence[str]) -> int:
         in_json = args.json
         with environment_of(args), redirect_stdout(sys.stderr):
             outcome = COMMANDS[args.command].run(args)
-        tell(outcome, in_json)
+        return tell(outcome, in_json)
     except Exception as error:
         if os.environ.get(TRACEBACK):
             raise
         status = exit_code(error)
         return tell_error(status, in_words(error, status), in_json)
-    return outcome.status
 
 
 @contextmanager
 def environment_of(args: argparse.Namespace) -> Iterator[None]:
     """What every command and the processes that it starts see: where models are, and whether
-    progress is shown."""
+    progress is shown. Raises ``FileNotFoundError`` for a folder of models that is none."""
     asked: dict[str, str] = {}
     if args.models is not None:
-        asked["FLUXFIT_MODELS"] = str(args.models)
+        asked["FLUXFIT_MODELS"] = str(models_folder(args.models))
     if args.quiet:
         asked["FLUXFIT_QUIET"] = "1"
     before = {name: os.environ.get(name) for name in asked}
@@ -106,24 +107,25 @@ def environment_of(args: argparse.Namespace) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def tell(outcome: Outcome, in_json: bool) -> None:
-    """Print what was done."""
-    text = as_json(outcome.data) if in_json else outcome.text
-    if text:
-        print(text, flush=True)
+def tell(outcome: Outcome, in_json: bool) -> int:
+    """Print what was done; returns the exit status."""
+    return printed(as_json(outcome.data) if in_json else outcome.text, outcome.status)
 
 
 def tell_error(status: int, message: str, in_json: bool) -> int:
     """Print what went wrong; returns the exit status."""
     if in_json:
-        print(as_json(error_data(status, message)), flush=True)
-    print(f"fluxfit: {message}", file=sys.stderr)
+        printed(as_json(error_data(status, message)), status)
+    complain(message)
     return status
 
 
 def in_words(error: Exception, status: int) -> str:
     """What went wrong, on one line; of a fault of our own its kind too, and how to see more."""
-    message = " ".join(str(error).split()) or type(error).__name__
+    message = str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        message = f"{error.filename}: {error.strerror}"
+    message = " ".join(message.split()) or type(error).__name__
     if status != FAILED or isinstance(error, ValueError | OSError | ImportError):
         return message
     return f"{type(error).__name__}: {message} ({TRACEBACK}=1 shows where)"

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from .exit_codes import DONE, FAILED
-from .files import find_workflow
+from .files import find_workflow, named_path
 from .outcome import Outcome
 
 HELP = "draw a workflow over a table of values"
@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         help="CSV, JSON lines or Parquet; columns are NODE.INPUT, or an input that one node has",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder of pictures and manifest")
+    parser.add_argument(
+        "--out", type=named_path, required=True, help="folder of pictures and manifest"
+    )
     parser.add_argument(
         "--grid",
         action="extend",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .files import check_folder, named_path, refuse_picture_name
+
 CONTROL = "NET=PICTURE[=STRENGTH[@START..END]]"
 HERE = "; a file, or the name of one in the folder of --models"
 
@@ -12,7 +14,12 @@ HERE = "; a file, or the name of one in the folder of --models"
 # long: a list of arguments, each with its line
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="+", help="a sentence; of several each is a picture")
-    parser.add_argument("--out", default="output", help="a folder, or NAME.png (output by default)")
+    parser.add_argument(
+        "--out",
+        type=named_path,
+        default=Path("output"),
+        help="a folder, or NAME.png (output by default)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="whether NAME.png may be there")
     parser.add_argument(
         "--private", action="store_true", help="keep prompts and paths out of the pictures"
@@ -134,8 +141,9 @@ def add_parts(group: argparse._ArgumentGroup) -> None:
 
 
 def output_of(args: argparse.Namespace) -> Path:
-    """Where pictures go; raises ``ValueError`` for a file that is no PNG, or is there already."""
-    out = Path(args.out)
+    """Where pictures go; raises ``ValueError`` for a file that is no PNG, or is there already, and
+    for a folder that cannot be written."""
+    out: Path = args.out
     is_png = out.suffix.lower() == ".png" and not out.is_dir()
     if out.exists() and not out.is_dir() and not is_png:
         raise ValueError(f"--out {out} is a file, expected a folder or NAME.png")
@@ -143,4 +151,6 @@ def output_of(args: argparse.Namespace) -> Path:
         raise ValueError(f"--out {out} exists already: choose another name or --overwrite")
     if args.overwrite and not is_png:
         raise ValueError(f"--overwrite is for --out NAME.png, and --out is {out}")
+    refuse_picture_name(out, "--out")
+    check_folder(out.parent if is_png else out, "--out")
     return out

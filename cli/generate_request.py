@@ -109,8 +109,9 @@ def model_of(args: argparse.Namespace) -> dict[str, Any]:
     files = {
         name: str(find_model(file, name, flag(name))) for name, file in given(args, names).items()
     }
-    if files and args.transformer is None:
-        raise ValueError(f"{flag(next(iter(files)))} is of a model, and there is no --transformer")
+    of_a_model = [*files, *given(args, ("tokenizers", "text_precision"))]
+    if of_a_model and args.transformer is None:
+        raise ValueError(f"{flag(of_a_model[0])} is of a model, and there is no --transformer")
     if args.tokenizers is not None:
         files["tokenizers"] = str(find_picture(args.tokenizers, "--tokenizers"))
     return files | given(args, ("precision", "text_precision"))
@@ -123,6 +124,8 @@ def refuse_contradictions(args: argparse.Namespace) -> None:
             raise ValueError(f"{flag(name)} is given without {flag(needed)}")
     if args.denoise is not None and args.denoise < 1 and args.image is None:
         raise ValueError(f"--denoise {args.denoise:g} is given without --image")
+    if args.image is not None and args.mask is None and args.denoise in (None, 1):
+        raise ValueError("--image is drawn over at --denoise 1: give --denoise below 1, or --mask")
     if args.vram is not None and args.offload in ("none", "component"):
         raise ValueError(f"--vram is a budget, and --offload {args.offload} asks for none")
     for name in ("vram", "ram"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .files import refuse_output
+from .files import named_path, refuse_output
 from .outcome import Outcome
 
 HELP = "add LoRAs to a transformer's weights"
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--lora", action="append", required=True, metavar="FILE[=STRENGTH]")
     parser.add_argument("--precision", default="bf16", choices=("bf16", "fp16", "fp32"))
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=named_path, required=True)
     parser.add_argument("--overwrite", action="store_true")
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 from .exit_codes import UsageError
 from .outcome import Outcome
+from .standard_out import printed
 
 JSON = "--json"
 
@@ -27,10 +28,59 @@ class Command(Protocol):
 
 
 class Parser(argparse.ArgumentParser):
-    """Wrong arguments raise ``UsageError``, on one line, rather than ending the process."""
+    """Wrong arguments raise ``UsageError``, on one line, rather than ending the process.
+
+    An option that has one value stands once, before the command's name or behind it. A parser reads
+    one command line.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        #: Options that stood already; a command's parser has that of all commands.
+        self.seen: set[str] = set()
+        for action in (None, "store"):
+            self.register("action", action, Once)
+
+    def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, args: Any = None, namespace: Any = None
+    ) -> Any:
+        if self._subparsers is None and args is not None:  # else they are another parser's
+            self.refuse_unknown(args)
+        return super().parse_known_args(args, namespace)
+
+    def refuse_unknown(self, words: Sequence[str]) -> None:
+        """A wrong name is told before what is missing, which it may have been meant for."""
+        for word in words:
+            name = word.partition("=")[0]
+            if word == "--":
+                return
+            if not word.startswith("--") or " " in word:
+                continue
+            if not any(option.startswith(name) for option in self._option_string_actions):
+                self.error(f"unrecognized arguments: {word}")
+
+    def print_help(self, file: Any = None) -> None:
+        """The help of ``--help``, which then ends the process; argparse would not say that it
+        cannot be written."""
+        status = printed(self.format_help().rstrip(), 0)
+        if status:
+            self.exit(status)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} ({self.prog} --help says what there is)")
+
+
+class Once(argparse.Action):
+    """Keeps a value, and refuses a second one, which would take the place of the first."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any
+    ) -> None:
+        if self.option_strings and isinstance(parser, Parser):
+            if self.dest in parser.seen:
+                raise argparse.ArgumentError(self, "is given twice, expected once")
+            parser.seen.add(self.dest)
+        setattr(namespace, self.dest, values)
 
 
 class Version(argparse.Action):
@@ -39,8 +89,7 @@ class Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         import flux_core
 
-        print(f"fluxfit {flux_core.__version__}")
-        parser.exit()
+        parser.exit(printed(f"fluxfit {flux_core.__version__}", 0))
 
 
 def make_parser(commands: Mapping[str, Command]) -> Parser:
@@ -52,6 +101,7 @@ def make_parser(commands: Mapping[str, Command]) -> Parser:
     names = parser.add_subparsers(dest="command", required=True)
     for name, command in commands.items():
         inner = names.add_parser(name, help=command.HELP, description=command.HELP)
+        inner.seen = parser.seen
         command.add_arguments(inner)
         add_common(inner)
     return parser

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .files import refuse_output
+from .files import named_path, refuse_output
 from .outcome import Outcome
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--t5", type=Path)
     parser.add_argument("--side", type=int, default=1024, help="in pixels, of what is drawn")
     parser.add_argument("--steps", type=int, default=4, help="of what is drawn")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=named_path, required=True)
     parser.add_argument("--overwrite", action="store_true")
 
 

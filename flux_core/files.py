@@ -36,6 +36,11 @@ NO_TEXTS = {
 }
 #: What programs leave beside files that they have not finished.
 UNFINISHED = (".partial", ".incomplete", ".part", ".crdownload", ".download", ".tmp", ".aria2")
+#: How names of pictures end; whether one can be read, Pillow decides when it is opened.
+PICTURES = (
+    *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".avif", ".jp2", ".heic", ".heif", ".jxl", ".ppm", ".tga"),
+)
 #: What Windows takes for a device, in any folder.
 RESERVED = {
     "CON",
@@ -212,18 +217,19 @@ def writing(path: str | Path) -> Iterator[Path]:
     was there before stays until then. Who may read it is as before, or as for any new file.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_name(path)
-    try:
-        partial.touch()
-        mode = (path if path.exists() else partial).stat().st_mode
-        partial.unlink()
-        yield partial
-        partial.chmod(mode)  # safetensors 0.8 lets nobody but the writer read its files
-        sync(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with naming(path, partial):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.touch()
+            mode = (path if path.exists() else partial).stat().st_mode
+            partial.unlink()
+            yield partial
+            partial.chmod(mode)  # safetensors 0.8 lets nobody but the writer read its files
+            sync(partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -235,22 +241,35 @@ def write_text(path: str | Path, text: str) -> None:
 def write_new(path: str | Path, content: bytes) -> bool:
     """Write a file where none is; False, and nothing written, where there is one."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_name(path)
-    try:
-        partial.write_bytes(content)
-        sync(partial)
+    with naming(path, partial):
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.link(partial, path)  # fails where the name is taken, even at the same moment
-        except FileExistsError:
-            return False
-        except OSError:  # a file system without links
-            if path.exists():
+            partial.write_bytes(content)
+            sync(partial)
+            try:
+                os.link(partial, path)  # fails where the name is taken, even at the same moment
+            except FileExistsError:
                 return False
-            partial.replace(path)
-        return True
-    finally:
-        partial.unlink(missing_ok=True)
+            except OSError:  # a file system without links
+                if path.exists():
+                    return False
+                partial.replace(path)
+            return True
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path, partial: Path) -> Iterator[None]:
+    """An error of the system names the file that is written, not none (a full disk) and not the
+    name that it is written under."""
+    try:
+        yield
+    except OSError as fault:
+        if fault.errno is None or fault.filename not in (None, str(partial), partial):
+            raise
+        raise type(fault)(fault.errno, fault.strerror, str(path)) from fault
 
 
 def write_numbered(start: Path, suffix: str, content: bytes) -> Path:

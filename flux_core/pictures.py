@@ -17,13 +17,8 @@ from PIL import Image, ImageOps, ImageSequence, PngImagePlugin
 from torch import Tensor
 
 from .errors import PictureError
-from .files import reading
+from .files import PICTURES, reading
 
-#: How names of pictures end; whether one can be read, Pillow decides when it is opened.
-PICTURES = (
-    *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
-    *(".avif", ".jp2", ".heic", ".heif", ".jxl", ".ppm", ".tga"),
-)
 #: Packages that teach Pillow a format, by endings.
 PLUGINS = {".heic": "pillow-heif", ".heif": "pillow-heif", ".jxl": "pillow-jxl-plugin"}
 #: Formats of which several frames are one moving picture; a phone's JPEG has others beside it.

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from typing_extensions import ParamSpec
 
-from .files import write_new, write_numbered, writing
+from .files import PICTURES, write_new, write_numbered, writing
 from .offload import MemoryReport
 from .receipts import KEY, Receipt, pixels_hash, png_bytes, saved_pixels
 from .record import Note, recording
@@ -75,8 +75,9 @@ class Images:
             command: what asked for them, from which they can be drawn again.
 
         A file is there whole or not at all. Raises ``FileExistsError`` for ``name.png`` that is
-        there already.
+        there already, ``ValueError`` for a name that is empty or of another kind of picture.
         """
+        refuse_name(path)
         own = each_of(texts, len(self.images))
         content = [
             png_bytes(pixels, {**own[index], KEY: self._receipt_of(index, pixels, command)})
@@ -108,6 +109,16 @@ def with_notes(draw: Callable[P, Images]) -> Callable[P, Images]:
         return replace(images, notes=tuple(notes))
 
     return noted
+
+
+def refuse_name(path: str | Path) -> None:
+    """Raise ``ValueError`` for where no PNG can go: nowhere, or into a file of another kind."""
+    name = Path(path)
+    if not str(path):
+        raise ValueError("the name of pictures is empty, expected a folder or NAME.png")
+    suffix = name.suffix.lower()
+    if suffix in PICTURES and suffix != PNG and not name.is_dir() and not str(path).endswith("/"):
+        raise ValueError(f"{name}: pictures are written as PNG, expected NAME.png or a folder")
 
 
 def each_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 
@@ -28,6 +29,8 @@ from tests.cli.command_line import ROOT, call
         (("quantize", "x", "--out", "q.gguf"), "expected the name of a .safetensors file"),
         (("merge", "x", "--lora", "a=b", "--out", "m.sft"), "strength is 'b', not a number"),
         (("merge", "x", "--lora", "a=nan", "--out", "m.sft"), "strength is nan"),
+        (("batch", "x", "--grid", "seed=1", "--out", ""), "argument --out: is empty"),
+        (("quantize", "x", "--out", ""), "argument --out: is empty"),
         (("merge", "x", "--lora", "a", "--out", "."), "expected the name of a .safetensors"),
     ],
 )
@@ -36,6 +39,58 @@ def test_what_is_wrong_is_told_in_one_line(arguments, message, tmp_path):
     assert done.returncode == (3 if "no such file" in message else 2)
     assert message in done.stderr and done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("generate", "x", "--seed", "0", "--seed", "0"),
+        ("generate", "x", "--image", "a.png", "--image=b.png"),
+        ("generate", "x", "--neg", "a", "--negative", "b"),
+        ("batch", "w.json", "--out", "a", "--out", "b"),
+        ("--models", ".", "inspect", "--models", ".", "x"),
+        ("quantize", "x", "--out", "a", "--part", "t5", "--part", "t5"),
+    ],
+)
+def test_an_option_of_one_value_stands_once(words, tmp_path):
+    done = call(*words, cwd=tmp_path)
+    assert done.returncode == 2 and "is given twice, expected once" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_option_of_several_values_stands_as_often_as_there_are(tmp_path):
+    done = call("generate", "x", "--lora", "a=1", "--lora", "b=1", cwd=tmp_path)
+    assert done.returncode == 3 and "--lora a: no such file" in done.stderr
+
+
+def test_a_wrong_name_is_told_before_what_is_missing(tmp_path):
+    for words in (("generate", "--nope"), ("inspect", "--nope=1"), ("generate", "--nope", "a")):
+        done = call(*words, cwd=tmp_path)
+        assert done.returncode == 2 and "unrecognized arguments: --nope" in done.stderr
+    done = call("inspect", "--", "--nope", cwd=tmp_path)
+    assert done.returncode == 3 and "--nope: no such file" in done.stderr
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path, monkeypatch):
+    """Who writes, knows no name: the system does not say one."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("flux_core.files.sync", full)
+    small = ("--steps", "1", "--width", "64", "--height", "64", "--quiet")
+    for out, file in (("a.png", "a.png"), ("b", "b/generate_00001.png")):
+        done = call("generate", "x", *small, "--out", out, cwd=tmp_path)
+        assert done.returncode == 1
+        assert done.stderr == f"fluxfit: {tmp_path / file}: No space left on device\n"
+
+
+@pytest.mark.parametrize("command", [("plan",), ("inspect", "x"), ("run", "text_to_image.json")])
+def test_a_folder_of_models_is_one(command, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    for name, problem in (("none", "no such folder"), ("file", "is a file, expected a folder")):
+        done = call("--models", name, *command, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (3, f"fluxfit: --models {name}: {problem}\n")
 
 
 def test_help_and_wrong_arguments_wait_for_nothing(tmp_path):

@@ -119,7 +119,10 @@ class TestRequests:
     def test_a_picture_to_start_from_says_the_size(self):
         asked = request("a", "--image", "red.png", "--denoise", "0.5")
         assert (asked["width"], asked["height"]) == (64, 96)
-        asked = request("a", "--image", "red.png", "--width", "128", "--height", "128")
+        asked = request(
+            *("a", "--image", "red.png", "--mask", "mask.png"),
+            *("--width", "128", "--height", "128"),
+        )
         assert (asked["width"], asked["height"]) == (128, 128)
 
 
@@ -137,6 +140,10 @@ WRONG = [
     (("--vram", "nan"), "--vram is nan, expected gigabytes"),
     (("--ram", "-1"), "--ram is -1.0, expected gigabytes"),
     (("--vae", "model.safetensors"), "--vae is of a model, and there is no --transformer"),
+    (("--text-precision", "foo"), "--text-precision is of a model, and there is no --transformer"),
+    (("--tokenizers", "."), "--tokenizers is of a model, and there is no --transformer"),
+    (("--image", "red.png"), "--image is drawn over at --denoise 1: give --denoise below 1"),
+    (("--image", "red.png", "--denoise", "1", "--hires", "2"), "--image is drawn over"),
     (("--negative", "b", "--cfg", "1"), "--negative is read with --cfg above 1"),
     (("--negative", "b", "--reference", "red.png"), "--negative is read with --cfg above 1"),
     (("--redux", "a=red.png"), "--redux and --ip-adapter need --vision"),
@@ -159,9 +166,18 @@ WRONG = [
     (("--transformer", "model.safetensors"), "model.safetensors"),
     (("--out", "red.png"), "--out red.png exists already"),
     (("--out", "mask.jpg", "--overwrite"), "--overwrite is for --out NAME.png"),
+    (("--out", "foo.jpg"), "--out foo.jpg: pictures are PNG, expected"),
+    (("--out", "foo.WebP"), "--out foo.WebP: pictures are PNG, expected"),
+    (("--out", ""), "argument --out: is empty, expected a name"),
+    (("--out", "red.png/a"), "red.png is a file, expected a folder"),
 ]
+if Path("/proc").is_dir():  # where nobody makes a folder
+    WRONG += [
+        (("--out", "/proc/foo"), "--out /proc/foo: nothing can be written in /proc"),
+        (("--out", "/proc/a.png"), "--out /proc: nothing can be written in /proc"),
+    ]
 MISSING = [
-    (("--image", "none.png"), "--image none.png: no such file"),
+    (("--image", "none.png", "--denoise", "0.5"), "--image none.png: no such file"),
     (("--control", "none.safetensors=red.png"), "--control none.safetensors: no such file"),
     (("--control", f"{NET}=none.png"), "--control none.png: no such file"),
     (("--transformer", "none.safetensors"), "--transformer none.safetensors: no such file"),

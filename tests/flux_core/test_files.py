@@ -23,6 +23,7 @@ from flux_core.files import (
     read_text,
     reading,
     write_new,
+    write_text,
     writing,
 )
 
@@ -260,3 +261,16 @@ class TestLocks:
             holder.wait()
         with locked_folder(tmp_path / "run", "a training runs"):
             pass
+
+
+@pytest.mark.parametrize(
+    "write", [lambda path: write_new(path, b"x"), lambda path: write_text(path, "x")]
+)
+def test_a_full_disk_is_told_by_the_name_that_is_written(write, tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("flux_core.files.sync", full)
+    with pytest.raises(OSError, match="No space") as caught:
+        write(tmp_path / "a.bin")
+    assert caught.value.filename == str(tmp_path / "a.bin") and not list(tmp_path.iterdir())

@@ -117,6 +117,15 @@ class TestFiles:
         with pytest.raises(ValueError, match="texts are of 1 pictures, expected 2"):
             two.save("b", texts=notes[:1])
 
+    @pytest.mark.parametrize("name", ["one.jpg", "new/one.WEBP", ""])
+    def test_a_name_of_another_kind_of_picture_is_refused(self, name, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(ValueError, match=r"PNG, expected NAME\.png|name of pictures is empty"):
+            drawn_images().save(name)
+        assert not list(tmp_path.iterdir())
+        (tmp_path / "a.jpg").mkdir()
+        assert drawn_images().save("a.jpg")[0].parent.name == "a.jpg"
+
     def test_pillow_gets_bytes_as_the_host_rounds_them(self):
         grey = torch.tensor([0.0, 0.5, 0.999, 1.0]).reshape(1, 2, 2, 1)
         images = Images(grey.expand(1, 2, 2, 3), MemoryReport())
