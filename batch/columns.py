@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flux_core.bounds import brief
+from flux_core.bounds import brief, is_unicode
 from flux_core.errors import ConfigError
 from flux_core.files import read_json
 
@@ -109,6 +109,8 @@ class Columns:
         such input, where several have the name, or where another column sets the same.
         """
         if name not in self.by_name:
+            if not is_unicode(name):
+                raise ColumnError(f"{source}: the name of column {brief(name)} is no Unicode")
             target = self.mapping.get(name, name)
             column = self.column(name, target, source) if target else None
             twin = next((c for c in self if column and c.target == column.target), None)

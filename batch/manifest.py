@@ -83,7 +83,7 @@ class Manifest:
 
         Raises ``OSError``, and leaves the file as it was, where there is no room.
         """
-        offset, line = self.size, json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+        offset, line = self.size, encoded(entry)
         try:
             written = 0
             while written < len(line):
@@ -134,6 +134,11 @@ class Manifest:
             self.reader = self.path.open("rb")
         self.reader.seek(offset)
         return json.loads(self.reader.readline())
+
+
+def encoded(entry: dict[str, Any]) -> bytes:
+    """An entry as a line; what is no Unicode stands in it as JSON escapes it."""
+    return json.dumps(entry, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
 
 
 def is_entry(entry: dict[str, Any]) -> bool:

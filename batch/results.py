@@ -98,7 +98,10 @@ def sheet_jobs(
 
 def write_results(path: Path, columns: Sequence[str], rows: Iterable[ResultRow]) -> None:
     """A table of one line a picture, whole or not at all; a row without one has a line too."""
-    with writing(path) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
+    with (
+        writing(path) as partial,
+        open(partial, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(["line", *columns, *OWN])
         for row in rows:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flux_core.bounds import brief, is_unicode
 from flux_core.errors import ConfigError
 from flux_core.files import NO_TEXTS, UTF_16, parse_json, reading
 
@@ -225,6 +226,9 @@ def json_cells(text: str) -> dict[str, Any]:
         raise ValueError(f"expected a JSON object, found {type(cells).__name__}")
     if len(cells) > MOST_COLUMNS:
         raise ValueError(f"{len(cells)} keys, expected at most {MOST_COLUMNS}")
+    for name in cells:
+        if not is_unicode(name):
+            raise ValueError(f"the key {brief(name)} is no Unicode: it has half a character")
     return {name: cell for name, cell in cells.items() if cell is not None}
 
 

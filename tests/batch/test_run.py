@@ -58,6 +58,19 @@ def test_a_failed_job_is_tried_again_and_others_go_on(tmp_path):
     assert draw_batch(tmp_path, table=TABLE).drawn == 1  # the next run tries it anew
 
 
+def test_half_an_emoji_leaves_its_row_out_and_the_others_go_on(tmp_path):
+    table, told_lines = tmp_path / "t.jsonl", Lines()
+    texts = [r'"prompt": "cut emoji \ud83d"', r'"prompt": "whole \ud83d\ude00"', r'"a\ud83d": 1']
+    table.write_text("".join(f"{{{text}}}\n" for text in texts))
+    summary = draw_batch(tmp_path, table=table, progress=told_lines)
+    assert (summary.drawn, summary.broken) == (1, 2)
+    assert "t.jsonl: line 1: node 3 (FluxTextEncode): 'prompt' is 'cut" in told_lines.lines[0]
+    assert "no Unicode" in told_lines.lines[0]
+    assert "line 3: the key 'a\\ud83d' is no Unicode" in told_lines.lines[1]
+    (done,) = entries(tmp_path)
+    assert done["values"] == {"prompt": "whole \U0001f600"}
+
+
 def test_bad_input_is_not_tried_again(tmp_path):
     def fail(job):
         raise ValueError("no such picture")
