@@ -20,7 +20,7 @@ from flux_core.files import reason, writing
 from ..nodes.headless import Graph
 from ..nodes.headless.signature import Mark, by_content
 from . import results
-from .adopt import remove_unfinished, whole_pictures, written_jobs
+from .adopt import looks_whole, remove_unfinished, whole_pictures, written_jobs
 from .columns import Columns
 from .draw import Drawn, picture_path
 from .folder import locked, look_at_folder, open_manifest
@@ -124,7 +124,7 @@ class Driver:
         batch, queue, summary = self.batch, self.queue, self.summary
         for offset, entry in self.manifest.entries():
             names = entry.get("files")
-            done = names is not None and all((batch.out / name).is_file() for name in names)
+            done = names is not None and all(looks_whole(batch.out / name) for name in names)
             if done or names is None:
                 queue.note(entry["job"], offset, done)
         fill_queue(
