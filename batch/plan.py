@@ -53,7 +53,11 @@ def find_columns(columns: Columns, table: Table | None, grid: Grid) -> None:
                 column.value(value)
         except ValueError as fault:
             raise ConfigError(f"--grid {name}: {fault}") from fault
-    if table is not None:
+    if table is None:
+        columns.check_mapping(grid, "--grid")
+    else:
+        known = None if table.columns is None else {*table.columns, *grid}
+        columns.check_mapping(known, f"{table.path} or --grid")
         for name in table.columns or ():
             refuse_twice(name, grid, str(table.path))
             columns.find(name, str(table.path))
@@ -105,6 +109,9 @@ def fill_queue(
         if queue.rows % LOOK == 0:
             on_rows(queue.rows)
     report.close()
+    for name in maker.columns.mapping:
+        if name not in maker.columns.by_name:  # where each row brings its own columns
+            say(f"mapping {name}={maker.columns.mapping[name]}: no row of {source} has it")
     if not queue.rows:
         raise ConfigError(f"{source}: has no row")
     if queue.rows == queue.broken_rows:
