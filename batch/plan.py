@@ -11,6 +11,7 @@ from flux_core.errors import ConfigError
 from .columns import ColumnError, Columns
 from .grid import Grid, combinations
 from .jobs import BrokenGraphError, JobMaker
+from .progress import counted
 from .queue import JobQueue
 from .table import BrokenRow, Row, Table
 
@@ -36,7 +37,9 @@ class RowReport:
 
     def close(self) -> None:
         if self.count > MOST_TOLD:
-            self.say(f"and {self.count - MOST_TOLD} more such rows, which results.csv names")
+            self.say(
+                f"and {counted(self.count - MOST_TOLD, 'more such row')}, which results.csv names"
+            )
 
 
 def find_columns(columns: Columns, table: Table | None, grid: Grid) -> None:
@@ -115,7 +118,7 @@ def fill_queue(
     if not queue.rows:
         raise ConfigError(f"{source}: has no row")
     if queue.rows == queue.broken_rows:
-        raise ConfigError(f"none of {queue.rows} rows can be drawn; the first: {first}")
+        raise ConfigError(f"none of {counted(queue.rows, 'row')} can be drawn; the first: {first}")
 
 
 def add_row(queue: JobQueue, maker: JobMaker, row: Row | BrokenRow, where: str) -> str:

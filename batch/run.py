@@ -28,7 +28,7 @@ from .grid import Grid
 from .jobs import Job, JobMaker
 from .manifest import Manifest
 from .plan import fill_queue, shown_values
-from .progress import BatchProgress
+from .progress import BatchProgress, of_all
 from .queue import JobQueue
 from .summary import MOST_ERRORS, Summary
 from .table import Table
@@ -289,4 +289,4 @@ def run_batch(
 def so_far(summary: Summary) -> str:
     if not summary.jobs:
         return "nothing was drawn"
-    return f"{summary.done} of {summary.jobs} jobs are done"
+    return of_all(summary.done, summary.jobs)
