@@ -76,7 +76,9 @@ class Manifest:
         start = self.file.read(len(BEGIN))
         begins = start.startswith(BEGIN) if whole else BEGIN.startswith(start)
         if not begins:
-            raise ManifestError(f"{self.path}: line 1: expected the first line of a manifest")
+            raise ManifestError(
+                f"{self.path}: line 1: expected the first line of a manifest: {changed(1)}"
+            )
 
     def add(self, entry: dict[str, Any]) -> int:
         """Add a line, on disk when this returns; where it begins.
@@ -111,13 +113,14 @@ class Manifest:
         try:
             entry = parse_json(line)
         except (ValueError, RecursionError) as fault:
-            raise ManifestError(f"{where} is no JSON: it was changed by somebody else") from fault
+            raise ManifestError(f"{where} is no JSON: {changed(number)}") from fault
         if not isinstance(entry, dict):
-            raise ManifestError(f"{where}: expected an object, it was changed by somebody else")
+            raise ManifestError(f"{where}: expected an object: {changed(number)}")
         if number == 1:
             if entry.get("manifest") != VERSION:
                 raise ManifestError(
-                    f"{where}: expected the first line of a manifest of version {VERSION}"
+                    f"{where}: expected the first line of a manifest of version {VERSION}: "
+                    f"{changed(number)}"
                 )
             if bool(entry.get("private")) != self.private:
                 how = "without" if self.private else "with"
@@ -125,7 +128,9 @@ class Manifest:
                     f"{self.path}: was begun {how} --private: go on so, or choose another folder"
                 )
         elif not is_entry(entry):
-            raise ManifestError(f"{where}: expected a job with its files or its error")
+            raise ManifestError(
+                f"{where}: expected a job with its files or its error: {changed(number)}"
+            )
         return entry
 
     def at(self, offset: int) -> dict[str, Any]:
@@ -134,6 +139,13 @@ class Manifest:
             self.reader = self.path.open("rb")
         self.reader.seek(offset)
         return json.loads(self.reader.readline())
+
+
+def changed(number: int) -> str:
+    """What to do about a line that is none of ours."""
+    if number == 1:
+        return "somebody else wrote it: choose another folder"
+    return "somebody else wrote it: take this line out; pictures that no line names are adopted"
 
 
 def encoded(entry: dict[str, Any]) -> bytes:

@@ -23,6 +23,10 @@ LOOK = 2000
 Say = Callable[[str], None]
 
 
+class NothingToDrawError(ConfigError):
+    """Every row of the table is wrong; the message has the first."""
+
+
 @dataclass
 class RowReport:
     """Tells of rows that are not drawn: the first of them one by one, the rest as a number."""
@@ -97,8 +101,8 @@ def fill_queue(
     say: Say,
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> None:
-    """Make jobs of all rows; raises ``ConfigError`` where none can be drawn, or the table cannot
-    be read to its end."""
+    """Make jobs of all rows; raises ``NothingToDrawError`` where none can be drawn, ``ConfigError``
+    where the table cannot be read to its end."""
     source = "--grid" if table is None else str(table.path)
     unit = "combination" if table is None else table.unit
     report = RowReport(say)
@@ -118,20 +122,22 @@ def fill_queue(
     if not queue.rows:
         raise ConfigError(f"{source}: has no row")
     if queue.rows == queue.broken_rows:
-        raise ConfigError(f"none of {counted(queue.rows, 'row')} can be drawn; the first: {first}")
+        raise NothingToDrawError(
+            f"none of {counted(queue.rows, 'row')} can be drawn; the first: {first}"
+        )
 
 
 def add_row(queue: JobQueue, maker: JobMaker, row: Row | BrokenRow, where: str) -> str:
     """Put a row into the queue; what there is to say of it."""
     if isinstance(row, BrokenRow):
-        queue.add_broken(row.line, row.problem)
+        queue.add_broken(row.line, row.problem, row.cells)
         return f"{where}: {row.problem}: left out"
     try:
         job = maker.job(row.line, row.cells, where)
     except (ColumnError, BrokenGraphError):
         raise
     except (ValueError, OSError) as fault:
-        queue.add_broken(row.line, str(fault))
+        queue.add_broken(row.line, str(fault), row.cells)
         return f"{where}: {fault}: left out"
     earlier = queue.add(job, maker.columns.groups(job.values))
     return "" if earlier is None else f"{where}: asks for the same as that of {earlier}: drawn once"

@@ -37,7 +37,7 @@ def report_of(
     left = summary.jobs - summary.done - given_up
     parts = [of_all(summary.done, summary.jobs)]
     if given_up:
-        parts.append(f"failed, and {are(given_up)} not tried again; index.html says why")
+        parts.append(f"{given_up:,} failed, not tried again; index.html says why")
     parts += [f"failed: {words}" for words in list(failed.values())[:MOST_NAMED]]
     if left > 0:
         parts.append(f"{are(left)} left: queue again to go on")

@@ -62,10 +62,13 @@ def test_a_line_torn_anywhere_is_cut_away(path):
     ("change", "message"),
     [
         (lambda text: text.replace('"job"', '"jab"', 1), "line 2: expected a job with its files"),
-        (lambda text: text.replace("}\n{", "}\nnonsense\n{", 1), "line 2 is no JSON"),
+        (
+            lambda text: text.replace("}\n{", "}\nnonsense\n{", 1),
+            "line 2 is no JSON: .*take this line out",
+        ),
         (lambda text: text.replace("}\n{", "}\n[]\n{", 1), "line 2: expected an object"),
         (lambda text: text.replace('"manifest": 1', '"manifest": 9'), "line 1: .* version 1"),
-        (lambda text: "a,b\n1,2\n", "line 1 is no JSON"),
+        (lambda text: "a,b\n1,2\n", "line 1 is no JSON: .*choose another folder"),
         (lambda text: text.replace('["0"]', "[]"), "line 2: expected a job with its files"),
         *(
             (lambda text, to=to: text.replace("pictures/aa", to), "line 2: expected a job")
