@@ -6,6 +6,7 @@ the hash of their pixels. Then nobody draws them again.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -14,13 +15,25 @@ from flux_core.receipts import KEY, Receipt, pixels_hash, read_png_texts
 
 from .manifest import ID
 
-PARTIAL, PNG_END = ".partial", b"IEND\xaeB`\x82"
+PARTIAL = ".partial"
+PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
 
 def remove_unfinished(folder: Path) -> None:
     """Remove what somebody began to write and did not end, in a folder that nobody writes to."""
     for path in folder.glob(f".*{PARTIAL}"):
         path.unlink(missing_ok=True)
+
+
+def looks_whole(path: Path) -> bool:
+    """Whether a file begins and ends as a PNG does; what is between is not read."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            start = file.read(len(PNG_START))
+            file.seek(-len(PNG_END), os.SEEK_END)
+            return start == PNG_START and file.read() == PNG_END
+    except OSError:  # there is none, or it is shorter than that
+        return False
 
 
 class WholePicture(NamedTuple):

@@ -10,12 +10,12 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flux_core.bounds import brief
+from flux_core.bounds import brief, is_unicode
 from flux_core.errors import ConfigError
 from flux_core.files import read_json
 
@@ -32,6 +32,7 @@ from ..nodes.headless.graph import (
 from ..nodes.headless.graph_check import checked_value, links_of, ordered_from
 from ..nodes.headless.run_graph import saving_nodes
 from ..nodes.wires import FLUX_CONTROL, FLUX_IP_ADAPTER, FLUX_MODEL, FLUX_TEXT_ENCODERS
+from .grid_text import add_mapping
 
 #: What has to be done again where a column's value changes, the dearest first: weights are read,
 #: models are changed, prompts are read, pictures are drawn.
@@ -41,6 +42,8 @@ MODEL_WIRES = {
     *(FLUX_MODEL, FLUX_TEXT_ENCODERS, FLUX_CONTROL, FLUX_IP_ADAPTER),
 }
 MOST_NAMED = 8
+#: How alike two names are of which one may stand for the other, 1 being the same.
+NEAR = 0.7
 
 
 class ColumnError(ConfigError):
@@ -109,6 +112,8 @@ class Columns:
         such input, where several have the name, or where another column sets the same.
         """
         if name not in self.by_name:
+            if not is_unicode(name):
+                raise ColumnError(f"{source}: the name of column {brief(name)} is no Unicode")
             target = self.mapping.get(name, name)
             column = self.column(name, target, source) if target else None
             twin = next((c for c in self if column and c.target == column.target), None)
@@ -119,6 +124,19 @@ class Columns:
                 )
             self.by_name[name] = column
         return self.by_name[name]
+
+    def check_mapping(self, known: Container[str] | None, source: str) -> None:
+        """Raise ``ColumnError`` for a name that is mapped to no input, or that is no column.
+
+        Args:
+            known: names of all columns; None where rows bring their own.
+            source: where these come from, for the message.
+        """
+        for name, target in self.mapping.items():
+            if target:
+                self.column(name, target, "mapping")
+            if known is not None and name not in known:
+                raise ColumnError(f"mapping {name}={target}: no column of that name in {source}")
 
     def column(self, name: str, target: str, source: str) -> Column:
         node, dot, bare = target.rpartition(".")
@@ -156,9 +174,10 @@ class Columns:
         """What was meant, perhaps."""
         names = {f"{s.id}.{name}" for s in self.needed for name in own(s)}
         names |= {f"{s.type}.{name}" for s in self.needed for name in own(s)}
-        names |= {name for s in self.needed for name in own(s)} | set(self.mapping)
+        names |= {name for s in self.needed for name in own(s)}
+        names |= {name for name, mapped in self.mapping.items() if mapped}
         folded = {name.lower(): name for name in names}
-        match = difflib.get_close_matches(target.lower(), folded, n=1, cutoff=0.5)
+        match = difflib.get_close_matches(target.lower(), folded, n=1, cutoff=NEAR)
         return f": {folded[match[0]]!r} comes nearest" if match else ""
 
     def groups(self, values: Mapping[str, Any]) -> tuple[bytes, ...]:
@@ -214,11 +233,11 @@ def read_mapping(arguments: Iterable[str]) -> dict[str, str]:
     mapping: dict[str, str] = {}
     for argument in arguments:
         name, equals, target = argument.partition("=")
-        if equals:
-            mapping[name.strip()] = target.strip()
-            continue
-        data = read_json(Path(argument), "a mapping of columns")
-        if not isinstance(data, dict) or not all(isinstance(t, str) for t in data.values()):
-            raise ConfigError(f'{argument}: expected an object of "NAME": "NODE.INPUT"')
-        mapping |= {name.strip(): target.strip() for name, target in data.items()}
+        pairs = {name: target}
+        if not equals:
+            pairs = read_json(Path(argument), "a mapping of columns")
+            if not isinstance(pairs, dict) or not all(isinstance(t, str) for t in pairs.values()):
+                raise ConfigError(f'{argument}: expected an object of "NAME": "NODE.INPUT"')
+        for name, target in pairs.items():
+            add_mapping(mapping, name, target)
     return mapping

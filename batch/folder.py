@@ -48,4 +48,4 @@ def look_at_folder(folder: Path, say: Say) -> None:
             f"--out {folder}: has {taken[0]} and no {manifest.NAME}: choose another folder"
         )
     if names:
-        say(f"{folder}: has {len(names)} other files and folders, which stay as they are")
+        say(f"{folder}: has other files and folders ({len(names)}), which stay as they are")

@@ -70,10 +70,18 @@ def grid_files(text: str, folder: Path) -> Iterator[Path]:
 
 def mapping_of_text(text: str) -> dict[str, str]:
     """Inputs by names of columns, one ``NAME=NODE.INPUT`` a line; raises ``ConfigError``."""
-    mapping = {}
+    mapping: dict[str, str] = {}
     for line in filter(None, map(str.strip, text.splitlines())):
         name, equals, target = line.partition("=")
         if not equals or not name.strip():
             raise ConfigError(f"mapping {line!r}: expected NAME=NODE.INPUT")
-        mapping[name.strip()] = target.strip()
+        add_mapping(mapping, name, target)
     return mapping
+
+
+def add_mapping(mapping: dict[str, str], name: str, target: str) -> None:
+    """Map a name to an input; raises ``ConfigError`` where it is mapped already."""
+    name, target = name.strip(), target.strip()
+    if name in mapping:
+        raise ConfigError(f"mapping: {name!r} is there twice, as {mapping[name]!r} and {target!r}")
+    mapping[name] = target

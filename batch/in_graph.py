@@ -104,17 +104,18 @@ def end_of(run: Run) -> dict[str, Any]:
 
 def draw_here(asked: Asked) -> dict[str, Any]:
     """All that is missing, outside of the host; of the pictures the first that are of one size,
-    since there are no lists of them there."""
+    since there are no lists of them there. Shows its ``Summary`` too."""
     graph = graph_to_draw(asked.prompt, asked.node)
     settings = BatchSettings(asked.retries)
     summary = run_batch(asked.batch(graph), settings, lambda: LocalWorker(Drawer(graph)))
     report = report_of(summary)
     images = first_pictures(asked.out, asked.rows)
     if not images:
-        raise ConfigError(f"no row could be drawn: {report.splitlines()[0]}")
+        first = next((f": line {e['line']}: {e['error']}" for e in summary.errors), "")
+        raise ConfigError(f"no row could be drawn: {report.splitlines()[0]}{first}")
     alike = [image for image in images if image.shape == images[0].shape]
     values = (torch.cat(alike), grid_picture(asked.out), report)
-    return {"ui": {"text": (report,)}, "result": values}
+    return {"ui": {"text": (report,), "batch": (summary,)}, "result": values}
 
 
 def given(out: Path, drawn: list[Tensor], most: int, report: str) -> dict[str, Any]:

@@ -76,14 +76,16 @@ class Manifest:
         start = self.file.read(len(BEGIN))
         begins = start.startswith(BEGIN) if whole else BEGIN.startswith(start)
         if not begins:
-            raise ManifestError(f"{self.path}: line 1: expected the first line of a manifest")
+            raise ManifestError(
+                f"{self.path}: line 1: expected the first line of a manifest: {changed(1)}"
+            )
 
     def add(self, entry: dict[str, Any]) -> int:
         """Add a line, on disk when this returns; where it begins.
 
         Raises ``OSError``, and leaves the file as it was, where there is no room.
         """
-        offset, line = self.size, json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+        offset, line = self.size, encoded(entry)
         try:
             written = 0
             while written < len(line):
@@ -111,13 +113,14 @@ class Manifest:
         try:
             entry = parse_json(line)
         except (ValueError, RecursionError) as fault:
-            raise ManifestError(f"{where} is no JSON: it was changed by somebody else") from fault
+            raise ManifestError(f"{where} is no JSON: {changed(number)}") from fault
         if not isinstance(entry, dict):
-            raise ManifestError(f"{where}: expected an object, it was changed by somebody else")
+            raise ManifestError(f"{where}: expected an object: {changed(number)}")
         if number == 1:
             if entry.get("manifest") != VERSION:
                 raise ManifestError(
-                    f"{where}: expected the first line of a manifest of version {VERSION}"
+                    f"{where}: expected the first line of a manifest of version {VERSION}: "
+                    f"{changed(number)}"
                 )
             if bool(entry.get("private")) != self.private:
                 how = "without" if self.private else "with"
@@ -125,7 +128,9 @@ class Manifest:
                     f"{self.path}: was begun {how} --private: go on so, or choose another folder"
                 )
         elif not is_entry(entry):
-            raise ManifestError(f"{where}: expected a job with its files or its error")
+            raise ManifestError(
+                f"{where}: expected a job with its files or its error: {changed(number)}"
+            )
         return entry
 
     def at(self, offset: int) -> dict[str, Any]:
@@ -134,6 +139,18 @@ class Manifest:
             self.reader = self.path.open("rb")
         self.reader.seek(offset)
         return json.loads(self.reader.readline())
+
+
+def changed(number: int) -> str:
+    """What to do about a line that is none of ours."""
+    if number == 1:
+        return "somebody else wrote it: choose another folder"
+    return "somebody else wrote it: take this line out; pictures that no line names are adopted"
+
+
+def encoded(entry: dict[str, Any]) -> bytes:
+    """An entry as a line; what is no Unicode stands in it as JSON escapes it."""
+    return json.dumps(entry, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
 
 
 def is_entry(entry: dict[str, Any]) -> bool:

@@ -11,6 +11,7 @@ from flux_core.errors import ConfigError
 from .columns import ColumnError, Columns
 from .grid import Grid, combinations
 from .jobs import BrokenGraphError, JobMaker
+from .progress import counted
 from .queue import JobQueue
 from .table import BrokenRow, Row, Table
 
@@ -20,6 +21,10 @@ MOST_TOLD = 20
 LOOK = 2000
 
 Say = Callable[[str], None]
+
+
+class NothingToDrawError(ConfigError):
+    """Every row of the table is wrong; the message has the first."""
 
 
 @dataclass
@@ -36,7 +41,9 @@ class RowReport:
 
     def close(self) -> None:
         if self.count > MOST_TOLD:
-            self.say(f"and {self.count - MOST_TOLD} more such rows, which results.csv names")
+            self.say(
+                f"and {counted(self.count - MOST_TOLD, 'more such row')}, which results.csv names"
+            )
 
 
 def find_columns(columns: Columns, table: Table | None, grid: Grid) -> None:
@@ -53,7 +60,11 @@ def find_columns(columns: Columns, table: Table | None, grid: Grid) -> None:
                 column.value(value)
         except ValueError as fault:
             raise ConfigError(f"--grid {name}: {fault}") from fault
-    if table is not None:
+    if table is None:
+        columns.check_mapping(grid, "--grid")
+    else:
+        known = None if table.columns is None else {*table.columns, *grid}
+        columns.check_mapping(known, f"{table.path} or --grid")
         for name in table.columns or ():
             refuse_twice(name, grid, str(table.path))
             columns.find(name, str(table.path))
@@ -90,8 +101,8 @@ def fill_queue(
     say: Say,
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> None:
-    """Make jobs of all rows; raises ``ConfigError`` where none can be drawn, or the table cannot
-    be read to its end."""
+    """Make jobs of all rows; raises ``NothingToDrawError`` where none can be drawn, ``ConfigError``
+    where the table cannot be read to its end."""
     source = "--grid" if table is None else str(table.path)
     unit = "combination" if table is None else table.unit
     report = RowReport(say)
@@ -105,23 +116,28 @@ def fill_queue(
         if queue.rows % LOOK == 0:
             on_rows(queue.rows)
     report.close()
+    for name in maker.columns.mapping:
+        if name not in maker.columns.by_name:  # where each row brings its own columns
+            say(f"mapping {name}={maker.columns.mapping[name]}: no row of {source} has it")
     if not queue.rows:
         raise ConfigError(f"{source}: has no row")
     if queue.rows == queue.broken_rows:
-        raise ConfigError(f"none of {queue.rows} rows can be drawn; the first: {first}")
+        raise NothingToDrawError(
+            f"none of {counted(queue.rows, 'row')} can be drawn; the first: {first}"
+        )
 
 
 def add_row(queue: JobQueue, maker: JobMaker, row: Row | BrokenRow, where: str) -> str:
     """Put a row into the queue; what there is to say of it."""
     if isinstance(row, BrokenRow):
-        queue.add_broken(row.line, row.problem)
+        queue.add_broken(row.line, row.problem, row.cells)
         return f"{where}: {row.problem}: left out"
     try:
         job = maker.job(row.line, row.cells, where)
     except (ColumnError, BrokenGraphError):
         raise
     except (ValueError, OSError) as fault:
-        queue.add_broken(row.line, str(fault))
+        queue.add_broken(row.line, str(fault), row.cells)
         return f"{where}: {fault}: left out"
     earlier = queue.add(job, maker.columns.groups(job.values))
     return "" if earlier is None else f"{where}: asks for the same as that of {earlier}: drawn once"

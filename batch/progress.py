@@ -44,7 +44,8 @@ class BatchProgress:
         failed = f", {self.failed} failed" if self.failed else ""
         passed = time.monotonic() - self.started
         rest = f", {clock(passed / over * left)} to go" if over and left else ""
-        return f"pictures [{bar}] {self.done} of {self.total} jobs done{failed}, {left} left{rest}"
+        done = f"{self.done:,} of {counted(self.total, 'job')} done"
+        return f"pictures [{bar}] {done}{failed}, {left} left{rest}"
 
     def show(self, text: str) -> None:
         now = time.monotonic()
@@ -62,6 +63,21 @@ class BatchProgress:
     def close(self) -> None:
         if self.live and self.total and not self.quiet:
             print(f"\r\x1b[K{self.text()}", file=sys.stderr)
+
+
+def counted(number: int, what: str) -> str:
+    """``1 job``, ``2 jobs``."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
+def are(number: int) -> str:
+    """``1 is``, ``2 are``."""
+    return f"{number:,} {'is' if number == 1 else 'are'}"
+
+
+def of_all(done: int, number: int, what: str = "job") -> str:
+    """``1 of 1 job is done``, ``1 of 2 jobs are done``."""
+    return f"{done:,} of {counted(number, what)} {'is' if number == 1 else 'are'} done"
 
 
 def clock(seconds: float) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from .jobs import Job
@@ -17,11 +18,13 @@ from .jobs import Job
 #: Jobs that are read from disk at a time, and kibibytes of the file that stay in memory while rows
 #: come in any order of their ids, and while they are sorted and read.
 PAGE, CACHE_KIB, SORT_KIB = 500, 64 * 1024, 8 * 1024
+#: Letters of a broken row's cell that are kept.
+LONGEST_KEPT = 10_000
 TABLES = """
 create table jobs (id blob primary key, number integer, line integer, "values" text,
     weights blob, models blob, prompts blob);
 create table again (number integer primary key, line integer, id blob, "values" text);
-create table broken (number integer primary key, line integer, problem text);
+create table broken (number integer primary key, line integer, problem text, cells text);
 create table results (id blob primary key, offset integer, done integer) without rowid;
 """
 #: The first row of a group says where the group stands.
@@ -37,18 +40,25 @@ create table queue as select id from (
 ROWS = """
 select number, line, id, "values", null from jobs
 union all select number, line, id, "values", null from again
-union all select number, line, null, null, problem from broken
+union all select number, line, null, cells, problem from broken
 order by number
 """
 
 
 class QueuedRow(NamedTuple):
-    """A row of the table, in its order: the job that it is, or what is wrong with it."""
+    """A row of the table, in its order: the job that it is with its values by ``NODE.INPUT``, or
+    what is wrong with it, with its cells by column."""
 
     line: int
     id: str | None
     values: dict[str, Any]
     problem: str | None
+
+
+def kept_cell(cell: Any) -> str:
+    """A cell of a broken row as a text, so that it can be corrected."""
+    text = cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False, default=str)
+    return text if len(text) <= LONGEST_KEPT else text[:LONGEST_KEPT] + " ..."
 
 
 class JobQueue:
@@ -83,11 +93,15 @@ class JobQueue:
         )
         return self.one("select line from jobs where id = ?", key)
 
-    def add_broken(self, line: int, problem: str) -> None:
-        """Take a row that is no job."""
+    def add_broken(
+        self, line: int, problem: str, cells: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
+        """Take a row that is no job; its cells are kept, but for the end of long ones."""
         self.rows += 1
         self.broken_rows += 1
-        self.base.execute("insert into broken values (?, ?, ?)", (self.rows, line, problem))
+        kept = json.dumps({name: kept_cell(cell) for name, cell in cells.items()})
+        broken = (self.rows, line, problem, kept)
+        self.base.execute("insert into broken values (?, ?, ?, ?)", broken)
 
     def note(self, job_id: str, offset: int, done: bool) -> None:
         """Where the manifest says what became of a job."""

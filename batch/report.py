@@ -11,6 +11,7 @@ from torch import Tensor
 from flux_core.pictures import open_picture, to_tensor
 
 from .host_rows import Rows
+from .progress import are, of_all
 from .sheet import GRID
 from .sheet_jobs import read_results
 from .summary import Summary
@@ -34,12 +35,12 @@ def report_of(
     """
     given_up = summary.failed if rows is None else rows.given_up
     left = summary.jobs - summary.done - given_up
-    parts = [f"{summary.done:,} of {summary.jobs:,} jobs are done"]
+    parts = [of_all(summary.done, summary.jobs)]
     if given_up:
-        parts.append(f"{given_up:,} failed and are not tried again; index.html says why")
+        parts.append(f"{given_up:,} failed, not tried again; index.html says why")
     parts += [f"failed: {words}" for words in list(failed.values())[:MOST_NAMED]]
     if left > 0:
-        parts.append(f"{left:,} are left: queue again to go on")
+        parts.append(f"{are(left)} left: queue again to go on")
     page = [f"to look at: {summary.sheet}"] if summary.sheet else []
     return "\n".join([*parts, *lines[:MOST_NAMED], *page])
 

@@ -27,7 +27,8 @@ class ResultRow:
     """One row of the table.
 
     Attributes:
-        values: by the names of columns; what the row leaves as the workflow has it is not there.
+        values: by the names of columns; what the row leaves as the workflow has it is not there. Of
+            a row that cannot be drawn its cells as they are.
         files: paths of its pictures below the batch's folder.
         pixels: SHA-256 of the pictures' RGB rows.
         seconds: that its pictures took; None where nobody noted it.
@@ -63,11 +64,12 @@ def result_rows(
 ) -> Iterator[ResultRow]:
     """Every row of the table, streamed."""
     for row in queue.all_rows():
-        values = shown_values(columns, row.values, private)
         if row.id is None:
-            problem = NOT_SAID if private else row.problem or ""
-            yield ResultRow(row.line, None, values, error=problem)
+            # a text may stand in any column of a broken row
+            problem, cells = (NOT_SAID, {}) if private else (row.problem or "", row.values)
+            yield ResultRow(row.line, None, cells, error=problem)
             continue
+        values = shown_values(columns, row.values, private)
         noted = queue.result(row.id)
         entry = {} if noted is None else manifest.at(noted[0])
         yield ResultRow(
@@ -93,12 +95,15 @@ def sheet_jobs(
             jobs.setdefault(row.job, row.as_job())
         if len(jobs) == most:
             break
-    return Results(list(jobs.values()), *queue.outcome())
+    return Results(list(jobs.values()), *queue.outcome(), queue.broken_rows)
 
 
 def write_results(path: Path, columns: Sequence[str], rows: Iterable[ResultRow]) -> None:
     """A table of one line a picture, whole or not at all; a row without one has a line too."""
-    with writing(path) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
+    with (
+        writing(path) as partial,
+        open(partial, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(["line", *columns, *OWN])
         for row in rows:

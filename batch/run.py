@@ -20,16 +20,17 @@ from flux_core.files import reason, writing
 from ..nodes.headless import Graph
 from ..nodes.headless.signature import Mark, by_content
 from . import results
-from .adopt import remove_unfinished, whole_pictures, written_jobs
+from .adopt import looks_whole, remove_unfinished, whole_pictures, written_jobs
 from .columns import Columns
 from .draw import Drawn, picture_path
 from .folder import locked, look_at_folder, open_manifest
 from .grid import Grid
 from .jobs import Job, JobMaker
 from .manifest import Manifest
-from .plan import fill_queue, shown_values
-from .progress import BatchProgress
+from .plan import NothingToDrawError, fill_queue, shown_values
+from .progress import BatchProgress, of_all
 from .queue import JobQueue
+from .sheet import GRID, INDEX
 from .summary import MOST_ERRORS, Summary
 from .table import Table
 from .workers import LocalWorker, Result, Workers
@@ -118,18 +119,23 @@ class Driver:
         self.write_results()
         if self.settings.sheet:
             self.write_sheet()
+        elif (self.batch.out / INDEX).exists():
+            self.progress.say(f"{self.batch.out / INDEX} and {GRID} are those of an earlier run")
 
     def plan(self) -> int:
         """Fill the queue and find what is done; how many jobs are to be drawn."""
         batch, queue, summary = self.batch, self.queue, self.summary
         for offset, entry in self.manifest.entries():
             names = entry.get("files")
-            done = names is not None and all((batch.out / name).is_file() for name in names)
+            done = names is not None and all(looks_whole(batch.out / name) for name in names)
             if done or names is None:
                 queue.note(entry["job"], offset, done)
-        fill_queue(
-            queue, self.maker, batch.table, batch.grid, self.progress.say, self.progress.rows
-        )
+        say, rows = self.progress.say, self.progress.rows
+        try:
+            fill_queue(queue, self.maker, batch.table, batch.grid, say, rows)
+        except NothingToDrawError:
+            self.write_results()
+            raise
         for line, problem in queue.broken(MOST_ERRORS):
             summary.add_error(line, problem)
         self.adopt()
@@ -289,4 +295,4 @@ def run_batch(
 def so_far(summary: Summary) -> str:
     if not summary.jobs:
         return "nothing was drawn"
-    return f"{summary.done} of {summary.jobs} jobs are done"
+    return of_all(summary.done, summary.jobs)

@@ -102,6 +102,7 @@ def page_data(results: Results, faults: dict[str, str], title: str) -> dict[str,
         "rows": rows,
         "done": results.done,
         "failed": results.failed,
+        "broken": results.broken,
         "left_out": left_out(results, {}),
     }
 

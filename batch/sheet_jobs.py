@@ -36,11 +36,13 @@ class JobResult:
 
 @dataclass(frozen=True)
 class Results:
-    """The jobs of a folder: how many are done and have failed, and the first of them."""
+    """The jobs of a folder: how many are done and have failed, and the first of them; and how many
+    rows of the table are no jobs, since they cannot be drawn."""
 
     jobs: list[JobResult] = field(default_factory=list)
     done: int = 0
     failed: int = 0
+    broken: int = 0
 
     @property
     def left_out(self) -> int:

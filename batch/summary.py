@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .progress import clock
+from .progress import clock, counted, of_all
 
 #: Errors that a summary lists.
 MOST_ERRORS = 100
@@ -61,13 +61,15 @@ class Summary:
             (self.left, "left"),
         ):
             parts += [f"{count} {what}"] if count else []
-        lines = [f"{self.done} of {self.jobs} jobs are done: {', '.join(parts)}"]
+        lines = [f"{of_all(self.done, self.jobs)}: {', '.join(parts)}"]
         if self.broken or self.duplicates:
             lines.append(
-                f"of {self.rows} rows, {self.broken} cannot be drawn and {self.duplicates} ask for "
-                "the same as one before"
+                f"of {counted(self.rows, 'row')}, {self.broken} cannot be drawn and "
+                f"{self.duplicates} asked for the same as one before"
             )
         if self.earlier:
-            lines.append(f"the folder also has pictures of {self.earlier} jobs of other rows")
+            lines.append(
+                f"the folder also has pictures of {counted(self.earlier, 'job')} of other rows"
+            )
         lines += [f"results: {self.results}"] if self.results else []
         return "\n".join([*lines, *([f"sheet: {self.sheet}"] if self.sheet else [])])

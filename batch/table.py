@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from flux_core.bounds import brief, is_unicode
 from flux_core.errors import ConfigError
 from flux_core.files import NO_TEXTS, UTF_16, parse_json, reading
 
@@ -37,10 +39,11 @@ class Row(NamedTuple):
 
 
 class BrokenRow(NamedTuple):
-    """A row that cannot be used, and why."""
+    """A row that cannot be used, why, and its cells by column as far as they are known."""
 
     line: int
     problem: str
+    cells: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,8 @@ class CsvReader:
         try:
             self.header = checked_names(path, next(self.reader, []))
         except csv.Error as fault:
-            raise TableError(f"{path}: line 1: {fault}, expected names of columns") from fault
+            words = csv_words(fault)
+            raise TableError(f"{path}: line 1: {words}, expected names of columns") from fault
         if not self.header:
             raise TableError(f"{path}: is empty, expected names of columns in its first line")
 
@@ -162,7 +166,7 @@ class CsvReader:
                         f"{self.path}: line {line}: a cell is longer than {LONGEST_CELL} letters: "
                         "is a quotation mark not closed?"
                     ) from fault
-                yield line, self.problem(line, str(fault))
+                yield line, self.problem(line, csv_words(fault))
                 continue
             if record is None:
                 return
@@ -172,10 +176,16 @@ class CsvReader:
     def problem(self, line: int, fault: str) -> str:
         """What a damaged record is, and where it ends."""
         last = self.reader.line_num
-        until = "" if last <= line else f", read up to line {last}"
-        if "unexpected end" in fault:
-            fault = "a quotation mark is not closed"
-        return fault + until
+        return fault if last <= line else f"{fault}, read up to line {last}"
+
+
+def csv_words(fault: csv.Error) -> str:
+    """What is wrong with a CSV file, in words."""
+    if "new-line character" in str(fault):
+        return "a line ends in a carriage return alone: save the table with line ends LF or CR LF"
+    if "unexpected end" in str(fault):
+        return "a quotation mark is not closed"
+    return str(fault)
 
 
 def chained(first: str, lines: Iterator[str]) -> Iterator[str]:
@@ -198,7 +208,8 @@ def csv_rows(path: Path) -> Iterator[Row | BrokenRow]:
                 yield BrokenRow(line, record)
             elif len(record) != len(names):
                 cells = f"{len(record)} cell{'s' * (len(record) != 1)}"
-                yield BrokenRow(line, f"{cells}, expected {len(names)}")
+                known = dict(zip(names, record, strict=False))
+                yield BrokenRow(line, f"{cells}, expected {len(names)}", known)
             else:
                 yield Row(line, {n: c for n, c in zip(names, record, strict=True) if c})
 
@@ -225,6 +236,9 @@ def json_cells(text: str) -> dict[str, Any]:
         raise ValueError(f"expected a JSON object, found {type(cells).__name__}")
     if len(cells) > MOST_COLUMNS:
         raise ValueError(f"{len(cells)} keys, expected at most {MOST_COLUMNS}")
+    for name in cells:
+        if not is_unicode(name):
+            raise ValueError(f"the key {brief(name)} is no Unicode: it has half a character")
     return {name: cell for name, cell in cells.items() if cell is not None}
 
 

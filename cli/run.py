@@ -6,6 +6,7 @@ import argparse
 import time
 from pathlib import Path
 
+from .exit_codes import DONE, FAILED
 from .files import find_workflow
 from .outcome import Outcome, memory_data
 
@@ -33,11 +34,17 @@ def run(args: argparse.Namespace) -> Outcome:
     for assignment in args.set:
         headless.set_value(graph, assignment)
     started = time.monotonic()
-    results = headless.GraphRunner(args.private).run(graph)
+    runner = headless.GraphRunner(args.private)
+    results = runner.run(graph)
     seconds, pictures = time.monotonic() - started, headless.saved_images(results)
-    text = [str(accounts.total), *(f"picture: {path}" for path in pictures)]
+    batches = [batch for shown in runner.shown.values() for batch in shown.get("batch", ())]
+    text = [str(accounts.total), *(f"picture: {path}" for path in pictures), *map(str, batches)]
     memory = memory_data(accounts.total)
     return Outcome(
         "\n".join([*text, f"took {seconds:.1f} s"]),
-        {"pictures": pictures, "seconds": seconds, **memory},
+        {
+            **{"pictures": pictures, "seconds": seconds, **memory},
+            **({"batches": [batch.data() for batch in batches]} if batches else {}),
+        },
+        DONE if all(batch.whole for batch in batches) else FAILED,
     )

@@ -56,6 +56,15 @@ def brief(value: object) -> str:
     return text if len(text) <= LONGEST_BRIEF else text[:LONGEST_BRIEF] + " ..."
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written: half a character of two (a lone surrogate) cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_span(start: object, end: object, whose: str) -> None:
     """Raise ``ValueError`` for a share of the schedule that is none, or ends before it starts."""
     check_number(start, f"{whose} start", 0, 1)

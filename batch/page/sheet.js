@@ -344,7 +344,12 @@ function setUp() {
   document.querySelector("h1").textContent = DATA.title;
   const failed = DATA.failed ? `, ${DATA.failed.toLocaleString()} failed` : "";
   const only = DATA.left_out ? ` (here: ${DATA.left_out})` : "";
-  byId("summary").textContent = `${DATA.done.toLocaleString()} jobs done${failed}${only}`;
+  const jobs = DATA.done === 1 ? "job" : "jobs";
+  const rows = DATA.broken === 1 ? "row" : "rows";
+  const broken = DATA.broken
+    ? `; ${DATA.broken.toLocaleString()} more ${rows} of the table cannot be drawn: see results.csv`
+    : "";
+  byId("summary").textContent = `${DATA.done.toLocaleString()} ${jobs} done${failed}${only}${broken}`;
   ORDERS.forEach(([label], i) => byId("order").append(element("option", { value: i, textContent: label })));
   for (const i of MATRIX_COLUMNS) {
     byId("by-row").append(element("option", { value: i, textContent: COLUMNS[i].label }));

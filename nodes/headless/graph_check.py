@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from flux_core.bounds import brief, is_unicode
+
 from .graph import (
     KNOWN_NODES,
     Graph,
@@ -22,6 +24,8 @@ from .graph import (
 EMPTY = {"INT": 0, "FLOAT": 0.0, "STRING": "", "BOOLEAN": False}
 #: Letters of a text; a prompt of a page has thousands.
 LONGEST_TEXT = 1_000_000
+#: What is wrong with half an emoji.
+NO_UNICODE = "which is no Unicode: it has half a character (a lone surrogate)"
 
 
 def check(graph: Graph, ends: Sequence[str] | None = None) -> list[str]:
@@ -176,6 +180,8 @@ def checked_value(step: Step, name: str, kind: Any, options: dict, value: Any) -
     if isinstance(converted, str):
         if len(converted) > LONGEST_TEXT:
             raise WorkflowError(f"{where} is longer than {LONGEST_TEXT} letters")
+        if not is_unicode(converted):
+            raise WorkflowError(f"{where} is {brief(converted)}, {NO_UNICODE}")
         return converted
     if isinstance(converted, float) and not math.isfinite(converted):
         raise WorkflowError(f"{where} is {converted}, expected a number")

@@ -70,6 +70,8 @@ class GraphRunner:
         self.private = private
         self.kept: dict[str, Ran] = {}
         self.nodes: dict[tuple[str, str], Any] = {}
+        #: What nodes of the last graph said of themselves beside what they gave, by number.
+        self.shown: dict[str, Any] = {}
 
     def run(self, graph: Graph, on_node: OnNode | None = None) -> dict[str, Any]:
         """Run what the graph's outputs need; returns each node's outputs (for output nodes what
@@ -113,6 +115,7 @@ class GraphRunner:
         present = {(key, graph[key].type) for key in order}
         for gone in [key for key in self.nodes if key not in present]:
             del self.nodes[gone]
+        self.shown = {}
         results: dict[str, Ran] = {}
         with torch.inference_mode():  # as the host does
             for key in order:
@@ -144,6 +147,8 @@ class GraphRunner:
             except ValueError as error:
                 raise WorkflowError(f"{step.label}: {error}") from error
         values = given.get("result", given) if isinstance(given, dict) else given
+        if values is not given:
+            self.shown[step.id] = given.get("ui", {})
         return Ran(values, [{"node": step.id} | entry for entry in notes])
 
 

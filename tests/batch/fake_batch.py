@@ -85,11 +85,16 @@ def draw_batch(
         path = folder / "table.csv"
         path.write_text(table)
         table = path
+    opened, values = None if table is None else open_table(table), read_grid(grid)
+    names = [*values, *((opened and opened.columns) or ())]
+    if mapping is None:
+        streamed = opened is not None and opened.columns is None
+        mapping = {"prompt": "3.prompt"} if streamed or "prompt" in names else {}
     batch = Batch(
         from_api(graph or api_graph()),
-        None if table is None else open_table(table),
-        read_grid(grid),
-        mapping or {"prompt": "3.prompt"},
+        opened,
+        values,
+        mapping,
         folder / "out",
     )
     worker = LocalWorker(drawer or FakeDrawer())  # type: ignore[arg-type]

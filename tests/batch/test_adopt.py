@@ -45,6 +45,18 @@ def test_what_is_not_whole_is_drawn_again(tmp_path):
     assert pictures(tmp_path) == before and not half.exists()
 
 
+@pytest.mark.parametrize(
+    "damage", [lambda content: b"", lambda content: content[:-9], lambda content: b"x" * 99]
+)
+def test_a_picture_of_a_job_that_is_done_and_that_is_broken_is_drawn_again(damage, tmp_path):
+    draw_batch(tmp_path, grid=GRID)
+    before = pictures(tmp_path)
+    path = next((tmp_path / "out").rglob("*.png"))
+    path.write_bytes(damage(path.read_bytes()))
+    assert draw_batch(tmp_path, grid=GRID).drawn == 1
+    assert pictures(tmp_path) == before
+
+
 def test_a_picture_of_a_job_that_is_done_and_that_somebody_deleted_is_drawn_again(tmp_path):
     draw_batch(tmp_path, grid=GRID)
     before = pictures(tmp_path)

@@ -64,6 +64,26 @@ def test_two_columns_for_one_input_are_refused():
         both.find("6.seed", "t.csv")
 
 
+@pytest.mark.parametrize(
+    ("mapping", "known", "message"),
+    [
+        ({"unused": "99.nope"}, ["unused"], r"'unused' \(99.nope\) is no input of the workflow$"),
+        ({"unused": "99.nope"}, None, "is no input of the workflow$"),
+        ({"promt": "3.prompt"}, ["prompt"], "promt=3.prompt: no column of that name in t.csv"),
+        ({"note": ""}, ["prompt"], "note=: no column of that name in t.csv"),
+    ],
+)
+def test_a_mapping_to_or_from_nowhere_is_refused(mapping, known, message):
+    with pytest.raises(ColumnError, match=message):
+        columns(mapping).check_mapping(known, "t.csv")
+
+
+@pytest.mark.parametrize(("name", "mapping"), [("id", {}), ("notes", {"note": ""})])
+def test_what_is_not_near_or_left_out_is_not_offered(name, mapping):
+    with pytest.raises(ColumnError, match="is no input of the workflow$"):
+        columns(mapping).find(name, "t.csv")
+
+
 def test_a_column_that_is_mapped_to_nothing_is_left_out():
     assert columns({"note": ""}).find("note", "t.csv") is None
 
@@ -128,6 +148,9 @@ def test_mappings(tmp_path):
         "note": "",
         "a": "6.seed",
     }
+    for again in (["a=6.seed", "a="], [str(path), "what=3.prompt"], ["a=6.seed", "a=6.seed"]):
+        with pytest.raises(ConfigError, match="'(a|what)' is there twice"):
+            read_mapping(again)
     path.write_text("[1]")
     with pytest.raises(ConfigError, match="expected an object"):
         read_mapping([str(path)])

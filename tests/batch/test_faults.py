@@ -124,7 +124,7 @@ def test_a_folder_of_something_else_keeps_what_it_has(tmp_path):
     out.mkdir()
     (out / "holiday.jpg").write_bytes(b"mine")
     draw_batch(tmp_path, grid=GRID, progress=shown)
-    assert "has 1 other files and folders, which stay as they are" in shown.lines[0]
+    assert "has other files and folders (1), which stay as they are" in shown.lines[0]
     assert (out / "holiday.jpg").read_bytes() == b"mine"
 
 

@@ -40,6 +40,15 @@ def test_what_was_added_is_read_and_found_again(path):
     assert json.loads(path.read_text().splitlines()[0])["manifest"] == 1
 
 
+def test_half_a_character_is_kept_as_json_escapes_it(path):
+    manifest = Manifest(path.parent)
+    entry = OTHER | {"values": {"prompt": "a\ud83db ö"}}
+    assert manifest.at(manifest.add(entry)) == entry
+    assert [one for _, one in manifest.entries()][-1] == entry
+    manifest.close()
+    assert "a\\ud83db ö" in path.read_text(encoding="utf-8")
+
+
 def test_a_line_torn_anywhere_is_cut_away(path):
     whole = path.read_bytes()
     for length in range(len(whole)):
@@ -53,10 +62,13 @@ def test_a_line_torn_anywhere_is_cut_away(path):
     ("change", "message"),
     [
         (lambda text: text.replace('"job"', '"jab"', 1), "line 2: expected a job with its files"),
-        (lambda text: text.replace("}\n{", "}\nnonsense\n{", 1), "line 2 is no JSON"),
+        (
+            lambda text: text.replace("}\n{", "}\nnonsense\n{", 1),
+            "line 2 is no JSON: .*take this line out",
+        ),
         (lambda text: text.replace("}\n{", "}\n[]\n{", 1), "line 2: expected an object"),
         (lambda text: text.replace('"manifest": 1', '"manifest": 9'), "line 1: .* version 1"),
-        (lambda text: "a,b\n1,2\n", "line 1 is no JSON"),
+        (lambda text: "a,b\n1,2\n", "line 1 is no JSON: .*choose another folder"),
         (lambda text: text.replace('["0"]', "[]"), "line 2: expected a job with its files"),
         *(
             (lambda text, to=to: text.replace("pictures/aa", to), "line 2: expected a job")

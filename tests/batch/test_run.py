@@ -43,6 +43,37 @@ def test_rows_of_the_same_prompt_follow_each_other(tmp_path):
     assert [entry["line"] for entry in entries(tmp_path)] == [2, 4, 3]
 
 
+def results(folder):
+    with open(folder / "out" / "results.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_broken_rows_stand_in_the_results_with_their_cells(tmp_path):
+    told_lines = Lines()
+    table = f"prompt,seed\na heart,1\na box,x\n{'y' * 20_000},-1\none\n"
+    draw_batch(tmp_path, table=table, sheet=True, progress=told_lines)
+    cells = [(row["line"], row["prompt"], row["seed"]) for row in results(tmp_path)]
+    assert cells[:2] == [("2", "a heart", "1"), ("3", "a box", "x")]
+    assert cells[2] == ("4", 10_000 * "y" + " ...", "-1") and cells[3] == ("5", "one", "")
+    assert '"broken":3' in (tmp_path / "out" / "index.html").read_text()
+    draw_batch(tmp_path, table=table, progress=told_lines)  # without a sheet
+    assert told_lines.lines[-1].endswith("index.html and grid.png are those of an earlier run")
+
+
+def test_where_no_row_can_be_drawn_the_results_say_why(tmp_path):
+    with pytest.raises(ConfigError, match="none of 1 row can be drawn; the first: .*'x'"):
+        draw_batch(tmp_path, table="prompt,seed\na heart,x\n")
+    (row,) = results(tmp_path)
+    assert (row["prompt"], row["seed"], row["file"]) == ("a heart", "x", "") and "INT" in row[
+        "error"
+    ]
+
+
+def test_private_results_have_no_cell_of_a_broken_row(tmp_path):
+    draw_batch(tmp_path, table="prompt,seed\na heart,1\na box,my secret\n", private=True)
+    assert "secret" not in (tmp_path / "out" / "results.csv").read_text()
+
+
 def test_a_failed_job_is_tried_again_and_others_go_on(tmp_path):
     def fail(job):
         if job.values["6.seed"] == 2:
@@ -56,6 +87,19 @@ def test_a_failed_job_is_tried_again_and_others_go_on(tmp_path):
     assert failed["line"] == 3 and failed["tries"] == 3 and "a kernel failed" in failed["error"]
     assert told_lines.lines == ["line 3: RuntimeError: a kernel failed"]
     assert draw_batch(tmp_path, table=TABLE).drawn == 1  # the next run tries it anew
+
+
+def test_half_an_emoji_leaves_its_row_out_and_the_others_go_on(tmp_path):
+    table, told_lines = tmp_path / "t.jsonl", Lines()
+    texts = [r'"prompt": "cut emoji \ud83d"', r'"prompt": "whole \ud83d\ude00"', r'"a\ud83d": 1']
+    table.write_text("".join(f"{{{text}}}\n" for text in texts))
+    summary = draw_batch(tmp_path, table=table, progress=told_lines)
+    assert (summary.drawn, summary.broken) == (1, 2)
+    assert "t.jsonl: line 1: node 3 (FluxTextEncode): 'prompt' is 'cut" in told_lines.lines[0]
+    assert "no Unicode" in told_lines.lines[0]
+    assert "line 3: the key 'a\\ud83d' is no Unicode" in told_lines.lines[1]
+    (done,) = entries(tmp_path)
+    assert done["values"] == {"prompt": "whole \U0001f600"}
 
 
 def test_bad_input_is_not_tried_again(tmp_path):

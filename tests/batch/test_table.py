@@ -139,3 +139,14 @@ def test_parquet(tmp_path):
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(TableError, match="cannot be read as Parquet"):
         open_table(path)
+
+
+@pytest.mark.parametrize("text", ["prompt,seed\ra,1\rb,2\r", "prompt,seed\na\rb,1\n"])
+def test_a_carriage_return_alone_is_told_in_words(text, tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_bytes(text.encode())
+    try:
+        problem = str(list(open_table(path).rows()))
+    except TableError as fault:
+        problem = str(fault)
+    assert "a line ends in a carriage return alone" in problem and "universal" not in problem

@@ -26,7 +26,8 @@ def test_a_table_is_drawn_and_the_same_command_draws_nothing_more(tmp_path):
     assert "t.csv: line 4: node 6 (FluxSampler): 'seed' is 'y', expected INT" in done.stderr
     with open(tmp_path / "out" / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["what"] for row in rows] == ["a red circle", "a green square", ""]
+    assert [row["what"] for row in rows] == ["a red circle", "a green square", "x"]
+    assert rows[2]["seed"] == "y"
     assert (tmp_path / "out" / rows[0]["file"]).is_file() and "'y'" in rows[2]["error"]
     assert (tmp_path / "out" / "index.html").is_file()
     again = call(*command, *SMALL, "--json", cwd=tmp_path)

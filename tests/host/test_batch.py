@@ -166,7 +166,7 @@ def test_a_row_that_fails_does_not_stop_the_others(kind: str, server: Server):
     assert "1 are left" in first, "it is tried once more"
     report(server.run(prompt))
     last = report(server.run(prompt))
-    assert "3 of 4 jobs are done" in last and "1 failed and are not tried again" in last
+    assert "3 of 4 jobs are done" in last and "1 failed, not tried again" in last
     failed = [entry for entry in manifest(folder) if "error" in entry]
     assert [(e["values"], e["tries"]) for e in failed] == [({"50.number": 13}, n) for n in (1, 2)]
     assert len(manifest(folder)) == 5
