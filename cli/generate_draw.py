@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from flux_core import FluxPipeline, Images, LoraUse, OffloadPolicy
+    from flux_core.record import Note
     from flux_core.sampling.guidance import GuidanceOptions
     from flux_core.sampling.hires import Hires
 
@@ -52,10 +53,12 @@ def joined(drawn: Sequence[Images]) -> Images:
 
 @dataclass(frozen=True)
 class Opened:
-    """The pipeline of a request, and its arguments but for prompts and seeds."""
+    """The pipeline of a request, its arguments but for prompts and seeds, and what was noted while
+    they were opened."""
 
     pipeline: FluxPipeline
     options: dict[str, Any]
+    notes: tuple[Note, ...] = ()
 
     @classmethod
     def of(cls, request: Mapping[str, Any]) -> Opened:
@@ -63,13 +66,16 @@ class Opened:
         if request.get("generate") != VERSION:
             version = request.get("generate")
             raise ValueError(f"the request has version {version!r}, expected {VERSION}")
-        options = options_of(request)
-        pipeline = open_pipeline(request)
-        options["controls"] = [
-            control_of(pipeline, control, request) for control in request.get("controls", ())
-        ]
-        options["image_prompts"] = image_prompts_of(request)
-        return cls(pipeline, options)
+        from flux_core.record import recording
+
+        with recording() as notes:
+            options = options_of(request)
+            pipeline = open_pipeline(request)
+            options["controls"] = [
+                control_of(pipeline, control, request) for control in request.get("controls", ())
+            ]
+            options["image_prompts"] = image_prompts_of(request)
+        return cls(pipeline, options, tuple(notes))
 
     def draw(self, batch: Mapping[str, Any], progress: Progress | None = None) -> Images:
         """The pictures of one of ``batches_of``."""
@@ -80,13 +86,14 @@ class Opened:
             if progress is not None:
                 progress(step + 1, total)
 
-        return self.pipeline(
+        images = self.pipeline(
             prompts[0] if one else prompts,
             seed=seeds[0] if one else seeds,
             negative_prompt=batch["negative"],
             callback=callback,
             **self.options,
         )
+        return replace(images, notes=(*self.notes, *images.notes))
 
 
 def options_of(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,9 +162,9 @@ def guiding_of(guiding: Mapping[str, Any]) -> GuidanceOptions:
 
 def opened_picture(request: Mapping[str, Any], name: str) -> Image.Image:
     """A picture of a request; the one to start from, and its mask, in the size that is drawn."""
-    from flux_core.pictures import open_picture
+    from flux_core.sampling.images import picture_of
 
-    picture = open_picture(find_picture(request[name], name))
+    picture = picture_of(find_picture(request[name], name), name)
     if name in ("image", "mask"):
         return fitted(picture, request["width"], request["height"])
     return picture
