@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .files import refuse_missing
 from .outcome import Outcome
 
 HELP = "say what a checkpoint or a LoRA holds, or how a picture was made"
@@ -16,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Outcome:
+    refuse_missing(args.file)
     from flux_core.checkpoint.inspect import describe_file, file_facts
     from flux_core.pictures import is_picture
 
