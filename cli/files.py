@@ -11,6 +11,12 @@ from flux_core.files import PICTURES
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
 
 
+def refuse_missing(path: Path) -> None:
+    """Raise ``FileNotFoundError`` where there is no file, before what reads it is imported."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+
+
 def named_path(text: str) -> Path:
     """The type of an ``--out``: an empty name is none, and not the current folder."""
     if not text.strip():

@@ -99,9 +99,9 @@ class Opened:
 def options_of(request: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of the pipeline that need no model; raises ``ValueError`` for what is out of
     range."""
-    from flux_core.sampling.images import check_size
     from flux_core.sampling.regional import RegionPrompt
     from flux_core.sampling.settings import SamplingSettings
+    from flux_core.sampling.sizes import check_size
 
     options: dict[str, Any] = {name: request[name] for name in PLAIN if name in request}
     check_size(request["width"], request["height"], request["batch_size"])

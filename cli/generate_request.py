@@ -16,6 +16,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
+from .generate_numbers import check_numbers
 from .generate_words import MOST_PICTURES, lora_of, region_of, seeds_of, with_picture
 from .model_files import find_model, find_picture
 
@@ -56,6 +57,7 @@ def request_of(args: argparse.Namespace) -> Request:
     for files that are nowhere; then what the headers of the model's files say.
     """
     refuse_contradictions(args)
+    check_numbers(args)
     seeds = seeds_of(args.seed, args.count)
     if len(seeds) * len(args.prompt) > MOST_PICTURES:
         pictures = f"{len(args.prompt)} prompts and {len(seeds)} seeds"
@@ -135,8 +137,6 @@ def refuse_contradictions(args: argparse.Namespace) -> None:
         raise ValueError("--redux and --ip-adapter need --vision, the encoder that sees pictures")
     if args.vision is not None and not (args.redux or args.ip_adapter):
         raise ValueError("--vision is given without --redux and without --ip-adapter")
-    if args.batch_size < 1:
-        raise ValueError(f"--batch-size is {args.batch_size}, expected 1 at least")
 
 
 def with_defaults(request: Mapping[str, Any]) -> Request:

@@ -40,24 +40,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Outcome:
     from flux_core.bounds import MOST_STEPS, check_number
-    from flux_core.models.families import published_as
-    from flux_core.offload.machine import Machine
-    from flux_core.quant import PRECISIONS
-    from flux_core.sampling.estimate import plan_picture, published_models
-    from flux_core.sampling.images import check_size
+    from flux_core.sampling.sizes import check_size
 
     check_size(args.width, args.height)
-    if args.precision not in PRECISIONS:
-        raise ValueError(
-            f"precision is {args.precision!r}, expected one of {', '.join(PRECISIONS)}"
-        )
     for name in ("vram", "link", "tflops", "ram"):
         value = getattr(args, name)
         if value is not None:
             check_number(value, name, 1e-3, 1e9)
+    if args.steps is not None:
+        check_number(args.steps, "steps", 1, MOST_STEPS, whole=True)
+
+    from flux_core.models.families import published_as
+    from flux_core.offload.machine import Machine
+    from flux_core.quant import PRECISIONS
+    from flux_core.sampling.estimate import plan_picture, published_models
+
+    if args.precision not in PRECISIONS:
+        raise ValueError(
+            f"precision is {args.precision!r}, expected one of {', '.join(PRECISIONS)}"
+        )
     family, _ = published_as(args.model)
     steps = family.steps if args.steps is None else args.steps
-    check_number(steps, "steps", 1, MOST_STEPS, whole=True)
     models = published_models(args.model, args.precision)
     lines = [f"{args.model} in {args.precision}, {args.width}x{args.height}, {steps} steps"]
     rows = []

@@ -104,10 +104,10 @@ def calibrated(
     from flux_core.models.families import family_of
     from flux_core.offload import OffloadRunner
     from flux_core.sampling.conditioning import Conditioning
-    from flux_core.sampling.images import check_size
     from flux_core.sampling.latents import zero_latents
     from flux_core.sampling.prompts import encode_prompts
     from flux_core.sampling.run import DrawRequest, SamplingSettings, while_drawing
+    from flux_core.sampling.sizes import check_size
 
     from ..nodes import host
 

@@ -56,13 +56,14 @@ from .sampling.fitting import check_control
 from .sampling.guidance import PLAIN_GUIDANCE, GuidanceOptions
 from .sampling.hires import Hires, draw_twice
 from .sampling.image_prompts import ImagePrompt, apply_image_prompts
-from .sampling.images import as_pictures, check_size, scaled_to, to_pixels
+from .sampling.images import as_pictures, scaled_to, to_pixels
 from .sampling.latents import expand, zero_latents
 from .sampling.masks import keep_pixels_outside
 from .sampling.reference_pictures import PREFERRED
 from .sampling.references import JOINT, References
 from .sampling.regional import RegionPrompt, checked_regions
 from .sampling.run import DrawRequest, SamplingSettings, StepCallback, draw
+from .sampling.sizes import check_size
 from .sampling.stitch import resized
 from .sampling.tiles import UNIT, Tiling
 from .sampling.vae import decode_pictures, encode_pixels

@@ -13,43 +13,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..bounds import brief, check_number, is_integer
+from ..bounds import brief
 from ..errors import PictureError
 from ..pictures import OVERSHOOT, open_picture, over_white, plain, to_tensor
 from ..record import ReadFrom, note, stamp_of
-from ..units import readable_bytes
-from .latents import image_tokens, latent_size
 
-#: Sides of pictures in pixels.
-MOST_SIDE = 16_384
-#: Sides and pictures about which it is said what they would take.
-MOST_ASKED = 10**9
 #: How bright red, green and blue are, by ITU-R 601.
 LUMA = (0.299, 0.587, 0.114)
-#: Tokens of all pictures of a batch together: 1024 pictures of 1024x1024, or 16 of 8192x8192.
-MOST_TOKENS = 2**22
-#: Bytes of latents and noise that a token takes at the least, in float32.
-TOKEN_BYTES = 2 * 64 * 4
-
-
-def check_size(width: object, height: object, batch: object = 1) -> None:
-    """Refuse sides that are no multiples of 16 (8 for the VAE, 2 for a token), and pictures that
-    together no memory holds."""
-    for name, side in (("width", width), ("height", height)):
-        if not is_integer(side) or side < 16 or side % 16:
-            raise ValueError(f"{name} is {brief(side)}, expected a multiple of 16, at least 16")
-        if side > MOST_ASKED:
-            raise ValueError(f"{name} is {brief(side)}, expected at most {MOST_SIDE}")
-    check_number(batch, "batch_size", 1, MOST_ASKED, whole=True)
-    rows, columns, count = int(height), int(width), int(batch)  # type: ignore[call-overload]
-    tokens = count * image_tokens(*latent_size(rows, columns))
-    if max(rows, columns) > MOST_SIDE or tokens > MOST_TOKENS:
-        pictures = f"{count} pictures of " if count > 1 else ""
-        raise ValueError(
-            f"{pictures}{columns}x{rows} pixels are {tokens} tokens, whose latents alone take "
-            f"{readable_bytes(tokens * TOKEN_BYTES)}: expected sides of at most {MOST_SIDE} and "
-            f"{MOST_TOKENS} tokens"
-        )
 
 
 def to_pixels(images: Tensor) -> Tensor:

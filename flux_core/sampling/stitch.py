@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..bounds import check_number
-from .images import MOST_SIDE, rows_for
+from .images import rows_for
 from .latents import expand
 from .masks import blend, blurred, dilated, scaled_masks
 from .regions import Area
+from .sizes import MOST_SIDE
 
 #: Sides of what is drawn are multiples of this many pixels.
 MULTIPLE = 16

@@ -25,9 +25,9 @@ from ..bounds import brief, check_number
 from ..models.geometry import FLUX1_TOKENS, TokenGeometry
 from .attention_masks import HIDDEN
 from .conditioning import AttentionBias
-from .images import MOST_SIDE
 from .latents import token_grid
 from .regions import Area
+from .sizes import MOST_SIDE
 
 #: Sides of windows, their overlap and their feather are multiples of this many pixels: a token, of
 #: every family.

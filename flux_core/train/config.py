@@ -15,8 +15,8 @@ from ..lora.save import FORMATS
 from ..offload import OffloadPolicy
 from ..offload.policy import MODES
 from ..quant import PRECISIONS
-from ..sampling.images import check_size
 from ..sampling.sigmas import SHIFTS
+from ..sampling.sizes import check_size
 
 TIMESTEPS = ("uniform", "sigmoid", "logit_normal", "shift", "resolution_shift")
 WEIGHTINGS = ("none", "sigma_sqrt", "cosmap", "bell")

@@ -93,6 +93,22 @@ def test_a_folder_of_models_is_one(command, tmp_path):
         assert (done.returncode, done.stderr) == (3, f"fluxfit: --models {name}: {problem}\n")
 
 
+#: Numbers out of range, and files that are nowhere: neither needs torch to be told.
+NUMBERS = (
+    *("generate x --steps 0", "generate x --width 100", "generate x --height 160000"),
+    *("generate x --width 16384 --height 16384 --batch-size 9", "generate x --batch-size 0"),
+    *("generate x --cfg 1e9", "generate x --cfg nan", "generate x --guidance -1"),
+    *("generate x --image . --denoise 2", "generate x --count 0", "generate x --seed -1"),
+    *("generate x --image . --denoise 0", "generate x --seed 99999999999999999999999"),
+    *("generate x --hires 99", "generate x --hires 2 --hires-denoise 2", "generate x --cfg-end 2"),
+    *("generate x --nag-scale -1", "generate x --out a.jpg", "generate x --image ."),
+    *("plan --width 100", "plan --steps 0", "plan --vram -1"),
+)
+MISSING = (
+    *("generate x --transformer none.safetensors", "inspect none.png", "plan --models none"),
+)
+
+
 def test_help_and_wrong_arguments_wait_for_nothing(tmp_path):
     """Never by time: what takes time is not imported."""
     heavy = ("torch", "numpy", "PIL", "transformers", "fluxfit.nodes")
@@ -112,7 +128,10 @@ def test_help_and_wrong_arguments_wait_for_nothing(tmp_path):
         "        raise AssertionError(words)\n"
         f"for words in {wrong!r}:\n"
         "    assert cli.main(list(words)) == 2, words\n"
-        "assert cli.main(['generate', 'x', '--transformer', 'none.safetensors']) == 3\n"
+        f"for words in {NUMBERS!r}:\n"
+        "    assert cli.main(words.split()) == 2, words\n"
+        f"for words in {MISSING!r}:\n"
+        "    assert cli.main(words.split()) == 3, words\n"
         f"assert not set(sys.modules) & set({heavy!r}), set(sys.modules) & set({heavy!r})\n"
     )
     done = subprocess.run(

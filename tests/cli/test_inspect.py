@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from flux_core import load_transformer
+from flux_core.receipts import KEY, png_bytes
 from tests.cli.command_line import POCKET, call
 
 
@@ -73,3 +75,43 @@ def test_a_lora_has_a_rank_an_alpha_and_models_that_it_fits(tmp_path):
     assert "rank 2 (1), 3 (1), alpha 2 (1), 1 (1)" in text
     assert "fits FLUX.1-dev, FLUX.1-schnell, FLUX.1-lite, Flex.1, Flex.2, Chroma," in text
     assert "pocket" not in text.splitlines()[-1]
+
+
+def picture(folder, receipt: dict) -> None:
+    """A black picture ``a.png`` with a receipt, as a person may have changed it."""
+    texts = {KEY: json.dumps({"version": 1} | receipt)}
+    (folder / "a.png").write_bytes(png_bytes(np.zeros((2, 3, 3), np.uint8), texts))
+
+
+@pytest.mark.parametrize(
+    "receipt",
+    [
+        {"did": [{"kind": "ran", "seconds": "x"}]},
+        {"did": [{"kind": "ran", "models": 1}]},
+        {"did": [{"kind": "ran", "peak": [1]}]},
+        {"did": [{"kind": "draw", "loras": 5}]},
+        {"did": [{"kind": "draw", "loras": [5]}]},
+        {"did": [{"kind": "draw", "sigmas": 5}]},
+        {"did": [{"kind": "decode", "pixels": 5}]},
+        {"did": [5]},
+        {"files": {"a": 1}},
+        {"files": {"a": {"bytes": "x"}}},
+        {"job": {"values": 5}},
+        {"pixels": 5},
+    ],
+)
+def test_a_damaged_receipt_is_told_in_a_line_that_names_the_file(receipt, tmp_path):
+    picture(tmp_path, receipt)
+    done = call("inspect", "a.png", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stdout
+    assert done.stderr.startswith("fluxfit: a.png: cannot be read as a picture with a receipt (")
+    assert "Error" not in done.stderr
+
+
+def test_pixels_that_nothing_is_known_of_are_not_as_saved(tmp_path):
+    picture(tmp_path, {"device": "cpu"})
+    done = call("inspect", "a.png", cwd=tmp_path)
+    assert "as saved" not in done.stdout and "does not say which pixels" in done.stdout
+    assert facts("a.png", tmp_path)["changed"] is None
+    picture(tmp_path, {"pixels": "0" * 64})
+    assert facts("a.png", tmp_path)["changed"] is True

@@ -14,9 +14,10 @@ from PIL import Image
 from flux_core import Control, FluxPipeline, OffloadPolicy
 from flux_core.bounds import check_number
 from flux_core.sampling.conditioning import Conditioning
-from flux_core.sampling.images import as_masks, as_pictures, check_size
+from flux_core.sampling.images import as_masks, as_pictures
 from flux_core.sampling.run import DrawRequest, SamplingSettings
 from flux_core.sampling.sigmas import check_sigmas
+from flux_core.sampling.sizes import check_size
 from flux_core.train import ConfigError
 from flux_core.train.config import (
     DataConfig,
