@@ -15,6 +15,7 @@ from typing import Any
 
 from flux_core.files import write_text
 
+from .progress import counted
 from .sheet_grid import write_grid
 from .sheet_jobs import JobResult, Results, read_results
 from .thumbnails import make_thumbnails, thumbnail_of
@@ -60,7 +61,9 @@ def left_out(results: Results, faults: dict[str, str]) -> str:
     if results.left_out:
         parts.append(f"the first {len(results.jobs):,} of {results.done + results.failed:,} jobs")
     if faults:
-        parts.append(f"{len(faults):,} pictures cannot be shown: {next(iter(faults.values()))}")
+        parts.append(
+            f"{counted(len(faults), 'picture')} cannot be shown: {next(iter(faults.values()))}"
+        )
     return "; ".join(parts)
 
 

@@ -13,6 +13,7 @@ from flux_core.files import writing
 from flux_core.pictures import open_picture, to_tensor
 from flux_core.report.pictures import BACKGROUND, LINE, grid, labelled
 
+from .progress import counted
 from .sheet_jobs import JobResult
 
 #: Pictures on a sheet, its pixels, and how many may stand beside each other.
@@ -55,7 +56,9 @@ def write_grid(
 
 def note(shown: int, done: int, width: int) -> str:
     """What stands below the sheet, in lines that fit."""
-    count = f"all {done:,} pictures" if shown == done else f"{shown:,} of {done:,} pictures"
+    count = (
+        f"all {counted(done, 'picture')}" if shown == done else f"{shown:,} of {done:,} pictures"
+    )
     text = count if shown == done else f"{count}; index.html shows the others"
     return textwrap.fill(text, max(10, int(width / LETTER)))
 

@@ -129,6 +129,7 @@ def rows_of(table: str, grid: str, mapping: str) -> RowsOf:
 def about(rows: RowsOf) -> str:
     """Rows in words."""
     from ..batch.grid import size
+    from ..batch.progress import counted
     from ..batch.table import open_table
 
     lines = []
@@ -138,7 +139,7 @@ def about(rows: RowsOf) -> str:
         lines.append(f"{rows.path.name}: columns {named}")
     for name, values in rows.grid.items():
         shown = ", ".join(map(str, values[:SHOWN])) + (", …" if len(values) > SHOWN else "")
-        lines.append(f"{name}: {len(values)} values: {shown}")
+        lines.append(f"{name}: {counted(len(values), 'value')}: {shown}")
     if rows.grid:
         of = "combinations" if rows.path is None else "pictures of every row"
         lines.append(f"{size(rows.grid):,} {of}")

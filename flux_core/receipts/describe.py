@@ -51,7 +51,9 @@ def values(job: Mapping[str, Any]) -> str:
 def draw_lines(entry: Mapping[str, Any]) -> Iterator[str]:
     """How latents were drawn."""
     facts = [
-        text.format_map(entry) for name, text in SETTINGS if name in entry and whole(text, entry)
+        "1 step" if (name, entry.get(name)) == ("steps", 1) else text.format_map(entry)
+        for name, text in SETTINGS
+        if name in entry and whole(text, entry)
     ]
     node = f" (node {entry['node']})" if "node" in entry else ""
     yield f"drawn by {model(entry.get('model'))}{node}: {', '.join(facts)}"
