@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .exit_codes import FAILED, exit_code, is_out_of_memory
+from .files import check_folder, named_path, refuse_missing
 from .outcome import Outcome
 
 if TYPE_CHECKING:
@@ -20,16 +21,18 @@ HELP = "draw a picture again from what it says of itself, and compare"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("picture", type=Path, nargs="+", help="PNG, or WebP of ComfyUI")
-    parser.add_argument("--out", type=Path, help="a folder for what was drawn again")
+    parser.add_argument("--out", type=named_path, help="a folder for what was drawn again")
 
 
 def run(args: argparse.Namespace) -> Outcome:
     """Status 1 where a picture has other bits than it had, and that of the first error where one
     cannot be drawn again; the others are drawn nevertheless."""
+    if args.out is not None:
+        check_folder(args.out, "--out")
+    if len(args.picture) == 1:
+        refuse_missing(args.picture[0])
     from ..nodes.headless import GraphRunner
 
-    if args.out is not None and args.out.exists() and not args.out.is_dir():
-        raise ValueError(f"--out {args.out} is a file, expected a folder")
     runner = GraphRunner()
     lines: list[str] = []
     results: list[dict[str, Any]] = []
