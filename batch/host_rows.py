@@ -269,10 +269,15 @@ class Run:
         now = time.monotonic()
         about = {"files": files, "pixels": hashes, "seconds": round(now - self.since, 3)}
         self.since = now
+        about |= {"worker": WORKER, "tries": self.tries(job)}
+        self.add_entries([self.about(job) | about])
+
+    def add_entries(self, entries: Sequence[dict[str, Any]]) -> None:
+        """Add lines to the manifest; none where a command has the folder now."""
         try:
             with locked(self.batch.out), closing(Manifest(self.batch.out)) as manifest:
-                entry = self.about(job) | about | {"worker": WORKER, "tries": self.tries(job)}
-                manifest.add(entry)
+                for entry in entries:
+                    manifest.add(entry)
         except FolderBusyError as error:
             log.warning("%s", error)
 
@@ -289,13 +294,12 @@ class Run:
             words = next((self.faults[copy] for copy in copies if copy in self.faults), "")
             if words and job.id not in self.pictures:
                 failed[job.id] = words
-        if not failed:
-            return failed
-        try:
-            with locked(self.batch.out), closing(Manifest(self.batch.out)) as manifest:
-                for job_id, words in failed.items():
-                    job = self.job(job_id)
-                    manifest.add(self.about(job) | {"error": words, "tries": self.tries(job)})
-        except FolderBusyError as error:
-            log.warning("%s", error)
+        if failed:
+            self.add_entries(
+                [
+                    self.about(job) | {"error": failed[job.id], "tries": self.tries(job)}
+                    for job in self.rows.jobs
+                    if job.id in failed
+                ]
+            )
         return failed

@@ -16,7 +16,8 @@ from typing import Any
 
 from flux_core.files import below
 
-MANIFEST = "manifest.jsonl"
+from .manifest import NAME as MANIFEST
+
 PICTURES = "pictures"
 
 

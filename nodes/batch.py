@@ -70,8 +70,10 @@ class FluxFitBatch:
     @classmethod
     def IS_CHANGED(cls, folder: str, **_: object):
         """What the folder holds says whether there may be something to draw."""
+        from ..batch.manifest import NAME
+
         out = host.inside(host.output_folder(), folder)
-        looked_at = [out / "manifest.jsonl", *sorted((out / "pictures").glob("*"))]
+        looked_at = [out / NAME, *sorted((out / "pictures").glob("*"))]
         return str([(p.name, p.stat().st_mtime_ns) for p in looked_at if p.exists()])
 
     def check_lazy_status(self, **_: object) -> list[str]:
